@@ -1,0 +1,95 @@
+"""The uniform grid in plain torch: the definition every faster path is tested against.
+
+Letters: weight `w (O, I)` in `G` groups of `g = I / G` input features, codes `q`, scale `s (O, G)`, zero point `z (O, G)`,
+largest code `Q = 2**bits - 1`.
+
+    q     = clamp(round_half_even(w / s) + z, 0, Q)
+    w_hat = (q - z) * s
+
+Scales are stored in 16 bits by every checkpoint format, in float16 by some and bfloat16 by others. `snap_scale` rounds
+them to values both hold exactly, before anything is computed from them, so that no export step ever moves a weight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SMALLEST_SCALE = 2.0**-17
+"""Smallest scale whose seven fraction bits (bfloat16's) still fit float16, whose spacing ends at 2**-24."""
+
+LARGEST_SCALE = 65280.0
+"""Largest bfloat16 value below float16's 65504."""
+
+
+def snap_scale(scale: Tensor) -> Tensor:
+    """Nearest positive float32 value that bfloat16 and float16 both hold; any shape."""
+    return scale.float().clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.bfloat16).float()
+
+
+def quantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
+    """Codes `(O, I)` uint8 of `weight (O, I)` on the grid given by `scale (O, G)` and `zero (O, G)`, in float32 arithmetic."""
+    out, groups = scale.shape
+    grouped = weight.float().view(out, groups, -1)
+    codes = torch.round(grouped / scale.float()[..., None]) + zero.float()[..., None]
+    return codes.clamp_(0, max_code).to(torch.uint8).view(weight.shape)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`w_hat (O, I)` in `dtype`: computed in float32, where it is exact, then rounded once."""
+    out, groups = scale.shape
+    grouped = codes.view(out, groups, -1).float() - zero.float()[..., None]
+    return (grouped * scale.float()[..., None]).view(codes.shape).to(dtype)
+
+
+def fit_minmax(weight: Tensor, groups: int, max_code: int, *, symmetric: bool, shrink: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Scale `(O, G)` float32 (snapped) and zero point `(O, G)` float32 (whole numbers) that span each group.
+
+    Asymmetric: `s = (max(w, 0) - min(w, 0)) / Q`, `z = round(-min / s)`. Symmetric: `s = 2 max|w| / Q`, `z = (Q + 1) / 2`.
+    A group of zeros gets scale 1. `shrink` in (0, 1] narrows the span, for clip searches.
+    """
+    grouped = weight.float().view(weight.shape[0], groups, -1)
+    low = grouped.amin(-1).clamp(max=0) * shrink
+    high = grouped.amax(-1).clamp(min=0) * shrink
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    span = high - low
+    scale = snap_scale(torch.where(span > 0, span / max_code, torch.ones_like(span)))
+    if symmetric:
+        return scale, torch.full_like(scale, (max_code + 1) // 2)
+    return scale, torch.round(-low / scale).clamp_(0, max_code)
+
+
+def fit_clip(
+    weight: Tensor,
+    groups: int,
+    max_code: int,
+    *,
+    symmetric: bool,
+    importance: Tensor | None = None,
+    shrinks: int = 20,
+    narrowest: float = 0.4,
+) -> tuple[Tensor, Tensor]:
+    """Like `fit_minmax`, with the span of each group narrowed to the one of least squared rounding error.
+
+    Args:
+        importance: `(I,)` non-negative weight of each input feature's error, e.g. the Hessian's diagonal; None is uniform.
+        shrinks: number of spans tried, evenly from 1 down to `narrowest`.
+    """
+    out = weight.shape[0]
+    grouped = weight.float().view(out, groups, -1)
+    cost_of = torch.ones_like(grouped[:1]) if importance is None else importance.float().view(1, groups, -1)
+    best_scale, best_zero = fit_minmax(weight, groups, max_code, symmetric=symmetric)
+    best_cost = torch.full_like(best_scale, torch.inf)
+    for step in range(shrinks):
+        shrink = 1.0 - (1.0 - narrowest) * step / max(1, shrinks - 1)
+        scale, zero = fit_minmax(weight, groups, max_code, symmetric=symmetric, shrink=shrink)
+        codes = (torch.round(grouped / scale[..., None]) + zero[..., None]).clamp_(0, max_code)
+        error = (codes - zero[..., None]) * scale[..., None] - grouped
+        cost = (error.square_() * cost_of).sum(-1)
+        better = cost < best_cost
+        best_cost = torch.where(better, cost, best_cost)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero

@@ -1,0 +1,46 @@
+"""Straight-through gradients in plain torch: from the gradient on `w_hat` to those of latent, scale and zero point.
+
+    u = w / s,   v = round(u) + z,   q = clamp(v, 0, Q),   in = [0 <= v <= Q]
+    gw = D * in
+    gs = sum_group D * (q - z - in * u)
+    gz = -s * sum_group D * (1 - in)
+
+All three are linear in `D`, and `w, s, z` stay the same within an optimizer step, so `D` may be summed over micro-batches
+first. The scale's straight-through form is that of LSQ (arXiv 1902.08153, eq. 3), the zero point's that of LSQ+
+(arXiv 2004.09576, eq. 6).
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def latent_step(
+    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, *, lsq: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients `gw (O, I)`, `gs (O, G)`, `gz (O, G)` in the dtype of `weight`.
+
+    Args:
+        grad: `D (O, I)`, the gradient on `w_hat`.
+        weight: latent `w (O, I)`.
+        scale: `s (O, G)`, as used in the forward pass (snapped).
+        zero: `z (O, G)`, as used in the forward pass (whole numbers).
+        max_code: `Q`.
+        lsq: multiply `gs` and `gz` by `1 / sqrt(g Q)` (arXiv 1902.08153, section 2.2).
+    """
+    out, groups = scale.shape
+    d = grad.to(weight.dtype).view(out, groups, -1)
+    s, z = scale.to(weight.dtype)[..., None], zero.to(weight.dtype)[..., None]
+    u = weight.view(out, groups, -1) / s
+    v = u.round() + z
+    q = v.clamp(0, max_code)
+    inside = (v == q).to(weight.dtype)
+    gw = d * inside
+    gs = (d * (q - z - inside * u)).sum(-1)
+    gz = -s.squeeze(-1) * (d - gw).sum(-1)
+    if lsq:
+        factor = 1.0 / math.sqrt(d.shape[-1] * max_code)
+        gs, gz = gs * factor, gz * factor
+    return gw.view(weight.shape), gs, gz

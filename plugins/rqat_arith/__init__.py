@@ -1,0 +1,1 @@
+"""Multi-step arithmetic word problems, and the tiny reasoner that is trained on them."""

@@ -1,0 +1,233 @@
+"""Train the tiny reasoner from scratch: `python -m rqat_arith.pretrain --out DIR --minutes 8`.
+
+A Qwen3 model of about 2.5 million parameters reads endless freshly made problems (no problem is met twice but by chance)
+and learns to write their solutions; the loss is on the solution and the end token. Needs torch, transformers and numpy,
+not rqat. Writes a Hugging Face model folder and `training_log.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import multiprocessing as mp
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from queue import Full
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from .problems import Problem, problems
+from .tokenizer import VOCABULARY, build_tokenizer
+
+WIDTHS = (112, 160, 208, 288)
+"""Lengths in tokens that batches are padded to: few, so that `torch.compile` meets few shapes."""
+MAX_NEW_TOKENS = 192
+"""Longer than any solution of 14 steps."""
+IGNORED = -100
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = _arguments(argv)
+    torch.manual_seed(options.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = build_tokenizer()
+    model = Qwen3ForCausalLM(model_config(options)).to(device)
+    history = train(model, options)
+    model = model.to(torch.bfloat16).eval()
+    held_out = list(problems("test", seed=0, steps=(options.test_min, options.test_max), limit=options.test_problems))
+    accuracy = evaluate(model, tokenizer, held_out)
+
+    out: Path = options.out
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=MAX_NEW_TOKENS, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    log = {
+        "settings": {k: v for k, v in vars(options).items() if k != "out"},
+        "parameters": model.num_parameters(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU",
+        "torch": torch.__version__,
+        **history,
+        "test": {"problems": len(held_out), "steps": [options.test_min, options.test_max], "accuracy": accuracy},
+    }
+    (out / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
+    print(f"{out}: {accuracy:.3f} of {len(held_out)} held-out problems solved")
+
+
+def model_config(options: argparse.Namespace) -> Qwen3Config:
+    """All widths are multiples of 128, so that groups of 128 divide every linear layer."""
+    return Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=options.hidden,
+        intermediate_size=options.intermediate,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.hidden // 64,
+        num_key_value_heads=options.hidden // 128,
+        head_dim=64,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        pad_token_id=0,
+        eos_token_id=1,
+        dtype="float32",
+    )
+
+
+def train(model: Qwen3ForCausalLM, options: argparse.Namespace) -> dict[str, Any]:
+    """Train in place for `options.minutes` (or `options.updates`); returns counts, seconds and the curve of the loss."""
+    device = model.device
+    decayed = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98), fused=device.type == "cuda")
+    loss_of = torch.compile(_loss, dynamic=False) if options.compile else _loss
+
+    curve: list[tuple[int, float]] = []
+    step = tokens = 0
+    with contextlib.closing(_batches(options)) as batches:
+        started = time.monotonic()
+        while True:
+            done = step / options.updates if options.updates else (time.monotonic() - started) / 60 / options.minutes
+            if done >= 1:
+                break
+            optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = options.lr * _schedule(done)
+            ids, labels = (torch.from_numpy(a).to(device, torch.int64, non_blocking=True) for a in next(batches))
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = loss_of(model, ids, labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            tokens += ids.numel()
+            if step % options.log_every == 0:
+                curve.append((step, round(loss.item(), 5)))
+                print(f"step {step}  {done:6.1%}  loss {curve[-1][1]:.5f}", flush=True)
+    seconds = time.monotonic() - started
+    return {"seconds": round(seconds, 1), "steps": step, "tokens_seen": tokens, "loss": curve}
+
+
+def evaluate(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Problem], batch: int = 250) -> float:
+    """Share (0..1) of the problems whose greedy solution ends in the right box."""
+    right = 0
+    for first in range(0, len(asked), batch):
+        part = asked[first : first + batch]
+        inputs = tokenizer([p.prompt for p in part], return_tensors="pt", padding=True, return_token_type_ids=False)
+        inputs = inputs.to(model.device)
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+        texts = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        right += sum(boxed(text) == problem.answer for text, problem in zip(texts, part, strict=True))
+    return right / len(asked)
+
+
+def boxed(text: str) -> str | None:
+    r"""What stands in the last `\boxed{}` of a text; None where there is none."""
+    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    return found[-1] if found else None
+
+
+def _loss(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    # A mapping is taken as a finished mask: None means plainly causal. Padding stands on the right, so it is never seen.
+    logits = model(input_ids=ids, attention_mask={"full_attention": None}, use_cache=False).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+def _schedule(done: float) -> float:
+    """Share of the peak learning rate at `done` (0..1): 2 % warm-up, then half a cosine down to 1 %."""
+    return min(done / 0.02 + 0.01, 0.505 + 0.495 * math.cos(math.pi * done))
+
+
+def _batches(options: argparse.Namespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches `(ids, labels)`, int16 `(rows, width)`, from processes that make problems in the background."""
+    context = mp.get_context("spawn")
+    queue = context.Queue(maxsize=64)
+    stop = context.Event()
+    workers = [
+        context.Process(target=_produce, args=(queue, stop, worker, options), daemon=True)
+        for worker in range(options.workers)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        while True:
+            yield queue.get(timeout=120)
+    finally:
+        stop.set()
+        queue.cancel_join_thread()
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _produce(queue: Any, stop: Any, worker: int, options: argparse.Namespace) -> None:
+    tokenizer = build_tokenizer()
+    source = problems("train", seed=options.seed * 1000 + worker, steps=(options.train_min, options.train_max))
+    shelves: dict[int, list[tuple[list[int], int]]] = {width: [] for width in WIDTHS}
+    while not stop.is_set():
+        part = [next(source) for _ in range(256)]
+        prompts = tokenizer([p.prompt for p in part]).input_ids
+        solutions = tokenizer([p.solution + tokenizer.eos_token for p in part]).input_ids
+        for prompt, solution in zip(prompts, solutions, strict=True):
+            width = next(w for w in WIDTHS if w >= len(prompt) + len(solution))
+            shelves[width].append((prompt + solution, len(prompt)))
+            if len(shelves[width]) * width >= options.batch_tokens:
+                _put(queue, _padded(shelves[width], width), stop.is_set)
+                shelves[width].clear()
+
+
+def _put(queue: Any, item: object, stopped: Callable[[], bool]) -> None:
+    while not stopped():
+        with contextlib.suppress(Full):
+            queue.put(item, timeout=1)
+            return
+
+
+def _padded(rows: Sequence[tuple[list[int], int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.zeros((len(rows), width), dtype=np.int16)
+    labels = np.full((len(rows), width), IGNORED, dtype=np.int16)
+    for row, (tokens, prompt_length) in enumerate(rows):
+        ids[row, : len(tokens)] = tokens
+        labels[row, prompt_length : len(tokens)] = tokens[prompt_length:]
+    return ids, labels
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="rqat_arith.pretrain", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--minutes", type=float, default=8.0, help="length of the training")
+    parser.add_argument("--updates", type=int, help="optimizer steps, instead of --minutes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--intermediate", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--batch-tokens", type=int, default=65536, help="tokens a batch, padding counted in")
+    parser.add_argument("--train-min", type=int, default=2, help="fewest steps of a training problem")
+    parser.add_argument("--train-max", type=int, default=14, help="most steps of a training problem")
+    parser.add_argument("--test-min", type=int, default=8)
+    parser.add_argument("--test-max", type=int, default=12)
+    parser.add_argument("--test-problems", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=4, help="processes that make problems")
+    parser.add_argument("--log-every", type=int, default=100, help="updates between two lines of the log")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

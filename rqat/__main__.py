@@ -1,0 +1,5 @@
+"""`python -m rqat` is the `rqat` command."""
+
+from .cli.app import main
+
+main()

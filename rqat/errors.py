@@ -1,0 +1,95 @@
+"""The errors a user can make, as one family.
+
+    RqatError               anything the user can put right; the CLI prints it without a traceback and exits with 2
+    ├── UnknownName         a name nobody registered: carries the known names and the nearest one
+    ├── RecipeError         one or more problems in a recipe, all at once, each with file and line
+    ├── PluginError         a plugin that does not import, clashes with another, or breaks its contract
+    ├── ModelError          a model or tokenizer that cannot be loaded, quantized or trained as asked
+    ├── DataError           a source or task whose data is missing, empty or malformed
+    ├── RunError            a run folder that holds something else, is not writable, or does not match the plan
+    └── NumericsError       non-finite weights, losses or statistics
+
+A message has three parts: what was asked (value and place), what is wrong, what to do; the last one is the `hint`.
+A bug is never an RqatError: it keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class RqatError(Exception):
+    """Something the user can put right.
+
+    Args:
+        message: what was asked, where, and what is wrong with it. One line.
+        hint: what to do about it. One line, may be empty.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+class UnknownName(RqatError):
+    """A name that is not registered, e.g. `recipes/mine.yaml:7 quantize.method: 'gtpq' is not a quantizer.`
+
+    Args:
+        name: what was asked for.
+        kind: what it should have been, with its article left out ("quantizer", "recipe", "task").
+        known: every name that would have been accepted.
+        where: file, line and key it was read from, or "" when it came from the command line.
+    """
+
+    def __init__(self, name: str, kind: str, known: Iterable[str], *, where: str = "") -> None:
+        names = sorted(known)
+        article = "an" if kind[:1] in "aeiou" else "a"
+        place = f"{where}: " if where else ""
+        hint = f"Known: {', '.join(names) or 'none'}."
+        near = nearest(name, names)
+        if near:
+            hint += f" Did you mean '{near}'?"
+        super().__init__(f"{place}'{name}' is not {article} {kind}.", hint=hint)
+        self.name = name
+        self.kind = kind
+
+
+class RecipeError(RqatError):
+    """Every problem of one recipe. `problems` are complete lines, in the order of the file."""
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
+        super().__init__("\n".join(problems), hint=hint)
+        self.problems = list(problems)
+
+
+class PluginError(RqatError):
+    """A plugin that does not import, clashes with another, or breaks its contract."""
+
+
+class ModelError(RqatError):
+    """A model or tokenizer that cannot be loaded, quantized or trained as asked."""
+
+
+class DataError(RqatError):
+    """A source or task whose data is missing, empty or malformed."""
+
+
+class RunError(RqatError):
+    """A run folder that holds something else, cannot be written, or does not match the plan."""
+
+
+class NumericsError(RqatError):
+    """Weights, losses or statistics that are not finite."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name closest to `name`, or "" when none is close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return found[0] if found else ""

@@ -1,0 +1,76 @@
+"""Job: what every stage receives. Passed by argument, never global."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .plan import Plan, Step
+    from .registry import Registry
+
+log = logging.getLogger("rqat")
+
+
+class Task(Protocol):
+    """One bar of a progress display."""
+
+    def update(self, done: float, note: str = "") -> None:
+        """Sets how much is done, out of the total given at the start; `note` is a short figure such as a loss."""
+
+
+class Progress(Protocol):
+    """Shows how far long work has come and how long it still takes; the CLI draws it, tests ignore it."""
+
+    def task(self, label: str, total: float) -> Any:
+        """A context manager that gives a `Task`."""
+
+
+class Silence:
+    """A Progress that shows nothing."""
+
+    @contextmanager
+    def task(self, label: str, total: float) -> Iterator[Silence]:
+        """See `Progress`."""
+        yield self
+
+    def update(self, done: float, note: str = "") -> None:
+        """See `Task`."""
+
+
+@dataclass
+class Job:
+    """One run of a plan in one folder.
+
+    Attributes:
+        plan: what to do.
+        folder: the run folder; each step has a folder of its name in it.
+        registry: where parts are built from.
+        device: "cpu" or "cuda".
+        offline: nothing may be fetched.
+        progress: where long work reports to.
+    """
+
+    plan: Plan
+    folder: Path
+    registry: Registry
+    device: str = "cpu"
+    offline: bool = False
+    progress: Progress = field(default_factory=Silence)
+
+    def make(self, step: Step, role: str) -> Any:
+        """Builds the part a step uses in `role` ("quantizer", "source", "objective", "task", "exporter")."""
+        use = step.parts[role]
+        return self.registry.make(use.card, use.options)
+
+    def result_of(self, step_name: str) -> Path:
+        """Folder of a finished step."""
+        return self.folder / step_name
+
+    def workdir(self, step: Step) -> Path:
+        """Folder a running step writes into; the pipeline gives it its final name when the step is done."""
+        return self.folder / f"{step.name}.partial"

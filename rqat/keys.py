@@ -1,0 +1,192 @@
+"""Every key of a recipe, with its default: what `recipe.py` validates, `plan.py` fills in and the stages read.
+
+Keys a plugin owns (`damp` of gptq, `temperature` of kd) stand beside the host's in the same mapping; here they are
+pydantic "extras", and `plan.py` validates them with the plugin's own `Options`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .contracts import Split
+
+
+class Keys(BaseModel):
+    """A mapping with the host's keys only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PluginKeys(BaseModel):
+    """A mapping that also carries the options of one plugin."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is left for the plugin."""
+        return dict(self.model_extra or {})
+
+
+class ModelKeys(Keys):
+    """Which model. In a recipe a plain string is short for `{path: ...}`.
+
+    Attributes:
+        path: folder, hub name, or `builtin:tiny-reasoner`.
+        revision: hub revision; None is the default branch.
+        dtype: dtype of the model in memory; `auto` is float32 on CPU and bfloat16 on CUDA.
+        trust_remote_code: run modelling code that comes with the checkpoint.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    trust_remote_code: bool = False
+
+
+class DataKeys(PluginKeys):
+    """Rows from a source; what remains are the source's options."""
+
+    source: str
+    split: Split = "train"
+    seed: int = 0
+
+
+class CalibrationKeys(DataKeys):
+    """Text whose activations the quantizer sees: `samples` sequences of `tokens` tokens.
+
+    Attributes:
+        pack: join rows into sequences of exactly `tokens` tokens (True), or one row per sequence, cut at `tokens`.
+    """
+
+    samples: int = Field(default=128, ge=1)
+    tokens: int = Field(default=512, ge=1)
+    pack: bool = True
+
+
+class QuantizeKeys(PluginKeys):
+    """A quantizer by name; what remains are its options.
+
+    Attributes:
+        method: name of the quantizer.
+        skip: linear layers left as they are: shell patterns on full names (`model.layers.0.*`, `*.down_proj`).
+        undivisible: what to do with layers whose input features do not split into whole groups.
+    """
+
+    method: str
+    skip: tuple[str, ...] = ()
+    undivisible: Literal["error", "skip"] = "error"
+
+
+class GateKeys(Keys):
+    """The cold-start gate before an objective that learns from its own completions.
+
+    Attributes:
+        prompts: prompts sampled from the training rows.
+        samples: completions per prompt.
+        pass_rate: least share of correct completions.
+        signal: least share of prompts whose completions are neither all right nor all wrong.
+        action: stop the run, skip the objective, or only warn when a floor is missed.
+    """
+
+    prompts: int = Field(default=32, ge=1)
+    samples: int = Field(default=4, ge=2)
+    pass_rate: float = Field(default=0.05, ge=0, le=1)
+    signal: float = Field(default=0.1, ge=0, le=1)
+    action: Literal["stop", "skip", "warn"] = "stop"
+
+
+class TrainKeys(PluginKeys):
+    """One objective; what remains are its options.
+
+    Attributes:
+        objective: name of the objective.
+        data: rows to train on.
+        task: whose grader gives the rewards, for objectives that learn from rollouts.
+        steps: optimizer steps.
+        batch: sequences per optimizer step (for rollouts: completions per step).
+        micro_batch: sequences per forward pass; `batch` is a multiple of it. None is the whole batch.
+        max_tokens: longest prompt plus completion; longer rows are left out and counted.
+        optimizer: name of a torch.optim class.
+        lr: learning rate of the latent weights.
+        scale_lr: of the scales, relative to the scale itself. None freezes the scales.
+        zero_lr: of the zero points, in codes. None freezes the zero points.
+        other_lr: of everything that is not quantized, embeddings and lm_head left out. None freezes it.
+        schedule: a transformers schedule name.
+        warmup: share of the steps with a rising learning rate.
+        weight_decay: of the latent weights.
+        max_grad_norm: gradient clipping, global norm.
+        save_every: optimizer steps between checkpoints, from which an interrupted run goes on.
+        gate: the cold-start gate, for objectives that learn from rollouts.
+        seed: order of the data and sampling.
+    """
+
+    objective: str
+    data: DataKeys
+    task: str | None = None
+    steps: int = Field(ge=1)
+    batch: int = Field(default=16, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=2048, ge=2)
+    optimizer: str = "AdamW"
+    lr: float = Field(default=2e-5, gt=0)
+    scale_lr: float | None = Field(default=None, gt=0)
+    zero_lr: float | None = Field(default=None, gt=0)
+    other_lr: float | None = Field(default=None, gt=0)
+    schedule: str = "cosine"
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    save_every: int = Field(default=50, ge=1)
+    gate: GateKeys = GateKeys()
+    seed: int = 0
+
+
+class ExportKeys(PluginKeys):
+    """A checkpoint format by name; what remains are its options."""
+
+    format: str = "compressed-tensors"
+
+
+class EvaluateKeys(PluginKeys):
+    """A task by name, or any lm-eval task; what remains are the task's options.
+
+    Attributes:
+        task: name of the task.
+        limit: use the first `limit` problems only. None is all.
+        batch: sequences per generation batch.
+        arms: which models to evaluate: any of `bf16`, quantizer names, objective names. None is all.
+    """
+
+    task: str
+    limit: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=32, ge=1)
+    arms: tuple[str, ...] | None = None
+
+
+class Recipe(Keys):
+    """A whole recipe: calibrate, quantize, train, export, evaluate, in this order.
+
+    Attributes:
+        name: of the run; its folder is `runs/<name>` unless `-o` says otherwise.
+        model: the model to compress, and the teacher of objectives that need one.
+        scheme: spelling of the weight grid ("w2g128").
+        calibration: may be left out when no quantizer needs statistics.
+        quantize: the quantizer whose result is trained, exported and evaluated.
+        compare: quantizers that are only evaluated, for comparison.
+        train: objectives, in order.
+        export: None writes no checkpoint for servers.
+        evaluate: tasks, each on every arm.
+    """
+
+    name: str
+    model: ModelKeys
+    scheme: str = "w2g128"
+    calibration: CalibrationKeys | None = None
+    quantize: QuantizeKeys
+    compare: tuple[QuantizeKeys, ...] = ()
+    train: tuple[TrainKeys, ...] = ()
+    export: ExportKeys | None = ExportKeys()
+    evaluate: tuple[EvaluateKeys, ...] = ()

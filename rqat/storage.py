@@ -1,0 +1,95 @@
+"""Files that are either whole or not there: atomic writes, hashes, and folders that appear only when finished."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import RunError
+
+PARTIAL = ".partial"
+"""Suffix of a folder that is still being written; its contents may be resumed from, and are never read as a result."""
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_of(value: Any) -> str:
+    """Hex digest of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name, flushes it to disk and renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; None when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes every file of a folder, and the folder itself, to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_symlink():
+            continue
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Gives a finished folder its name: flush, then rename; an older folder of that name is removed."""
+    with explained(final):
+        sync_folder(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.replace(final)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals while writing `path` into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"'{path}' cannot be written: the disk is full.",
+                hint="Free some space or choose another folder with -o; the same command then goes on.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise RunError(f"'{path}' cannot be written: permission denied.", hint="Choose another folder with -o.") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise RunError(f"'{path}' cannot be written: a file stands in its way.", hint="Choose another folder with -o.") from error
+        raise
