@@ -1,4 +1,4 @@
-"""What a plugin implements: Quantizer, Objective, Source, Task, Exporter, and the values that pass between them and the host.
+"""What a plugin implements (Quantizer, Objective, Source, Task, Exporter) and what passes between it and the host.
 
 Dimension letters, here and everywhere: `O` out features, `I` in features, `G` groups of input features, `T` tokens,
 `B` batch, `V` vocabulary. Importing this file does not import torch.
@@ -60,7 +60,7 @@ class QuantizedWeight:
 
 @dataclass
 class LinearStats:
-    """What was seen at the input `x` of a linear layer over all calibration tokens; layers with one input share one object.
+    """What was seen at the input `x` of a linear layer over all calibration tokens. Layers with one input share it.
 
     Attributes:
         tokens: number of tokens `T` seen.
@@ -171,8 +171,8 @@ class Source(ABC):
             DataError: the data is missing, empty, or a row is malformed (with file and line).
         """
 
-    def combine(self, parts: Sequence[Source]) -> None:
-        """Receives the sources named by an option of type `list[rqat.Part]`, built by the host, in order (see `mix`)."""
+    def combine(self, parts: Sequence[Source]) -> None:  # noqa: B027 (most sources are made of nothing else)
+        """Receives the sources named by an option of type `list[rqat.Part]`, built by the host, in order."""
 
 
 class Part(BaseModel):

@@ -30,7 +30,7 @@ class Scheme(BaseModel):
         bits: bits per code: 2, 3, 4 or 8. Codes run from 0 to `levels - 1`.
         group: input features that share a scale and a zero point; `ROW` for a whole row.
         symmetric: the zero point is fixed at `2**(bits - 1)` instead of being stored per group.
-        grid: name of the grid, written into manifests and checkpoints so that a second one can never be mistaken for it.
+        grid: name of the grid, written into manifests and checkpoints so that another can never be mistaken for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

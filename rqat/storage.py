@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import RunError
+from .errors import RqatError, RunError
 
 PARTIAL = ".partial"
 """Suffix of a folder that is still being written; its contents may be resumed from, and are never read as a result."""
@@ -79,17 +79,38 @@ def publish(partial: Path, final: Path) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals while writing `path` into errors that say what to do."""
+    """Turns refusals of the operating system while writing under `path` into errors that say what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"'{path}' cannot be written: the disk is full.",
-                hint="Free some space or choose another folder with -o; the same command then goes on.",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise RunError(f"'{path}' cannot be written: permission denied.", hint="Choose another folder with -o.") from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise RunError(f"'{path}' cannot be written: a file stands in its way.", hint="Choose another folder with -o.") from error
+        found = _explanation(path, error.errno)
+        if found is None:
+            raise
+        raise found from error
+    except RqatError:
         raise
+    except Exception as error:
+        # safetensors and torch report a full disk with exceptions of their own, some of which do not name the cause.
+        if "No space left" in str(error) or _is_full(path):
+            raise _explanation(path, errno.ENOSPC) from error  # type: ignore[misc]
+        raise
+
+
+def _explanation(path: Path, code: int | None) -> RunError | None:
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(
+            f"'{path}' cannot be written: the disk is full.",
+            hint="Free some space or choose another folder with -o; the same command then goes on.",
+        )
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RunError(f"'{path}' cannot be written: permission denied.", hint="Choose another folder with -o.")
+    if code in (errno.ENOTDIR, errno.EEXIST):
+        return RunError(f"'{path}' cannot be written: a file stands in its way.", hint="Choose another folder with -o.")
+    return None
+
+
+def _is_full(path: Path) -> bool:
+    """Whether less than one page is left on the file system `path` is, or would be, on."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free < 4096

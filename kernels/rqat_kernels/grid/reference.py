@@ -42,7 +42,9 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype = 
     return (grouped * scale.float()[..., None]).view(codes.shape).to(dtype)
 
 
-def fit_minmax(weight: Tensor, groups: int, max_code: int, *, symmetric: bool, shrink: float = 1.0) -> tuple[Tensor, Tensor]:
+def fit_minmax(
+    weight: Tensor, groups: int, max_code: int, *, symmetric: bool, shrink: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Scale `(O, G)` float32 (snapped) and zero point `(O, G)` float32 (whole numbers) that span each group.
 
     Asymmetric: `s = (max(w, 0) - min(w, 0)) / Q`, `z = round(-min / s)`. Symmetric: `s = 2 max|w| / Q`, `z = (Q + 1) / 2`.
