@@ -1,0 +1,34 @@
+# `just check` is what CI runs.
+
+export OMP_NUM_THREADS := env("OMP_NUM_THREADS", "1")
+
+default:
+    @just --list
+
+# format, lint, types, tests
+check: lint types test docs
+
+format:
+    ruff format .
+    ruff check --fix .
+
+lint:
+    ruff format --check .
+    ruff check .
+
+types:
+    mypy
+
+# the whole suite; `just quick` leaves out what takes longer than five seconds
+test *ARGS:
+    pytest -q {{ARGS}}
+
+quick *ARGS:
+    pytest -q -m "not slow" {{ARGS}}
+
+docs:
+    mkdocs build --strict
+
+# the main job, on any machine, in minutes
+quickstart:
+    rqat qat --recipe quickstart
