@@ -1,0 +1,16 @@
+"""Settings of every test: one thread, no network, and data that stands beside the repository where it exists."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Two busy BLAS threads on two cores wait for each other longer than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+_BESIDE = Path(__file__).parents[2] / "shared" / "data"
+if "RQAT_DATA" not in os.environ and _BESIDE.is_dir():
+    os.environ["RQAT_DATA"] = str(_BESIDE)
