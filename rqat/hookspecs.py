@@ -18,12 +18,12 @@ so a plugin's module must not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 
-from .contracts import Options
+from .contracts import Options, Statistic
 from .scheme import Scheme
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Register(Protocol):
         paper: arXiv id, if it comes from one.
         teacher: objectives only: it needs the model before quantization.
         rollouts: objectives only: it learns from its own completions, so the cold-start gate stands before it.
+        needs: quantizers only: the statistics its class collects ("hessian", "absmean"), the same as `Quantizer.needs`.
         domain: sources and tasks only: what the rows are about ("math", "text"), for the domain check of `rqat plan`.
         refuses: exporters only: says why a scheme cannot be written, or returns "".
     """
@@ -59,6 +60,7 @@ class Register(Protocol):
         paper: str = "",
         teacher: bool = False,
         rollouts: bool = False,
+        needs: Sequence[Statistic] = (),
         domain: str = "",
         refuses: Callable[[Scheme], str] | None = None,
     ) -> None: ...

@@ -1,0 +1,123 @@
+"""Where a value was written, and what is wrong with it, one readable line per problem.
+
+pydantic finds the problems; this file words them: file and line, key, what is wrong, and the nearest key that exists.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from .errors import nearest
+
+Keys = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value's place: `str(place)` is `recipes/mine.yaml:7 train.0.lr`, or `--set train.0.lr`.
+
+    Attributes:
+        origins: for the keys of every value, where they were written: `recipes/mine.yaml:7`, or the command-line flag.
+        keys: the keys that lead to this value from the top.
+    """
+
+    origins: Mapping[Keys, str] = field(default_factory=dict)
+    keys: Keys = ()
+
+    def at(self, *keys: str | int) -> Place:
+        """The place of a value inside this one."""
+        return Place(self.origins, self.keys + keys)
+
+    @property
+    def dotted(self) -> str:
+        """The keys, as `--set` takes them."""
+        return ".".join(map(str, self.keys))
+
+    def __str__(self) -> str:
+        for length in range(len(self.keys), -1, -1):
+            origin = self.origins.get(self.keys[:length])
+            if origin is not None:
+                whole = origin.startswith("-") and length == len(self.keys)
+                return origin if whole else f"{origin} {self.dotted}".rstrip()
+        return self.dotted
+
+
+def problems_of(
+    error: ValidationError, model: type[BaseModel], place: Place, *, also_known: Iterable[str] = ()
+) -> list[str]:
+    """One line per problem that pydantic found in a mapping read as `model`.
+
+    Args:
+        place: of the mapping.
+        also_known: keys that are allowed beside `model`'s own, named among the known ones.
+    """
+    lines = []
+    for problem in error.errors(include_url=False):
+        keys = tuple(key for key in problem["loc"] if isinstance(key, int) or not key.startswith(("list[", "tuple[")))
+        lines.append(_line(problem, keys, model, place, tuple(also_known)))
+    return list(dict.fromkeys(lines))
+
+
+def unknown_key(key: str, known: Iterable[str], place: Place, *, inside: str = "") -> str:
+    """The line that says that `key` is not known at `place`."""
+    names = sorted(known)
+    near = nearest(key, names)
+    ending = f"Did you mean '{near}'?" if near else f"Known: {', '.join(names) or 'none'}."
+    return f"{place}: '{key}' is not a key{f' of {inside}' if inside else ''}. {ending}"
+
+
+def _line(problem: Any, keys: Keys, model: type[BaseModel], place: Place, also_known: tuple[str, ...]) -> str:
+    kind, given, limits = problem["type"], problem["input"], problem.get("ctx", {})
+    here = place.at(*keys)
+    if kind == "extra_forbidden":
+        owner = model_at(model, keys[:-1])
+        known = {*(owner.model_fields if owner else ()), *(also_known if len(keys) == 1 else ())}
+        return unknown_key(str(keys[-1]), known, here, inside=place.at(*keys[:-1]).dotted)
+    if kind == "missing":
+        near = nearest(str(keys[-1]), _unknown_keys(given, model_at(model, keys[:-1])))
+        return f"{here}: is missing.{f' Did you mean it by {near!r}?' if near else ''}"
+    if kind == "literal_error":
+        expected = limits["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        near = nearest(str(given), expected)
+        return f"{here}: {given!r} is not one of {', '.join(expected)}.{f' Did you mean {near!r}?' if near else ''}"
+    if kind == "value_error":
+        return f"{here}: {limits['error']}"
+    return f"{here}: {_shown(given)}: {problem['msg'][:1].lower()}{problem['msg'][1:]}."
+
+
+def _unknown_keys(given: Any, owner: type[BaseModel] | None) -> Iterator[str]:
+    if isinstance(given, Mapping) and owner is not None:
+        yield from (str(key) for key in given if key not in owner.model_fields)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def model_at(model: type[BaseModel], keys: Keys) -> type[BaseModel] | None:
+    """The pydantic model of the mapping that `keys` lead to, or None when it is not a mapping of fixed keys."""
+    current: Any = model
+    for key in keys:
+        if isinstance(key, int):
+            continue
+        field_info = current.model_fields.get(key) if current is not None else None
+        current = _model_in(field_info.annotation) if field_info else None
+    return current
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first pydantic model inside an annotation such as `tuple[TrainKeys, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple):
+        for inner in get_args(annotation):
+            found = _model_in(inner)
+            if found is not None:
+                return found
+    return None
