@@ -1,7 +1,7 @@
 """Which plugins there are, what they offer, who owns it: built-ins by name, third parties by entry point.
 
-The only file that uses pluggy's manager. A plugin that fails is reported in `Registry.broken` and stops nothing else; a name
-offered twice is an error only for whoever asks for that name.
+The only file that uses pluggy's manager. A plugin that fails is reported in `Registry.broken` and stops nothing else; a
+name offered twice is an error only for whoever asks for that name.
 
     RQAT_DISABLE_PLUGINS=rqat_gptq,acme-quant    leaves plugins out, by module or distribution
     RQAT_TRACE_PLUGINS=1                         logs every registration
@@ -104,15 +104,15 @@ class BrokenPlugin:
     Attributes:
         name: its module.
         owner: its distribution.
-        error: what went wrong, in one line.
+        reason: what went wrong, in one line.
     """
 
     name: str
     owner: str
-    error: str
+    reason: str
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.owner}): {self.error}"
+        return f"{self.name} ({self.owner}): {self.reason}"
 
 
 @dataclass
@@ -351,8 +351,8 @@ class Registry:
         card = self.card("source", part.source)
         return self.make(card, self.options(card, part.options))
 
-    def _report(self, name: str, owner: str, error: str) -> None:
-        self.broken.append(BrokenPlugin(name, owner, error))
+    def _report(self, name: str, owner: str, reason: str) -> None:
+        self.broken.append(BrokenPlugin(name, owner, reason))
 
 
 def _checked(card: Card) -> Card:

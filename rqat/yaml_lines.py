@@ -1,0 +1,116 @@
+"""YAML with the line of every value, by the core rules of YAML 1.2: `1e-5` is a number, `yes` and `no` are strings."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import RecipeError
+from .problems import Keys
+
+
+class _Loader(yaml.SafeLoader):
+    """Resolves null, bool, int and float as YAML 1.2's core schema does; every other plain scalar is a string."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - pyyaml's own class attribute
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value.replace(".inf", "inf")))
+
+
+@dataclass
+class _Reading:
+    """One walk over a document's nodes."""
+
+    name: str
+    origins: dict[Keys, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def value(self, node: yaml.Node, keys: Keys) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, keys)
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.origins[*keys, index] = self._line(item)
+            return [self.value(item, (*keys, index)) for index, item in enumerate(node.value)]
+        try:
+            return _Loader("").construct_object(node)
+        except yaml.YAMLError as error:
+            self.problems.append(f"{self._line(node)}: {getattr(error, 'problem', None) or error}.")
+            return None
+
+    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            inside = (*keys, key)
+            if key in result:
+                first = self.origins[inside]
+                dotted = ".".join(map(str, inside))
+                self.problems.append(f"{self._line(key_node)} {dotted}: is written twice; first at {first}.")
+            self.origins[inside] = self._line(key_node)
+            result[key] = self.value(value_node, inside)
+        return result
+
+    def _line(self, node: yaml.Node) -> str:
+        return f"{self.name}:{node.start_mark.line + 1}"
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
+    """The mapping in a file, and for the keys of every value the place it was written at, `file:line`.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML, is empty, is no mapping, or has a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([f"{path}: cannot be read: {error}."]) from None
+    node = _compose(text, str(path))
+    if node is None:
+        raise RecipeError([f"{path}: is empty."])
+    reading = _Reading(str(path), {(): str(path)})
+    if not isinstance(node, yaml.MappingNode):
+        raise RecipeError([f"{path}:{node.start_mark.line + 1}: expected `key: value` lines here."])
+    data = reading.value(node, ())
+    if reading.problems:
+        raise RecipeError(reading.problems)
+    return data, reading.origins
+
+
+def parse_value(text: str, name: str) -> Any:
+    """The value of a YAML fragment such as `1e-5`, `true` or `{method: rtn}`; `name` goes in front of errors."""
+    node = _compose(text, name)
+    if node is None:
+        return None
+    reading = _Reading(name)
+    value = reading.value(node, ())
+    if reading.problems:
+        raise RecipeError(reading.problems)
+    return value
+
+
+def _compose(text: str, name: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}" if mark else name
+        if error.problem and "'\\t'" in error.problem:
+            raise RecipeError([f"{place}: a tab; YAML is indented with spaces."]) from None
+        context = f" {error.context}" if error.context else ""
+        raise RecipeError([f"{place}: is not YAML: {error.problem}{context}."]) from None
+    except yaml.YAMLError as error:
+        raise RecipeError([f"{name}: is not YAML: {' '.join(str(error).split())}."]) from None
