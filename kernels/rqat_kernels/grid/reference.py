@@ -42,25 +42,14 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype = 
     return (grouped * scale.float()[..., None]).view(codes.shape).to(dtype)
 
 
-def fit_minmax(
-    weight: Tensor, groups: int, max_code: int, *, symmetric: bool, shrink: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def fit_minmax(weight: Tensor, groups: int, max_code: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Scale `(O, G)` float32 (snapped) and zero point `(O, G)` float32 (whole numbers) that span each group.
 
     Asymmetric: `s = (max(w, 0) - min(w, 0)) / Q`, `z = round(-min / s)`. Symmetric: `s = 2 max|w| / Q`, `z = (Q + 1) / 2`.
-    A group of zeros gets scale 1. `shrink` in (0, 1] narrows the span, for clip searches.
+    A group of zeros gets scale 1.
     """
-    grouped = weight.float().view(weight.shape[0], groups, -1)
-    low = grouped.amin(-1).clamp(max=0) * shrink
-    high = grouped.amax(-1).clamp(min=0) * shrink
-    if symmetric:
-        high = torch.maximum(high, -low)
-        low = -high
-    span = high - low
-    scale = snap_scale(torch.where(span > 0, span / max_code, torch.ones_like(span)))
-    if symmetric:
-        return scale, torch.full_like(scale, (max_code + 1) // 2)
-    return scale, torch.round(-low / scale).clamp_(0, max_code)
+    low, high = _span(weight.float().view(weight.shape[0], groups, -1))
+    return _grid_on(low, high, max_code, symmetric)
 
 
 def fit_clip(
@@ -79,19 +68,37 @@ def fit_clip(
         importance: `(I,)` non-negative weight of each input feature's error, e.g. the Hessian's diagonal; None is uniform.
         shrinks: number of spans tried, evenly from 1 down to `narrowest`.
     """
-    out = weight.shape[0]
-    grouped = weight.float().view(out, groups, -1)
-    cost_of = torch.ones_like(grouped[:1]) if importance is None else importance.float().view(1, groups, -1)
-    best_scale, best_zero = fit_minmax(weight, groups, max_code, symmetric=symmetric)
+    grouped = weight.float().view(weight.shape[0], groups, -1)
+    cost_of = None if importance is None else importance.float().view(1, groups, -1)
+    low, high = _span(grouped)
+    best_scale, best_zero = _grid_on(low, high, max_code, symmetric)
     best_cost = torch.full_like(best_scale, torch.inf)
+    error = torch.empty_like(grouped)  # one buffer for every try: memory traffic is what this search costs
     for step in range(shrinks):
         shrink = 1.0 - (1.0 - narrowest) * step / max(1, shrinks - 1)
-        scale, zero = fit_minmax(weight, groups, max_code, symmetric=symmetric, shrink=shrink)
-        codes = (torch.round(grouped / scale[..., None]) + zero[..., None]).clamp_(0, max_code)
-        error = (codes - zero[..., None]) * scale[..., None] - grouped
-        cost = (error.square_() * cost_of).sum(-1)
+        scale, zero = _grid_on(low * shrink, high * shrink, max_code, symmetric)
+        s, z = scale[..., None], zero[..., None]
+        torch.div(grouped, s, out=error).round_().clamp_(-z, max_code - z).mul_(s).sub_(grouped).square_()
+        cost = error.sum(-1) if cost_of is None else error.mul_(cost_of).sum(-1)
         better = cost < best_cost
         best_cost = torch.where(better, cost, best_cost)
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero, best_zero)
     return best_scale, best_zero
+
+
+def _span(grouped: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest weight `(O, G)` of each group, zero always between them."""
+    return grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+
+
+def _grid_on(low: Tensor, high: Tensor, max_code: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero point whose grid reaches from `low` to `high`."""
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    span = high - low
+    scale = snap_scale(torch.where(span > 0, span / max_code, torch.ones_like(span)))
+    if symmetric:
+        return scale, torch.full_like(scale, (max_code + 1) // 2)
+    return scale, torch.round(-low / scale).clamp_(0, max_code)
