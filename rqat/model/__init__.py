@@ -1,0 +1,1 @@
+"""Models on disk and in memory: loading, checkpoints between stages, and the walk that quantizes block by block."""

@@ -1,0 +1,225 @@
+"""A quantized model between two stages: codes, scales and zero points beside everything that is not quantized.
+
+    config.json, generation_config.json, tokenizer files
+    model.safetensors        every tensor that is not a quantized weight
+    quantized.safetensors    <layer>.codes (O, I) uint8, <layer>.scale (O, G) float32, <layer>.zero (O, G) uint8
+
+A tensor of model.safetensors is stored in 16 bits when that holds all its values exactly, else in float32; so weights that
+came from a bfloat16 checkpoint stay bfloat16 and trained ones stay float32. Saving and loading never moves a weight.
+The same model gives the same bytes: safetensors orders tensors by itself, and the header's metadata is a single entry.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rqat_kernels.grid import dequantize
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..contracts import QuantizedWeight
+from ..errors import ModelError, RqatError
+from ..scheme import Scheme
+from .load import default_dtype, quiet
+
+if TYPE_CHECKING:
+    import transformers
+
+FORMAT = 1
+"""Version of this layout, written into quantized.safetensors."""
+
+DENSE_FILE = "model.safetensors"
+QUANTIZED_FILE = "quantized.safetensors"
+ENTRY = "rqat"
+"""The only key of a file's metadata. With more than one their order in the file would be random."""
+
+
+@dataclass
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        model: a plain Hugging Face model in eval mode; weights of `layers` are `w_hat`, computed in float32, rounded once.
+        tokenizer: its tokenizer.
+        layers: the quantized layers by full module name, on the CPU.
+        scheme: their grid.
+    """
+
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    layers: dict[str, QuantizedWeight]
+    scheme: Scheme
+
+
+def save_checkpoint(
+    folder: Path,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    layers: Mapping[str, QuantizedWeight],
+    scheme: Scheme,
+) -> None:
+    """Writes a checkpoint into an existing folder; whoever calls gives the folder its final name.
+
+    Args:
+        layers: the quantized layers by full module name ("model.layers.0.self_attn.q_proj").
+
+    Raises:
+        ValueError: a weight of the model is not what its codes decode to.
+    """
+    parameters = dict(model.named_parameters())
+    for name, layer in layers.items():
+        weight = parameters[f"{name}.weight"].detach()
+        if not torch.equal(
+            weight.cpu(), dequantize(layer.codes.cpu(), layer.scale.cpu(), layer.zero.cpu(), weight.dtype)
+        ):
+            raise ValueError(f"the weight of {name} is not what its codes decode to")
+    quantized = {f"{name}.weight" for name in layers}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - parameters.keys()
+    dense = {
+        name: narrowest(tensor.detach().cpu()).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in quantized and name not in tied
+    }
+    save_file(dense, folder / DENSE_FILE, metadata={ENTRY: json.dumps({"format": FORMAT})})
+    save_layers(folder / QUANTIZED_FILE, layers, scheme)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    embeddings = model.get_input_embeddings().weight
+    config.dtype = narrowest(embeddings.detach()).dtype
+    config.save_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:
+    """Reads what `save_checkpoint` wrote.
+
+    Args:
+        dtype: of the model in memory; None is float32 on CPU and bfloat16 on CUDA.
+
+    Raises:
+        ModelError: a file is missing or damaged, or was written by another version.
+    """
+    import transformers
+
+    dtype = dtype or default_dtype(device)
+    layers, scheme = load_layers(folder / QUANTIZED_FILE)
+    state, _ = read_tensors(folder / DENSE_FILE)
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    for name, layer in layers.items():
+        state[f"{name}.weight"] = dequantize(layer.codes, layer.scale, layer.zero, dtype)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model_class = getattr(transformers, (config.architectures or [""])[0])
+        with quiet():
+            model, loading = model_class.from_pretrained(
+                None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise damaged(folder, " ".join(str(error).split())[:300]) from error
+    wrong = {
+        **dict.fromkeys(loading["missing_keys"], "is missing"),
+        **dict.fromkeys(loading["unexpected_keys"], "is unknown"),
+    }
+    if wrong:
+        raise damaged(folder, ", ".join(f"{name} {what}" for name, what in sorted(wrong.items())))
+    model.config._name_or_path = str(folder)
+    return Checkpoint(model.to(device).eval(), tokenizer, layers, scheme)
+
+
+def save_layers(path: Path, layers: Mapping[str, QuantizedWeight], scheme: Scheme) -> None:
+    """Writes codes, scales, zero points and notes of quantized layers into one file."""
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        for part in ("codes", "scale", "zero"):
+            tensors[f"{name}.{part}"] = getattr(layer, part).detach().cpu().contiguous()
+    facts = {
+        "format": FORMAT,
+        "grid": scheme.grid,
+        "scheme": str(scheme),
+        "layers": list(layers),
+        "notes": {name: layer.note for name, layer in layers.items() if layer.note},
+    }
+    save_file(tensors, path, metadata={ENTRY: json.dumps(facts)})
+
+
+def load_layers(path: Path) -> tuple[dict[str, QuantizedWeight], Scheme]:
+    """Reads what `save_layers` wrote, without building a model: all an exporter needs.
+
+    Raises:
+        ModelError: the file is missing, damaged, or was written by another version.
+    """
+    tensors, facts = read_tensors(path)
+    if facts.get("format") != FORMAT:
+        raise ModelError(
+            f"'{path}' has checkpoint format {facts.get('format')}; this version of rqat reads {FORMAT}.",
+            hint="Run the step that wrote it again with this version.",
+        )
+    try:
+        scheme = Scheme.parse(facts["scheme"]).model_copy(update={"grid": facts["grid"]})
+        Scheme.model_validate(scheme.model_dump(warnings=False))
+    except (KeyError, TypeError, ValueError, RqatError) as error:
+        raise ModelError(
+            f"'{path}' is on grid {facts.get('grid')!r} with scheme {facts.get('scheme')!r}, which this version does not know.",
+            hint="Use the version of rqat that wrote it.",
+        ) from error
+    layers: dict[str, QuantizedWeight] = {}
+    for name in facts["layers"]:
+        try:
+            codes, scale, zero = (tensors.pop(f"{name}.{part}") for part in ("codes", "scale", "zero"))
+        except KeyError as error:
+            raise damaged(path, f"{error.args[0]} is missing") from error
+        out, width = codes.shape
+        expected = (out, scheme.groups(width))
+        if scale.shape != expected or zero.shape != expected or int(codes.max()) > scheme.max_code:
+            raise damaged(path, f"{name} is not on {scheme}")
+        layers[name] = QuantizedWeight(codes, scale, zero, facts["notes"].get(name, ""))
+    return layers, scheme
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Every tensor of a file this module wrote, and its facts.
+
+    Raises:
+        ModelError: the file is missing, damaged or foreign.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})[ENTRY])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"'{path.parent}' is not an rqat checkpoint: it has no {path.name}.",
+            hint="Name the folder of a finished quantize or train step.",
+        ) from error
+    except KeyError as error:
+        raise ModelError(
+            f"'{path}' was not written by rqat.", hint="Name the folder of a finished quantize or train step."
+        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def narrowest(tensor: Tensor) -> Tensor:
+    """A float32 tensor as bfloat16 or float16 where that holds all its values exactly; anything else as it is."""
+    if tensor.dtype == torch.float32:
+        for dtype in (torch.bfloat16, torch.float16):
+            if torch.equal((narrow := tensor.to(dtype)).float(), tensor):
+                return narrow
+    return tensor
+
+
+def damaged(path: Path, what: str) -> ModelError:
+    """The error for a checkpoint that is there but not whole."""
+    return ModelError(
+        f"'{path}' is damaged: {what}.", hint="Remove it and run the same command again: the step is repeated."
+    )

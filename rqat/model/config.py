@@ -1,0 +1,425 @@
+"""What can be known about a model without loading it: its config.json and the headers of its safetensors files.
+
+Nothing here imports torch or transformers, so that `rqat plan` can check a model within a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..contracts import SharedInput
+from ..errors import ModelError, UnknownName
+from ..keys import ModelKeys
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Values of `model_type` whose decoder blocks this version can quantize; all have the layers of `SHARED_INPUTS`."""
+
+SHARED_INPUTS = (
+    SharedInput(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), before="input_layernorm"),
+    SharedInput(("self_attn.o_proj",), before="self_attn.v_proj"),
+    SharedInput(("mlp.gate_proj", "mlp.up_proj"), before="post_attention_layernorm"),
+    SharedInput(("mlp.down_proj",), before="mlp.up_proj"),
+)
+"""The linear layers of one decoder block, in the order in which data passes them. With grouped queries `v_proj` is
+narrower than the input of `o_proj`: whoever folds into it has to share a factor between the heads that share a value."""
+
+BLOCKS = "model.layers"
+"""Where the decoder blocks sit: `model.layers.0`, `model.layers.1`, ..."""
+
+BUILTIN = "builtin:"
+ASSETS = Path(__file__).parent.parent / "assets"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint, as its header describes it: `dtype` in safetensors' spelling ("BF16")."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model that has been looked at but not loaded.
+
+    Attributes:
+        keys: what the recipe said.
+        folder: where its files are; None for a hub model that has not been fetched yet.
+        raw: config.json.
+        tensors: every tensor by name.
+    """
+
+    keys: ModelKeys
+    folder: Path | None
+    raw: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def model_type(self) -> str:
+        """The family, as transformers calls it ("qwen3")."""
+        return str(self.raw.get("model_type", ""))
+
+    @property
+    def blocks(self) -> int:
+        """Number of decoder blocks."""
+        return int(self.raw.get("num_hidden_layers", 0))
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return int(self.raw.get("hidden_size", 0))
+
+    @property
+    def vocab(self) -> int:
+        """Rows of the embedding."""
+        return int(self.raw.get("vocab_size", 0))
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens; None when config.json does not say."""
+        value = self.raw.get("max_position_embeddings")
+        return int(value) if value else None
+
+    @property
+    def tied(self) -> bool:
+        """Whether lm_head is the embedding (false when config.json does not say, as in every family of `FAMILIES`)."""
+        return bool(self.raw.get("tie_word_embeddings", False))
+
+    @property
+    def quantization(self) -> Mapping[str, Any] | None:
+        """The `quantization_config` of a model that is quantized already."""
+        value = self.raw.get("quantization_config") or self.raw.get("compression_config")
+        return value if isinstance(value, Mapping) else None
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored parameters."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def bytes(self) -> int:
+        """Size of the stored tensors."""
+        return sum(tensor.bytes for tensor in self.tensors.values())
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Quantizable linear layers by full name, with `(O, I)`, block by block in the order data passes them."""
+        names = [
+            f"{BLOCKS}.{block}.{name}"
+            for block in range(self.blocks)
+            for group in SHARED_INPUTS
+            for name in group.names
+        ]
+        found = {}
+        for name in names:
+            tensor = self.tensors.get(f"{name}.weight")
+            if tensor is not None and len(tensor.shape) == 2:
+                found[name] = (tensor.shape[0], tensor.shape[1])
+        return found
+
+    def identity(self) -> str:
+        """Digest of the model's contents: small files whole, weights by header, size and 64 evenly spread samples of 4 KiB.
+
+        Cheap enough for pre-flight; it tells checkpoints apart that were trained differently, not single flipped bits.
+        """
+        if self.folder is None:
+            return hashlib.sha256(f"{self.keys.path}@{self.keys.revision}".encode()).hexdigest()
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.iterdir()):
+            if not path.is_file() or path.name.startswith(".") or path.suffix in (".md", ".bin", ".pt", ".png"):
+                continue
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
+            with path.open("rb") as file:
+                if path.suffix != ".safetensors":
+                    digest.update(file.read())
+                    continue
+                (header,) = struct.unpack("<Q", file.read(8))
+                digest.update(file.read(header))
+                for sample in range(64):
+                    file.seek(8 + header + (size - 8 - header) * sample // 64)
+                    digest.update(file.read(4096))
+        return digest.hexdigest()
+
+    def fetch(self, *, offline: bool) -> Path:
+        """The folder with all files, fetched from the hub when they are not there yet.
+
+        Raises:
+            ModelError: files are missing and nothing may be fetched.
+        """
+        if self.folder is not None:
+            return self.folder
+        return _fetch(self.keys, offline=offline)
+
+
+def resolve(keys: ModelKeys) -> Path | None:
+    """Where the files of a model are; None for a hub model that is not, or not completely, in the local cache.
+
+    Raises:
+        UnknownName: no such built-in model.
+        ModelError: a folder that does not exist, or text that is neither a folder nor a hub name.
+    """
+    path = keys.path
+    if path.startswith(BUILTIN):
+        name = path.removeprefix(BUILTIN)
+        if not (ASSETS / name / "config.json").is_file():
+            known = [f"{BUILTIN}{entry.parent.name}" for entry in ASSETS.glob("*/config.json")]
+            raise UnknownName(path, "built-in model", known)
+        return ASSETS / name
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ModelError(f"'{path}' is a file, not a model folder.", hint="Name the folder with config.json in it.")
+    if path.startswith((".", "~", os.sep)) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        raise ModelError(f"The model folder '{path}' does not exist.", hint="Check the path.")
+    return _cached(keys)
+
+
+def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:
+    """Looks at a model: config.json and tensor headers, from disk, or from the hub without fetching the weights.
+
+    Raises:
+        UnknownName: no such built-in model.
+        ModelError: files are missing or damaged; with `offline`, anything of a hub model is missing.
+    """
+    folder = resolve(keys)
+    if folder is None:
+        return _read_remote(keys, offline=offline)
+    config = folder / "config.json"
+    if not config.is_file():
+        adapter = " It holds a LoRA adapter." if (folder / "adapter_config.json").is_file() else ""
+        raise ModelError(
+            f"'{keys.path}' is not a model: it has no config.json.{adapter}",
+            hint="Name a folder in Hugging Face format; merge an adapter into its base model first.",
+        )
+    try:
+        raw = json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("not a mapping")
+    except (ValueError, OSError) as error:
+        raise ModelError(f"'{config}' cannot be read: {error}.", hint="Fetch the model again.") from error
+    if raw.get("auto_map") and not keys.trust_remote_code and raw.get("model_type") not in FAMILIES:
+        raise ModelError(
+            f"'{keys.path}' needs modelling code that comes with the checkpoint, which is not run unasked.",
+            hint="If you trust it, set model.trust_remote_code: true.",
+        )
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        tensors.update(read_header(path))
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ModelError(
+            f"'{keys.path}' has no tokenizer: none of {', '.join(TOKENIZERS)} is there.",
+            hint="Copy the tokenizer files of the model into the folder.",
+        )
+    return ModelConfig(keys, folder, raw, tensors)
+
+
+def check_quantizable(config: ModelConfig) -> None:
+    """Refuses models that this version cannot quantize.
+
+    Raises:
+        ModelError: it is quantized already, of another architecture, a mixture of experts, or not complete.
+    """
+    path = config.keys.path
+    if config.quantization is not None:
+        method = config.quantization.get("quant_method", "an unknown method")
+        raise ModelError(
+            f"'{path}' is quantized already ({method}).", hint="Name the checkpoint it was made from, in 16 or 32 bits."
+        )
+    experts = next(
+        (key for key in ("num_experts", "num_local_experts", "n_routed_experts") if config.raw.get(key)), None
+    )
+    if experts is not None:
+        raise ModelError(
+            f"'{path}' is a mixture of experts ({experts}: {config.raw[experts]}), which this version cannot quantize.",
+            hint=f"Supported: dense models of the families {', '.join(FAMILIES)}.",
+        )
+    if config.model_type not in FAMILIES:
+        raise ModelError(
+            f"'{path}' is of the architecture '{config.model_type}', which this version cannot quantize.",
+            hint=f"Supported: {', '.join(FAMILIES)}.",
+        )
+    expected = [
+        f"{BLOCKS}.{block}.{name}.weight"
+        for block in range(config.blocks)
+        for group in SHARED_INPUTS
+        for name in group.names
+    ]
+    expected += ["model.embed_tokens.weight", "model.norm.weight", *([] if config.tied else ["lm_head.weight"])]
+    missing = [name for name in expected if name not in config.tensors]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ModelError(
+            f"'{path}' lacks tensors that its config.json asks for: {', '.join(missing[:3])}{more}.",
+            hint="The checkpoint is incomplete or in another layout; save it with save_pretrained or fetch it again.",
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint.
+
+    Raises:
+        ModelError: there are none, or one that the index names is missing.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            names = sorted(set(index["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"'{folder / INDEX}' is damaged.", hint="Fetch the model again.") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(f"'{folder}' lacks {', '.join(missing)}.", hint="Fetch the model again; it is incomplete.")
+        return [folder / name for name in names]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise ModelError(
+            f"'{folder}' has its weights in pickle files (.bin), which can run code when read; only safetensors are loaded.",
+            hint="Convert it on a machine you can spare: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...).",
+        )
+    raise ModelError(
+        f"'{folder}' has no weights: {SINGLE} is missing.", hint="Fetch the model again; it is incomplete."
+    )
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Names, shapes and dtypes of the tensors of a safetensors file: 8 bytes of header length, then JSON, then data.
+
+    Raises:
+        ModelError: the file is cut off or is no safetensors file.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LARGEST_HEADER + 1
+        text = file.read(length) if length <= _LARGEST_HEADER else b""
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        tensors = {name: Tensor(tuple(entry["shape"]), str(entry["dtype"])) for name, entry in header.items()}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelError(
+            f"'{path}' is not a readable safetensors file.", hint="It is damaged or was cut off; fetch it again."
+        ) from error
+    size = path.stat().st_size
+    if size != 8 + length + end:
+        raise ModelError(
+            f"'{path}' is damaged: {size:,} bytes instead of {8 + length + end:,}.",
+            hint="The file was cut off; fetch it again.",
+        )
+    return tensors
+
+
+def _cached(keys: ModelKeys) -> Path | None:
+    """The folder of a hub model that is wholly in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(keys.path, "config.json", revision=keys.revision)
+    except HFValidationError as error:
+        raise ModelError(
+            f"'{keys.path}' is neither a folder nor a hub name.", hint="Check the path, or write owner/name."
+        ) from error
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    return None if _missing(folder) else folder
+
+
+def _missing(folder: Path | None) -> list[str]:
+    """What a model folder still lacks."""
+    if folder is None:
+        return ["config.json", SINGLE, "tokenizer.json"]
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not (folder / SINGLE).is_file():
+        if (folder / INDEX).is_file():
+            names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+            missing += sorted(name for name in set(names) if not (folder / name).is_file())
+        else:
+            missing.append(SINGLE)
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        missing.append("tokenizer.json")
+    return missing
+
+
+def _refuse_offline(keys: ModelKeys) -> ModelError:
+    """The error for a hub model that is not complete in the cache while nothing may be fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(keys.path, "config.json", revision=keys.revision)
+    missing = _missing(Path(config).parent if isinstance(config, str) else None)
+    revision = f" (revision {keys.revision})" if keys.revision else ""
+    return ModelError(
+        f"'{keys.path}'{revision} is no folder, and of the hub model the local cache lacks: {', '.join(missing)}.",
+        hint="Run once without --offline and without HF_HUB_OFFLINE, or name a folder.",
+    )
+
+
+def _fetch(keys: ModelKeys, *, offline: bool) -> Path:
+    """Fetches a hub model."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if offline or HF_HUB_OFFLINE:
+        raise _refuse_offline(keys)
+    patterns = [*FETCHED, *(["*.py"] if keys.trust_remote_code else [])]
+    try:
+        return Path(snapshot_download(keys.path, revision=keys.revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise _unreachable(keys, error) from error
+
+
+def _read_remote(keys: ModelKeys, *, offline: bool) -> ModelConfig:
+    """config.json and the headers of a hub model, without its weights."""
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
+
+    if offline or HF_HUB_OFFLINE:
+        raise _refuse_offline(keys)
+    try:
+        raw = json.loads(Path(hf_hub_download(keys.path, "config.json", revision=keys.revision)).read_text("utf-8"))
+        files = get_safetensors_metadata(keys.path, revision=keys.revision).files_metadata
+    except NotASafetensorsRepoError as error:
+        raise ModelError(f"'{keys.path}' has no safetensors weights.", hint="Only safetensors are loaded.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise _unreachable(keys, error) from error
+    tensors = {
+        name: Tensor(tuple(entry.shape), str(entry.dtype))
+        for file in files.values()
+        for name, entry in file.tensors.items()
+    }
+    return ModelConfig(keys, None, raw, tensors)
+
+
+def _unreachable(keys: ModelKeys, error: Exception) -> ModelError:
+    """The error for a hub that does not answer, or does not know the model."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(
+        f"'{keys.path}' is no folder, and the hub does not give it: {reason}",
+        hint="Check the name, the network and, for gated models, that you are logged in; or name a folder.",
+    )

@@ -1,0 +1,109 @@
+"""Loads Hugging Face models: checked before, quiet while, and checked again after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import ModelError, NumericsError
+from ..keys import ModelKeys
+from .config import ModelConfig, check_quantizable, read_config
+
+if TYPE_CHECKING:
+    import transformers
+
+
+def default_dtype(device: str, name: str = "auto") -> torch.dtype:
+    """The dtype of a model in memory: what `name` says; `auto` is float32 on the CPU and bfloat16 on CUDA."""
+    if name == "auto":
+        name = "bfloat16" if device.startswith("cuda") else "float32"
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Switches off the progress bars of transformers for a while; rqat draws its own."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def load_model(
+    keys: ModelKeys, *, device: str = "cpu", offline: bool = False, quantizable: bool = True
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """Loads a model, in eval mode, and its tokenizer.
+
+    Args:
+        offline: nothing may be fetched.
+        quantizable: refuse what cannot be quantized; False for models that are only evaluated.
+
+    Raises:
+        ModelError: the model or its tokenizer is missing, damaged or not supported, or the two do not belong together.
+        NumericsError: a weight is not finite.
+    """
+    import transformers
+
+    config = read_config(keys, offline=offline)
+    if quantizable:
+        check_quantizable(config)
+    common = {"local_files_only": True, "trust_remote_code": keys.trust_remote_code}
+    folder = config.fetch(offline=offline)
+    try:
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=default_dtype(device, keys.dtype), output_loading_info=True, **common
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(
+            f"'{keys.path}' cannot be loaded: {' '.join(str(error).split())[:300]}.",
+            hint="Check that the folder is a complete Hugging Face checkpoint and that transformers knows this model.",
+        ) from error
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        names = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+        raise ModelError(
+            f"'{keys.path}' lacks weights that its config.json asks for: {', '.join(names[:5])}"
+            f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}.",
+            hint="The checkpoint is incomplete; fetch it again.",
+        )
+    check_tokenizer(keys.path, model, tokenizer)
+    check_finite(keys.path, model)
+    return model.to(device).eval(), tokenizer
+
+
+def check_tokenizer(
+    path: str, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    """Refuses a tokenizer with ids the model has no embedding for, or without an end-of-sequence token."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= vocabulary:
+        raise ModelError(
+            f"The tokenizer of '{path}' has ids up to {highest}; the model's vocabulary ends at {vocabulary - 1}.",
+            hint="The tokenizer belongs to another model; put the right one beside the weights.",
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of '{path}' has no end-of-sequence token.", hint="Set eos_token in tokenizer_config.json."
+        )
+
+
+def check_finite(path: str, model: transformers.PreTrainedModel) -> None:
+    """Refuses weights that are NaN or infinite, naming the first such tensor."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NumericsError(
+                f"'{path}': the tensor {name} holds values that are not finite.",
+                hint="The checkpoint is damaged or was trained to divergence; fetch it again or use another one.",
+            )
