@@ -1,0 +1,1 @@
+"""Evaluation: batched generation, answer equality, lm-evaluation-harness, intervals and paired tests."""
