@@ -282,7 +282,16 @@ class Objective(ABC):
 
 
 class Exporter(ABC):
-    """Writes quantized layers in the layout of one checkpoint format. The host writes everything else."""
+    """Writes quantized layers in the layout of one checkpoint format. The host writes everything else.
+
+    Class attributes:
+        loader_packages: what must be installed, beside transformers, to load the checkpoint with `from_pretrained`; where
+            it is, the export stage loads it and compares logits. None: transformers cannot load it.
+        loader_tolerance: largest difference allowed then, as a share of the largest logit, in float32 on the CPU.
+    """
+
+    loader_packages: ClassVar[tuple[str, ...] | None] = None
+    loader_tolerance: ClassVar[float] = 0.0
 
     def __init__(self, options: Any) -> None:
         self.options = options
