@@ -1,0 +1,159 @@
+"""Linear layer plus divergence between two next-token distributions, chunked over tokens, in plain torch.
+
+Letters: tokens `T`, vocabulary `V`, student hidden states `h (T, d)` and head `W (V, d)`, teacher `h' (T, d')` and
+`W' (V, d')`, temperature `tau`, share `beta`.
+
+    p = softmax(h' W'^T / tau)                      the teacher
+    q = softmax(h W^T / tau)                        the student
+    forward   KL(p || q) = sum p (log p - log q)
+    reverse   KL(q || p)
+    jsd       beta KL(p || m) + (1 - beta) KL(q || m),   m = beta p + (1 - beta) q     (arXiv 2306.13649, eq. 1)
+
+    loss = ((1 - c) tau^2 sum_t divergence_t + c sum_t -log softmax(h W^T)[label_t]) / count
+
+`tau^2` keeps the size of the gradient independent of the temperature (arXiv 1503.02531, section 2). `c` mixes in the
+cross entropy with the labels, always at temperature 1; positions labelled -100 have none.
+
+Gradients with respect to the logits `x = h W^T`, with `k = tau^2 / tau = tau`:
+
+    forward   k (q - p)
+    reverse   k q (f - sum q f),   f = log q - log p
+    jsd       k q (f - sum q f),   f = (1 - beta) (log q - log m)
+
+They are computed chunk by chunk in the forward pass, so that never more than a chunk of logits exists. Softmaxes are
+in float32, or float64 when the hidden states are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Divergence = Literal["forward", "reverse", "jsd"]
+
+CHUNK_ELEMENTS = 1 << 22
+"""Logits in a chunk: `chunk tokens * V`. 16 MiB per array in float32."""
+
+FAR = 80.0
+"""Differences of log-probabilities beyond which `exp` would overflow float32."""
+
+
+def linear_kl(
+    student: Tensor,
+    weight: Tensor,
+    teacher: Tensor,
+    teacher_weight: Tensor,
+    *,
+    divergence: Divergence = "forward",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+    label_share: float = 0.0,
+    count: Tensor | float | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> Tensor:
+    """Loss, a float32 scalar (float64 for float64 inputs), differentiable in `student` and `weight`.
+
+    Args:
+        student: `h (T, d)`: only the positions that count.
+        weight: `W (V, d)`.
+        teacher: `h' (T, d')`, without gradient.
+        teacher_weight: `W' (V', d')`; of `V'` and `V` only the first `min(V, V')` entries take part (the rest is padding).
+        divergence: which one.
+        beta: the teacher's share in `m`, between 0 and 1; for "jsd" only.
+        temperature: `tau > 0`.
+        labels: `(T,)` int64, or -100; needed for `label_share > 0`.
+        label_share: `c` in [0, 1].
+        count: divisor; None is `T`, so that the result is the mean over tokens. With gradient accumulation it is the
+            number of tokens of the whole batch.
+        chunk_elements: how many logits may exist at once.
+    """
+    vocabulary = min(weight.shape[0], teacher_weight.shape[0])
+    if divergence not in ("forward", "reverse", "jsd"):
+        raise ValueError(f"divergence {divergence!r} is unknown. Known: forward, reverse, jsd.")
+    if divergence == "jsd" and not 0 < beta < 1:
+        raise ValueError(f"beta {beta} is not between 0 and 1. Give 'forward' or 'reverse' for the limits.")
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature} is not positive.")
+    if label_share and labels is None:
+        raise ValueError("label_share needs labels.")
+    if len(student) != len(teacher):
+        raise ValueError(f"{len(student)} student positions, {len(teacher)} teacher positions.")
+    divisor = max(1, len(student)) if count is None else count
+    chunk = max(1, chunk_elements // vocabulary)
+    settings = (divergence, beta, temperature, label_share, divisor, chunk, vocabulary)
+    return _LinearKL.apply(student, weight, teacher.detach(), teacher_weight.detach(), labels, settings)
+
+
+class _LinearKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor, labels: Any, settings: Any) -> Tensor:  # fmt: skip
+        divergence, beta, tau, share, divisor, chunk, vocabulary = settings
+        exact = torch.float64 if student.dtype == torch.float64 else torch.float32
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(student) if need_hidden else None
+        grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if need_weight else None
+        head, teacher_head = weight[:vocabulary], teacher_weight[:vocabulary]
+        loss = torch.zeros((), dtype=exact, device=student.device)
+        for start in range(0, len(student), chunk):
+            rows = slice(start, start + chunk)
+            logits = (student[rows] @ head.T).to(exact)
+            total = logits.new_zeros(())
+            grad = torch.zeros_like(logits) if share else None
+            if share < 1:
+                log_q = torch.log_softmax(logits / tau if tau != 1 else logits, -1)
+                theirs = (teacher[rows] @ teacher_head.T).to(exact)
+                log_p = torch.log_softmax(theirs / tau if tau != 1 else theirs, -1)
+                per_token, grad_kl = _divergence(log_q, log_p, divergence, beta)
+                total = total + (1 - share) * tau * tau * per_token.sum()
+                grad_kl *= (1 - share) * tau
+                grad = grad_kl if grad is None else grad.add_(grad_kl)
+            if share:
+                entropy, grad_ce = _cross_entropy(logits, labels[rows])
+                total = total + share * entropy
+                grad = grad.add_(grad_ce, alpha=share)
+            loss += total / divisor
+            grad = (grad / divisor).to(student.dtype)
+            if grad_hidden is not None:
+                torch.matmul(grad, head, out=grad_hidden[rows])
+            if grad_weight is not None:
+                grad_weight[:vocabulary] += (grad.T @ student[rows]).to(exact)
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scaled = [None if g is None else g * upstream.to(g.dtype) for g in (grad_hidden, grad_weight)]
+        return (*scaled, None, None, None, None)
+
+
+def _divergence(log_q: Tensor, log_p: Tensor, divergence: Divergence, beta: float) -> tuple[Tensor, Tensor]:
+    """Divergence per token `(T,)` and its gradient on the student's logits `(T, V)`, both without factors of `tau`."""
+    if divergence == "forward":
+        p = log_p.exp()
+        return (p * (log_p - log_q)).sum(-1), log_q.exp_().sub_(p)
+    q = log_q.exp()
+    if divergence == "reverse":
+        f = log_q.sub_(log_p)
+        per_token = (q * f).sum(-1)
+        return per_token, q.mul_(f.sub_(per_token[:, None]))
+    # log(q / m) = -log1p(beta (p / q - 1)), exactly 0 where p = q.
+    gap = (log_p - log_q).clamp_(-FAR, FAR)
+    from_q = -torch.log1p(beta * torch.expm1(gap))
+    from_p = -torch.log1p((1 - beta) * torch.expm1(-gap))
+    in_q = (q * from_q).sum(-1)
+    per_token = beta * (log_p.exp() * from_p).sum(-1) + (1 - beta) * in_q
+    return per_token, q.mul_(from_q.sub_(in_q[:, None])).mul_(1 - beta)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy over labelled positions and its gradient on the logits."""
+    labelled = labels != -100
+    index = labels.clamp(min=0)[:, None]
+    log_q = torch.log_softmax(logits, -1)
+    entropy = -(log_q.gather(-1, index).squeeze(-1) * labelled).sum()
+    grad = log_q.exp_().scatter_add_(-1, index, torch.full_like(index, -1, dtype=log_q.dtype))
+    return entropy, grad.mul_(labelled[:, None])

@@ -1,0 +1,223 @@
+"""Buckets: the latent weights of several layers, laid out as one tensor of groups.
+
+A group of `g` weights with its own scale and zero point is all the grid knows about, and groups are contiguous in a row.
+So layers of any shape can be stacked as `(R, g)`, one group per row, and treated with a handful of large operations
+instead of a dozen small ones per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rqat_kernels.grid import dequantize, quantize, snap_scale
+from torch import Tensor, nn
+
+from ..contracts import QuantizedWeight
+from ..errors import ModelError, RqatError
+from ..scheme import Scheme
+
+LARGEST = 1 << 24
+"""Weights in one bucket, unless a single layer has more: temporaries stay below some 64 MiB each."""
+
+
+@dataclass
+class Bucket:
+    """Layers trained together. `R` rows (groups) of `g` weights; dtype float32 (float64 for a float64 model).
+
+    Attributes:
+        names: the layers, in the order in which they are stacked.
+        weights: the model's parameters, `(O, I)`; they hold `w_hat`.
+        latent: `w`, `(R, g)`; `(O, I)` for optimizers that look at whole matrices.
+        origin: `s_0 (R, 1)`, the scale training started from.
+        ratio: `r (R, 1)`, log of the scale relative to `origin`.
+        zero: `z (R, 1)` in codes, not rounded.
+        group: `g`.
+    """
+
+    names: list[str]
+    weights: list[nn.Parameter]
+    latent: nn.Parameter
+    origin: Tensor
+    ratio: nn.Parameter
+    zero: nn.Parameter
+    group: int
+
+    @property
+    def rows(self) -> Tensor:
+        """The latents as `(R, g)`."""
+        return self.latent.detach().view(-1, self.group)
+
+    def scale(self) -> Tensor:
+        """`s (R, 1)`, snapped, as it is in the model."""
+        return snap_scale(self.origin * self.ratio.detach().exp())
+
+    def whole_zero(self) -> Tensor:
+        """`z (R, 1)`, rounded, as it is in the model."""
+        return self.zero.detach().round()
+
+    def gradient(self) -> Tensor | None:
+        """Gradients on `w_hat`, `(R, g)`; None when no layer has one. A layer without a gradient counts as zero."""
+        if all(weight.grad is None for weight in self.weights):
+            return None
+        dtype = self.latent.dtype
+        grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights]
+        if len(grads) == 1:
+            return grads[0].to(dtype).reshape(-1, self.group)
+        return torch.cat([grad.to(dtype).reshape(-1, self.group) for grad in grads])
+
+    def write(self, max_code: int) -> None:
+        """Puts `w_hat` into the model, in place."""
+        scale, zero = self.scale(), self.whole_zero()
+        exact = dequantize(quantize(self.rows, scale, zero, max_code), scale, zero, self.latent.dtype)
+        for weight, part in zip(self.weights, self._split(exact), strict=True):
+            weight.copy_(part.view(weight.shape))
+
+    def quantized(self, max_code: int) -> Iterator[tuple[str, QuantizedWeight]]:
+        """Every layer's codes `(O, I)` uint8, scale `(O, G)` float32 and zero point `(O, G)` uint8."""
+        scale, zero = self.scale(), self.whole_zero()
+        codes = quantize(self.rows, scale, zero, max_code)
+        parts = zip(self.names, self.weights, *map(self._split, (codes, scale, zero)), strict=True)
+        for name, weight, layer_codes, layer_scale, layer_zero in parts:
+            out = weight.shape[0]
+            yield (
+                name,
+                QuantizedWeight(
+                    codes=layer_codes.reshape(weight.shape).clone(),
+                    scale=layer_scale.reshape(out, -1).float().clone(),
+                    zero=layer_zero.reshape(out, -1).to(torch.uint8),
+                ),
+            )
+
+    def latents(self) -> Iterator[tuple[str, Tensor]]:
+        """Every layer's latents `(O, I)`."""
+        for name, weight, part in zip(self.names, self.weights, self._split(self.rows), strict=True):
+            yield name, part.view(weight.shape)
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split([weight.numel() // self.group for weight in self.weights])
+
+    def layout(self) -> list[Any]:
+        """What must be equal for a saved state to fit: names and shapes, as plain values."""
+        return [[name, *weight.shape] for name, weight in zip(self.names, self.weights, strict=True)]
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint; not copies."""
+        return {
+            "latent": self.latent.detach(),
+            "origin": self.origin,
+            "ratio": self.ratio.detach(),
+            "zero": self.zero.detach(),
+        }
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a `state` of the same layout."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+    def describe(self) -> str:
+        """The layers, for an error message."""
+        few = ", ".join(f"'{name}'" for name in self.names[:3])
+        return few if len(self.names) <= 3 else f"{few} and {len(self.names) - 3} more layers"
+
+
+def plan_buckets(
+    weights: Mapping[str, nn.Parameter],
+    layers: Mapping[str, QuantizedWeight],
+    scheme: Scheme,
+    latents: Mapping[str, Tensor],
+    *,
+    flat: bool,
+) -> list[Bucket]:
+    """Stacks neighbouring layers of one group size, device and dtype up to `LARGEST` weights; one layer each unless `flat`."""
+    runs: list[list[str]] = []
+    key_of_last: tuple[Any, ...] = ()
+    size = 0
+    for name, weight in weights.items():
+        _check(name, weight, layers[name], scheme)
+        key = (scheme.group_size(weight.shape[1]), weight.device, _master_dtype(weight))
+        if runs and flat and key == key_of_last and size + weight.numel() <= LARGEST:
+            runs[-1].append(name)
+            size += weight.numel()
+        else:
+            runs.append([name])
+            size = weight.numel()
+        key_of_last = key
+    return [_bucket(names, weights, layers, scheme, latents, flat=flat) for names in runs]
+
+
+@torch.no_grad()
+def _bucket(
+    names: list[str],
+    weights: Mapping[str, nn.Parameter],
+    layers: Mapping[str, QuantizedWeight],
+    scheme: Scheme,
+    latents: Mapping[str, Tensor],
+    *,
+    flat: bool,
+) -> Bucket:
+    own = [weights[name] for name in names]
+    dtype, device = _master_dtype(own[0]), own[0].device
+    group = scheme.group_size(own[0].shape[1])
+    rows, scales, zeros = [], [], []
+    for name, weight in zip(names, own, strict=True):
+        layer = layers[name]
+        scale = layer.scale.to(device, dtype).reshape(-1, 1)
+        zero = layer.zero.to(device, dtype).reshape(-1, 1)
+        codes = layer.codes.to(device).reshape(-1, group)
+        latent = dequantize(codes, scale, zero, dtype)
+        if name in latents:
+            start = _checked_latent(name, latents[name], weight).to(device, dtype).reshape(-1, group)
+            latent = into_cells(start, codes, scale, zero, scheme.max_code)
+        rows.append(latent)
+        scales.append(scale)
+        zeros.append(zero)
+    stacked = torch.cat(rows)
+    return Bucket(
+        names=names,
+        weights=own,
+        latent=nn.Parameter(stacked if flat else stacked.view(own[0].shape)),
+        origin=torch.cat(scales),
+        ratio=nn.Parameter(torch.zeros_like(torch.cat(scales))),
+        zero=nn.Parameter(torch.cat(zeros)),
+        group=group,
+    )
+
+
+def into_cells(
+    latent: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, max_code: int, *, reach: float = 0.5
+) -> Tensor:
+    """`latent (R, g)` clamped to within `reach * s` of its code's value, so that it still quantizes to `codes`."""
+    centre = dequantize(codes, scale, zero, latent.dtype)
+    clamped = torch.minimum(torch.maximum(latent, centre - reach * scale), centre + reach * scale)
+    # A tie rounds to the even neighbour: where that is another code, stay at the centre.
+    return torch.where(quantize(clamped, scale, zero, max_code) == codes, clamped, centre)
+
+
+def _master_dtype(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _checked_latent(name: str, latent: Tensor, weight: Tensor) -> Tensor:
+    if latent.dtype not in (torch.float32, torch.float64):
+        raise RqatError(
+            f"latents of '{name}' are {str(latent.dtype).removeprefix('torch.')}: updates below its resolution would be lost.",
+            hint="Give them in float32.",
+        )
+    if latent.shape != weight.shape:
+        raise ModelError(f"latents of '{name}' are {tuple(latent.shape)}, the layer is {tuple(weight.shape)}.")
+    return latent
+
+
+def _check(name: str, weight: Tensor, layer: QuantizedWeight, scheme: Scheme) -> None:
+    out, features = weight.shape
+    groups = (out, scheme.groups(features)) if scheme.divides(features) else None
+    if layer.codes.shape != weight.shape or layer.scale.shape != groups or layer.zero.shape != groups:
+        raise ModelError(
+            f"quantized layer '{name}': codes {tuple(layer.codes.shape)}, scale {tuple(layer.scale.shape)} and zero "
+            f"{tuple(layer.zero.shape)} do not fit a weight of {tuple(weight.shape)} in scheme {scheme}.",
+            hint="Quantize the model again with this scheme.",
+        )

@@ -1,0 +1,305 @@
+"""QuantizedOptimizer: quantization-aware training as an optimizer around a plain model.
+
+The model's quantized weights always are `w_hat = (q - z) * s`, exactly what an exported checkpoint decodes to; backward
+leaves its gradient `D` on them. The latent weights `w`, the scales `s` and the zero points `z` live here. A step
+
+    1. maps `D` to `(gw, gs, gz)` by the straight-through formulas of `rqat_kernels.latent_step`; they are linear in `D`
+       and `w, s, z` do not change within a step, so this is exact under gradient accumulation;
+    2. lets an ordinary torch optimizer update `(w, s, z)`;
+    3. snaps the scales, requantizes and writes the new `w_hat` into the model.
+
+Scales are `s = snap_scale(s_0 * exp(r))` with `r` trained from 0, so that their learning rate is relative to the scale
+itself: Adam at `scale_lr=1e-3` moves a scale by about 0.1 % per step. Zero points are trained in units of codes, clamped
+to the codes' range and rounded, straight through.
+
+Everything else that is trained (norms, biases, linear layers left out) has a float32 master here, and the model receives
+it rounded to bfloat16, so that saving a checkpoint in bfloat16 moves nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from rqat_kernels.latent_step import latent_step
+from torch import Tensor, nn
+
+from ..contracts import QuantizedWeight
+from ..errors import ModelError, NumericsError, RqatError, RunError
+from ..scheme import Scheme
+from .buckets import Bucket, plan_buckets
+
+FORMAT = 1
+"""Version of `state_dict`'s layout."""
+
+ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
+"""Optimizers that treat every number by itself: their layers are trained as one flat tensor, which is much faster."""
+
+UNSUITABLE = {
+    "LBFGS": "it needs a closure",
+    "Muon": "it orthogonalizes matrices",
+    "SparseAdam": "it is for sparse gradients",
+}
+
+
+class QuantizedOptimizer(torch.optim.Optimizer):
+    """Trains the quantized model `model`, whose weights stay on the grid at every moment.
+
+    Args:
+        model: a plain model. Parameters that are not trained get `requires_grad=False`, so that no gradient is computed.
+        layers: full name of each quantized linear layer -> its codes, scale and zero point.
+        scheme: the grid they are on.
+        inner: class of the optimizer that updates latents, scales and zero points.
+        lr: learning rate of the latent weights.
+        scale_lr: of the scales, relative to the scale itself; None freezes them.
+        zero_lr: of the zero points, in codes; None freezes them, as does a symmetric scheme.
+        other_lr: of everything else but embeddings and lm_head; None freezes it.
+        weight_decay: of the latent weights.
+        lsq: multiply the gradients of scales and zero points by `1 / sqrt(g Q)` (arXiv 1902.08153, section 2.2).
+        latents: start of the latent weights by layer, `(O, I)` in float32 or wider; they are clamped into the cells of
+            their codes, so that the first forward pass is still the quantized model. Missing ones start at `w_hat`.
+        inner_options: more arguments for `inner`.
+
+    Raises:
+        ModelError: a layer that is not in the model, is tied to another one, or has another shape.
+        RqatError: an unsuitable optimizer, or latents in 16 bits, which lose small updates without a word.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, QuantizedWeight],
+        scheme: Scheme,
+        *,
+        inner: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        lr: float,
+        scale_lr: float | None = None,
+        zero_lr: float | None = None,
+        other_lr: float | None = None,
+        weight_decay: float = 0.0,
+        lsq: bool = False,
+        latents: Mapping[str, Tensor] | None = None,
+        inner_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if inner.__name__ in UNSUITABLE:
+            raise RqatError(
+                f"optimizer '{inner.__name__}' cannot train quantized weights: {UNSUITABLE[inner.__name__]}.",
+                hint=f"Use one of {', '.join(ELEMENTWISE)}.",
+            )
+        self.scheme = scheme
+        self.lsq = lsq
+        self.steps_done = 0
+        self._trains_scale = scale_lr is not None
+        self._trains_zero = zero_lr is not None and not scheme.symmetric
+        weights = _weights_of(model, layers)
+        self.buckets = plan_buckets(weights, layers, scheme, latents or {}, flat=inner.__name__ in ELEMENTWISE)
+        self.others = _other_parameters(model, weights) if other_lr is not None else {}
+        trained = {id(p) for p in [*weights.values(), *self.others.values()]}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        self.masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in self.others.items()}
+
+        groups: list[dict[str, Any]] = [
+            {"name": "latents", "params": [b.latent for b in self.buckets], "lr": lr, "weight_decay": weight_decay}
+        ]
+        if self._trains_scale:
+            groups.append(
+                {"name": "scales", "params": [b.ratio for b in self.buckets], "lr": scale_lr, "weight_decay": 0.0}
+            )
+        if self._trains_zero:
+            groups.append(
+                {"name": "zeros", "params": [b.zero for b in self.buckets], "lr": zero_lr, "weight_decay": 0.0}
+            )
+        if self.masters:
+            groups.append(
+                {"name": "others", "params": list(self.masters.values()), "lr": other_lr, "weight_decay": 0.0}
+            )
+        accepted = inspect.signature(inner).parameters
+        options = {"fused": True} if "fused" in accepted else {}
+        if "weight_decay" not in accepted:
+            for group in groups:
+                del group["weight_decay"]
+        self.inner = inner(groups, **{**options, **(inner_options or {})})
+        # The very same group dicts: a scheduler that sets this optimizer's learning rates sets the inner one's.
+        super().__init__(self.inner.param_groups, self.inner.defaults)
+        self._share_inner()
+        self._write_model()
+
+    def _share_inner(self) -> None:
+        self.state = self.inner.state
+        self.param_groups = self.inner.param_groups
+
+    # ------------------------------------------------------------------------------------------------ the step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update, in place, from the gradients that backward left on the model's parameters.
+
+        Buckets are done one after the other, so that no more than one bucket's gradients exist beside the model's own.
+
+        Raises:
+            NumericsError: a gradient is not finite; names the layers. Nothing of the bucket has been changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.steps_done += 1
+        for bucket in self.buckets:
+            self._step_bucket(bucket)
+        self._step_others()
+        return loss
+
+    def _step_bucket(self, bucket: Bucket) -> None:
+        grad = bucket.gradient()
+        if grad is None:
+            return
+        scale, zero = bucket.scale(), bucket.whole_zero()
+        gw, gs, gz = latent_step(grad, bucket.rows, scale, zero, self.scheme.max_code, lsq=self.lsq)
+        if not torch.isfinite(gs.sum()):
+            raise NumericsError(
+                f"step {self.steps_done}: the gradient of {bucket.describe()} is not finite.",
+                hint="Lower the learning rate, or look at the last lines of training.jsonl for the step where it starts.",
+            )
+        bucket.latent.grad = gw.view_as(bucket.latent)
+        if self._trains_scale:
+            bucket.ratio.grad = gs.mul_(scale)
+        if self._trains_zero:
+            bucket.zero.grad = gz
+        self.inner.step()
+        bucket.latent.grad = bucket.ratio.grad = bucket.zero.grad = None
+        bucket.zero.clamp_(0, self.scheme.max_code)
+        bucket.write(self.scheme.max_code)
+
+    def _step_others(self) -> None:
+        if not self.masters:
+            return
+        for name, master in self.masters.items():
+            grad = self.others[name].grad
+            master.grad = None if grad is None else grad.to(master.dtype)
+            if master.grad is not None and not torch.isfinite(master.grad).all():
+                raise NumericsError(
+                    f"step {self.steps_done}: the gradient of '{name}' is not finite.", hint="Lower other_lr."
+                )
+        self.inner.step()
+        for name, master in self.masters.items():
+            master.grad = None
+            _write_rounded(self.others[name], master)
+
+    def _write_model(self) -> None:
+        with torch.no_grad():
+            for bucket in self.buckets:
+                bucket.write(self.scheme.max_code)
+            for name, master in self.masters.items():
+                _write_rounded(self.others[name], master)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of the model's trained parameters."""
+        for parameter in [*(w for b in self.buckets for w in b.weights), *self.others.values()]:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    # ------------------------------------------------------------------------------------------------ what is held
+
+    @torch.no_grad()
+    def quantized_layers(self) -> dict[str, QuantizedWeight]:
+        """Codes, scales and zero points of every layer, as they are in the model now, for saving."""
+        return {name: weight for bucket in self.buckets for name, weight in bucket.quantized(self.scheme.max_code)}
+
+    @torch.no_grad()
+    def latents(self) -> dict[str, Tensor]:
+        """Latent weights `(O, I)` of every layer: views, not copies."""
+        return {name: latent for bucket in self.buckets for name, latent in bucket.latents()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bit-equal resume needs: plain dicts, lists, numbers and tensors."""
+        return {
+            "format": FORMAT,
+            "scheme": str(self.scheme),
+            "steps_done": self.steps_done,
+            "layout": [bucket.layout() for bucket in self.buckets],
+            "buckets": [bucket.state() for bucket in self.buckets],
+            "masters": {name: master.detach() for name, master in self.masters.items()},
+            "inner": self.inner.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a `state_dict` of an optimizer over the same model and writes the weights it stands for into the model.
+
+        Raises:
+            RunError: the state is of another scheme, other layers or other shapes.
+        """
+        mine, theirs = self._identity(), _identity_of(state_dict)
+        wrong = [key for key in mine if mine[key] != theirs.get(key)]
+        if wrong:
+            raise RunError(
+                f"the saved optimizer state does not fit this model: {', '.join(wrong)} differ.",
+                hint="Delete the step's .partial folder to train it from its start.",
+            )
+        for bucket, saved in zip(self.buckets, state_dict["buckets"], strict=True):
+            bucket.load(saved)
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(state_dict["masters"][name])
+        self.steps_done = int(state_dict["steps_done"])
+        self.inner.load_state_dict(state_dict["inner"])
+        self._share_inner()
+        self._write_model()
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "scheme": str(self.scheme),
+            "layers": [bucket.layout() for bucket in self.buckets],
+            "other parameters": {name: tuple(master.shape) for name, master in self.masters.items()},
+        }
+
+
+def _identity_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "format": state.get("format"),
+        "scheme": state.get("scheme"),
+        "layers": state.get("layout"),
+        "other parameters": {name: tuple(master.shape) for name, master in state.get("masters", {}).items()},
+    }
+
+
+def _write_rounded(parameter: nn.Parameter, master: Tensor) -> None:
+    parameter.copy_(master.to(torch.bfloat16))
+
+
+def _weights_of(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The weight of every layer in `layers`; refuses one that is missing or shared with another module."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    weights: dict[str, nn.Parameter] = {}
+    for layer in layers:
+        try:
+            weight = model.get_submodule(layer).weight
+        except AttributeError:
+            raise ModelError(
+                f"quantized layer '{layer}' is not in the model.",
+                hint="The checkpoint belongs to another architecture.",
+            ) from None
+        if len(owners[id(weight)]) > 1:
+            raise ModelError(
+                f"quantized layer '{layer}' shares its weight with {', '.join(owners[id(weight)])}.",
+                hint="Leave it out with quantize.skip.",
+            )
+        weights[layer] = weight
+    return weights
+
+
+def _other_parameters(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Everything that is neither quantized nor an embedding nor the output head."""
+    left_out = {id(weight) for weight in weights.values()}
+    for accessor in ("get_input_embeddings", "get_output_embeddings"):
+        module = getattr(model, accessor, lambda: None)()
+        if module is not None:
+            left_out |= {id(parameter) for parameter in module.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in left_out and p.is_floating_point()}

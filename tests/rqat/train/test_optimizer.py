@@ -1,0 +1,312 @@
+"""QuantizedOptimizer: the model stays on the grid, gradients are those of fake quantization, a resume is bit-equal."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from rqat_kernels.grid import dequantize, fit_minmax, quantize, snap_scale
+from torch import Tensor, nn
+
+from rqat.contracts import QuantizedWeight
+from rqat.errors import ModelError, NumericsError, RqatError, RunError
+from rqat.scheme import Scheme
+from rqat.train.optimizer import QuantizedOptimizer
+
+SCHEMES = [Scheme.parse(s) for s in ("w2g16", "w3g32", "w4-row", "w2g16-sym", "w8g32")]
+
+
+def quantized(model: nn.Module, scheme: Scheme) -> dict[str, QuantizedWeight]:
+    """Rounds every linear layer of `model` in place."""
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            weight = module.weight.data
+            scale, zero = fit_minmax(
+                weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric
+            )
+            layers[name] = QuantizedWeight(quantize(weight, scale, zero, scheme.max_code), scale, zero.to(torch.uint8))
+            weight.copy_(dequantize(layers[name].codes, scale, zero, weight.dtype))
+    return layers
+
+
+def toy(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.Tanh(), nn.Linear(64, 32, bias=False)).to(dtype)
+
+
+def built(
+    scheme: Scheme, dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[nn.Sequential, QuantizedOptimizer]:
+    model = toy(dtype)
+    layers = quantized(model, scheme)
+    options = {"lr": 1e-2, "scale_lr": 1e-2, "zero_lr": 1e-2, "other_lr": 1e-2, **options}
+    return model, QuantizedOptimizer(model, layers, scheme, **options)
+
+
+def backward(model: nn.Module, seed: int, rows: int = 8, share: float = 1.0) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    dtype = next(model.parameters()).dtype
+    x, y = torch.randn(rows, 32, generator=generator).to(dtype), torch.randn(rows, 32, generator=generator).to(dtype)
+    loss = (model(x) - y).square().mean() * share
+    loss.backward()
+    return loss.item()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_on_the_grid_after_every_step(scheme: Scheme, dtype: torch.dtype) -> None:
+    model, optimizer = built(scheme, dtype)
+    before = copy.deepcopy(model.state_dict())
+    for step in range(4):
+        backward(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, layer in optimizer.quantized_layers().items():
+            weight = model.get_submodule(name).weight
+            assert weight.dtype == dtype
+            assert torch.equal(weight, dequantize(layer.codes, layer.scale, layer.zero, dtype))
+            assert int(layer.codes.max()) <= scheme.max_code
+            assert torch.equal(layer.scale, snap_scale(layer.scale))
+            assert layer.codes.dtype == layer.zero.dtype == torch.uint8
+    moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert moved == list(before)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_nothing_moves_before_the_first_step(scheme: Scheme) -> None:
+    """With latents far outside their cells, too: they are clamped into them."""
+    reference = toy()
+    layers = quantized(reference, scheme)
+    model = toy()
+    latents = {name: torch.randn_like(layer.codes, dtype=torch.float32) for name, layer in layers.items()}
+    model.load_state_dict(reference.state_dict())
+    optimizer = QuantizedOptimizer(model, layers, scheme, lr=1e-3, latents=latents)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), reference.state_dict().values(), strict=True)
+    )
+    for name, layer in optimizer.quantized_layers().items():
+        assert torch.equal(layer.codes, layers[name].codes)
+        assert not torch.equal(optimizer.latents()[name], model.get_submodule(name).weight)
+
+
+class FakeQuant(torch.autograd.Function):
+    """Rounds in the forward pass, is the identity in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if not s.symmetric], ids=str)
+def test_equals_autograd_through_fake_quantization_in_float64(scheme: Scheme) -> None:
+    """Three SGD steps on (w, r, z) by hand, with the quantizer in the forward pass, give the same latents to 1e-12."""
+    model, optimizer = built(
+        scheme, torch.float64, inner=torch.optim.SGD, other_lr=None, lr=0.5, scale_lr=0.3, zero_lr=5.0
+    )
+    names = list(optimizer.quantized_layers())
+    mine: dict[str, list[Tensor]] = {}
+    for name, layer in optimizer.quantized_layers().items():
+        mine[name] = [
+            optimizer.latents()[name].clone(),
+            torch.zeros_like(layer.scale, dtype=torch.float64),
+            layer.zero.double(),
+            layer.scale.double(),
+        ]
+    for step in range(3):
+        backward(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        leaves = {name: [t.clone().requires_grad_() for t in tensors[:3]] for name, tensors in mine.items()}
+        weights = {}
+        for name, (w, r, z) in leaves.items():
+            exact = mine[name][3] * r.exp()
+            s = exact + (snap_scale(exact).double() - exact).detach()
+            groups = w.view(*s.shape, -1)
+            codes = (FakeQuant.apply(groups / s[..., None]) + FakeQuant.apply(z)[..., None]).clamp(0, scheme.max_code)
+            weights[f"{name}.weight"] = ((codes - FakeQuant.apply(z)[..., None]) * s[..., None]).view(w.shape)
+        generator = torch.Generator().manual_seed(step)
+        x, y = (torch.randn(8, 32, generator=generator).double() for _ in range(2))
+        (torch.func.functional_call(model, weights, x) - y).square().mean().backward()
+        with torch.no_grad():
+            for name in names:
+                for i, rate in enumerate((0.5, 0.3, 5.0)):
+                    # Snapping passes the gradient on as d s / d r = s with the snapped scale; by hand it is the exact one.
+                    gradient = leaves[name][i].grad
+                    if i == 1:
+                        exact = mine[name][3] * leaves[name][1].exp()
+                        gradient = gradient / exact * snap_scale(exact).double()
+                    mine[name][i] = leaves[name][i].detach() - rate * gradient
+                mine[name][2].clamp_(0, scheme.max_code)
+        for name in names:
+            torch.testing.assert_close(optimizer.latents()[name], mine[name][0], rtol=0, atol=1e-12)
+        for bucket in optimizer.buckets:
+            ratios = torch.cat([mine[name][1].reshape(-1, 1) for name in bucket.names])
+            torch.testing.assert_close(bucket.ratio.detach(), ratios, rtol=0, atol=1e-12)
+            zeros = torch.cat([mine[name][2].reshape(-1, 1) for name in bucket.names])
+            torch.testing.assert_close(bucket.zero.detach(), zeros, rtol=0, atol=1e-12)
+
+
+def test_gradients_may_be_accumulated_over_micro_batches() -> None:
+    states = []
+    for pieces in (1, 4):
+        model, optimizer = built(SCHEMES[0], torch.float64)
+        generator = torch.Generator().manual_seed(9)
+        x, y = (torch.randn(8, 32, generator=generator).double() for _ in range(2))
+        for part_x, part_y in zip(x.chunk(pieces), y.chunk(pieces), strict=True):
+            ((model(part_x) - part_y).square().sum() / y.numel()).backward()
+        optimizer.step()
+        states.append(optimizer.latents())
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("inner", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adafactor])
+def test_resume_is_bit_equal(inner: type[torch.optim.Optimizer]) -> None:
+    scheme = SCHEMES[0]
+    options = {} if inner is not torch.optim.SGD else {"inner_options": {"momentum": 0.9}}
+    model, optimizer = built(scheme, inner=inner, **options)
+    for step in range(3):
+        backward(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    second_model, second = built(scheme, inner=inner, **options)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for one, two in ((model, second_model),):
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    for step in range(3, 6):
+        for one, opt in ((model, optimizer), (second_model, second)):
+            backward(one, step)
+            opt.step()
+            opt.zero_grad()
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), second_model.state_dict().values(), strict=True)
+    )
+    for name, latent in optimizer.latents().items():
+        assert torch.equal(latent, second.latents()[name])
+
+
+def test_a_state_of_another_scheme_or_other_layers_is_refused() -> None:
+    _, optimizer = built(SCHEMES[0])
+    with pytest.raises(RunError, match="scheme"):
+        built(SCHEMES[1])[1].load_state_dict(optimizer.state_dict())
+    with pytest.raises(RunError, match="other parameters"):
+        built(SCHEMES[0], other_lr=None)[1].load_state_dict(optimizer.state_dict())
+    model = toy()
+    layers = quantized(model, SCHEMES[0])
+    layers.pop("0")
+    with pytest.raises(RunError, match="layers"):
+        QuantizedOptimizer(model, layers, SCHEMES[0], lr=1e-3).load_state_dict(optimizer.state_dict())
+
+
+def test_schedulers_scale_every_learning_rate_of_the_inner_optimizer() -> None:
+    model, optimizer = built(SCHEMES[0], lr=1.0, scale_lr=0.1, zero_lr=0.01, other_lr=0.001)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    for step in range(2):
+        backward(model, step)
+        optimizer.step()
+        scheduler.step()
+    rates = {group["name"]: group["lr"] for group in optimizer.inner.param_groups}
+    assert rates == pytest.approx({"latents": 0.25, "scales": 0.025, "zeros": 0.0025, "others": 0.00025})
+    optimizer.load_state_dict(optimizer.state_dict())
+    scheduler.step()
+    assert optimizer.inner.param_groups[0]["lr"] == pytest.approx(0.125)
+
+
+def test_what_is_not_trained_costs_no_gradient() -> None:
+    model, optimizer = built(SCHEMES[0], scale_lr=None, zero_lr=None, other_lr=None)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"0.weight", "3.weight"}
+    before = optimizer.quantized_layers()
+    backward(model, 0)
+    optimizer.step()
+    for name, layer in optimizer.quantized_layers().items():
+        assert torch.equal(layer.scale, before[name].scale)
+        assert torch.equal(layer.zero, before[name].zero)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_is_not_quantized_is_held_in_float32_and_shown_in_bfloat16() -> None:
+    model, optimizer = built(SCHEMES[0], other_lr=1e-5)
+    backward(model, 0)
+    optimizer.step()
+    norm, master = model[1].weight, optimizer.masters["1.weight"]
+    assert torch.equal(norm, norm.bfloat16().float())
+    assert torch.equal(norm, master.bfloat16().float())
+    assert not torch.equal(norm, master)
+
+
+def test_converges_on_a_toy_problem() -> None:
+    """Two-bit weights learn what a two-bit teacher knows; rounding alone does not."""
+    scheme = Scheme.parse("w2g16")
+    model, optimizer = built(scheme, lr=2e-3, scale_lr=2e-3, zero_lr=None, other_lr=1e-3)
+    torch.manual_seed(5)
+    teacher = nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.Tanh(), nn.Linear(64, 32, bias=False))
+    losses = []
+    for _ in range(200):
+        x = torch.randn(64, 32)
+        loss = (model(x) - teacher(x).detach()).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.35 * sum(losses[:10])
+
+
+def test_a_gradient_that_is_not_finite_names_the_step_and_the_layer() -> None:
+    model, optimizer = built(SCHEMES[0])
+    backward(model, 0)
+    model[3].weight.grad[0, 0] = torch.nan
+    latents = {name: latent.clone() for name, latent in optimizer.latents().items()}
+    with pytest.raises(NumericsError, match="step 1.*'0', '3'"):
+        optimizer.step()
+    assert all(torch.equal(latents[name], latent) for name, latent in optimizer.latents().items())
+
+
+def test_latents_in_16_bits_and_unsuitable_optimizers_are_refused() -> None:
+    model = toy()
+    layers = quantized(model, SCHEMES[0])
+    half = {"0": model[0].weight.detach().bfloat16()}
+    with pytest.raises(RqatError, match="latents of '0' are bfloat16"):
+        QuantizedOptimizer(model, layers, SCHEMES[0], lr=1e-3, latents=half)
+    with pytest.raises(RqatError, match="'LBFGS' cannot"):
+        QuantizedOptimizer(model, layers, SCHEMES[0], lr=1e-3, inner=torch.optim.LBFGS)
+
+
+def test_layers_that_do_not_fit_the_model_are_refused() -> None:
+    model = toy()
+    layers = quantized(model, SCHEMES[0])
+    with pytest.raises(ModelError, match="'9' is not in the model"):
+        QuantizedOptimizer(model, {"9": layers["0"]}, SCHEMES[0], lr=1e-3)
+    with pytest.raises(ModelError, match="do not fit"):
+        QuantizedOptimizer(model, {"3": layers["0"]}, SCHEMES[0], lr=1e-3)
+    model[3].weight = nn.Parameter(torch.zeros(64, 32))
+    model[0].weight = model[3].weight
+    with pytest.raises(ModelError, match="shares its weight"):
+        QuantizedOptimizer(model, {"0": layers["0"]}, SCHEMES[0], lr=1e-3)
+
+
+def test_layers_are_stacked_without_changing_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for largest in (1 << 24, 1):
+        monkeypatch.setattr("rqat.train.buckets.LARGEST", largest)
+        model, optimizer = built(SCHEMES[0])
+        assert len(optimizer.buckets) == (1 if largest > 1 else 2)
+        for step in range(3):
+            backward(model, step)
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(optimizer.latents())
+    for name, latent in results[0].items():
+        assert torch.equal(latent, results[1][name])
