@@ -10,7 +10,8 @@ Beyond the keys of `rqat.keys` a recipe file may hold
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from .problems import Keys, Place, model_at, problems_of, unknown_key
 from .yaml_lines import parse_value, read_yaml
 
 if TYPE_CHECKING:
-    from .registry import Kind, Registry
+    from .registry import Card, Kind, Registry
 
 NAMED_BY: dict[type[BaseModel], str] = {
     ModelKeys: "path",
@@ -108,21 +109,26 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     """
     path = find_recipe(name)
     data, origins = _read(path, ())
+    return _validated(data, origins, path, overrides)
+
+
+def built_recipe(data: Mapping[str, Any], flags: Mapping[Keys, str], overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """A recipe that a command built; `flags` says which flag the value under some keys came from."""
+    data = deepcopy(dict(data))
+    _spell_out(data)
+    return _validated(data, dict(flags), None, overrides)
+
+
+def _validated(
+    data: dict[str, Any], origins: dict[Keys, str], path: Path | None, overrides: Sequence[str]
+) -> LoadedRecipe:
     problems: list[str] = []
     for override in overrides:
         try:
             _override(override, data, origins)
         except RecipeError as error:
             problems += error.problems
-    return _validated(data, Place(origins), path, problems)
-
-
-def built_recipe(data: Mapping[str, Any], flags: Mapping[Keys, str]) -> LoadedRecipe:
-    """A recipe that a command built; `flags` says which flag the value under some keys came from."""
-    return _validated(dict(data), Place(flags), None, [])
-
-
-def _validated(data: dict[str, Any], place: Place, path: Path | None, problems: list[str]) -> LoadedRecipe:
+    place = Place(origins)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -253,29 +259,29 @@ def _index(part: str, entries: list[Any], keys: Keys, flag: str) -> int:
     raise RecipeError([f"{flag}: '{dotted}' has no entry '{part}'; write 0 to {len(entries) - 1}{shown}."])
 
 
-# -------------------------------------------------------------------------------------------------------- schema
-
-
-def json_schema(registry: Registry) -> dict[str, Any]:
+def json_schema(registry: Registry | None = None) -> dict[str, Any]:
     """JSON schema of a recipe file with the options of every known plugin, for editors."""
-    schema = Recipe.model_json_schema(ref_template="#/$defs/{model}")
+    if registry is None:
+        from .registry import Registry
+
+        registry = Registry.discover()
+    schema = Recipe.model_json_schema()
     definitions = schema["$defs"]
     schema["title"] = "rqat recipe"
-    schema["properties"]["extends"] = {"type": "string", "description": "A shipped recipe or a file to start from."}
-    schema["required"] = []  # an extending recipe leaves out what its parent has
-    for model, kind in _PLUGIN_KIND.items():
-        host = definitions[model.__name__]
-        host["additionalProperties"] = True
-        host["allOf"] = list(_conditions(registry, kind, NAMED_BY[model]))
-        host["properties"][NAMED_BY[model]]["examples"] = [card.name for card in registry.cards(kind)]
+    schema["properties"]["extends"] = {"type": "string", "description": "A recipe to start from: a name or a file."}
+    schema["required"] = []  # a recipe that extends another leaves out what that one has
     for model, key in NAMED_BY.items():
-        definition = definitions[model.__name__]
-        mapping = {**definition, "required": [name for name in definition.get("required", ()) if name != key]}
+        mapping = definitions[model.__name__]
+        kind = _KIND_OF.get(model)
+        if kind is not None:
+            mapping["properties"][key]["examples"] = [card.name for card in registry.cards(kind)]
+            mapping["allOf"] = [_when_named(key, card, definitions) for card in registry.cards(kind)]
+        mapping["required"] = [name for name in mapping.get("required", ()) if name == key and kind is None]
         definitions[model.__name__] = {"anyOf": [{"type": "string"}, mapping]}
     return schema
 
 
-_PLUGIN_KIND: dict[type[BaseModel], Kind] = {
+_KIND_OF: dict[type[BaseModel], Kind] = {
     CalibrationKeys: "source",
     DataKeys: "source",
     QuantizeKeys: "quantizer",
@@ -285,9 +291,9 @@ _PLUGIN_KIND: dict[type[BaseModel], Kind] = {
 }
 
 
-def _conditions(registry: Registry, kind: Kind, key: str) -> Iterator[dict[str, Any]]:
-    """`if` the mapping names a plugin, `then` these are its options."""
-    for card in registry.cards(kind):
-        options = card.options.model_json_schema(ref_template="#/$defs/{model}")
-        then = {name: options[name] for name in ("properties", "required", "$defs") if name in options}
-        yield {"if": {"properties": {key: {"const": card.name}}, "required": [key]}, "then": then}
+def _when_named(key: str, card: Card, definitions: dict[str, Any]) -> dict[str, Any]:
+    """`if` the mapping names this plugin, `then` these are its options."""
+    options = card.options.model_json_schema()
+    definitions.update(options.get("$defs", {}))
+    then = {name: options[name] for name in ("properties", "required") if name in options}
+    return {"if": {"properties": {key: {"const": card.name}}, "required": [key]}, "then": then}

@@ -104,15 +104,15 @@ class BrokenPlugin:
     Attributes:
         name: its module.
         owner: its distribution.
-        reason: what went wrong, in one line.
+        error: what went wrong, in one line.
     """
 
     name: str
     owner: str
-    reason: str
+    error: str
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.owner}): {self.reason}"
+        return f"{self.name} ({self.owner}): {self.error}"
 
 
 @dataclass
@@ -189,7 +189,7 @@ class Registry:
             host_keys = KINDS[card.kind][2]
             raise RecipeError(problems_of(error, card.options, place, also_known=host_keys)) from None
         problems: list[str] = []
-        for name, index, part in _parts(options):
+        for name, index, part in parts_of(options):
             inside = place.at(name, index)
             try:
                 self.options(self.card("source", part.source, inside.at("source")), part.options, inside)
@@ -205,7 +205,7 @@ class Registry:
         """Imports the class behind a card and builds it; a source made of others gets them through `combine`."""
         made = self.load_class(card)(options)
         if card.kind == "source":
-            parts = [part for _, _, part in _parts(options)]
+            parts = [part for _, _, part in parts_of(options)]
             if parts:
                 made.combine([self._make_part(part) for part in parts])
         return made
@@ -351,8 +351,8 @@ class Registry:
         card = self.card("source", part.source)
         return self.make(card, self.options(card, part.options))
 
-    def _report(self, name: str, owner: str, reason: str) -> None:
-        self.broken.append(BrokenPlugin(name, owner, reason))
+    def _report(self, name: str, owner: str, error: str) -> None:
+        self.broken.append(BrokenPlugin(name, owner, error))
 
 
 def _checked(card: Card) -> Card:
@@ -375,11 +375,10 @@ def _checked(card: Card) -> Card:
     return card
 
 
-def _parts(options: Options) -> Iterator[tuple[str, int, Part]]:
-    """Every `rqat.Part` in the options, with the option's name and its index."""
-    for name in type(options).model_fields:
-        value = getattr(options, name)
-        if isinstance(value, Sequence) and not isinstance(value, str):
+def parts_of(options: Options) -> Iterator[tuple[str, int, Part]]:
+    """Every `rqat.Part` in a source's options, with the option's name and its index."""
+    for name, value in options:
+        if isinstance(value, (list, tuple)):
             yield from ((name, index, part) for index, part in enumerate(value) if isinstance(part, Part))
 
 
