@@ -1,7 +1,7 @@
 """The process that asks math-verify whether two answers are equal; `grade.py` starts it and kills it when it hangs.
 
 Run as a script: reads one JSON object per line (`{"gold", "answer", "seconds"}`) and writes one word per line. It
-imports nothing of rqat, so that starting it again after a kill is cheap. Simplifying an answer such as `9^{9^{9^9}}` can
+imports nothing of rqat, so that starting it again after a kill is cheap. Simplifying an answer like `9^{9^{9^9}}` can
 take for ever inside C code, where no exception reaches; so the alarm keeps its default action, which ends the process.
 """
 

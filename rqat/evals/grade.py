@@ -72,10 +72,8 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|[+-]?\.[0-9]+")
 _BASED = re.compile(r"([0-9A-Z]+)_\{?([0-9]+|[a-z]+)\}?")
-_BASE_NAMES = {
-    **{"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10},
-    **{"eleven": 11, "twelve": 12, "sixteen": 16},
-}
+_BASE_WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_BASE_NAMES = {word: base for base, word in enumerate(_BASE_WORDS, start=2)} | {"sixteen": 16}
 
 
 def grade(completion: str, answer: str, *, timeout_s: float = 5.0, forms: Sequence[Form] = ("boxed",)) -> Verdict:

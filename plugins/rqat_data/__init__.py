@@ -1,0 +1,109 @@
+"""Where rows come from: files (`jsonl`, `text`), GSM8K, the Hugging Face hub, and mixtures of other sources.
+
+Every source keeps train, validation and test apart and gives the same rows in the same order for the same seed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+import rqat
+
+RowField = Literal["text", "prompt", "completion", "answer"]
+
+
+class JsonlOptions(rqat.Options):
+    """Options of `jsonl`.
+
+    Attributes:
+        path: a `.jsonl` or `.jsonl.gz` file, one object per line.
+        fields: which of a file's fields is which of a row's, e.g. `{prompt: problem, completion: generated_solution}`;
+            without it the file's fields are called `text`, or `prompt`, `completion` and `answer`.
+        validation: share of the rows set aside for the split `validation`, chosen by a hash of the row.
+        shuffle: mix the order of the rows, by the seed.
+    """
+
+    path: str
+    fields: dict[RowField, str] = Field(default_factory=dict)
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    shuffle: bool = True
+
+
+class TextOptions(rqat.Options):
+    """Options of `text`.
+
+    Attributes:
+        path: a plain text file, or a `.gz` of one.
+        split_at: what separates documents: an empty line, a line break, or nothing (the whole file is one).
+        min_chars: documents shorter than this are left out.
+        validation: share of the documents set aside for the split `validation`, chosen by a hash of the text.
+        shuffle: mix the order of the documents, by the seed.
+    """
+
+    path: str
+    split_at: Literal["paragraph", "line", "file"] = "paragraph"
+    min_chars: Annotated[int, Field(ge=1)] = 1
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    shuffle: bool = True
+
+
+class Gsm8kOptions(rqat.Options):
+    """Options of `gsm8k`.
+
+    Attributes:
+        path: a folder with `train.jsonl` (or `.jsonl.gz`), or that file; without it `$RQAT_DATA/gsm8k` if there is one,
+            else `openai/gsm8k` from the hub.
+        validation: share of the train split, chosen by a hash of the problem, that forms the split `validation`.
+        instruction: put after each question; by default the one that the task `gsm8k` puts there.
+        shuffle: mix the order of the problems, by the seed.
+    """
+
+    path: str | None = None
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
+    shuffle: bool = True
+
+
+class HubOptions(rqat.Options):
+    """Options of `hub`.
+
+    Attributes:
+        name: a data set's name on the hub ("open-r1/OpenR1-Math-220k").
+        config: its configuration, where it has several.
+        revision: commit or branch; None is the default branch.
+        fields: which column is which field of a row, as in `jsonl`.
+        splits: which split of the data set to read for ours; splits that are not listed are not there.
+        shuffle: mix the order of the rows, by the seed.
+    """
+
+    name: str
+    config: str | None = None
+    revision: str | None = None
+    fields: dict[RowField, str] = Field(default_factory=dict)
+    splits: dict[rqat.Split, str] = Field(default_factory=lambda: {"train": "train"})
+    shuffle: bool = True
+
+
+class MixOptions(rqat.Options):
+    """Options of `mix`.
+
+    Attributes:
+        parts: sources with weights and options: `[{source: gsm8k, weight: 0.8}, {source: text, weight: 0.2, ...}]`.
+        exhausted: what happens when a part has no rows left: `stop` ends the mixture, so that the weights hold to the
+            end; `cycle` starts that part again, until the part that lasts longest has been read once.
+    """
+
+    parts: Annotated[list[rqat.Part], Field(min_length=1)]
+    exhausted: Literal["stop", "cycle"] = "stop"
+
+
+@rqat.hookimpl
+def register_sources(register: rqat.hookspecs.Register) -> None:
+    """The cards of all five."""
+    register("jsonl", options=JsonlOptions, load=".files:Jsonl", summary="rows of a JSON-lines file")
+    register("text", options=TextOptions, load=".files:Text", summary="documents of a plain text file", domain="text")
+    register("gsm8k", options=Gsm8kOptions, load=".gsm8k:Gsm8k", summary="grade-school maths, solved", domain="math")
+    register("hub", options=HubOptions, load=".hub:Hub", summary="a data set of the Hugging Face hub")
+    register("mix", options=MixOptions, load=".mix:Mix", summary="a weighted mixture of other sources")

@@ -1,0 +1,126 @@
+"""MATH-500 and GSM8K: where their problems are, and how completions are graded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import rqat
+from rqat.evals.grade import Form, grade
+
+from . import MathOptions
+
+
+class MathTask(rqat.Task):
+    """A file of problems with an instruction after each.
+
+    Class attributes:
+        file: where the problems lie under `$RQAT_DATA`.
+        hub: name and configuration of the data set on the hub.
+        question: field of the problem.
+        forms: where an answer may stand in a completion.
+    """
+
+    options: MathOptions
+    file: ClassVar[str]
+    hub: ClassVar[tuple[str, str | None]]
+    question: ClassVar[str]
+    forms: ClassVar[tuple[Form, ...]] = ("boxed",)
+
+    def problems(self) -> Sequence[rqat.Row]:
+        """See `rqat.Task`."""
+        rows = [self._row(place, record) for place, record in self._records()]
+        if not rows:
+            raise rqat.DataError(f"'{self.options.data or self.hub[0]}' holds no problems.", hint="Check `data`.")
+        return rows
+
+    def grade(self, completion: str, answer: str) -> rqat.Verdict:
+        """See `rqat.Task`."""
+        return grade(completion, answer, timeout_s=self.options.timeout_s, forms=self.forms)
+
+    def answer_of(self, record: dict[str, Any]) -> str:
+        """The right answer of a problem."""
+        return str(record["answer"])
+
+    def _row(self, place: str, record: Any) -> rqat.Row:
+        try:
+            question, answer = record[self.question].strip(), self.answer_of(record)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise rqat.DataError(
+                f"{place}: a problem needs the fields '{self.question}' and 'answer'.", hint="Check `data`."
+            ) from error
+        if self.options.instruction:
+            question = f"{question}\n\n{self.options.instruction}"
+        return {"prompt": question, "answer": answer}
+
+    def _records(self) -> Iterator[tuple[str, Any]]:
+        path = Path(self.options.data).expanduser() if self.options.data else self._beside()
+        if path is None:
+            yield from self._from_hub()
+            return
+        for line, text in enumerate(_read(path / Path(self.file).name if path.is_dir() else path).split("\n"), start=1):
+            if text.strip():
+                try:
+                    yield f"{path}:{line}", json.loads(text)
+                except ValueError as error:
+                    raise rqat.DataError(
+                        f"{path}:{line}: not JSON: {error}.", hint="Write one object per line."
+                    ) from error
+
+    def _beside(self) -> Path | None:
+        root = os.environ.get("RQAT_DATA")
+        path = Path(root) / self.file if root else None
+        return path if path is not None and path.is_file() else None
+
+    def _from_hub(self) -> Iterator[tuple[str, Any]]:
+        import datasets
+
+        name, config = self.hub
+        try:
+            found = datasets.load_dataset(name, config, split="test")
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise rqat.DataError(
+                f"The data set '{name}' (split 'test') cannot be loaded: {reason}",
+                hint=f"Give its file with --data, or put {self.file} under the folder that RQAT_DATA names.",
+            ) from error
+        for index, record in enumerate(found):
+            yield f"{name}[{index}]", record
+
+
+class Math500(MathTask):
+    """The 500 problems of "Let's verify step by step" (arXiv 2305.20050)."""
+
+    file = "math500/test.jsonl"
+    hub = ("HuggingFaceH4/MATH-500", None)
+    question = "problem"
+
+
+class Gsm8k(MathTask):
+    """The test split of GSM8K; `#### 18` counts as an answer too."""
+
+    file = "gsm8k/test.jsonl"
+    hub = ("openai/gsm8k", "main")
+    question = "question"
+    forms = ("boxed", "hashes")
+
+    def answer_of(self, record: dict[str, Any]) -> str:
+        """What stands after `####`."""
+        _, mark, answer = record["answer"].rpartition("####")
+        if not mark:
+            raise KeyError("####")
+        return answer.strip().replace(",", "")
+
+
+def _read(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+        raise rqat.DataError(f"'{path}' cannot be read: {reason}.", hint="Check `data`.") from error
