@@ -1,7 +1,7 @@
 """The uniform grid in plain torch: the definition every faster path is tested against.
 
-Letters: weight `w (O, I)` in `G` groups of `g = I / G` input features, codes `q`, scale `s (O, G)`, zero point `z (O, G)`,
-largest code `Q = 2**bits - 1`.
+Letters: weight `w (O, I)` in `G` groups of `g = I / G` input features, codes `q`, scale `s (O, G)`, zero point
+`z (O, G)`, largest code `Q = 2**bits - 1`.
 
     q     = clamp(round_half_even(w / s) + z, 0, Q)
     w_hat = (q - z) * s
@@ -28,7 +28,7 @@ def snap_scale(scale: Tensor) -> Tensor:
 
 
 def quantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
-    """Codes `(O, I)` uint8 of `weight (O, I)` on the grid given by `scale (O, G)` and `zero (O, G)`, in float32 arithmetic."""
+    """Codes `(O, I)` uint8 of `weight (O, I)` on the grid of `scale (O, G)` and `zero (O, G)`; float32 arithmetic."""
     out, groups = scale.shape
     grouped = weight.float().view(out, groups, -1)
     codes = torch.round(grouped / scale.float()[..., None]) + zero.float()[..., None]
@@ -45,7 +45,8 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype = 
 def fit_minmax(weight: Tensor, groups: int, max_code: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Scale `(O, G)` float32 (snapped) and zero point `(O, G)` float32 (whole numbers) that span each group.
 
-    Asymmetric: `s = (max(w, 0) - min(w, 0)) / Q`, `z = round(-min / s)`. Symmetric: `s = 2 max|w| / Q`, `z = (Q + 1) / 2`.
+    Asymmetric: `s = (max(w, 0) - min(w, 0)) / Q`, `z = round(-min / s)`.
+    Symmetric: `s = 2 max|w| / Q`, `z = (Q + 1) / 2`.
     A group of zeros gets scale 1.
     """
     low, high = _span(weight.float().view(weight.shape[0], groups, -1))
@@ -65,7 +66,8 @@ def fit_clip(
     """Like `fit_minmax`, with the span of each group narrowed to the one of least squared rounding error.
 
     Args:
-        importance: `(I,)` non-negative weight of each input feature's error, e.g. the Hessian's diagonal; None is uniform.
+        importance: `(I,)` non-negative weight of each input feature's error, e.g. the Hessian's diagonal; None is
+            uniform.
         shrinks: number of spans tried, evenly from 1 down to `narrowest`.
     """
     grouped = weight.float().view(weight.shape[0], groups, -1)

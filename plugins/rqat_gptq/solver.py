@@ -1,0 +1,149 @@
+"""GPTQ over the layers of a block: one factorization and one column loop for all layers that read the same input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+import rqat
+from rqat_kernels.gptq_block import gptq_block
+from rqat_kernels.grid import fit_clip, fit_minmax, quantize
+
+from . import Options
+
+DAMPING_RAISES = 4
+"""How often the damping is raised tenfold before a layer is rounded to nearest instead."""
+
+
+class Gptq(rqat.Quantizer):
+    """GPTQ (arXiv 2210.17323, algorithm 1) with damping that is raised when it does not suffice."""
+
+    needs: ClassVar[frozenset[rqat.Statistic]] = frozenset({"hessian"})
+    options: Options
+
+    def quantize_linear(self, weight: Tensor, stats: rqat.LinearStats, scheme: rqat.Scheme) -> rqat.QuantizedWeight:
+        """See `rqat.Quantizer`.
+
+        Raises:
+            NumericsError: the Hessian or the weight is not finite.
+        """
+        weight = weight.float()
+        if not torch.isfinite(weight).all():
+            raise rqat.NumericsError(
+                f"a weight of shape {tuple(weight.shape)} is not finite.", hint="Check the checkpoint it came from."
+            )
+        hessian = _checked(stats.hessian, weight)
+        alive = hessian.diagonal() > 0
+        if not alive.any():
+            return self._rounded(weight, scheme, note="rounded to nearest: its input was never seen, or always zero")
+        weight = weight * alive  # what meets only zeros has no effect, and must not widen a span
+        order = self._order(hessian)
+        factor, damp = _inverse_factor(hessian[order][:, order], alive[order], self.options.damp)
+        if factor is None:
+            return self._rounded(weight, scheme, note=f"rounded to nearest: not positive definite at damping {damp:g}")
+        codes, scale, zero = self._loop(weight, factor, order, scheme)
+        note = "" if damp == self.options.damp else f"damping raised from {self.options.damp:g} to {damp:g}"
+        return rqat.QuantizedWeight(codes, scale, zero.to(torch.uint8), note)
+
+    def quantize_block(
+        self, block: rqat.Block, stats: Mapping[str, rqat.LinearStats], scheme: rqat.Scheme
+    ) -> dict[str, rqat.QuantizedWeight]:
+        """Layers with one input are stacked: rows do not depend on each other, so this is the same, done once."""
+        result: dict[str, rqat.QuantizedWeight] = {}
+        for shared in block.inputs:
+            weights = [block.linear(name).weight.detach().float() for name in shared.names]
+            try:
+                whole = self.quantize_linear(torch.cat(weights), stats[shared.names[0]], scheme)
+            except rqat.NumericsError as error:
+                names = ", ".join(f"{block.name}.{name}" for name in shared.names)
+                raise rqat.NumericsError(f"{names}: {error.message}", hint=error.hint) from error
+            rows = [weight.shape[0] for weight in weights]
+            parts = zip(whole.codes.split(rows), whole.scale.split(rows), whole.zero.split(rows), strict=True)
+            for name, (codes, scale, zero) in zip(shared.names, parts, strict=True):
+                result[name] = rqat.QuantizedWeight(codes.clone(), scale.clone(), zero.clone(), whole.note)
+        return result
+
+    def _order(self, hessian: Tensor) -> Tensor:
+        """Columns in the order in which they are rounded."""
+        if self.options.act_order:
+            return torch.argsort(hessian.diagonal(), descending=True, stable=True)
+        return torch.arange(hessian.shape[0], device=hessian.device)
+
+    def _loop(
+        self, weight: Tensor, factor: Tensor, order: Tensor, scheme: rqat.Scheme
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, scale and zero point in the columns' own order."""
+        groups = scheme.groups(weight.shape[1])
+        # An error e of column i that nothing behind it can make up for costs (e / U[i, i])**2.
+        importance = torch.empty_like(factor.diagonal())
+        importance[order] = factor.diagonal() ** -2
+
+        def fit(part: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+            count = groups * part.shape[1] // weight.shape[1]
+            if self.options.clip == "minmax":
+                return fit_minmax(part, count, scheme.max_code, symmetric=scheme.symmetric)
+            cost = importance[columns]
+            return fit_clip(part, count, scheme.max_code, symmetric=scheme.symmetric, importance=cost)
+
+        static = self.options.act_order if self.options.static_groups is None else self.options.static_groups
+        if static:
+            scale, zero = fit(weight, slice(None))
+        else:
+            scale = torch.ones((weight.shape[0], groups), device=weight.device)
+            zero = torch.zeros_like(scale)
+        group_of = order // scheme.group_size(weight.shape[1])
+        codes, scale, zero = gptq_block(
+            weight[:, order],
+            factor,
+            scale,
+            zero,
+            scheme.max_code,
+            group_of,
+            refit=None if static else fit,
+            columns=self.options.block_columns,
+        )
+        return codes[:, torch.argsort(order)], scale, zero
+
+    def _rounded(self, weight: Tensor, scheme: rqat.Scheme, *, note: str) -> rqat.QuantizedWeight:
+        """Round to nearest, for a layer whose Hessian is of no use."""
+        fit = fit_minmax if self.options.clip == "minmax" else fit_clip
+        scale, zero = fit(weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric)
+        codes = quantize(weight, scale, zero, scheme.max_code)
+        return rqat.QuantizedWeight(codes, scale, zero.to(torch.uint8), note)
+
+
+def _checked(hessian: Tensor | None, weight: Tensor) -> Tensor:
+    """The Hessian `(I, I)` float32, finite."""
+    if hessian is None:
+        raise rqat.PluginError("gptq was called without a Hessian.", hint="Collect what its `needs` asks for.")
+    if not torch.isfinite(hessian).all():
+        raise rqat.NumericsError(
+            f"the Hessian of a weight of shape {tuple(weight.shape)} is not finite.",
+            hint="The model's activations overflow on the calibration data: load it in float32 or bfloat16.",
+        )
+    return hessian.to(weight.device, torch.float32)
+
+
+def _inverse_factor(hessian: Tensor, alive: Tensor, damp: float) -> tuple[Tensor | None, float]:
+    """`U (I, I)`, upper triangular, with `U^T U` the inverse of the damped Hessian, and the damping that was needed.
+
+    Every try damps the clean diagonal anew; None when the last one failed too. Flipped in both directions the Hessian's
+    lower Cholesky factor is an upper one, `H = R R^T`, and `U = R^-1`: one factorization and one triangular inverse.
+    """
+    diagonal = hessian.diagonal()
+    mean = diagonal[alive].mean()
+    clean = torch.where(alive, diagonal, mean)  # nothing is coupled to a column that never moved
+    flipped = hessian.flip(0, 1)
+    for _ in range(DAMPING_RAISES + 1):
+        flipped.diagonal().copy_((clean + damp * mean).flip(0))
+        lower, failed = torch.linalg.cholesky_ex(flipped)
+        if not failed:
+            identity = torch.eye(len(lower), device=lower.device)
+            factor = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+            if torch.isfinite(factor).all():
+                return factor.contiguous(), damp
+        last, damp = damp, max(10 * damp, 1e-3)
+    return None, last

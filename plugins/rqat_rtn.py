@@ -1,0 +1,52 @@
+"""Round to nearest: every weight goes to the closest point of its grid. The shortest real plugin; read this one first.
+
+A plugin is a module with functions marked `@rqat.hookimpl`. `register_quantizers` below is its card: a name, the
+options a recipe may set, and where the class is. Reading a card must be quick, so torch is imported in the method.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import rqat
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Options(rqat.Options):
+    """Options of `rtn`.
+
+    Attributes:
+        clip: `minmax` spans every weight of a group; `mse` narrows the span to the one of least squared rounding error.
+    """
+
+    clip: Literal["minmax", "mse"] = "minmax"
+
+
+class RoundToNearest(rqat.Quantizer):
+    """Rounds each weight by itself; looks at no data."""
+
+    options: Options
+
+    def quantize_linear(
+        self, weight: torch.Tensor, stats: rqat.LinearStats, scheme: rqat.Scheme
+    ) -> rqat.QuantizedWeight:
+        """See `rqat.Quantizer`."""
+        import torch
+
+        from rqat_kernels.grid import fit_clip, fit_minmax, quantize
+
+        fit = fit_clip if self.options.clip == "mse" else fit_minmax
+        groups = scheme.groups(weight.shape[1])
+        scale, zero = fit(weight, groups, scheme.max_code, symmetric=scheme.symmetric)
+        codes = quantize(weight, scale, zero, scheme.max_code)
+        return rqat.QuantizedWeight(codes, scale, zero.to(torch.uint8))
+
+
+@rqat.hookimpl
+def register_quantizers(register: rqat.hookspecs.Register) -> None:
+    """The card of `rtn`."""
+    register(
+        "rtn", options=Options, load=":RoundToNearest", summary="round every weight to the nearest code; needs no data"
+    )

@@ -1,0 +1,130 @@
+"""The uniform grid: what quantize, dequantize and the two fits promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rqat import Scheme
+from rqat_kernels.grid import dequantize, fit_clip, fit_minmax, quantize, snap_scale
+
+SCHEMES = [
+    f"w{bits}{group}{sym}" for bits in (2, 3, 4, 8) for group in ("g32", "g64", "g128", "-row") for sym in ("", "-sym")
+]
+
+
+def weights(out: int = 24, features: int = 256, seed: int = 0) -> torch.Tensor:
+    """Weights of mixed sizes: rows small and large, a few heavy tails, one group of zeros, one of positives only."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(out, features, generator=generator) * torch.logspace(-4, 2, out)[:, None]
+    weight[:, ::17] *= 5
+    weight[0, :128] = 0
+    weight[1] = weight[1].abs()
+    weight[2] = -weight[2].abs()
+    return weight
+
+
+@pytest.mark.parametrize("spelling", SCHEMES)
+@pytest.mark.parametrize("fit", [fit_minmax, fit_clip])
+def test_weights_on_the_grid_stay_where_they_are(spelling: str, fit) -> None:
+    scheme, weight = Scheme.parse(spelling), weights()
+    scale, zero = fit(weight, scheme.groups(256), scheme.max_code, symmetric=scheme.symmetric)
+    codes = quantize(weight, scale, zero, scheme.max_code)
+    w_hat = dequantize(codes, scale, zero)
+    assert codes.dtype == torch.uint8
+    assert codes.max() <= scheme.max_code
+    assert torch.equal(quantize(w_hat, scale, zero, scheme.max_code), codes)
+
+
+@pytest.mark.parametrize("spelling", SCHEMES)
+def test_fitted_grids_keep_their_promises(spelling: str) -> None:
+    scheme, weight = Scheme.parse(spelling), weights()
+    for fit in (fit_minmax, fit_clip):
+        scale, zero = fit(weight, scheme.groups(256), scheme.max_code, symmetric=scheme.symmetric)
+        assert scale.shape == zero.shape == (24, scheme.groups(256))
+        assert torch.equal(scale, scale.to(torch.float16).float())
+        assert torch.equal(scale, scale.to(torch.bfloat16).float())
+        assert (scale > 0).all()
+        assert torch.equal(zero, zero.round())
+        assert ((zero >= 0) & (zero <= scheme.max_code)).all()
+        if scheme.symmetric:
+            assert (zero == scheme.middle).all()
+
+
+@pytest.mark.parametrize("spelling", SCHEMES)
+def test_rounding_error_is_at_most_half_a_step_inside_the_span(spelling: str) -> None:
+    scheme, weight = Scheme.parse(spelling), weights()
+    scale, zero = fit_minmax(weight, scheme.groups(256), scheme.max_code, symmetric=scheme.symmetric)
+    w_hat = dequantize(quantize(weight, scale, zero, scheme.max_code), scale, zero)
+    grouped, error = weight.view(24, scale.shape[1], -1), (w_hat - weight).view(24, scale.shape[1], -1).abs()
+    inside = (grouped <= (scheme.max_code - zero)[..., None] * scale[..., None]) & (
+        grouped >= (-zero * scale)[..., None]
+    )
+    step = scale[..., None].expand_as(error)
+    assert (error <= 0.5001 * step)[inside].all()
+    # Snapping keeps 8 bits of the scale and the zero point is rounded: the ends may lie just over half a step away,
+    # and a symmetric grid reaches one step less far on its upper side.
+    assert (error <= (1.01 + 2**-8 * scheme.max_code) * step).all()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_clip_search_is_never_worse_than_the_whole_span(bits: int, groups: int, symmetric: bool) -> None:
+    weight, max_code = weights(), 2**bits - 1
+    importance = torch.rand(256, generator=torch.Generator().manual_seed(1)) ** 4
+
+    def costs(grid: tuple[torch.Tensor, torch.Tensor], weighting: torch.Tensor) -> torch.Tensor:
+        error = dequantize(quantize(weight, *grid, max_code), *grid) - weight
+        return (error.square() * weighting).view(24, groups, -1).sum(-1)
+
+    whole = fit_minmax(weight, groups, max_code, symmetric=symmetric)
+    for given, weighting in ((None, torch.ones(256)), (importance, importance)):
+        narrowed = fit_clip(weight, groups, max_code, symmetric=symmetric, importance=given)
+        # As close as two float32 sums of the same terms come.
+        assert (costs(narrowed, weighting) <= costs(whole, weighting) * (1 + 1e-5)).all()
+    if bits == 2:
+        narrowed = fit_clip(weight, groups, max_code, symmetric=symmetric)
+        assert costs(narrowed, torch.ones(256)).sum() < 0.9 * costs(whole, torch.ones(256)).sum()
+
+
+def test_ties_go_to_the_even_code() -> None:
+    weight = torch.tensor([[-1.5, -0.5, 0.5, 1.5, 2.5, 0.0, 9.0, -9.0]])
+    codes = quantize(weight, torch.ones(1, 1), torch.full((1, 1), 4.0), 7)
+    assert codes.tolist() == [[2, 4, 4, 6, 6, 4, 7, 0]]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("fit", [fit_minmax, fit_clip])
+def test_a_group_of_zeros_gets_scale_one_and_stays_zero(fit, symmetric: bool) -> None:
+    weight = torch.zeros(3, 64)
+    scale, zero = fit(weight, 2, 3, symmetric=symmetric)
+    assert (scale == 1).all()
+    assert (dequantize(quantize(weight, scale, zero, 3), scale, zero) == 0).all()
+
+
+def test_zero_is_always_a_point_of_the_grid() -> None:
+    weight = weights()
+    scale, zero = fit_minmax(weight + 5.0, 2, 3, symmetric=False)
+    w_hat = dequantize(quantize(torch.zeros_like(weight), scale, zero, 3), scale, zero)
+    assert (w_hat == 0).all()
+
+
+def test_snapped_scales_are_exact_in_both_16_bit_formats() -> None:
+    scale = torch.logspace(-12, 8, 4001)
+    snapped = snap_scale(scale)
+    assert torch.equal(snapped, snapped.half().float())
+    assert torch.equal(snapped, snapped.bfloat16().float())
+    assert torch.equal(snapped, snap_scale(snapped))
+    kept = (scale > 2.0**-17) & (scale < 65280)
+    assert ((snapped - scale).abs() <= scale * 2**-8)[kept].all()
+    assert (snap_scale(torch.zeros(2)) > 0).all()
+
+
+def test_dequantize_rounds_once() -> None:
+    weight = weights()
+    scale, zero = fit_minmax(weight, 2, 7, symmetric=False)
+    codes = quantize(weight, scale, zero, 7)
+    exact = (codes.view(24, 2, 128).double() - zero.double()[..., None]) * scale.double()[..., None]
+    assert torch.equal(dequantize(codes, scale, zero).double(), exact.view(24, 256))
+    assert torch.equal(dequantize(codes, scale, zero, torch.bfloat16), exact.view(24, 256).to(torch.bfloat16))
