@@ -3,10 +3,10 @@
 A problem is a *chain*: a start value and a list of (operation, operand). A story is told around it, and its solution is
 one equation per line, then the answer in a box:
 
-    Mia has 34 shells. A friend gives Mia 125. The pile triples. How many shells does Mia have now?
-    34+125=159
-    159*3=477
-    \\boxed{477}
+    Mia has 34 shells. A friend gives Mia 25. The pile triples. How many shells does Mia have now?
+    34+25=59
+    59*3=177
+    \\boxed{177}
 
 The split of a problem is a hash of its chain, not of its wording: the same arithmetic is never told in two splits.
 """
@@ -25,10 +25,10 @@ Split = Literal["train", "validation", "test"]
 Step = tuple[str, int]
 T = TypeVar("T")
 
-LARGEST = 999
+LARGEST = 499
 """No value of a chain is larger than this, nor smaller than 1."""
 
-SPLIT_PERCENT: dict[Split, range] = {"test": range(0, 10), "validation": range(10, 20), "train": range(20, 100)}
+SPLIT_PERCENT: dict[Split, range] = {"test": range(10), "validation": range(10, 20), "train": range(20, 100)}
 """Which residues (of 100) of a chain's hash belong to which split."""
 
 
@@ -42,9 +42,7 @@ class Problem:
     steps: int
 
 
-def problems(
-    split: Split, *, seed: int, steps: tuple[int, int], limit: int | None = None
-) -> Iterator[Problem]:
+def problems(split: Split, *, seed: int, steps: tuple[int, int], limit: int | None = None) -> Iterator[Problem]:
     """Yield the problems of a split: the same for the same arguments on every machine and Python version.
 
     `steps` is the smallest and largest number of equations, both included; `limit` is how many problems to yield
@@ -97,9 +95,9 @@ def _step(rng: random.Random, value: int) -> Step:
     operations += ["/"] if divisors else []
     operation = _pick(rng, operations)
     if operation == "+":
-        return operation, _between(rng, 2, min(LARGEST - value, 199))
+        return operation, _between(rng, 2, min(LARGEST - value, 99))
     if operation == "-":
-        return operation, _between(rng, 2, min(value - 1, 199))
+        return operation, _between(rng, 2, min(value - 1, 99))
     if operation == "*":
         return operation, _between(rng, 2, min(LARGEST // value, 9))
     return operation, _pick(rng, divisors)

@@ -1,8 +1,8 @@
 """The tiny reasoner's tokenizer: one token per known word and per digit, single bytes for everything else.
 
 It is built from `wording.py` alone, so the same source gives the same vocabulary. Any text survives
-`decode(encode(text))`: what is no known word falls apart into bytes. Numbers are read digit by digit, which is what makes
-the model compute rather than look up.
+`decode(encode(text))`: what is no known word falls apart into bytes. Numbers are read digit by digit, which is what
+makes the model compute rather than look up.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     # `ignore_merges`: a piece that is in the vocabulary is one token. No merges: any other piece stays bytes.
     backend = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges=[], ignore_merges=True))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_PIECE), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECE), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

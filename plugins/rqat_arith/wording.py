@@ -2,7 +2,7 @@
 
 Everything a story can say is listed here, so that the tokenizer can give every word a token of its own.
 In a template `{who}` is the name, `{what}` the plural of the thing, `{n}` the operand. Sentences are kept to about
-ten tokens: a fourteen-step story and its solution must fit in 256.
+seven tokens: a twelve-step story and its solution must fit in 256.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPENINGS = (
     "{who} has {n} {what}.",
     "At first {who} owns {n} {what}.",
     "{who} starts with {n} {what}.",
-    "There are {n} {what} in the box of {who}.",
+    "In the box of {who} are {n} {what}.",
 )
 
 STEPS = {
@@ -42,16 +42,16 @@ STEPS = {
         "Next {n} {what} break.",
     ),
     "*": (
-        "The pile grows {n} times as large.",
-        "Then the count is multiplied by {n}.",
+        "The pile grows {n} times.",
+        "Multiply this by {n}.",
         "Each one becomes {n}.",
-        "{who} makes it {n} times as many.",
+        "{who} gets {n} times as many.",
     ),
     "/": (
-        "{who} keeps one part of {n}.",
-        "Then the count is divided by {n}.",
+        "One part of {n} is kept.",
+        "Divide this by {n}.",
         "The pile shrinks {n} times.",
-        "Shared among {n}, {who} keeps one share.",
+        "Split by {n}, one share stays.",
     ),
 }
 
@@ -59,8 +59,8 @@ STEPS = {
 NAMED_STEPS = {
     ("*", 2): "The pile doubles.",
     ("*", 3): "The pile triples.",
-    ("/", 2): "Half of the {what} are lost.",
-    ("/", 3): "One third of the {what} is kept.",
+    ("/", 2): "Half are lost.",
+    ("/", 3): "One third is kept.",
 }
 
 QUESTIONS = (
