@@ -285,13 +285,15 @@ class Exporter(ABC):
     """Writes quantized layers in the layout of one checkpoint format. The host writes everything else.
 
     Class attributes:
-        loader_packages: what must be installed, beside transformers, to load the checkpoint with `from_pretrained`; where
-            it is, the export stage loads it and compares logits. None: transformers cannot load it.
+        loader_packages: what must be installed, beside transformers, to load the checkpoint with `from_pretrained`;
+            where it is, the export stage does so and compares logits. None: transformers cannot load it.
         loader_tolerance: largest difference allowed then, as a share of the largest logit, in float32 on the CPU.
+        serving: Markdown for the README.md beside the checkpoint: how to serve it, and what servers do not support.
     """
 
     loader_packages: ClassVar[tuple[str, ...] | None] = None
     loader_tolerance: ClassVar[float] = 0.0
+    serving: ClassVar[str] = ""
 
     def __init__(self, options: Any) -> None:
         self.options = options
