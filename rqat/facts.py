@@ -143,7 +143,7 @@ def _part(plan: Plan, use: Use) -> dict[str, Any]:
         "version": card.version,
         "options": use.options.model_dump(mode="json"),
     }
-    files = {file: file_fact(Path(file)) for _, file in data_files(use.options) if Path(file).is_file()}
+    files = {name: file_fact(path) for _, file in data_files(use.options) for name, path in _files_in(file)}
     if files:
         facts["files"] = files
     if use.parts:
@@ -151,6 +151,14 @@ def _part(plan: Plan, use: Use) -> dict[str, Any]:
         facts["options"] = {name: value for name, value in facts["options"].items() if name not in made_of}
         facts["parts"] = [_part(plan, part) | {"weight": weight} for part, weight in use.parts]
     return facts
+
+
+def _files_in(name: str) -> list[tuple[str, Path]]:
+    """A file, or the files directly in a folder; none when neither is there."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return [(f"{name}/{inner.name}", inner) for inner in sorted(path.iterdir()) if inner.is_file()]
+    return [(name, path)] if path.is_file() else []
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

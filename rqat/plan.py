@@ -60,7 +60,7 @@ class Step:
         parts: plugins it uses, by role: "source", "quantizer", "objective", "task", "exporter". A task of lm-eval's own
             ("lm-eval:gsm8k") has none; its settings' extras are fields of `rqat.TaskOptions`.
         inputs: names of earlier steps, by role: "calibration" (of quantize), "gate" (of train, when one stands before
-            it), "start" (the quantized model that train, gate, export and evaluate begin from; none for the arm "bf16").
+            it), "start" (the quantized model to begin from, of train, gate, export, evaluate; none for the arm "bf16").
     """
 
     name: str

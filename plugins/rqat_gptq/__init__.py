@@ -44,6 +44,7 @@ def register_quantizers(register: rqat.hookspecs.Register) -> None:
         "gptq",
         options=Options,
         load=".solver:Gptq",
+        needs=("hessian",),
         summary="round column by column, later columns make up for the error",
         paper="2210.17323",
     )

@@ -1,0 +1,112 @@
+"""How much memory and disk the steps of a plan take, from config.json and tensor headers alone: bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .keys import CalibrationKeys, EvaluateKeys, TrainKeys
+from .model.config import ModelConfig
+from .plan import Plan, Step
+
+FLOAT32 = 4
+LOGITS_COPIES = 3
+"""Arrays of logits alive at once in a loss: student, teacher or softmax, gradient; objectives that chunk need less."""
+
+LIBRARIES_BYTES = 1 << 30
+"""Python, torch and transformers themselves."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one step takes.
+
+    Attributes:
+        step: its name.
+        memory_bytes: at the peak, on the device the model runs on.
+        disk_bytes: when the step is done.
+        disk_peak_bytes: while it runs, checkpoints for resuming included.
+    """
+
+    step: str
+    memory_bytes: int
+    disk_bytes: int
+    disk_peak_bytes: int
+
+
+def estimate(plan: Plan, config: ModelConfig, device: str = "cpu") -> list[Estimate]:
+    """Memory and disk of every step."""
+    sizes = _Sizes(plan, config, device)
+    return [sizes.of(step) for step in plan.steps]
+
+
+class _Sizes:
+    """The model's sizes, and what each stage makes of them."""
+
+    def __init__(self, plan: Plan, config: ModelConfig, device: str) -> None:
+        self.plan, self.config = plan, config
+        dtype = plan.model.dtype
+        narrow = dtype == "bfloat16" or (dtype == "auto" and device.startswith("cuda"))
+        self.width = 2 if narrow else FLOAT32
+        self.quantized = sum(out * width for out, width in config.linears.values())
+        self.rest = config.parameters - self.quantized
+        self.groups = sum(out * plan.scheme.groups(width) for out, width in config.linears.values())
+        self.model = config.parameters * self.width
+        self.checkpoint = self.quantized + 5 * self.groups + self.rest * 2
+        calibration = plan.recipe.calibration
+        self.calibration_tokens = calibration.samples * calibration.tokens if calibration else 0
+
+    def of(self, step: Step) -> Estimate:
+        memory, disk, extra = getattr(self, f"_{step.stage}")(step)
+        return Estimate(step.name, int(memory) + LIBRARIES_BYTES, int(disk), int(disk + extra))
+
+    def _calibrate(self, step: Step) -> tuple[float, float, float]:
+        assert isinstance(step.settings, CalibrationKeys)
+        return 0, self.calibration_tokens * 8, 0
+
+    def _quantize(self, step: Step) -> tuple[float, float, float]:
+        hidden_states = 2 * self.calibration_tokens * self.config.hidden * self.width
+        widest = max((width for _, width in self.config.linears.values()), default=0)
+        hessians = 4 * widest**2 * FLOAT32 if step.parts["quantizer"].card.needs else 0
+        return self.model + self.quantized + hidden_states + hessians, self.checkpoint, 0
+
+    def _train(self, step: Step) -> tuple[float, float, float]:
+        keys = step.settings
+        assert isinstance(keys, TrainKeys)
+        trained = self.quantized + (self.rest if keys.other_lr else 0)
+        optimizer = 3 * trained * FLOAT32  # latents and two moments
+        gradients = trained * self.width
+        models = 2 if step.parts["objective"].card.teacher else 1
+        sequences = keys.micro_batch or keys.batch
+        tokens = sequences * keys.max_tokens
+        logits = LOGITS_COPIES * tokens * self.config.vocab * FLOAT32
+        kept = tokens * self.config.hidden * self.width * (self.config.blocks + 16)  # one block is recomputed at a time
+        cache = self._cache(sequences, keys.max_tokens) if step.parts["objective"].card.rollouts else 0
+        memory = models * self.model + optimizer + gradients + logits + kept + cache
+        return memory, self.checkpoint + self.quantized * FLOAT32, optimizer + self.model
+
+    def _gate(self, step: Step) -> tuple[float, float, float]:
+        keys = step.settings
+        assert isinstance(keys, TrainKeys)
+        return self.model + self._cache(keys.gate.prompts, keys.max_tokens), 0, 0
+
+    def _export(self, step: Step) -> tuple[float, float, float]:
+        packed = self.plan.scheme.bits_per_weight() * self.quantized / 8 + self.rest * 2
+        return self.model + self.quantized, packed, 0
+
+    def _evaluate(self, step: Step) -> tuple[float, float, float]:
+        keys = step.settings
+        assert isinstance(keys, EvaluateKeys)
+        tokens = self.config.context or 4096
+        if "task" in step.parts:
+            tokens = min(tokens, getattr(step.parts["task"].options, "max_new_tokens", tokens) + 512)
+        return self.model + self._cache(keys.batch, tokens), 0, 0
+
+    def _cache(self, sequences: int, tokens: int) -> int:
+        """Bytes of keys and values of whole sequences, and of one position's logits."""
+        raw = self.config.raw
+        heads = int(raw.get("num_attention_heads", 1))
+        kept = int(raw.get("num_key_value_heads") or heads)
+        head = int(raw.get("head_dim") or math.ceil(self.config.hidden / heads))
+        per_token = 2 * self.config.blocks * kept * head * self.width
+        return sequences * (tokens * per_token + self.config.vocab * FLOAT32)

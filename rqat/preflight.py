@@ -1,0 +1,252 @@
+"""Everything that would stop a run, or spoil it, found before torch is imported: one list, all at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .errors import RqatError, nearest
+from .estimate import Estimate, estimate
+from .facts import data_files
+from .keys import DataKeys, QuantizeKeys
+from .model.config import ModelConfig, check_quantizable, read_config
+from .model.layers import choose_layers
+from .plan import Plan, Step, Use
+from .problems import Place
+
+Level = Literal["error", "warning", "note"]
+
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "warmup_stable_decay",
+)
+"""Schedules of transformers that need nothing but steps and warm-up."""
+
+OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop")
+"""Classes of torch.optim that take a learning rate and groups of parameters, and need no closure."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know before a run.
+
+    Attributes:
+        level: an error stops the run; a warning may spoil it; a note is good to know.
+        text: what is the matter, with its place; one line.
+        hint: what to do about it.
+    """
+
+    level: Level
+    text: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.text} {self.hint}".rstrip()
+
+
+def preflight(plan: Plan, *, folder: Path | None = None, offline: bool = False, device: str = "cpu") -> list[Finding]:
+    """Looks at a plan, the model's files, the data files and the disk; errors first.
+
+    Args:
+        folder: the run folder, for the check of disk space; None leaves it out.
+        offline: nothing may be fetched.
+        device: "cpu" or "cuda", for the memory estimate.
+    """
+    findings = [*_model(plan, folder, offline, device), *_data(plan), *_training(plan), *_parts(plan)]
+    order = {"error": 0, "warning": 1, "note": 2}
+    return sorted(dict.fromkeys(findings), key=lambda finding: order[finding.level])
+
+
+def _model(plan: Plan, folder: Path | None, offline: bool, device: str) -> Iterator[Finding]:
+    """The model's files, layers and sizes; when they cannot be read, the rest of this part is left out."""
+    place = plan.place.at("model")
+    try:
+        config = read_config(plan.model, offline=offline)
+    except RqatError as error:
+        yield Finding("error", f"{place}: {error.message}", error.hint)
+        return
+    if config.folder is None:
+        yield Finding("note", f"{place}: '{plan.model.path}' will be fetched from the hub, {_size(config.bytes)}.")
+    quantizing = [step for step in plan.steps if step.stage == "quantize"]
+    if quantizing:
+        try:
+            check_quantizable(config)
+        except RqatError as error:
+            yield Finding("error", f"{place}: {error.message}", error.hint)
+            return
+        yield from _layers(plan, config, quantizing)
+        if config.tied:
+            yield Finding("note", f"{place}: lm_head shares the embedding's weight; both stay unquantized.")
+    yield from _lengths(plan, config)
+    yield from _room(estimate(plan, config, device), folder, device)
+
+
+def _layers(plan: Plan, config: ModelConfig, steps: Sequence[Step]) -> Iterator[Finding]:
+    for step in steps:
+        keys = step.settings
+        assert isinstance(keys, QuantizeKeys)
+        try:
+            chosen = choose_layers(config.linears, plan.scheme, skip=keys.skip, undivisible=keys.undivisible)
+        except RqatError as error:
+            yield Finding("error", f"{_place_of(plan, step)}: {error.message}", error.hint)
+            continue
+        left = [name for name in config.linears if name not in chosen]
+        if left:
+            yield Finding("note", f"{step.name}: {len(left)} linear layers stay as they are: {', '.join(left)}.")
+
+
+def _lengths(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
+    """Sequences longer than the model has positions for."""
+    if config.context is None:
+        return
+    asked = []
+    if plan.recipe.calibration is not None:
+        asked.append((plan.place.at("calibration", "tokens"), plan.recipe.calibration.tokens))
+    asked += [(plan.place.at("train", i, "max_tokens"), keys.max_tokens) for i, keys in enumerate(plan.recipe.train)]
+    for place, tokens in asked:
+        if tokens > config.context:
+            fix = f"Use at most {config.context}."
+            yield Finding("error", f"{place}: {tokens} tokens, but the model's context is {config.context}.", fix)
+    for step in plan.steps:
+        wanted = (
+            getattr(step.parts["task"].options, "max_new_tokens", 0) if step.stage == "evaluate" and step.parts else 0
+        )
+        if wanted > config.context:
+            place = _place_of(plan, step)
+            text = f"{place}: max_new_tokens is {wanted}, but the model's context is {config.context}."
+            yield Finding("warning", text, "Completions end where the context does.")
+
+
+def _room(estimates: Sequence[Estimate], folder: Path | None, device: str) -> Iterator[Finding]:
+    """The largest memory and the disk space, against what there is."""
+    if not estimates:
+        return
+    largest = max(estimates, key=lambda found: found.memory_bytes)
+    disk = sum(found.disk_bytes for found in estimates)
+    disk += max(found.disk_peak_bytes - found.disk_bytes for found in estimates)
+    text = f"about {_size(largest.memory_bytes)} of memory at {largest.step}, {_size(disk)} of disk in all (estimates)."
+    available = _available_bytes() if device == "cpu" else None
+    if available is not None and largest.memory_bytes > available:
+        fix = "Lower micro_batch, max_tokens, calibration.samples or evaluate.batch."
+        yield Finding("warning", f"{text} This machine has {_size(available)} of memory free.", fix)
+    else:
+        yield Finding("note", text)
+    if folder is not None:
+        there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+        free = shutil.disk_usage(there).free
+        if disk > free:
+            fix = "Free some space or choose another folder with -o."
+            yield Finding("error", f"'{folder}' needs about {_size(disk)}; {_size(free)} are free there.", fix)
+
+
+def _data(plan: Plan) -> Iterator[Finding]:
+    """Missing files, domains that do not match, and training on what is evaluated."""
+    for step in plan.steps:
+        for use in _with_parts(step):
+            for option, file in data_files(use.options):
+                if not Path(file).expanduser().exists():
+                    text = f"{_place_of(plan, step)}: {use.card.name}.{option}: there is no file '{file}'."
+                    yield Finding("error", text, f"Paths are relative to {Path.cwd()}.")
+    domains = {
+        step.name: domain
+        for step in plan.steps
+        if step.stage in ("calibrate", "train", "evaluate")
+        for role in ("source", "task")
+        if role in step.parts and (domain := _domain(step.parts[role]))
+        if not (step.stage == "train" and role == "task")
+    }
+    if len(set(domains.values())) > 1:
+        shown = ", ".join(f"{name}: {domain}" for name, domain in domains.items())
+        fix = "Calibrating and training on the domain of the evaluation converges sooner (arXiv 2601.14888)."
+        yield Finding("warning", f"the domains differ ({shown}).", fix)
+    for keys, place in _data_keys(plan):
+        if keys.split == "test":
+            text = f"{place.at('split')}: this reads the test split."
+            yield Finding("warning", text, "Scores on that data will say nothing; use train.")
+
+
+def _training(plan: Plan) -> Iterator[Finding]:
+    for index, keys in enumerate(plan.recipe.train):
+        place = plan.place.at("train", index)
+        if keys.micro_batch and keys.batch % keys.micro_batch:
+            text = f"{place.at('micro_batch')}: a batch of {keys.batch} does not split into micro-batches of "
+            fits = ", ".join(str(n) for n in range(1, keys.batch + 1) if keys.batch % n == 0)
+            yield Finding("error", f"{text}{keys.micro_batch}.", f"Use one of {fits}.")
+        for name, value, known in (("schedule", keys.schedule, SCHEDULES), ("optimizer", keys.optimizer, OPTIMIZERS)):
+            if value not in known:
+                near = nearest(value, known)
+                fix = f"Did you mean '{near}'?" if near else f"Known: {', '.join(known)}."
+                yield Finding("error", f"{place.at(name)}: '{value}' is not known.", fix)
+        if keys.save_every > keys.steps:
+            text = f"{place.at('save_every')}: no checkpoint within {keys.steps} steps; interrupted, it starts over."
+            yield Finding("note", text)
+
+
+def _parts(plan: Plan) -> Iterator[Finding]:
+    for step in plan.steps:
+        exporter = step.parts.get("exporter")
+        reason = exporter.card.refuses(plan.scheme) if exporter and exporter.card.refuses else ""
+        if exporter and reason:
+            text = f"{plan.place.at('export', 'format')}: '{exporter.card.name}' cannot write {plan.scheme}: {reason}"
+            yield Finding("error", text, "Choose another format or scheme.")
+    if plan.recipe.train and not plan.recipe.evaluate:
+        yield Finding("note", "nothing is evaluated: the report will show losses only.", "Add `evaluate:`.")
+
+
+def _with_parts(step: Step) -> Iterator[Use]:
+    waiting = list(step.parts.values())
+    while waiting:
+        use = waiting.pop()
+        yield use
+        waiting += [part for part, _ in use.parts]
+
+
+def _domain(use: Use) -> str:
+    """Domain of a part; of a mixture, that of its heaviest part."""
+    if use.card.domain or not use.parts:
+        return use.card.domain
+    return _domain(max(use.parts, key=lambda part: part[1])[0])
+
+
+def _data_keys(plan: Plan) -> Iterator[tuple[DataKeys, Place]]:
+    if plan.recipe.calibration is not None:
+        yield plan.recipe.calibration, plan.place.at("calibration")
+    for index, keys in enumerate(plan.recipe.train):
+        yield keys.data, plan.place.at("train", index, "data")
+
+
+def _place_of(plan: Plan, step: Step) -> Place:
+    """Where the recipe asks for a step."""
+    recipe: Mapping[str, object] = {"calibration": plan.recipe.calibration, "quantize": plan.recipe.quantize}
+    for key, keys in recipe.items():
+        if step.settings is keys:
+            return plan.place.at(key)
+    for key in ("compare", "train", "evaluate"):
+        for index, keys in enumerate(getattr(plan.recipe, key)):
+            if step.settings is keys:
+                return plan.place.at(key, index)
+    return plan.place.at("export")
+
+
+def _available_bytes() -> int | None:
+    """Memory that is free for use, in bytes; None where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _size(count: float) -> str:
+    """Bytes as megabytes or gigabytes (powers of ten)."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
