@@ -1,0 +1,1 @@
+"""The `rqat` command: `app` puts it together, every other file is one command; `display` draws."""

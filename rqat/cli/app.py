@@ -1,0 +1,160 @@
+"""Puts the `rqat` command together; the way in is `main`.
+
+Everything a user can put right is an `RqatError`: one message, no traceback, exit code 2. Ctrl-C is 130. A bug keeps
+its traceback and is 1. Commands import what they need when they run, so that `rqat --help` needs no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import RqatError
+from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+
+RESUMABLE = frozenset({"qat", "quantize"})
+"""Commands that go on where they stopped when they are given again."""
+
+
+@dataclass
+class Invocation:
+    """What every command can read as `context.obj`.
+
+    Attributes:
+        registry: every plugin there is.
+        verbose: how many times `-v` was given: 1 shows rqat's log, 2 the libraries' as well.
+        offline: nothing may be fetched.
+    """
+
+    registry: Registry
+    verbose: int = 0
+    offline: bool = False
+
+
+class Commands(TyperGroup):
+    """The command group, with rqat's way of reporting what went wrong."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command; errors a user can put right end it with their exit code."""
+        try:
+            return super().invoke(ctx)
+        except RqatError as error:
+            _report(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as interrupt:
+            goes_on = ctx.invoked_subcommand in RESUMABLE
+            typer.echo(f"\nInterrupted.{' The same command goes on from here.' if goes_on else ''}", err=True)
+            raise typer.Exit(130) from interrupt
+
+
+def main() -> None:
+    """Entry point of the `rqat` script."""
+    _prepare_environment(offline="--offline" in sys.argv[1:], verbose=any(a in ("-v", "-vv") for a in sys.argv[1:]))
+    try:
+        build()(prog_name="rqat")
+    except KeyboardInterrupt:  # before the command was reached, while modules were being imported
+        raise SystemExit(130) from None
+
+
+def build() -> typer.Typer:
+    """The command line with the built-in commands and those that plugins bring."""
+    from ..registry import Registry
+
+    registry = Registry.discover()
+    app = typer.Typer(
+        cls=Commands,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+        help="Quantization-aware training for reasoning language models at 2 and 3 bits.",
+        epilog="Start with: rqat recipes ls",
+    )
+
+    @app.callback()
+    def options(
+        context: typer.Context,
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+        ] = False,
+        verbose: Annotated[
+            int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Show the log; twice: more.")
+        ] = 0,
+        offline: Annotated[
+            bool, typer.Option("--offline", help="Fetch nothing; fail at once if something is missing.")
+        ] = False,
+    ) -> None:
+        context.obj = Invocation(registry, verbose, offline)
+        if offline:
+            _go_offline()
+        _start_logging(verbose)
+
+    app.command("quantize")(quantize.quantize)
+    app.command("qat")(qat.qat)
+    app.command("eval")(evaluate.evaluate)
+    app.command("generate")(generate.generate)
+    app.command("plan")(plan.plan)
+    app.add_typer(recipes.app(), name="recipes")
+    app.add_typer(plugins.app(), name="plugins")
+    app.command("doctor")(doctor.doctor)
+    registry.add_commands(app)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"rqat {__version__}")
+        raise typer.Exit
+
+
+def _report(error: RqatError) -> None:
+    """Writes a user's mistake to stderr: the message, and what to do about it on a line of its own."""
+    typer.echo(f"{typer.style('Error', fg='red', bold=True)}: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"{typer.style('Hint', fg='cyan')}: {error.hint}", err=True)
+
+
+def _prepare_environment(*, offline: bool, verbose: bool) -> None:
+    """Sets what libraries read when they are imported; whatever the user has set stays."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if offline:
+        _go_offline()
+    if not verbose:
+        for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
+            os.environ.setdefault(name, "error")
+        os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # rqat draws its own bars
+        warnings.filterwarnings("ignore")
+
+
+def _go_offline() -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+
+
+def _start_logging(verbose: int) -> None:
+    """Sends rqat's log to stderr: warnings always, the rest with `-v`; other libraries' only with `-vv`."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    log = logging.getLogger("rqat")
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(level)
+    if verbose > 1:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr)

@@ -1,0 +1,157 @@
+"""What the commands draw: progress bars and tables, both with rich, which is imported only when something is drawn.
+
+Results go to stdout and everything about the run to stderr, so that `rqat ... --json > file` holds JSON only.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+WIDTH = 140
+"""Columns when the output is no terminal: wide enough that a table is not cut."""
+
+
+def console(*, err: bool = False) -> Console:
+    """A console on stdout or stderr that neither guesses at highlighting nor reads markup in what it prints."""
+    from rich.console import Console
+
+    stream = sys.stderr if err else sys.stdout
+    width = None if stream.isatty() else WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, soft_wrap=width is not None)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "", err: bool = False) -> None:
+    """Prints a table; columns whose every cell is a number are set right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
+        drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))
+    console(err=err).print(drawn)
+
+
+def note(text: str = "") -> None:
+    """A line about the run, on stderr."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def seconds(value: float) -> str:
+    """A duration: "4.2 s", "3 min 05 s", "2 h 10 min"."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that fits: "812 MB", "1.4 GB" (powers of ten)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def percent(accuracy: float) -> str:
+    """A share as a percentage."""
+    return f"{100 * accuracy:.1f} %"
+
+
+def _is_number(cell: object) -> bool:
+    return str(cell).strip().removesuffix("%").strip().replace(".", "", 1).lstrip("+-").isdigit() or cell in ("", "-")
+
+
+class Bars:
+    """`rqat.job.Progress` on a terminal: one line per piece of work, with a bar, the time left and the latest figure.
+
+    Where stderr is no terminal a line is written when a piece of work begins and one when it ends.
+    """
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    @contextmanager
+    def task(self, label: str, total: float) -> Iterator[Bar]:
+        """See `rqat.job.Progress`; bars may be nested, the outermost one starts and stops the drawing."""
+        outermost = self._progress is None
+        if self._progress is None:
+            self._progress = _progress()
+            self._progress.start()
+        progress = self._progress
+        bar = Bar(progress, progress.add_task(label, total=total or None, note=""), total, label)
+        if not progress.console.is_terminal:
+            note(f"{label} ...")
+        try:
+            yield bar
+            bar.finish()
+        finally:
+            if outermost:
+                progress.stop()
+                self._progress = None
+
+
+class Bar:
+    """`rqat.job.Task`: one line of `Bars`."""
+
+    def __init__(self, progress: Progress, task: TaskID, total: float, label: str) -> None:
+        self._progress, self._task, self._total, self._label = progress, task, total, label
+        self._note = ""
+
+    def update(self, done: float, note: str = "") -> None:
+        """See `rqat.job.Task`."""
+        self._note = note or self._note
+        self._progress.update(self._task, completed=done, note=self._note)
+
+    def finish(self) -> None:
+        """Fills the bar."""
+        self._progress.update(self._task, completed=self._total, total=self._total)
+        if not self._progress.console.is_terminal:
+            elapsed = self._progress.tasks[self._progress.task_ids.index(self._task)].elapsed or 0.0
+            note(f"{self._label}: {seconds(elapsed)}{'  ' + self._note if self._note else ''}")
+
+
+def _progress() -> Progress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    screen = console(err=True)
+    return Progress(
+        TextColumn("{task.description:<28}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=screen,
+        disable=not screen.is_terminal,
+        refresh_per_second=4,
+    )

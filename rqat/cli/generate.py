@@ -1,0 +1,67 @@
+"""`rqat generate`: one prompt, one answer, printed while it is written."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import DataError
+from . import display, options
+
+
+def generate(
+    context: typer.Context,
+    model: options.Model,
+    prompt: Annotated[str, typer.Argument(metavar="PROBLEM", help="What to answer; - reads it from stdin.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which the answer is cut off.")] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling, with a temperature.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Use the chat template; else if there is one.")
+    ] = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Answer one prompt with a model of any kind: as trained, quantized, or exported."""
+    import transformers
+
+    from .models import load_any
+
+    if prompt == "-":
+        prompt = typer.get_text_stream("stdin").read()
+    loaded, tokenizer = load_any(
+        model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code
+    )
+    if chat is None:
+        chat = bool(tokenizer.chat_template)
+    if chat and not tokenizer.chat_template:
+        raise DataError(f"'{model}' has no chat template.", hint="Leave --chat out.")
+    if chat:
+        messages = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    length = inputs["input_ids"].shape[1]
+    room = getattr(loaded.config, "max_position_embeddings", length + max_new_tokens) - length
+    if length == 0:
+        raise DataError("The prompt is empty.", hint='Give one: rqat generate MODEL "What is 2 + 3?"')
+    if room < 1:
+        raise DataError(
+            f"The prompt has {length} tokens; the context of '{model}' holds {length + room}.",
+            hint="Shorten the prompt.",
+        )
+    if room < max_new_tokens:
+        display.note(f"The context leaves room for {room} new tokens.")
+    transformers.set_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+    known = {name: inputs[name].to(loaded.device) for name in ("input_ids", "attention_mask")}
+    loaded.generate(
+        **known,
+        max_new_tokens=min(max_new_tokens, room),
+        streamer=transformers.TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        **sampling,
+    )

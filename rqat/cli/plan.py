@@ -1,0 +1,162 @@
+"""`rqat plan`: what a recipe will do, with every default, who provides each part, and what stands in its way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..errors import RqatError
+from . import display, options
+
+if TYPE_CHECKING:
+    from ..plan import Plan, Step
+    from ..preflight import Finding
+
+NAMES = frozenset({"source", "method", "objective", "task", "format"})
+"""Keys that name a part; parts have lines of their own."""
+
+
+def plan(
+    context: typer.Context,
+    name: options.RecipeName,
+    changes: options.Changes = None,
+    out: options.RunFolder = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show every step of a recipe with all defaults, memory and disk, warnings and errors, without running it."""
+    from ..plan import build_plan
+    from ..preflight import preflight
+    from ..recipe import load_recipe
+
+    made = build_plan(load_recipe(name, changes or ()), context.obj.registry)
+    folder = out or Path("runs") / made.recipe.name
+    device = "cuda" if Path("/proc/driver/nvidia/gpus").is_dir() else "cpu"
+    findings = preflight(made, folder=folder, offline=context.obj.offline, device=device)
+    sizes = _sizes(made, device, offline=context.obj.offline)
+    if as_json:
+        display.print_json(
+            {
+                "recipe": made.recipe.model_dump(mode="json"),
+                "steps": [_as_json(step) | sizes.get(step.name, {}) for step in made.steps],
+                "findings": [{"level": found.level, "text": found.text, "hint": found.hint} for found in findings],
+            }
+        )
+    else:
+        _show(made, sizes)
+        typer.echo()
+        for found in findings:
+            show_finding(found)
+    if any(found.level == "error" for found in findings):
+        raise typer.Exit(2)
+
+
+def check(made: Plan, folder: Path, *, device: str, offline: bool) -> None:
+    """Looks for everything that would stop a plan later; warnings are shown.
+
+    Raises:
+        RqatError: every error, all at once.
+    """
+    from ..preflight import preflight
+
+    errors = []
+    for found in preflight(made, folder=folder, offline=offline, device=device):
+        if found.level == "error":
+            errors.append(found)
+        else:
+            show_finding(found)
+    if len(errors) == 1:
+        raise RqatError(errors[0].text, hint=errors[0].hint)
+    if errors:
+        raise RqatError(
+            "\n  ".join([f"{len(errors)} things stand in the way:", *(f"{e.text} {e.hint}" for e in errors)])
+        )
+
+
+def show_finding(found: Finding) -> None:
+    """One line on stderr, or two when there is something to do."""
+    colour = {"error": "red", "warning": "yellow"}.get(found.level)
+    hint = f"  {found.hint}" if found.hint else ""
+    display.note(f"{typer.style(found.level.capitalize(), fg=colour)}: {found.text}{hint}")
+
+
+def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int]]:
+    """Memory and disk of every step; nothing when the model cannot be read, which pre-flight reports."""
+    from ..estimate import estimate
+    from ..model.config import read_config
+
+    try:
+        found = estimate(made, read_config(made.model, offline=offline), device)
+    except RqatError:
+        return {}
+    return {one.step: {"memory_bytes": one.memory_bytes, "disk_bytes": one.disk_peak_bytes} for one in found}
+
+
+def _show(made: Plan, sizes: Mapping[str, Mapping[str, int]]) -> None:
+    bits = made.scheme.bits_per_weight()
+    typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme} ({bits:.2f} bits per weight)")
+    for step in made.steps:
+        needs = sizes.get(step.name)
+        about = (
+            f"   about {display.size(needs['memory_bytes'])} memory, {display.size(needs['disk_bytes'])} disk"
+            if needs
+            else ""
+        )
+        typer.echo(f"\n{typer.style(step.name, bold=True)}{about}")
+        for role, use in step.parts.items():
+            card = use.card
+            typer.echo(f"  {role:<10} {card.name}  ({card.module}, {card.owner} {card.version})")
+            _lines(use.options.model_dump(mode="json"), "option")
+        _lines({key: value for key, value in _keys(step).items() if not (step.parts and key in NAMES)}, "key")
+        for role, earlier in step.inputs.items():
+            typer.echo(f"  {role:<10} from {earlier}")
+
+
+def _keys(step: Step) -> dict[str, Any]:
+    """The recipe's own keys of a step; those of a part stand with the part, if there is one."""
+    keys = step.settings.model_dump(mode="json")
+    own = type(step.settings).model_fields
+    return {key: value for key, value in keys.items() if key in own or not step.parts}
+
+
+def _lines(values: Mapping[str, Any], label: str) -> None:
+    """Keys and values, several to a line."""
+    line = ""
+    for text in _flat(values):
+        if line and len(line) + len(text) > 100:
+            typer.echo(f"  {label:<10} {line}")
+            line = ""
+        line += f"{'  ' if line else ''}{text}"
+    if line:
+        typer.echo(f"  {label:<10} {line}")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _as_json(step: Step) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "stage": step.stage,
+        "arm": step.arm,
+        "settings": _keys(step),
+        "parts": {
+            role: {
+                "name": use.card.name,
+                "module": use.card.module,
+                "owner": use.card.owner,
+                "version": use.card.version,
+                "options": use.options.model_dump(mode="json"),
+            }
+            for role, use in step.parts.items()
+        },
+        "inputs": step.inputs,
+    }

@@ -1,0 +1,177 @@
+"""`rqat quantize`: one model, one method, one checkpoint that servers load; no recipe needed.
+
+The work is done in a hidden folder beside OUT, and goes on there when it was interrupted. OUT appears when the
+checkpoint is whole, and holds nothing else than it and `rqat.json`, which says what it was made from.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import RqatError, RunError
+from . import display, options
+
+if TYPE_CHECKING:
+    from ..plan import Plan, Step
+    from ..registry import Registry
+
+RECORD = "rqat.json"
+"""File of a finished checkpoint that says what it was made from."""
+
+FILES = {".jsonl": "jsonl", ".json": "jsonl", ".txt": "text"}
+"""Which source reads a plain file given as calibration data, by ending."""
+
+
+def quantize(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub name, or builtin:tiny-reasoner.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder of the finished checkpoint.")],
+    method: Annotated[str, typer.Option(help="Quantizer; `rqat plugins ls` lists them.")] = "gptq",
+    scheme: Annotated[str, typer.Option(help="Weight grid: w2g128, w3g64-sym, w4-row, ...")] = "w4g128",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Data the quantizer sees: NAME, NAME:KEY=VALUE,..., or a .jsonl/.txt file."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
+    tokens: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 512,
+    seed: Annotated[int, typer.Option(help="Order of the calibration data.")] = 0,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the quantizer, e.g. damp=0.02.")
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option("--skip", metavar="PATTERN", help="Layers to leave as they are, e.g. '*.down_proj'."),
+    ] = None,
+    skip_undivisible: Annotated[
+        bool, typer.Option("--skip-undivisible", help="Leave layers as they are that do not split into whole groups.")
+    ] = False,
+    format: Annotated[str, typer.Option(help="Checkpoint format.")] = "compressed-tensors",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Quantize a model without training and write a checkpoint that servers load."""
+    from ..keys import ModelKeys
+    from ..plan import quantize_plan
+
+    plan = quantize_plan(
+        context.obj.registry,
+        ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code),
+        method,
+        scheme=scheme,
+        calibration=_calibration(calibration, samples, tokens, seed),
+        options={
+            "skip": list(skip or ()),
+            "undivisible": "skip" if skip_undivisible else "error",
+            **_pairs(option or [], "--option"),
+        },
+        export=format,
+        flags={
+            ("quantize",): "--option",
+            ("quantize", "skip"): "--skip",
+            ("calibration", "samples"): "--samples",
+            ("calibration", "tokens"): "--tokens",
+            ("export",): "--format",
+        },
+    )
+    record = _finished(out, plan)
+    if record is None:
+        record = _run(plan, out, context.obj.registry, offline=context.obj.offline)
+        display.note(f"Wrote {out} in {display.seconds(record['seconds'])}.")
+    else:
+        display.note(f"'{out}' is finished already; nothing to do.")
+    if as_json:
+        display.print_json(record)
+
+
+def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
+    """Runs the plan beside `out`, then gives its last step that name."""
+    from ..job import Job
+    from ..pipeline import run_pipeline
+    from ..storage import publish, read_json, write_json
+    from .models import default_device
+    from .plan import check
+
+    work = out.absolute().with_name(f".{out.name}.rqat")
+    device = default_device()
+    check(plan, work, device=device, offline=offline)
+    job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars())
+    run_pipeline(job)
+    export = _export(plan)
+    checkpoint = job.result_of(export.name) / "model"
+    manifests = {step.name: read_json(job.result_of(step.name) / "manifest.json") for step in plan.steps}
+    record = {
+        "out": str(out),
+        "model": plan.model.path,
+        "scheme": str(plan.scheme),
+        "fingerprint": plan.fingerprint(export),
+        "facts": plan.facts(export),
+        "steps": {name: manifest["results"] for name, manifest in manifests.items()},
+        "seconds": round(sum(manifest["seconds"] for manifest in manifests.values()), 3),
+    }
+    write_json(checkpoint / RECORD, record)
+    publish(checkpoint, out.absolute())
+    shutil.rmtree(work)
+    return record
+
+
+def _finished(out: Path, plan: Plan) -> dict[str, Any] | None:
+    """What `out` says it was made from, if that is this very plan; None if it is still to be written.
+
+    Raises:
+        RunError: `out` holds something else.
+    """
+    from ..plan import difference
+    from ..storage import read_json
+
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise RunError(f"'{out}' is a file.", hint="Choose another folder with -o.")
+    if not any(out.iterdir()):
+        return None
+    record = read_json(out / RECORD)
+    if not record or "fingerprint" not in record:
+        raise RunError(f"'{out}' holds something else already.", hint="Choose an empty or new folder with -o.")
+    export = _export(plan)
+    if record["fingerprint"] != plan.fingerprint(export):
+        changes = difference(record["facts"], plan.facts(export))
+        raise RunError(
+            f"'{out}' holds a checkpoint made another way: {'; '.join(changes[:6])}.",
+            hint="Choose another folder with -o, or remove this one.",
+        )
+    return record
+
+
+def _export(plan: Plan) -> Step:
+    return next(step for step in plan.steps if step.stage == "export")
+
+
+def _calibration(text: str | None, samples: int, tokens: int, seed: int) -> dict[str, Any] | None:
+    """The `calibration` mapping of a recipe from the flags; None when there is no source."""
+    if text is None:
+        return None
+    keys: dict[str, Any] = {"samples": samples, "tokens": tokens, "seed": seed}
+    if Path(text).suffix in FILES and (Path(text).exists() or ":" not in text):
+        return keys | {"source": FILES[Path(text).suffix], "path": text}
+    name, _, rest = text.partition(":")
+    return keys | {"source": name} | _pairs(rest.split(",") if rest else [], "--calibration")
+
+
+def _pairs(texts: list[str], flag: str) -> dict[str, Any]:
+    """`["damp=0.01"]` as a mapping; values are read as YAML, so that numbers are numbers."""
+    from ..yaml_lines import parse_value
+
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise RqatError(f"{flag}: '{text}' is not KEY=VALUE.")
+        found[key.strip()] = parse_value(value, f"{flag} {key.strip()}")
+    return found

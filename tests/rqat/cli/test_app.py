@@ -1,0 +1,140 @@
+"""The command line as a whole: speed, exit codes, where output goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from rqat import ModelError, hookimpl
+from rqat.cli.app import build
+from rqat.registry import Registry
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter that finds rqat the way the tests do."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plugins", "ls"], ["recipes", "ls"], ["--version"], ["eval", "--help"]]
+)
+def test_light_commands_import_neither_torch_nor_transformers(arguments: list[str]) -> None:
+    code = f"""
+import sys, time
+sys.argv = ["rqat", *{arguments!r}]
+from rqat.cli.app import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = sorted({{"torch", "transformers", "datasets", "trl", "lm_eval", "numpy"}} & set(sys.modules))
+assert not heavy, heavy
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(build(), ["--version"])
+    assert result.exit_code == 0
+    assert re.fullmatch(r"rqat \d+\.\d+\.\d+\S*\n", result.stdout)
+
+
+@pytest.mark.parametrize("arguments", [["wobble"], ["doctor", "--wobble"], ["plan"], ["plugins", "wobble"]])
+def test_unknown_commands_options_and_missing_arguments_are_2(arguments: list[str]) -> None:
+    result = CliRunner().invoke(build(), arguments)
+    assert result.exit_code == 2
+    assert "Usage" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+class _Boom:
+    """A plugin module with commands that fail in all the ways a command can."""
+
+    __name__ = "boom"
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    @hookimpl
+    def register_commands(self, app: typer.Typer) -> None:
+        @app.command("boom")
+        def boom() -> None:
+            raise self.error
+
+
+def _with_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> typer.Typer:
+    registry = Registry.discover()
+    registry._commands.append(("boom", "test", _Boom(error).register_commands))
+    monkeypatch.setattr(Registry, "discover", classmethod(lambda cls: registry))
+    return build()
+
+
+def test_a_users_mistake_is_one_message_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = _with_command(monkeypatch, ModelError("'x' is no model.", hint="Name one."))
+    result = CliRunner().invoke(app, ["boom"])
+    assert result.exit_code == 2
+    assert result.stderr == "Error: 'x' is no model.\nHint: Name one.\n"
+    assert result.stdout == ""
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(_with_command(monkeypatch, ZeroDivisionError("oh")), ["boom"])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(_with_command(monkeypatch, KeyboardInterrupt()), ["boom"])
+    assert result.exit_code == 130
+    assert "Interrupted" in result.stderr
+
+
+def test_a_plugin_whose_commands_fail_is_reported_and_sinks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(app: typer.Typer) -> None:
+        raise RuntimeError("cannot add")
+
+    registry = Registry.discover()
+    registry._commands.append(("sinker", "test", broken))
+    monkeypatch.setattr(Registry, "discover", classmethod(lambda cls: registry))
+    result = CliRunner().invoke(build(), ["plugins", "ls"])
+    assert result.exit_code == 0
+    assert "sinker" in result.stdout
+    assert "cannot add" in result.stdout
+
+
+def test_offline_reaches_the_libraries() -> None:
+    code = """
+import os, sys
+sys.argv = ["rqat", "--offline", "plugins", "ls", "--json"]
+os.environ.pop("HF_HUB_OFFLINE", None)
+from rqat.cli.app import main
+try:
+    main()
+finally:
+    print(os.environ["HF_HUB_OFFLINE"], os.environ["HF_DATASETS_OFFLINE"], file=sys.stderr)
+"""
+    assert python(code).stderr.strip() == "1 1"
+
+
+def test_doctor_is_content_and_speaks_json() -> None:
+    result = CliRunner().invoke(build(), ["doctor", "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["packages"]["torch"]
+    assert found["cpus"] >= 1
+    shown = CliRunner().invoke(build(), ["doctor"])
+    assert shown.exit_code == 0
+    assert "transformers" in shown.stdout
