@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rqat_kernels.grid import dequantize, quantize, snap_scale
 from torch import Tensor, nn
+
+from rqat_kernels.grid import dequantize, quantize, snap_scale
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, RqatError

@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from rqat_kernels.latent_step import latent_step
 from torch import Tensor, nn
+
+from rqat_kernels.latent_step import latent_step
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, NumericsError, RqatError, RunError

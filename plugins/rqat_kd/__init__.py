@@ -1,0 +1,39 @@
+"""Knowledge distillation from the model before quantization: Reasoning-QAT's first stage (arXiv 2601.14888)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+import rqat
+
+
+class Options(rqat.Options):
+    """What is distilled, and how.
+
+    Attributes:
+        divergence: forward KL(teacher || student), reverse KL(student || teacher), or jsd, between the two.
+        beta: the teacher's share in jsd's mixture (arXiv 2306.13649).
+        temperature: softens both distributions; the loss is multiplied by its square (arXiv 1503.02531).
+        sft_weight: share of the plain cross entropy with the data in the loss.
+        positions: tokens the loss is averaged over: of the completion, or all.
+    """
+
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    temperature: float = Field(default=1.0, gt=0)
+    sft_weight: float = Field(default=0.0, ge=0, le=1)
+    positions: Literal["completion", "all"] = "completion"
+
+
+@rqat.hookimpl
+def register_objectives(register):
+    register(
+        "kd",
+        options=Options,
+        load=".objective:Distillation",
+        summary="learn the next-token distributions of the model before quantization",
+        paper="2601.14888",
+        teacher=True,
+    )

@@ -1,0 +1,107 @@
+"""The distillation objective: TRL's SFTTrainer with another loss, and no logits in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from trl import SFTConfig, SFTTrainer
+
+import rqat
+from rqat_kernels.linear_kl import linear_kl
+
+from . import Options
+
+if TYPE_CHECKING:
+    import transformers
+
+NOT_LINEAR = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Config entries of models whose logits are more than `hidden @ head.T`."""
+
+
+class Distillation(rqat.Objective):
+    """Divergence from the teacher's next-token distribution, averaged over tokens."""
+
+    options: Options
+
+    def build_trainer(self, training: rqat.Training) -> transformers.Trainer:
+        if training.teacher is None:
+            raise rqat.ModelError("distillation needs the model before quantization.", hint="Give Training a teacher.")
+        for model in (training.model, training.teacher):
+            _check_head(model)
+        rows = training.rows
+        if self.options.positions == "all":
+            rows = rows.remove_columns("labels").add_column("labels", rows["input_ids"][:])
+        config = SFTConfig(**training.arguments, max_length=None, include_num_input_tokens_seen="non_padding")
+        return DistillationTrainer(
+            self.options,
+            training.teacher,
+            model=training.model,
+            args=config,
+            train_dataset=rows,
+            processing_class=training.tokenizer,
+            optimizers=(training.optimizer, training.scheduler),
+            callbacks=training.callbacks,
+        )
+
+
+class DistillationTrainer(SFTTrainer):
+    """SFTTrainer whose loss compares hidden states times head weights, chunk by chunk."""
+
+    def __init__(self, options: Options, teacher: transformers.PreTrainedModel, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.options = options
+        self.teacher = teacher
+        # Have the trainer count the tokens of the whole batch, so that accumulated gradients are a true token mean.
+        self.model_accepts_loss_kwargs = True
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Loss of one micro-batch: the sum over its tokens divided by the tokens of the whole batch."""
+        student = self.accelerator.unwrap_model(model)
+        labels = inputs["labels"][:, 1:]
+        counted = labels != -100
+        theirs = _hidden(self.teacher, inputs["input_ids"], counted, train=False)
+        mine = _hidden(student, inputs["input_ids"], counted, train=True)
+        loss = linear_kl(
+            mine,
+            student.get_output_embeddings().weight,
+            theirs,
+            self.teacher.get_output_embeddings().weight,
+            divergence=self.options.divergence,
+            beta=self.options.beta,
+            temperature=self.options.temperature,
+            labels=labels[counted],
+            label_share=self.options.sft_weight,
+            count=num_items_in_batch,
+        )
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        return (loss, {}) if return_outputs else loss
+
+
+def _hidden(model: transformers.PreTrainedModel, input_ids: Tensor, counted: Tensor, *, train: bool) -> Tensor:
+    """Last hidden states `(N, d)` at the positions that predict a counted token.
+
+    Rows are padded on the right, where causal attention never looks: without a mask the faster kernel is used.
+    """
+    with torch.set_grad_enabled(train):
+        return model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1][counted]
+
+
+def _check_head(model: transformers.PreTrainedModel) -> None:
+    config = model.config.get_text_config()
+    found = [name for name in NOT_LINEAR if getattr(config, name, None) not in (None, 1, 1.0)]
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        found.append("a bias of lm_head")
+    if found:
+        raise rqat.ModelError(
+            f"{type(model).__name__} has {', '.join(found)}: its logits are not hidden states times head weights.",
+            hint="Train it with objective: sft.",
+        )

@@ -1,0 +1,195 @@
+"""Trains a quantized model for one objective, with a TRL trainer and the optimizer that keeps it on the grid.
+
+trainer/checkpoint-*     while training; from the last complete one an interrupted run goes on
+training.jsonl           a line per optimizer step
+latents.safetensors      where the latent weights stand in their cells, for a next train step
+model.safetensors ...    the trained model, as `rqat.model.checkpoint` writes it
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RqatError
+from ..job import Job, log
+from ..plan import Step
+from ..storage import read_json
+
+if TYPE_CHECKING:
+    import transformers
+
+    from ..keys import TrainKeys
+    from ..model.checkpoint import Checkpoint
+    from ..train.optimizer import QuantizedOptimizer
+
+TRAINER = "trainer"
+"""Folder of the Trainer's own checkpoints, removed when training is done."""
+
+LOG = "training.jsonl"
+
+
+def run(job: Job, step: Step) -> dict[str, Any]:
+    """Trains `step.inputs["start"]`; see the module for what it writes.
+
+    Returns:
+        steps, final_loss, tokens, rows read, used and dropped; for a run whose gate said to skip it, `skipped`.
+
+    Raises:
+        RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
+    """
+    from ..model.checkpoint import load_checkpoint, save_checkpoint
+    from ..train.latents import save_latents
+
+    keys: TrainKeys = step.settings  # type: ignore[assignment]
+    work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
+    start = load_checkpoint(start_folder, device=job.device)
+    why = _skipped(job, step)
+    if why:
+        log.warning("%s: skipped, %s", step.name, why)
+        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme)
+        _copy_latents(start_folder, work)
+        return {"skipped": why}
+
+    optimizer, facts = _train(job, step, keys, start, start_folder)
+    layers = optimizer.quantized_layers()
+    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme)
+    save_latents(work, optimizer.latents(), layers)
+    shutil.rmtree(work / TRAINER, ignore_errors=True)
+    return facts
+
+
+def _train(
+    job: Job, step: Step, keys: TrainKeys, start: Checkpoint, start_folder: Path
+) -> tuple[QuantizedOptimizer, dict[str, Any]]:
+    """Runs the trainer to its end; the model of `start` is trained in place."""
+    from transformers import set_seed
+
+    from ..contracts import Training
+    from ..train.checkpoints import Checkpoints, Log, last_complete, read_log, step_of
+    from ..train.data import context_of, prepare_rows
+    from ..train.latents import load_latents
+    from ..train.optimizer import QuantizedOptimizer
+    from ..train.quiet import quiet_training
+    from ..train.schedule import build_schedule, optimizer_class
+    from ..train.teacher import load_teacher
+
+    work, card = job.workdir(step), step.parts["objective"].card
+    with quiet_training():
+        set_seed(keys.seed)
+        rows = prepare_rows(
+            job.make(step, "source").rows(keys.data.split, keys.data.seed),
+            start.tokenizer,
+            steps=keys.steps,
+            batch=keys.batch,
+            max_tokens=min(keys.max_tokens, context_of(start.model)),
+            seed=keys.seed,
+            rollouts=card.rollouts,
+        )
+        teacher = (
+            load_teacher(job.plan.model, start.tokenizer, device=job.device, offline=job.offline)
+            if card.teacher
+            else None
+        )
+        optimizer = QuantizedOptimizer(
+            start.model,
+            start.layers,
+            start.scheme,
+            inner=optimizer_class(keys.optimizer),
+            lr=keys.lr,
+            scale_lr=keys.scale_lr,
+            zero_lr=keys.zero_lr,
+            other_lr=keys.other_lr,
+            weight_decay=keys.weight_decay,
+            latents=load_latents(start_folder, start.layers),
+        )
+        checkpoint = last_complete(work / TRAINER)
+        if checkpoint is not None:
+            log.info("%s: goes on after step %d of %d", step.name, step_of(checkpoint), keys.steps)
+        with job.progress.task(step.name, keys.steps) as bar:
+            callbacks = [Checkpoints(), Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar)]
+            trainer = job.make(step, "objective").build_trainer(
+                Training(
+                    model=start.model,
+                    tokenizer=start.tokenizer,
+                    rows=rows.rows,
+                    optimizer=optimizer,
+                    scheduler=build_schedule(optimizer, keys),
+                    arguments=_arguments(keys, work / TRAINER, job.device),
+                    max_tokens=min(keys.max_tokens, context_of(start.model)),
+                    teacher=teacher,
+                    grade=job.make(step, "task").grade if "task" in step.parts else None,
+                    callbacks=callbacks,
+                )
+            )
+            _without_printing(trainer)
+            set_seed(keys.seed)
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    lines = read_log(work / LOG)
+    last = lines[-1] if lines else {}
+    return optimizer, {
+        "steps": trainer.state.global_step,
+        "final_loss": last.get("loss"),
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "train_seconds": round(sum(line["seconds"] for line in lines), 3),
+        **rows.facts,
+    }
+
+
+def _arguments(keys: TrainKeys, folder: Path, device: str) -> dict[str, Any]:
+    """Settings every TRL config takes."""
+    from ..train.checkpoints import KEPT
+
+    micro = keys.micro_batch or keys.batch
+    if keys.batch % micro:
+        raise RqatError(
+            f"train.batch is {keys.batch}, which is not a multiple of micro_batch {micro}.",
+            hint="Choose a micro_batch that divides batch.",
+        )
+    return {
+        "output_dir": str(folder),
+        "max_steps": keys.steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": keys.batch // micro,
+        "learning_rate": keys.lr,
+        "max_grad_norm": keys.max_grad_norm,
+        "seed": keys.seed,
+        "data_seed": keys.seed,
+        "train_sampling_strategy": "sequential",
+        "use_cpu": device == "cpu",
+        # The model is in bfloat16 already where that is wanted; autocast would only add casts.
+        "bf16": False,
+        "gradient_checkpointing": device != "cpu",
+        "save_strategy": "steps",
+        "save_steps": keys.save_every,
+        "save_total_limit": KEPT,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+
+
+def _without_printing(trainer: transformers.Trainer) -> None:
+    """The Trainer's own output to the terminal; ours is the progress bar."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+
+
+def _skipped(job: Job, step: Step) -> str:
+    """Why the gate before this step says not to train, or ""."""
+    if "gate" not in step.inputs:
+        return ""
+    verdict = read_json(job.result_of(step.inputs["gate"]) / "gate.json") or {}
+    return verdict.get("why", "") if verdict.get("action") == "skip" and not verdict.get("passed") else ""
+
+
+def _copy_latents(source: Path, target: Path) -> None:
+    from ..train.latents import FILE
+
+    if (source / FILE).exists():
+        shutil.copyfile(source / FILE, target / FILE)

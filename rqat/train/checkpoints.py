@@ -1,0 +1,135 @@
+"""Interrupted training: which checkpoints are whole, and a log that a resumed run continues without a seam.
+
+A Trainer's checkpoint is a folder of several files, and a kill may come between any two of them. `Checkpoints` marks a
+folder as complete once everything in it is on disk; only marked ones are resumed from, the others are removed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..errors import NumericsError
+from ..storage import sync_folder, write_text
+
+COMPLETE = ".complete"
+"""Name of the marker, written last."""
+
+KEPT = 2
+"""Checkpoints kept on disk: with one, a kill during the next save could leave none."""
+
+NOT_LOGGED = frozenset(
+    {"learning_rate", "epoch", "num_tokens", "num_input_tokens_seen", "total_flos", "step_time", "train_runtime"}
+    | {"train_tokens_per_second"}
+)
+"""Figures of the Trainer that stand in a line under our own names, or are clocks."""
+
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The newest checkpoint in a Trainer's output folder that is whole; half-written ones are removed."""
+    found: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        match = _FOLDER.fullmatch(path.name)
+        if match is None:
+            continue
+        if (path / COMPLETE).is_file():
+            found[int(match[1])] = path
+        else:
+            shutil.rmtree(path)
+    return found[max(found)] if found else None
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """Optimizer steps done at a checkpoint; 0 for None."""
+    match = _FOLDER.fullmatch(checkpoint.name) if checkpoint is not None else None
+    return int(match[1]) if match else 0
+
+
+class Checkpoints(TrainerCallback):
+    """Marks checkpoints as complete."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After every file of a checkpoint was written."""
+        folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+        sync_folder(folder)
+        write_text(folder / COMPLETE, f"{state.global_step}\n")
+        sync_folder(folder)
+
+
+class Log(TrainerCallback):
+    """training.jsonl: one line per optimizer step; and the progress display.
+
+    Every line has `step`, `loss`, `lr`, `grad_norm`, `tokens` (seen so far) and `seconds` (of this step); an objective's
+    own figures stand beside them.
+
+    Args:
+        path: the file.
+        done: steps a resumed run has behind it; later lines of the interrupted run are cut off.
+        steps: of the whole run.
+        bar: a `job.Task` to report to.
+    """
+
+    def __init__(self, path: Path, *, done: int, steps: int, bar: Any) -> None:
+        self.path, self.steps, self.bar = path, steps, bar
+        self.started: float | None = None
+        kept = [line for line in read_log(path) if line["step"] <= done]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Starts the step's clock."""
+        self.started = time.perf_counter()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Appends a line.
+
+        Raises:
+            NumericsError: the loss is not finite.
+        """
+        if "loss" not in logs:  # the summary at the end
+            return
+        line = _line(state, logs, 0.0 if self.started is None else time.perf_counter() - self.started)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if not abs(line["loss"]) < float("inf"):
+            raise NumericsError(
+                f"step {line['step']}: the loss is {line['loss']}.",
+                hint="Lower lr or scale_lr; the same command then starts this step anew, because its settings changed.",
+            )
+        self.bar.update(line["step"], f"loss {line['loss']:.4g}")
+
+
+def _line(state: TrainerState, logs: dict[str, Any], seconds: float) -> dict[str, Any]:
+    known = {
+        "step": state.global_step,
+        "loss": float(logs["loss"]),
+        "lr": float(logs.get("learning_rate", 0.0)),
+        "grad_norm": float(logs.get("grad_norm", 0.0)),
+        "tokens": int(state.num_input_tokens_seen),
+        "seconds": round(seconds, 4),
+    }
+    left_out = {*known, *NOT_LOGGED}
+    own = {key: value for key, value in logs.items() if isinstance(value, int | float) and key not in left_out}
+    return {**known, **own}
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training log; a last line cut off by a kill is left out, and so is everything after a damaged one."""
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
