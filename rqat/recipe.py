@@ -3,7 +3,8 @@
 Beyond the keys of `rqat.keys` a recipe file may hold
 
     extends: other      a shipped recipe or a file (relative to this one) whose values stand where this one has none;
-                        mappings are merged, lists replaced; naming another plugin drops the old one's options
+                        mappings are merged and lists replaced, but `train: {kd: {lr: 1e-5}}` changes one entry of a
+                        list; naming another plugin drops the old one's options
     model: path         a string where a mapping is expected is the key that names it, here `{path: ...}`;
                         likewise `quantize: gptq`, `calibration: arith`, `data: gsm8k`, `evaluate: [math500]`
 """
@@ -162,18 +163,37 @@ def _merge(
 ) -> None:
     """Writes `over` into `base`, and where its values came from into `base_origins`."""
     _drop_options(base, over, keys)
-    if () in origins and not keys:
+    if not keys:
         base_origins[()] = origins[()]
     for key, value in over.items():
         inside = (*keys, key)
         if isinstance(value, dict) and isinstance(base.get(key), dict):
             base_origins[inside] = origins[inside]
             _merge(base[key], value, base_origins, origins, inside)
+        elif isinstance(value, dict) and isinstance(base.get(key), list):
+            _merge_entries(base[key], value, base_origins, origins, inside)
         else:
             base[key] = value
             for old in [old for old in base_origins if old[: len(inside)] == inside]:
                 del base_origins[old]
             base_origins.update({new: place for new, place in origins.items() if new[: len(inside)] == inside})
+
+
+def _merge_entries(
+    base: list[Any], over: dict[str, Any], base_origins: dict[Keys, str], origins: Mapping[Keys, str], keys: Keys
+) -> None:
+    """Merges `{kd: {...}, 1: {...}}` into the entries of a list that it names."""
+    for part, value in over.items():
+        place = origins[*keys, part]
+        index = _index(part, base, keys, place)
+        if not (isinstance(value, dict) and isinstance(base[index], dict)):
+            raise RecipeError([f"{place} {'.'.join([*map(str, keys), part])}: takes the keys to change, not {value!r}."])
+        moved = {
+            (*keys, index, *old[len(keys) + 1 :]): origin
+            for old, origin in origins.items()
+            if old[: len(keys) + 1] == (*keys, part)
+        }
+        _merge(base[index], value, base_origins, moved, (*keys, index))
 
 
 def _drop_options(base: dict[str, Any], over: Mapping[str, Any], keys: Keys) -> None:

@@ -17,7 +17,7 @@ def make_row(record: Any, fields: Mapping[str, str], place: Callable[[], str]) -
 
     Args:
         record: one line of a file or one example of a data set.
-        fields: names in the record by names in the row; empty when they are the same.
+        fields: names in the record by names in the row, as `inside` reads them; empty when they are the same.
         place: says where the record is, for errors.
     """
     if not isinstance(record, Mapping):
@@ -25,11 +25,11 @@ def make_row(record: Any, fields: Mapping[str, str], place: Callable[[], str]) -
     names = dict(fields) or {field: field for field in FIELDS if field in record}
     row = {}
     for field, name in names.items():
-        value = record.get(name)
+        value = inside(record, name)
         if isinstance(value, int | float) and not isinstance(value, bool) and field == "answer":
             value = str(value)
         if not isinstance(value, str):
-            what = "is missing" if name not in record else f"is not a text but {type(value).__name__}"
+            what = "is missing" if value is None else f"is not a text but {type(value).__name__}"
             raise rqat.DataError(
                 f"{place()}: the field '{name}' {what}.",
                 hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Name others with `fields`.",
@@ -41,6 +41,21 @@ def make_row(record: Any, fields: Mapping[str, str], place: Callable[[], str]) -
             hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Map them: fields: {{prompt: NAME, ...}}",
         )
     return cast(rqat.Row, row)
+
+
+def inside(record: Mapping[str, Any], name: str) -> Any:
+    """The value called `name`, or for `generations.0` and the like the one that the parts lead to; None if not there."""
+    if name in record:
+        return record[name]
+    value: Any = record
+    for part in name.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
 
 
 def identity(row: rqat.Row) -> str:
