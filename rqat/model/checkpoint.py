@@ -4,8 +4,8 @@
     model.safetensors        every tensor that is not a quantized weight
     quantized.safetensors    <layer>.codes (O, I) uint8, <layer>.scale (O, G) float32, <layer>.zero (O, G) uint8
 
-A tensor of model.safetensors is stored in 16 bits when that holds all its values exactly, else in float32; so weights that
-came from a bfloat16 checkpoint stay bfloat16 and trained ones stay float32. Saving and loading never moves a weight.
+A tensor of model.safetensors is stored in 16 bits when that holds all its values exactly, else in float32; so weights
+of a bfloat16 checkpoint stay bfloat16 and trained ones stay float32. Saving and loading never moves a weight.
 The same model gives the same bytes: safetensors orders tensors by itself, and the header's metadata is a single entry.
 """
 
@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rqat_kernels.grid import dequantize
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rqat_kernels.grid import dequantize
+
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, RqatError
 from ..scheme import Scheme
+from ..storage import explained
 from .load import default_dtype, quiet
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ class Checkpoint:
     """A loaded checkpoint.
 
     Attributes:
-        model: a plain Hugging Face model in eval mode; weights of `layers` are `w_hat`, computed in float32, rounded once.
+        model: a plain Hugging Face model in eval mode; weights of `layers` are `w_hat`.
         tokenizer: its tokenizer.
         layers: the quantized layers by full module name, on the CPU.
         scheme: their grid.
@@ -73,6 +77,8 @@ def save_checkpoint(
     Raises:
         ValueError: a weight of the model is not what its codes decode to.
     """
+    for leftover in folder.glob(".tmp*"):  # of a safetensors file whose writing was interrupted
+        leftover.unlink()
     parameters = dict(model.named_parameters())
     for name, layer in layers.items():
         weight = parameters[f"{name}.weight"].detach()
@@ -87,12 +93,11 @@ def save_checkpoint(
         for name, tensor in model.state_dict().items()
         if name not in quantized and name not in tied
     }
-    save_file(dense, folder / DENSE_FILE, metadata={ENTRY: json.dumps({"format": FORMAT})})
+    write_tensors(folder / DENSE_FILE, dense, {"format": FORMAT})
     save_layers(folder / QUANTIZED_FILE, layers, scheme)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    embeddings = model.get_input_embeddings().weight
-    config.dtype = narrowest(embeddings.detach()).dtype
+    config.dtype = narrowest(model.get_parameter("model.embed_tokens.weight").detach()).dtype
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
@@ -149,7 +154,7 @@ def save_layers(path: Path, layers: Mapping[str, QuantizedWeight], scheme: Schem
         "layers": list(layers),
         "notes": {name: layer.note for name, layer in layers.items() if layer.note},
     }
-    save_file(tensors, path, metadata={ENTRY: json.dumps(facts)})
+    write_tensors(path, tensors, facts)
 
 
 def load_layers(path: Path) -> tuple[dict[str, QuantizedWeight], Scheme]:
@@ -169,7 +174,7 @@ def load_layers(path: Path) -> tuple[dict[str, QuantizedWeight], Scheme]:
         Scheme.model_validate(scheme.model_dump(warnings=False))
     except (KeyError, TypeError, ValueError, RqatError) as error:
         raise ModelError(
-            f"'{path}' is on grid {facts.get('grid')!r} with scheme {facts.get('scheme')!r}, which this version does not know.",
+            f"'{path}' has grid {facts.get('grid')!r} and scheme {facts.get('scheme')!r}, unknown to this version.",
             hint="Use the version of rqat that wrote it.",
         ) from error
     layers: dict[str, QuantizedWeight] = {}
@@ -186,6 +191,24 @@ def load_layers(path: Path) -> tuple[dict[str, QuantizedWeight], Scheme]:
     return layers, scheme
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Writes tensors, and facts about them, into one file, under a temporary name first.
+
+    Raises:
+        RunError: the disk is full or the folder not writable.
+    """
+    with explained(path):
+        try:
+            save_file(tensors, path, metadata={ENTRY: json.dumps(facts)})
+            path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files only their owner can read
+        except SafetensorError as error:
+            # The operating system's refusal comes as text only.
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Every tensor of a file this module wrote, and its facts.
 
@@ -195,7 +218,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})[ENTRY])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, facts
     except FileNotFoundError as error:
         raise ModelError(
             f"'{path.parent}' is not an rqat checkpoint: it has no {path.name}.",

@@ -8,39 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..contracts import SharedInput
-from ..errors import ModelError, UnknownName
+from ..errors import ModelError
 from ..keys import ModelKeys
+from .hub import INDEX, SINGLE, TOKENIZERS, fetch, read_remote, resolve
+from .layers import FAMILIES, layer_names
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Values of `model_type` whose decoder blocks this version can quantize; all have the layers of `SHARED_INPUTS`."""
-
-SHARED_INPUTS = (
-    SharedInput(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), before="input_layernorm"),
-    SharedInput(("self_attn.o_proj",), before="self_attn.v_proj"),
-    SharedInput(("mlp.gate_proj", "mlp.up_proj"), before="post_attention_layernorm"),
-    SharedInput(("mlp.down_proj",), before="mlp.up_proj"),
-)
-"""The linear layers of one decoder block, in the order in which data passes them. With grouped queries `v_proj` is
-narrower than the input of `o_proj`: whoever folds into it has to share a factor between the heads that share a value."""
-
-BLOCKS = "model.layers"
-"""Where the decoder blocks sit: `model.layers.0`, `model.layers.1`, ..."""
-
-BUILTIN = "builtin:"
-ASSETS = Path(__file__).parent.parent / "assets"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
-FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _LARGEST_HEADER = 100_000_000
 
@@ -124,21 +102,15 @@ class ModelConfig:
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """Quantizable linear layers by full name, with `(O, I)`, block by block in the order data passes them."""
-        names = [
-            f"{BLOCKS}.{block}.{name}"
-            for block in range(self.blocks)
-            for group in SHARED_INPUTS
-            for name in group.names
-        ]
         found = {}
-        for name in names:
+        for name in layer_names(self.blocks):
             tensor = self.tensors.get(f"{name}.weight")
             if tensor is not None and len(tensor.shape) == 2:
                 found[name] = (tensor.shape[0], tensor.shape[1])
         return found
 
     def identity(self) -> str:
-        """Digest of the model's contents: small files whole, weights by header, size and 64 evenly spread samples of 4 KiB.
+        """Digest of the contents: small files whole, weights by header, size and 64 evenly spread samples of 4 KiB.
 
         Cheap enough for pre-flight; it tells checkpoints apart that were trained differently, not single flipped bits.
         """
@@ -169,31 +141,7 @@ class ModelConfig:
         """
         if self.folder is not None:
             return self.folder
-        return _fetch(self.keys, offline=offline)
-
-
-def resolve(keys: ModelKeys) -> Path | None:
-    """Where the files of a model are; None for a hub model that is not, or not completely, in the local cache.
-
-    Raises:
-        UnknownName: no such built-in model.
-        ModelError: a folder that does not exist, or text that is neither a folder nor a hub name.
-    """
-    path = keys.path
-    if path.startswith(BUILTIN):
-        name = path.removeprefix(BUILTIN)
-        if not (ASSETS / name / "config.json").is_file():
-            known = [f"{BUILTIN}{entry.parent.name}" for entry in ASSETS.glob("*/config.json")]
-            raise UnknownName(path, "built-in model", known)
-        return ASSETS / name
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise ModelError(f"'{path}' is a file, not a model folder.", hint="Name the folder with config.json in it.")
-    if path.startswith((".", "~", os.sep)) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-        raise ModelError(f"The model folder '{path}' does not exist.", hint="Check the path.")
-    return _cached(keys)
+        return fetch(self.keys, offline=offline)
 
 
 def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:
@@ -205,7 +153,8 @@ def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:
     """
     folder = resolve(keys)
     if folder is None:
-        return _read_remote(keys, offline=offline)
+        raw, headers = read_remote(keys, offline=offline)
+        return ModelConfig(keys, None, raw, {name: Tensor(*header) for name, header in headers.items()})
     config = folder / "config.json"
     if not config.is_file():
         adapter = " It holds a LoRA adapter." if (folder / "adapter_config.json").is_file() else ""
@@ -260,12 +209,7 @@ def check_quantizable(config: ModelConfig) -> None:
             f"'{path}' is of the architecture '{config.model_type}', which this version cannot quantize.",
             hint=f"Supported: {', '.join(FAMILIES)}.",
         )
-    expected = [
-        f"{BLOCKS}.{block}.{name}.weight"
-        for block in range(config.blocks)
-        for group in SHARED_INPUTS
-        for name in group.names
-    ]
+    expected = [f"{name}.weight" for name in layer_names(config.blocks)]
     expected += ["model.embed_tokens.weight", "model.norm.weight", *([] if config.tied else ["lm_head.weight"])]
     missing = [name for name in expected if name not in config.tensors]
     if missing:
@@ -296,8 +240,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise ModelError(
-            f"'{folder}' has its weights in pickle files (.bin), which can run code when read; only safetensors are loaded.",
-            hint="Convert it on a machine you can spare: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...).",
+            f"'{folder}' has its weights in pickle files, which can run code when read; only safetensors are loaded.",
+            hint="If you trust them, convert once: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...).",
         )
     raise ModelError(
         f"'{folder}' has no weights: {SINGLE} is missing.", hint="Fetch the model again; it is incomplete."
@@ -330,96 +274,3 @@ def read_header(path: Path) -> dict[str, Tensor]:
             hint="The file was cut off; fetch it again.",
         )
     return tensors
-
-
-def _cached(keys: ModelKeys) -> Path | None:
-    """The folder of a hub model that is wholly in the local cache."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(keys.path, "config.json", revision=keys.revision)
-    except HFValidationError as error:
-        raise ModelError(
-            f"'{keys.path}' is neither a folder nor a hub name.", hint="Check the path, or write owner/name."
-        ) from error
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    return None if _missing(folder) else folder
-
-
-def _missing(folder: Path | None) -> list[str]:
-    """What a model folder still lacks."""
-    if folder is None:
-        return ["config.json", SINGLE, "tokenizer.json"]
-    missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not (folder / SINGLE).is_file():
-        if (folder / INDEX).is_file():
-            names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-            missing += sorted(name for name in set(names) if not (folder / name).is_file())
-        else:
-            missing.append(SINGLE)
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        missing.append("tokenizer.json")
-    return missing
-
-
-def _refuse_offline(keys: ModelKeys) -> ModelError:
-    """The error for a hub model that is not complete in the cache while nothing may be fetched."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(keys.path, "config.json", revision=keys.revision)
-    missing = _missing(Path(config).parent if isinstance(config, str) else None)
-    revision = f" (revision {keys.revision})" if keys.revision else ""
-    return ModelError(
-        f"'{keys.path}'{revision} is no folder, and of the hub model the local cache lacks: {', '.join(missing)}.",
-        hint="Run once without --offline and without HF_HUB_OFFLINE, or name a folder.",
-    )
-
-
-def _fetch(keys: ModelKeys, *, offline: bool) -> Path:
-    """Fetches a hub model."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if offline or HF_HUB_OFFLINE:
-        raise _refuse_offline(keys)
-    patterns = [*FETCHED, *(["*.py"] if keys.trust_remote_code else [])]
-    try:
-        return Path(snapshot_download(keys.path, revision=keys.revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise _unreachable(keys, error) from error
-
-
-def _read_remote(keys: ModelKeys, *, offline: bool) -> ModelConfig:
-    """config.json and the headers of a hub model, without its weights."""
-    from huggingface_hub import get_safetensors_metadata, hf_hub_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
-
-    if offline or HF_HUB_OFFLINE:
-        raise _refuse_offline(keys)
-    try:
-        raw = json.loads(Path(hf_hub_download(keys.path, "config.json", revision=keys.revision)).read_text("utf-8"))
-        files = get_safetensors_metadata(keys.path, revision=keys.revision).files_metadata
-    except NotASafetensorsRepoError as error:
-        raise ModelError(f"'{keys.path}' has no safetensors weights.", hint="Only safetensors are loaded.") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise _unreachable(keys, error) from error
-    tensors = {
-        name: Tensor(tuple(entry.shape), str(entry.dtype))
-        for file in files.values()
-        for name, entry in file.tensors.items()
-    }
-    return ModelConfig(keys, None, raw, tensors)
-
-
-def _unreachable(keys: ModelKeys, error: Exception) -> ModelError:
-    """The error for a hub that does not answer, or does not know the model."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelError(
-        f"'{keys.path}' is no folder, and the hub does not give it: {reason}",
-        hint="Check the name, the network and, for gated models, that you are logged in; or name a folder.",
-    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
-from .config import ModelConfig, check_quantizable, read_config
+from .config import check_quantizable, read_config
 
 if TYPE_CHECKING:
     import transformers
@@ -57,19 +57,17 @@ def load_model(
     config = read_config(keys, offline=offline)
     if quantizable:
         check_quantizable(config)
-    common = {"local_files_only": True, "trust_remote_code": keys.trust_remote_code}
+    tokenizer = load_tokenizer(keys, offline=offline)
     folder = config.fetch(offline=offline)
-    try:
-        with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
-            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=default_dtype(device, keys.dtype), output_loading_info=True, **common
-            )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(
-            f"'{keys.path}' cannot be loaded: {' '.join(str(error).split())[:300]}.",
-            hint="Check that the folder is a complete Hugging Face checkpoint and that transformers knows this model.",
-        ) from error
+    with _explained(keys.path, "model"), quiet():
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=default_dtype(device, keys.dtype),
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=keys.trust_remote_code,
+        )
+    model, loading = loaded
     if loading["missing_keys"] or loading["mismatched_keys"]:
         names = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
         raise ModelError(
@@ -82,20 +80,49 @@ def load_model(
     return model.to(device).eval(), tokenizer
 
 
+def load_tokenizer(keys: ModelKeys, *, offline: bool = False) -> transformers.PreTrainedTokenizerBase:
+    """Loads a tokenizer alone.
+
+    Raises:
+        ModelError: it is missing, damaged or has no end-of-sequence token.
+    """
+    import transformers
+
+    folder = read_config(keys, offline=offline).fetch(offline=offline)
+    with _explained(keys.path, "tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=keys.trust_remote_code
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of '{keys.path}' has no end-of-sequence token.",
+            hint="Set eos_token in tokenizer_config.json.",
+        )
+    return tokenizer
+
+
+@contextmanager
+def _explained(path: str, what: str) -> Iterator[None]:
+    """Turns what transformers says about a broken checkpoint into one line."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises bare Exceptions, and transformers nearly every type
+        raise ModelError(
+            f"The {what} of '{path}' cannot be loaded: {' '.join(str(error).split())[:300]}",
+            hint="Check that the folder is a complete Hugging Face checkpoint and that transformers knows this model.",
+        ) from error
+
+
 def check_tokenizer(
     path: str, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> None:
-    """Refuses a tokenizer with ids the model has no embedding for, or without an end-of-sequence token."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    """Refuses a tokenizer with ids the model has no embedding for."""
+    vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= vocabulary:
         raise ModelError(
             f"The tokenizer of '{path}' has ids up to {highest}; the model's vocabulary ends at {vocabulary - 1}.",
             hint="The tokenizer belongs to another model; put the right one beside the weights.",
-        )
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"The tokenizer of '{path}' has no end-of-sequence token.", hint="Set eos_token in tokenizer_config.json."
         )
 
 

@@ -1,0 +1,108 @@
+"""Finished blocks of an interrupted walk, one file each: codes, whatever else the quantizer changed, and reports."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from rqat_kernels.grid import dequantize
+
+from ..contracts import Block, QuantizedWeight
+from ..errors import ModelError
+from ..scheme import Scheme
+from .checkpoint import FORMAT, read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer.
+
+    Attributes:
+        name: full name.
+        out_features: `O`.
+        in_features: `I`.
+        bits: stored bits per weight, with a 16-bit scale and a packed zero point per group.
+        error: share of the squared output moved by quantization (`blocks.relative_error`), of the weights when there
+            was no Hessian; None when the quantizer rescaled the layer's input.
+        seconds: wall time of its block, statistics included.
+        note: the quantizer's remark.
+    """
+
+    name: str
+    out_features: int
+    in_features: int
+    bits: float
+    error: float | None
+    seconds: float
+    note: str
+
+
+class BlockStore:
+    """Keeps finished blocks in a folder; without one it keeps nothing.
+
+    Only an unbroken row of blocks from the first on is taken back, since every block depends on those before.
+    """
+
+    def __init__(self, folder: Path | None, scheme: Scheme) -> None:
+        self._folder = folder
+        self._scheme = scheme
+        self._broken = folder is None
+
+    def forget(self) -> None:
+        """Takes no further block back: the row is broken."""
+        self._broken = True
+
+    def load(self, block: Block) -> tuple[dict[str, QuantizedWeight], list[LayerReport]] | None:
+        """Puts a finished block back into the model; None, and the block untouched, if it is not there or not whole."""
+        if self._folder is None or self._broken:
+            return None
+        try:
+            tensors, facts = read_tensors(self._path(block))
+        except ModelError:
+            return None
+        if facts.get("format") != FORMAT or facts.get("scheme") != str(self._scheme):
+            return None
+        reports = [LayerReport(**report) for report in facts["reports"]]
+        layers = {}
+        for report in reports:
+            name = report.name.removeprefix(f"{block.name}.")
+            codes, scale, zero = (tensors.pop(f"{name}.{part}") for part in ("codes", "scale", "zero"))
+            layers[name] = QuantizedWeight(codes, scale, zero, report.note)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                block.module.get_parameter(name).copy_(tensor)
+            for name, layer in layers.items():
+                weight = block.linear(name).weight
+                weight.copy_(dequantize(layer.codes, layer.scale, layer.zero, weight.dtype))
+        return layers, reports
+
+    def save(self, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]) -> None:
+        """Writes a finished block under a temporary name, flushes it to disk and renames it."""
+        if self._folder is None:
+            return
+        quantized = {f"{name}.weight" for name in layers}
+        tensors = {
+            name: parameter.detach().cpu().contiguous()
+            for name, parameter in block.module.named_parameters()
+            if name not in quantized
+        }
+        for name, layer in layers.items():
+            for part in ("codes", "scale", "zero"):
+                tensors[f"{name}.{part}"] = getattr(layer, part).contiguous()
+        facts = {"format": FORMAT, "scheme": str(self._scheme), "reports": [asdict(report) for report in reports]}
+        path = self._path(block)
+        temporary = path.with_suffix(".tmp")
+        write_tensors(temporary, tensors, facts)
+        handle = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        temporary.replace(path)
+
+    def _path(self, block: Block) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{block.name}.safetensors"

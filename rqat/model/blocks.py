@@ -1,0 +1,234 @@
+"""The walk that quantizes a model, decoder block by decoder block.
+
+For each block: statistics at the inputs of its linear layers, the quantizer, then `w_hat` in place of the weights; the
+next block sees what this one puts out now. A quantizer that needs no statistics needs no data and no forward pass.
+
+With a folder to resume from, every finished block is kept there; an interrupted walk that is run again loads those and
+ends with the same bytes as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rqat_kernels.grid import dequantize, snap_scale
+
+from ..contracts import Block, LinearStats, QuantizedWeight, Quantizer, SharedInput
+from ..errors import DataError, ModelError, NumericsError, PluginError
+from ..scheme import Scheme
+from .activations import Activations, TokenBatch
+from .block_store import BlockStore, LayerReport
+from .layers import BLOCKS, SHARED_INPUTS, choose_layers
+
+if TYPE_CHECKING:
+    import transformers
+
+Progress = Callable[[float, str], None]
+"""Called with the number of blocks done, fractions included, and a note."""
+
+
+def describe_blocks(
+    model: transformers.PreTrainedModel,
+    scheme: Scheme,
+    *,
+    skip: Sequence[str] = (),
+    undivisible: Literal["error", "skip"] = "error",
+) -> list[Block]:
+    """The decoder blocks of a model, each with the layers that are to be quantized.
+
+    A group of layers whose input is also read by a skipped layer, or comes from one, has no `before`: nothing may be
+    folded there.
+
+    Raises:
+        ModelError: the model has other blocks than the supported families, or see `layers.choose_layers`.
+    """
+    try:
+        modules = list(model.get_submodule(BLOCKS))  # type: ignore[call-overload]
+        linears = {}
+        for index, module in enumerate(modules):
+            for name in (name for group in SHARED_INPUTS for name in group.names):
+                linear = module.get_submodule(name)
+                if not isinstance(linear, nn.Linear):
+                    raise AttributeError(f"{BLOCKS}.{index}.{name} is a {type(linear).__name__}")
+                linears[f"{BLOCKS}.{index}.{name}"] = (linear.out_features, linear.in_features)
+    except AttributeError as error:
+        raise ModelError(
+            f"{type(model).__name__} has no decoder blocks of a known form: {error}.",
+            hint="Supported: dense models of the families llama, mistral, qwen2, qwen3, not quantized before.",
+        ) from error
+    chosen = set(choose_layers(linears, scheme, skip=skip, undivisible=undivisible))
+    blocks = []
+    for index, module in enumerate(modules):
+        name = f"{BLOCKS}.{index}"
+        left_alone = {other for other in linears if other not in chosen}
+        inputs = []
+        for group in SHARED_INPUTS:
+            names = tuple(layer for layer in group.names if f"{name}.{layer}" in chosen)
+            free = names == group.names and f"{name}.{group.before}" not in left_alone
+            if names:
+                inputs.append(SharedInput(names, group.before if free else None))
+        blocks.append(Block(name, module, inputs))
+    return blocks
+
+
+def quantize_model(
+    model: transformers.PreTrainedModel,
+    token_batches: Sequence[TokenBatch],
+    quantizer: Quantizer,
+    scheme: Scheme,
+    *,
+    skip: Sequence[str] = (),
+    undivisible: Literal["error", "skip"] = "error",
+    progress: Progress = lambda done, note: None,
+    resume_dir: Path | None = None,
+) -> tuple[dict[str, QuantizedWeight], list[LayerReport]]:
+    """Quantizes the linear layers of a model in place: afterwards their weights are `w_hat`.
+
+    Args:
+        token_batches: calibration tokens; not looked at when `quantizer.needs` is empty.
+        skip: shell patterns on full names of layers to leave as they are.
+        undivisible: what to do with layers whose input features do not split into whole groups.
+        resume_dir: existing folder where finished blocks are kept, and taken from. It must belong to this very model,
+            data, quantizer and scheme.
+
+    Returns:
+        The quantized layers by full name, on the CPU, and a report of each, both in the order data passes them.
+
+    Raises:
+        ModelError: see `describe_blocks`. DataError: statistics are needed and there are no tokens.
+        NumericsError: activations are not finite. PluginError: the quantizer breaks its contract.
+    """
+    blocks = describe_blocks(model, scheme, skip=skip, undivisible=undivisible)
+    if quantizer.needs and not token_batches:
+        needed = " and ".join(sorted(quantizer.needs))
+        raise DataError(
+            f"{type(quantizer).__name__} needs calibration data ({needed}), and there is none.",
+            hint="Add a calibration section to the recipe.",
+        )
+    current = 0
+    activations = Activations(
+        model,
+        [(block.name, block.module) for block in blocks],
+        token_batches,
+        tick=lambda share: progress(current + share, blocks[current].name),
+    )
+    store = BlockStore(resume_dir, scheme)
+    layers: dict[str, QuantizedWeight] = {}
+    reports: list[LayerReport] = []
+    for current, block in enumerate(blocks):
+        kept = store.load(block)
+        if kept is None:
+            store.forget()
+            kept = _quantize_block(block, quantizer, scheme, activations, current)
+            store.save(block, *kept)
+        for name, weight in kept[0].items():
+            layers[f"{block.name}.{name}"] = weight
+        reports.extend(kept[1])
+        progress(current + 1, block.name)
+    return layers, reports
+
+
+@torch.no_grad()
+def _quantize_block(
+    block: Block, quantizer: Quantizer, scheme: Scheme, activations: Activations, index: int
+) -> tuple[dict[str, QuantizedWeight], list[LayerReport]]:
+    """Quantizes one block in place; the layers by name inside the block, in order, and their reports."""
+    start = time.perf_counter()
+    stats: dict[str, LinearStats] = {name: LinearStats() for name in block.names()}
+    if quantizer.needs and block.inputs:
+        activations.advance(index)
+        stats = activations.collect(block, quantizer.needs)
+    before = {name: parameter.detach().clone() for name, parameter in block.module.named_parameters()}
+    result = quantizer.quantize_block(block, stats, scheme)
+    check_result(block, result, scheme, type(quantizer).__name__)
+    moved = {
+        name.rpartition(".")[0]
+        for name, parameter in block.module.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
+    errors: dict[str, float | None] = {}
+    for group in block.inputs:
+        for name in group.names:
+            layer, parameter = result[name], block.linear(name).weight
+            w_hat = dequantize(layer.codes, layer.scale, layer.zero)
+            if group.before in moved or name in moved:
+                # Rescaled in place: only against the rescaled weight is the error still one of rounding.
+                errors[name] = relative_error(parameter.float(), w_hat, None) if name in moved else None
+            else:
+                errors[name] = relative_error(before[f"{name}.weight"].float(), w_hat, stats[name].hessian)
+    ordered = {}
+    for name in block.names():
+        layer = result[name]
+        linear = block.linear(name)
+        linear.weight.copy_(dequantize(layer.codes, layer.scale, layer.zero, linear.weight.dtype))
+        ordered[name] = QuantizedWeight(layer.codes.cpu(), layer.scale.cpu(), layer.zero.cpu(), layer.note)
+    for name, parameter in block.module.named_parameters():
+        if name.rpartition(".")[0] in moved and not torch.isfinite(parameter).all():
+            raise NumericsError(f"{type(quantizer).__name__} left values that are not finite in {block.name}.{name}.")
+    seconds = round(time.perf_counter() - start, 3)
+    reports = []
+    for name, layer in ordered.items():
+        out_features, in_features = layer.codes.shape
+        stored = 16 + (0 if scheme.symmetric else scheme.bits)
+        reports.append(
+            LayerReport(
+                name=f"{block.name}.{name}",
+                out_features=out_features,
+                in_features=in_features,
+                bits=scheme.bits + stored * scheme.groups(in_features) / in_features,
+                error=errors[name],
+                seconds=seconds,
+                note=layer.note,
+            )
+        )
+    return ordered, reports
+
+
+def relative_error(weight: Tensor, w_hat: Tensor, hessian: Tensor | None) -> float:
+    """Share of the squared output that quantization moves: `tr(D H D^T) / tr(W H W^T)` with `D = w_hat - W`.
+
+    All float32. Without a Hessian it is taken as the identity, which gives the relative squared error of the weights.
+    """
+    delta = w_hat - weight
+
+    def energy(matrix: Tensor) -> float:
+        return float(((matrix if hessian is None else matrix @ hessian) * matrix).sum(dtype=torch.float64))
+
+    whole = energy(weight)
+    return max(0.0, energy(delta)) / whole if whole > 0 else 0.0
+
+
+def check_result(block: Block, result: dict[str, QuantizedWeight], scheme: Scheme, who: str) -> None:
+    """Holds a quantizer to its contract.
+
+    Raises:
+        PluginError: a layer is missing, too many, or not on the grid.
+    """
+
+    def refuse(what: str) -> PluginError:
+        return PluginError(f"{who}.quantize_block({block.name}): {what}.", hint="This is a fault of the plugin.")
+
+    names = block.names()
+    if set(result) != set(names):
+        raise refuse(f"returned {sorted(result)}; expected {sorted(names)}")
+    for name in names:
+        layer, shape = result[name], tuple(block.linear(name).weight.shape)
+        groups = (shape[0], scheme.groups(shape[1]))
+        if layer.codes.dtype != torch.uint8 or tuple(layer.codes.shape) != shape:
+            raise refuse(f"{name}: codes are {layer.codes.dtype} {tuple(layer.codes.shape)}; expected uint8 {shape}")
+        if layer.zero.dtype != torch.uint8 or tuple(layer.zero.shape) != groups:
+            raise refuse(f"{name}: zero is {layer.zero.dtype} {tuple(layer.zero.shape)}; expected uint8 {groups}")
+        if layer.scale.dtype != torch.float32 or tuple(layer.scale.shape) != groups:
+            raise refuse(f"{name}: scale is {layer.scale.dtype} {tuple(layer.scale.shape)}; expected float32 {groups}")
+        if max(int(layer.codes.max()), int(layer.zero.max())) > scheme.max_code:
+            raise refuse(f"{name}: codes or zero points exceed {scheme.max_code}")
+        if scheme.symmetric and not bool((layer.zero == scheme.middle).all()):
+            raise refuse(f"{name}: zero points are not {scheme.middle}, as the symmetric grid has it")
+        if not torch.equal(snap_scale(layer.scale), layer.scale):
+            raise refuse(f"{name}: scales are not positive values that bfloat16 and float16 both hold (see snap_scale)")

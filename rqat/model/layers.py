@@ -1,0 +1,80 @@
+"""Which linear layers of a model are quantized, and which of them read the same input. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from ..contracts import SharedInput
+from ..errors import ModelError
+from ..scheme import Scheme
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Values of `model_type` whose decoder blocks this version can quantize; all have the layers of `SHARED_INPUTS`."""
+
+BLOCKS = "model.layers"
+"""Where the decoder blocks sit: `model.layers.0`, `model.layers.1`, ..."""
+
+SHARED_INPUTS = (
+    SharedInput(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), before="input_layernorm"),
+    SharedInput(("self_attn.o_proj",), before="self_attn.v_proj"),
+    SharedInput(("mlp.gate_proj", "mlp.up_proj"), before="post_attention_layernorm"),
+    SharedInput(("mlp.down_proj",), before="mlp.up_proj"),
+)
+"""The linear layers of one decoder block, in the order in which data passes them. With grouped queries `v_proj` is
+narrower than the input of `o_proj`: whoever folds into it shares a factor between the heads that share a value."""
+
+NEVER = ("lm_head", "model.embed_tokens")
+"""Modules that are left as they are in any case; a `skip` pattern may name them."""
+
+
+def layer_names(blocks: int) -> list[str]:
+    """Full names of all linear layers of `blocks` decoder blocks, in the order in which data passes them."""
+    return [f"{BLOCKS}.{block}.{name}" for block in range(blocks) for group in SHARED_INPUTS for name in group.names]
+
+
+def choose_layers(
+    linears: Mapping[str, tuple[int, int]],
+    scheme: Scheme,
+    *,
+    skip: Sequence[str] = (),
+    undivisible: Literal["error", "skip"] = "error",
+) -> list[str]:
+    """The layers to quantize, in the order of `linears`.
+
+    Args:
+        linears: `(O, I)` by full name.
+        skip: shell patterns on full names of layers to leave as they are.
+        undivisible: what to do with layers whose input features do not split into whole groups.
+
+    Raises:
+        ModelError: such layers are there and `undivisible` is "error" (every one is listed); a pattern matches no
+            layer; nothing is left.
+    """
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in (*linears, *NEVER)):
+            raise ModelError(
+                f"quantize.skip: '{pattern}' matches no linear layer of the model.",
+                hint=f"Patterns are matched against full names such as '{next(iter(linears), '')}'.",
+            )
+    kept = [name for name in linears if not any(fnmatchcase(name, pattern) for pattern in skip)]
+    whole = [name for name in kept if scheme.divides(linears[name][1])]
+    if undivisible == "error" and len(whole) < len(kept):
+        bad = [f"{name} {linears[name]}" for name in kept if not scheme.divides(linears[name][1])]
+        raise ModelError(
+            f"{len(bad)} layers have input features that groups of {scheme.group} do not divide: {', '.join(bad)}.",
+            hint=_fitting(linears[name][1] for name in kept) + "or set quantize.undivisible: skip.",
+        )
+    if not whole:
+        raise ModelError("No layer is left to quantize.", hint="Check quantize.skip and the group size of the scheme.")
+    return whole
+
+
+def _fitting(widths: Iterable[int]) -> str:
+    """A hint that names the usual group sizes which divide all of `widths`."""
+    distinct = set(widths)
+    sizes = [str(size) for size in (128, 64, 32, 16, 8) if all(width % size == 0 for width in distinct)]
+    return (
+        f"Use a group of {', '.join(sizes)}, one scale per row (-row), " if sizes else "Use one scale per row (-row), "
+    )
