@@ -1,0 +1,194 @@
+"""The pipeline by itself: a plan of toy steps that write files, interrupted, damaged, changed and refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import rqat.report
+from rqat.errors import RunError
+from rqat.facts import difference
+from rqat.job import Job
+from rqat.pipeline import MANIFEST, run_pipeline
+from rqat.storage import fingerprint_of
+
+
+@dataclass
+class ToyStep:
+    name: str
+    value: int
+    stage: str = "toy"
+    arm: str = "toy"
+
+
+@dataclass
+class ToyPlan:
+    steps: list[ToyStep]
+
+    def facts(self, step: ToyStep) -> dict:
+        return {"settings": {"value": step.value}}
+
+    def fingerprint(self, step: ToyStep) -> str:
+        return fingerprint_of(self.facts(step))
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A stage that writes its value, notes the call, and does what `toy.before` says first."""
+    stage = types.ModuleType("rqat.stages.toy")
+    stage.calls, stage.before = [], lambda work: None
+
+    def run(job, step):
+        stage.calls.append(step.name)
+        work = job.workdir(step)
+        stage.before(work)
+        (work / "inner").mkdir(exist_ok=True)
+        (work / "inner" / "value.txt").write_text(str(step.value))
+        return {"value": step.value}
+
+    stage.run = run
+    monkeypatch.setitem(sys.modules, "rqat.stages.toy", stage)
+
+    def write(job):
+        summary = {"written": len(stage.calls)}
+        (job.folder / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr(rqat.report, "write", write)
+    return stage
+
+
+def job_of(folder: Path, *values: int) -> Job:
+    steps = [ToyStep(f"{number:02}-toy", value) for number, value in enumerate(values, 1)]
+    return Job(plan=ToyPlan(steps), folder=folder, registry=None)
+
+
+def test_a_finished_run_is_not_done_again(toy, tmp_path):
+    first = run_pipeline(job_of(tmp_path / "run", 1, 2))
+    assert first.ran == ["01-toy", "02-toy"]
+    again = run_pipeline(job_of(tmp_path / "run", 1, 2))
+    assert (again.ran, again.skipped) == ([], ["01-toy", "02-toy"])
+    assert again.summary == first.summary
+    assert toy.calls == ["01-toy", "02-toy"]
+
+
+def test_the_manifest_tells_what_was_done(toy, tmp_path):
+    run_pipeline(job_of(tmp_path / "run", 7))
+    manifest = json.loads((tmp_path / "run" / "01-toy" / MANIFEST).read_text())
+    assert manifest["results"] == {"value": 7}
+    assert manifest["facts"] == {"settings": {"value": 7}}
+    assert list(manifest["files"]) == ["inner/value.txt"]
+    assert manifest["seconds"] >= 0
+
+
+def test_an_interrupted_step_goes_on_from_its_own_folder(toy, tmp_path):
+    def fail(work):
+        (work / "half").write_text("done so far")
+        raise KeyboardInterrupt
+
+    toy.before = fail
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(job_of(tmp_path / "run", 1))
+    assert not (tmp_path / "run" / "01-toy").exists()
+
+    seen = []
+    toy.before = lambda work: seen.append((work / "half").read_text())
+    run_pipeline(job_of(tmp_path / "run", 1))
+    assert seen == ["done so far"]
+
+
+def test_remains_of_another_plan_are_not_gone_on_from(toy, tmp_path):
+    def fail(work):
+        (work / "half").write_text("of value 1")
+        raise KeyboardInterrupt
+
+    toy.before = fail
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(job_of(tmp_path / "run", 1))
+    seen = []
+    toy.before = lambda work: seen.append((work / "half").exists())
+    run_pipeline(job_of(tmp_path / "run", 2))
+    assert seen == [False]
+
+
+def test_another_plan_in_the_folder_is_refused_with_the_difference(toy, tmp_path):
+    run_pipeline(job_of(tmp_path / "run", 1))
+    with pytest.raises(RunError, match=r"value.*1.*2") as caught:
+        run_pipeline(job_of(tmp_path / "run", 2))
+    assert "--fresh" in caught.value.hint
+    assert (tmp_path / "run" / "01-toy" / "inner" / "value.txt").read_text() == "1"
+
+
+def test_fewer_steps_are_another_plan_and_more_are_not(toy, tmp_path):
+    run_pipeline(job_of(tmp_path / "run", 1, 2))
+    with pytest.raises(RunError, match="02-toy"):
+        run_pipeline(job_of(tmp_path / "run", 1))
+    assert run_pipeline(job_of(tmp_path / "run", 1, 2, 3)).ran == ["03-toy"]
+
+
+def test_fresh_starts_over(toy, tmp_path):
+    run_pipeline(job_of(tmp_path / "run", 1))
+    assert run_pipeline(job_of(tmp_path / "run", 2), fresh=True).ran == ["01-toy"]
+    assert (tmp_path / "run" / "01-toy" / "inner" / "value.txt").read_text() == "2"
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_text("x"), lambda file: file.unlink()])
+def test_a_damaged_step_is_set_aside_and_done_again(toy, tmp_path, damage):
+    run_pipeline(job_of(tmp_path / "run", 1, 2))
+    damage(tmp_path / "run" / "01-toy" / "inner" / "value.txt")
+    assert run_pipeline(job_of(tmp_path / "run", 1, 2)).ran == ["01-toy"]
+    assert (tmp_path / "run" / "01-toy" / "inner" / "value.txt").read_text() == "1"
+    assert len(list((tmp_path / "run").glob(".damaged-01-toy-*"))) == 1
+
+
+def test_a_folder_with_something_else_is_refused_and_left_alone(toy, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(RunError, match=r"thesis\.tex"):
+            run_pipeline(job_of(tmp_path, 1), fresh=fresh)
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.tex"]
+
+
+def test_a_file_where_the_folder_should_be(toy, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunError, match="stands in its way"):
+        run_pipeline(job_of(tmp_path / "run", 1))
+
+
+def test_two_processes_do_not_share_a_folder(toy, tmp_path):
+    def second(work):
+        code = (
+            "import fcntl, sys\n"
+            f"handle = open({str(work.parent / '.lock')!r}, 'w')\n"
+            "try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+            "except OSError: sys.exit(3)\n"
+        )
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 3
+
+    toy.before = second
+    run_pipeline(job_of(tmp_path / "run", 1))
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing_that_looks_finished(toy, tmp_path):
+    def full(work):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    toy.before = full
+    with pytest.raises(RunError, match="disk is full"):
+        run_pipeline(job_of(tmp_path / "run", 1))
+    assert not (tmp_path / "run" / "01-toy").exists()
+
+
+def test_difference_names_the_key_and_both_values():
+    lines = difference({"settings": {"steps": 3, "lr": 1}}, {"settings": {"steps": 4, "lr": 1}})
+    assert len(lines) == 1
+    assert "steps" in lines[0]
+    assert "3" in lines[0]
+    assert "4" in lines[0]
