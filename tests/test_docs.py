@@ -1,0 +1,76 @@
+"""The docs say what the code does: generated pages are up to date, snippets run, links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def environment() -> dict[str, str]:
+    """This environment, with the repository's packages and an `rqat` command on the path."""
+    paths = os.pathsep.join(str(ROOT / name) for name in (".", "plugins", "kernels"))
+    return {**os.environ, "PYTHONPATH": paths}
+
+
+def test_reference_pages_are_up_to_date():
+    result = subprocess.run(
+        [sys.executable, DOCS / "generate.py", "--check"], capture_output=True, text=True, env=environment()
+    )
+    assert result.returncode == 0, f"run `python docs/generate.py`:\n{result.stdout}{result.stderr}"
+
+
+def test_every_hook_is_documented():
+    from rqat import hookspecs
+
+    page = (DOCS / "reference" / "hooks.md").read_text()
+    hooks = [name for name in vars(hookspecs) if name.startswith("register_")]
+    assert len(hooks) >= 6
+    assert [name for name in hooks if f"## {name}" not in page] == []
+
+
+def test_every_link_between_pages_leads_somewhere():
+    broken = []
+    for page in [*DOCS.rglob("*.md"), *ROOT.glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+\.(?:md|yaml|py))", page.read_text()):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert broken == []
+
+
+def test_every_included_file_exists():
+    included = [
+        (page.name, name.partition(":")[0])
+        for page in DOCS.rglob("*.md")
+        for name in re.findall(r'--8<-- "([^"]+)"', page.read_text())
+    ]
+    assert len(included) >= 5
+    assert [pair for pair in included if not (ROOT / pair[1]).is_file()] == []
+
+
+@pytest.mark.slow
+def test_first_quantization_runs(tmp_path):
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    rqat = commands / "rqat"
+    rqat.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m rqat "$@"\n')
+    rqat.chmod(0o755)
+    env = environment()
+    env["PATH"] = f"{commands}{os.pathsep}{env['PATH']}"
+    script = DOCS / "examples" / "first-quantization.sh"
+    result = subprocess.run([shutil.which("bash"), script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "tiny-gptq" / "config.json").is_file()
+
+    load = [sys.executable, DOCS / "examples" / "load_in_transformers.py", "tiny-gptq"]
+    shown = subprocess.run(load, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert "Mia starts with 20 figs" in shown.stdout
