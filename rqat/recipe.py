@@ -187,7 +187,9 @@ def _merge_entries(
         place = origins[*keys, part]
         index = _index(part, base, keys, place)
         if not (isinstance(value, dict) and isinstance(base[index], dict)):
-            raise RecipeError([f"{place} {'.'.join([*map(str, keys), part])}: takes the keys to change, not {value!r}."])
+            raise RecipeError(
+                [f"{place} {'.'.join([*map(str, keys), part])}: takes the keys to change, not {value!r}."]
+            )
         moved = {
             (*keys, index, *old[len(keys) + 1 :]): origin
             for old, origin in origins.items()

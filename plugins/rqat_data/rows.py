@@ -44,7 +44,7 @@ def make_row(record: Any, fields: Mapping[str, str], place: Callable[[], str]) -
 
 
 def inside(record: Mapping[str, Any], name: str) -> Any:
-    """The value called `name`, or for `generations.0` and the like the one that the parts lead to; None if not there."""
+    """The value called `name`, or the one that `generations.0` and the like lead to; None when there is none."""
     if name in record:
         return record[name]
     value: Any = record
