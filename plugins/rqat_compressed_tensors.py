@@ -1,0 +1,101 @@
+"""Exporter `compressed-tensors`: the `pack-quantized` layout that transformers and vLLM load.
+
+Per layer, with `W = ceil(I * bits / 32)` and `W' = ceil(O * bits / 32)` words:
+
+    weight_packed      (O, W) int32      codes along the input features
+    weight_scale       (O, G) bfloat16
+    weight_zero_point  (W', G) int32     zero points along the output features; not written when symmetric
+    weight_shape       (2,) int64        O, I
+
+A group of `ROW` is the strategy "channel". Values are a dense bit stream, which for 3 bits means compressed-tensors
+0.18 or newer: older releases put ten values into each word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import rqat
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CompressedTensors(rqat.Exporter):
+    """Writes `quant_method: compressed-tensors`, `format: pack-quantized`."""
+
+    loader_packages = ("compressed_tensors",)
+    serving = """\
+```shell
+vllm serve THIS_FOLDER
+```
+
+Older releases of vLLM read only 4 and 8 bits of this format; for 2 and 3 bits there, export as `gptq`.
+With 3 bits, every reader needs compressed-tensors 0.18 or newer.
+"""
+
+    def tensors(self, name: str, weight: rqat.QuantizedWeight, scheme: rqat.Scheme) -> dict[str, torch.Tensor]:
+        """See `Exporter`."""
+        import torch
+
+        from rqat_kernels.packing import pack
+
+        packed = {
+            f"{name}.weight_packed": pack(weight.codes, scheme.bits),
+            f"{name}.weight_scale": weight.scale.to(torch.bfloat16),
+            f"{name}.weight_shape": torch.tensor(weight.codes.shape),
+        }
+        if not scheme.symmetric:
+            packed[f"{name}.weight_zero_point"] = pack(weight.zero, scheme.bits, dim=0)
+        return packed
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], scheme: rqat.Scheme) -> rqat.QuantizedWeight:
+        """See `Exporter`."""
+        import torch
+
+        from rqat_kernels.packing import unpack
+
+        out, width = tensors[f"{name}.weight_shape"].tolist()
+        scale = tensors[f"{name}.weight_scale"].float()
+        if scheme.symmetric:
+            zero = torch.full(scale.shape, scheme.middle, dtype=torch.uint8, device=scale.device)
+        else:
+            zero = unpack(tensors[f"{name}.weight_zero_point"], scheme.bits, out, dim=0)
+        return rqat.QuantizedWeight(unpack(tensors[f"{name}.weight_packed"], scheme.bits, width), scale, zero)
+
+    def config(self, scheme: rqat.Scheme, layers: Sequence[str], skipped: Sequence[str]) -> dict[str, Any]:
+        """See `Exporter`."""
+        per_row = scheme.group == rqat.ROW
+        weights = {
+            "num_bits": scheme.bits,
+            "type": "int",
+            "symmetric": scheme.symmetric,
+            "strategy": "channel" if per_row else "group",
+            "group_size": None if per_row else scheme.group,
+            "dynamic": False,
+        }
+        return {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {
+                "group_0": {
+                    "targets": ["Linear"],
+                    "weights": weights,
+                    "input_activations": None,
+                    "output_activations": None,
+                }
+            },
+            "ignore": list(skipped),
+        }
+
+
+@rqat.hookimpl
+def register_exporters(register: Any) -> None:
+    """See `rqat.hookspecs`."""
+    register(
+        "compressed-tensors",
+        load=":CompressedTensors",
+        summary="pack-quantized safetensors for transformers and vLLM, 2 to 8 bits",
+    )

@@ -1,0 +1,222 @@
+"""The exported folder is the model in memory: through plain transformers, logits are equal to the bit."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from rqat import NumericsError, PluginError, QuantizedWeight, Scheme
+from rqat.job import Job
+from rqat.keys import ExportKeys
+from rqat.model.checkpoint import save_checkpoint
+from rqat.plan import Step, Use
+from rqat.registry import Registry
+from rqat.stages import export
+from rqat_kernels.grid import dequantize, fit_minmax, quantize
+from tests.tiny import tiny_model, tiny_tokenizer
+
+START = "01-quantize-rtn"
+GROUPS = ("g32", "g64", "g128", "-row")
+GRIDS = [f"w{bits}{group}{sym}" for bits in (2, 3, 4, 8) for group in GROUPS for sym in ("", "-sym")]
+PEER_GROUPS = (("g128", ""), ("g128", "-sym"), ("g32", ""), ("-row", "-sym"))
+
+
+def quantize_model(
+    model: transformers.PreTrainedModel, scheme: Scheme, skip: str = "lm_head"
+) -> dict[str, QuantizedWeight]:
+    """Rounds every linear layer whose name does not end in `skip`, in place."""
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and not name.endswith((skip, "lm_head")):
+            weight = module.weight.data
+            scale, zero = fit_minmax(
+                weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric
+            )
+            codes = quantize(weight, scale, zero, scheme.max_code)
+            layers[name] = QuantizedWeight(codes, scale, zero.to(torch.uint8))
+            weight.copy_(dequantize(codes, scale, zero))
+    return layers
+
+
+def prepare(
+    folder: Path, spelling: str, *, tied: bool = True, skip: str = "lm_head", format_name: str = "compressed-tensors"
+) -> tuple[Job, Step, transformers.PreTrainedModel]:
+    """A run folder with a finished quantize step, the export step after it, and the quantized model."""
+    scheme = Scheme.parse(spelling)
+    model = tiny_model(tied=tied)
+    layers = quantize_model(model, scheme, skip)
+    (folder / START).mkdir(parents=True)
+    save_checkpoint(folder / START, model, tiny_tokenizer(), layers, scheme)
+    registry = Registry.discover()
+    card = registry.card("exporter", format_name)
+    use = Use(card, registry.options(card, {}))
+    step = Step("02-export", "export", "rtn", ExportKeys(format=format_name), {"exporter": use}, {"start": START})
+    plan = SimpleNamespace(model=SimpleNamespace(path="someone/tiny-qwen"), scheme=scheme)
+    job = Job(plan, folder, registry)  # type: ignore[arg-type]
+    job.workdir(step).mkdir()
+    return job, step, model
+
+
+def exported(job: Job, step: Step) -> Path:
+    return job.workdir(step) / "model"
+
+
+@pytest.mark.parametrize("spelling", GRIDS)
+def test_plain_transformers_gives_the_same_logits(tmp_path: Path, spelling: str) -> None:
+    job, step, _ = prepare(tmp_path, spelling)
+    facts = export.run(job, step)
+    assert facts["max_abs_diff"] == 0.0
+    assert facts["decoded"] == "every layer equal, bit by bit"
+    assert facts["layers"] == 14
+    assert facts["left_as_they_were"] == ["lm_head"]
+    assert facts["float32_tensors"] == 0
+    assert json.dumps(facts)
+
+
+def test_from_pretrained_without_the_stage(tmp_path: Path) -> None:
+    """The same comparison, with nothing of rqat between the folder and the logits."""
+    job, step, model = prepare(tmp_path, "w2g32", tied=False)
+    export.run(job, step)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(exported(job, step), dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported(job, step))
+    tokens = tokenizer("1 + 2 = 3", return_tensors="pt").input_ids
+    assert tokens.tolist() == tiny_tokenizer()("1 + 2 = 3", return_tensors="pt").input_ids.tolist()
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_stored_once(tmp_path: Path, tied: bool) -> None:
+    job, step, _ = prepare(tmp_path, "w4g128", tied=tied)
+    assert export.run(job, step)["max_abs_diff"] == 0.0
+    stored = load_file(exported(job, step) / "model.safetensors")
+    assert ("lm_head.weight" in stored) is not tied
+    assert stored["model.embed_tokens.weight"].dtype == torch.bfloat16
+    assert "model.layers.0.mlp.up_proj.weight" not in stored
+    assert json.loads((exported(job, step) / "config.json").read_text())["tie_word_embeddings"] is tied
+
+
+def test_layers_left_out_stay_as_they_were(tmp_path: Path) -> None:
+    job, step, _ = prepare(tmp_path, "w2g64", skip="down_proj")
+    facts = export.run(job, step)
+    assert facts["max_abs_diff"] == 0.0
+    assert facts["left_as_they_were"] == ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj", "lm_head"]
+
+
+def test_a_float32_tensor_that_bfloat16_does_not_hold_keeps_its_values(tmp_path: Path) -> None:
+    job, step, model = prepare(tmp_path, "w4g128")
+    norm = model.model.norm.weight
+    with torch.no_grad():
+        norm.add_(1e-5)
+    layers, scheme = export.load_checkpoint(tmp_path / START).layers, job.plan.scheme
+    save_checkpoint(tmp_path / START, model, tiny_tokenizer(), layers, scheme)
+    facts = export.run(job, step)
+    assert facts["float32_tensors"] == 1
+    assert facts["max_abs_diff"] == 0.0
+    assert torch.equal(load_file(exported(job, step) / "model.safetensors")["model.norm.weight"], norm)
+
+
+def test_large_models_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "SHARD", "50KB")
+    job, step, _ = prepare(tmp_path, "w3g128")
+    assert export.run(job, step)["max_abs_diff"] == 0.0
+    index = json.loads((exported(job, step) / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+
+
+def test_the_same_model_gives_the_same_bytes_over_the_remains_of_an_interrupted_export(tmp_path: Path) -> None:
+    job, step, _ = prepare(tmp_path, "w3g128")
+    export.run(job, step)
+    first = {path.name: path.read_bytes() for path in exported(job, step).iterdir()}
+    (exported(job, step) / "model-00001-of-00009.safetensors").write_bytes(b"remains")
+    export.run(job, step)
+    assert {path.name: path.read_bytes() for path in exported(job, step).iterdir()} == first
+
+
+def test_older_readers_find_their_names(tmp_path: Path) -> None:
+    """transformers 4 would otherwise take its default rotary base, and knows no TokenizersBackend."""
+    job, step, _ = prepare(tmp_path, "w4g128")
+    export.run(job, step)
+    config = json.loads((exported(job, step) / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    tokenizer = json.loads((exported(job, step) / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "extra_special_tokens" not in tokenizer
+
+
+def test_scaled_rotary_embeddings_survive(tmp_path: Path) -> None:
+    job, step, _ = prepare(tmp_path, "w4g128")
+    path = tmp_path / START / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}
+    path.write_text(json.dumps(config))
+    assert export.run(job, step)["max_abs_diff"] == 0.0
+    loaded = transformers.AutoConfig.from_pretrained(exported(job, step))
+    assert loaded.rope_parameters == config["rope_parameters"]
+
+
+def test_model_card(tmp_path: Path) -> None:
+    job, step, _ = prepare(tmp_path, "w2g64-sym", skip="down_proj")
+    export.run(job, step)
+    text = (exported(job, step) / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: transformers\nbase_model: someone/tiny-qwen\n")
+    assert "# tiny-qwen, w2g64-sym" in text.replace("someone/", "")
+    assert "`model.layers.1.mlp.down_proj`" in text
+    assert "vllm serve" in text
+
+
+def test_model_card_of_a_local_folder_does_not_name_its_path(tmp_path: Path) -> None:
+    job, step, _ = prepare(tmp_path, "w4g128")
+    job.plan.model.path = "/home/someone/secret/my-model"  # type: ignore[misc]
+    export.run(job, step)
+    text = (exported(job, step) / "README.md").read_text()
+    assert "# my-model, w4g128" in text
+    assert "secret" not in text
+    assert "base_model" not in text
+
+
+def test_gptq_is_decoded_and_says_why_it_was_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step, _ = prepare(tmp_path, "w3g128", format_name="gptq")
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    facts = export.run(job, step)
+    assert facts["decoded"] == "every layer equal, bit by bit"
+    assert facts["max_abs_diff"] is None
+    assert facts["reload"] == "not checked: gptqmodel and optimum not installed"
+
+
+def test_an_exporter_that_moves_weights_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step, _ = prepare(tmp_path, "w4g128")
+    exporter = job.make(step, "exporter")
+    right = exporter.tensors
+
+    def wrong(name, weight, scheme):
+        tensors = right(name, weight, scheme)
+        if name.endswith("1.mlp.up_proj"):
+            tensors[f"{name}.weight_scale"] = tensors[f"{name}.weight_scale"] * 2
+        return tensors
+
+    monkeypatch.setattr(exporter, "tensors", wrong)
+    monkeypatch.setattr(Job, "make", lambda *_: exporter)
+    with pytest.raises(PluginError, match=r"changes the scale of model\.layers\.1\.mlp\.up_proj"):
+        export.run(job, step)
+    monkeypatch.setattr(type(exporter), "decode", lambda *_: (_ for _ in ()).throw(NotImplementedError))
+    with pytest.raises(NumericsError, match="is not the model that was exported"):
+        export.run(job, step)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("skip", ["lm_head", "down_proj"])
+@pytest.mark.parametrize("spelling", [f"w{bits}{group}{sym}" for bits in (2, 3, 4, 8) for group, sym in PEER_GROUPS])
+def test_gptqmodel_gives_nearly_the_same_logits(
+    tmp_path: Path, spelling: str, skip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "2")  # with two cores it refuses to start by itself
+    pytest.importorskip("gptqmodel")
+    job, step, _ = prepare(tmp_path, spelling, skip=skip, format_name="gptq")
+    facts = export.run(job, step)
+    print(spelling, skip, facts["max_abs_diff"], facts["tolerance"])
+    assert facts["max_abs_diff"] <= facts["tolerance"]
