@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from rqat.model.checkpoint import save_checkpoint
 from rqat.plan import Step, Use
 from rqat.registry import Registry
 from rqat.scheme import Scheme
+from rqat.stages import train
+from rqat.storage import sha256_of
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 
 from .tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -102,3 +106,13 @@ def train_step(
     job = StubJob(plan, folder / "run", registry, given=given)
     job.workdir(step).mkdir(exist_ok=True)
     return job, step
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every safetensors file."""
+    return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+if __name__ == "__main__":  # run by tests that kill it
+    _, root, name, options = sys.argv
+    train.run(*train_step(Path(root), name, **json.loads(options)))

@@ -124,6 +124,8 @@ def _train(
                 )
             )
             _without_printing(trainer)
+            if card.rollouts:
+                rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
             set_seed(keys.seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     lines = read_log(work / LOG)
@@ -170,6 +172,13 @@ def _arguments(keys: TrainKeys, folder: Path, device: str) -> dict[str, Any]:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
+
+
+def _sampler_gap(start: Checkpoint, prompts: list[Any]) -> float:
+    from ..train.rollouts import sampler_gap
+
+    texts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in prompts]
+    return sampler_gap(start.model, start.tokenizer, texts)
 
 
 def _without_printing(trainer: transformers.Trainer) -> None:

@@ -1,0 +1,57 @@
+"""GRPO on verified answers: Reasoning-QAT's second stage, after distillation and the cold-start gate (arXiv 2601.14888)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+import rqat
+
+
+class Options(rqat.Options):
+    """How completions are sampled, how the policy moves, and when to stop.
+
+    The reward of a completion is 1 when the task's grader calls it correct, else 0; there is no reference model
+    (beta = 0). `train.batch` counts completions: each step samples `batch / generations` prompts.
+
+    Attributes:
+        generations: completions per prompt; an advantage compares the completions of one prompt.
+        temperature: of sampling.
+        top_p: nucleus sampling bound.
+        max_completion_tokens: longest completion; None is what `max_tokens` leaves after the longest prompt.
+        loss_type: how token losses are averaged: dapo (arXiv 2503.14476) over all tokens of the batch; grpo
+            (arXiv 2402.03300) over each completion first; dr_grpo (arXiv 2503.20783) by a constant; bnpo.
+        scale_rewards: divide advantages by the standard deviation of the group, of the batch, or not at all.
+        epsilon: clip range of the probability ratio.
+        epsilon_high: upper clip range; None is `epsilon` (0.28 in arXiv 2503.14476).
+        mask_truncated: leave completions that did not end out of the loss.
+        patience: steps over which the three bounds below are judged.
+        truncation_bound: stop when a larger share of completions was cut off, on average over `patience` steps.
+        repetition_bound: stop when a larger share of completions ended in a loop.
+    """
+
+    generations: int = Field(default=8, ge=2)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    epsilon: float = Field(default=0.2, gt=0)
+    epsilon_high: float | None = Field(default=None, gt=0)
+    mask_truncated: bool = False
+    patience: int = Field(default=20, ge=1)
+    truncation_bound: float = Field(default=0.9, ge=0, le=1)
+    repetition_bound: float = Field(default=0.5, ge=0, le=1)
+
+
+@rqat.hookimpl
+def register_objectives(register):
+    register(
+        "grpo",
+        options=Options,
+        load=".objective:Grpo",
+        summary="reinforcement learning from verified answers",
+        paper="2402.03300",
+        rollouts=True,
+    )

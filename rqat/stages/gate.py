@@ -1,0 +1,79 @@
+"""Measures, before an objective that learns from its own completions, whether there is anything to learn from.
+
+gate.json        figures, whether the floors are met, and the action for the train step to follow
+samples.jsonl    the sampled completions
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..job import Job, log
+from ..plan import Step
+from ..storage import write_json, write_text
+
+if TYPE_CHECKING:
+    from ..keys import TrainKeys
+
+
+def run(job: Job, step: Step) -> dict[str, Any]:
+    """Samples from `step.inputs["start"]`; the objective's `temperature`, `top_p` and `max_completion_tokens` are used.
+
+    Returns:
+        pass_rate, signal, truncated and the rest of `rqat.train.gate.judge`.
+
+    Raises:
+        RqatError: a floor is missed and the recipe says to stop.
+    """
+    from transformers import set_seed
+
+    from ..model.checkpoint import load_checkpoint
+    from ..train.data import context_of, prepare_rows
+    from ..train.gate import judge, measure, stop_if_failed
+    from ..train.quiet import quiet_training
+    from ..train.rollouts import sample
+
+    keys: TrainKeys = step.settings  # type: ignore[assignment]
+    start = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device)
+    limit = min(keys.max_tokens, context_of(start.model))
+    with quiet_training():
+        rows = prepare_rows(
+            job.make(step, "source").rows(keys.data.split, keys.data.seed),
+            start.tokenizer,
+            steps=1,
+            batch=keys.gate.prompts,
+            max_tokens=limit,
+            seed=keys.seed,
+            rollouts=True,
+        ).rows
+        prompts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in rows["prompt"]]
+        room = limit - max(rows["prompt_tokens"])
+        set_seed(keys.seed)
+        with job.progress.task(step.name, len(prompts)) as bar:
+            completions = sample(
+                start.model,
+                start.tokenizer,
+                prompts,
+                samples=keys.gate.samples,
+                max_new_tokens=min(room, keys.options.get("max_completion_tokens") or room),
+                temperature=keys.options.get("temperature", 1.0),
+                top_p=keys.options.get("top_p", 1.0),
+                batch=keys.micro_batch or keys.batch,
+                advance=bar.update,
+            )
+        figures = measure(completions, rows["answer"], job.make(step, "task").grade)
+    verdict = judge(figures, keys.gate)
+    lines = [
+        {"prompt": prompt, "completion": c.text, "answer": answer, "tokens": c.tokens, "ended": c.ended}
+        for prompt, answer, group in zip(prompts, rows["answer"], completions, strict=True)
+        for c in group
+    ]
+    write_text(
+        job.workdir(step) / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    )
+    write_json(job.workdir(step) / "gate.json", verdict)
+    stop_if_failed(verdict, keys.objective, keys.gate)
+    if not verdict["passed"]:
+        log.warning("%s: %s", step.name, verdict["why"])
+    return verdict

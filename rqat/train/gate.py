@@ -1,0 +1,87 @@
+"""The cold-start gate: whether a quantized model gets enough right for learning from its own completions.
+
+With rewards in {0, 1}, a prompt whose completions are all right or all wrong teaches nothing. On a model fresh from
+low-bit rounding nearly all are wrong, and reinforcement learning collapses (arXiv 2601.14888). The gate samples some
+prompts, grades the completions and compares two shares with the recipe's floors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..contracts import Verdict
+from ..errors import RqatError
+from ..keys import GateKeys
+from .rollouts import Completion
+
+Grade = Callable[[str, str], Verdict]
+
+
+@dataclass(frozen=True)
+class GateFigures:
+    """What was measured.
+
+    Attributes:
+        prompts: sampled prompts.
+        samples: completions per prompt.
+        correct: correct completions.
+        pass_rate: their share.
+        with_signal: prompts with both a correct and another completion.
+        signal: their share.
+        unverifiable: share of completions the checker could not judge.
+        truncated: share of completions that did not end.
+        mean_tokens: mean length of a completion.
+    """
+
+    prompts: int
+    samples: int
+    correct: int
+    pass_rate: float
+    with_signal: int
+    signal: float
+    unverifiable: float
+    truncated: float
+    mean_tokens: float
+
+
+def measure(completions: Sequence[Sequence[Completion]], answers: Sequence[str], grade: Grade) -> GateFigures:
+    """Grades `completions`, one sequence per prompt."""
+    verdicts = [[grade(c.text, answer) for c in group] for group, answer in zip(completions, answers, strict=True)]
+    right = [sum(verdict == "correct" for verdict in group) for group in verdicts]
+    every = [c for group in completions for c in group]
+    signal = sum(0 < count < len(group) for count, group in zip(right, verdicts, strict=True))
+    return GateFigures(
+        prompts=len(verdicts),
+        samples=len(verdicts[0]),
+        correct=sum(right),
+        pass_rate=sum(right) / len(every),
+        with_signal=signal,
+        signal=signal / len(verdicts),
+        unverifiable=sum(verdict == "unverifiable" for group in verdicts for verdict in group) / len(every),
+        truncated=sum(not c.ended for c in every) / len(every),
+        mean_tokens=sum(c.tokens for c in every) / len(every),
+    )
+
+
+def judge(figures: GateFigures, keys: GateKeys) -> dict[str, Any]:
+    """Figures, whether they pass, the action the recipe names, and `why` in words when they do not."""
+    passed = figures.pass_rate >= keys.pass_rate and figures.signal >= keys.signal
+    total = figures.prompts * figures.samples
+    why = "" if passed else (
+        f"{figures.correct} of {total} completions are correct ({figures.pass_rate:.1%}, floor {keys.pass_rate:.1%}) and "
+        f"{figures.with_signal} of {figures.prompts} prompts carry signal ({figures.signal:.1%}, floor {keys.signal:.1%})"
+    )  # fmt: skip
+    return {**asdict(figures), "passed": passed, "action": keys.action, "why": why}
+
+
+def stop_if_failed(verdict: dict[str, Any], objective: str, keys: GateKeys) -> None:
+    """Raises RqatError for a failed gate whose action is to stop."""
+    if verdict["passed"] or keys.action != "stop":
+        return
+    raise RqatError(
+        f"the model is not ready for {objective}: {verdict['why']}.",
+        hint="Distil longer first or use easier problems; or lower gate.pass_rate and gate.signal, or set gate.action "
+        "to skip (keep the model as it is) or warn (train all the same).",
+    )

@@ -1,0 +1,254 @@
+"""The train stage: what it writes, and that an interrupted run ends with the same bytes as an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from rqat.errors import DataError, NumericsError, RqatError, UnknownName
+from rqat.model.checkpoint import load_checkpoint
+from rqat.stages import train
+from rqat.storage import write_json
+from rqat.train.checkpoints import COMPLETE, read_log
+from tests.training import START, Sums, digests, train_step, write_start
+
+COMMON: dict[str, Any] = {
+    "steps": 8, "batch": 4, "micro_batch": 2, "save_every": 3, "max_tokens": 64,
+    "lr": 1e-2, "scale_lr": 1e-3, "zero_lr": 1e-1, "other_lr": 1e-3,
+}  # fmt: skip
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "kd": {"sft_weight": 0.1},
+    "grpo": {"generations": 2, "max_completion_tokens": 6},
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    write_start(folder)
+    return folder
+
+
+@pytest.fixture
+def root(start: Path, tmp_path: Path) -> Path:
+    """A copy of the run folder, to train in."""
+    return Path(shutil.copytree(start, tmp_path / "root"))
+
+
+def options_of(objective: str, **changes: Any) -> dict[str, Any]:
+    return {**COMMON, **OBJECTIVES[objective], **changes}
+
+
+@pytest.fixture(scope="module")
+def unbroken(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+    """Work folder and facts of a run without interruption, one per objective."""
+    done: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+    def get(objective: str) -> tuple[Path, dict[str, Any]]:
+        if objective not in done:
+            folder = Path(shutil.copytree(start, tmp_path_factory.mktemp(objective) / "root"))
+            job, step = train_step(folder, objective, **options_of(objective))
+            done[objective] = (job.workdir(step), train.run(job, step))
+        return done[objective]
+
+    return get
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_leaves_a_checkpoint_a_log_and_facts(objective: str, start: Path, unbroken: Any) -> None:
+    work, facts = unbroken(objective)
+    assert {path.name for path in work.iterdir()} >= {"quantized.safetensors", "latents.safetensors", "training.jsonl"}
+    assert not (work / "trainer").exists()
+    before, after = load_checkpoint(start / "run" / START), load_checkpoint(work)
+    assert after.scheme == before.scheme
+    assert any(not torch.equal(before.layers[name].codes, after.layers[name].codes) for name in before.layers)
+    assert torch.equal(before.model.get_input_embeddings().weight, after.model.get_input_embeddings().weight)
+    for name, parameter in after.model.named_parameters():
+        if name.removesuffix(".weight") not in after.layers:
+            assert torch.equal(parameter, parameter.bfloat16().float())
+    lines = read_log(work / "training.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert facts["steps"] == 8
+    assert facts["final_loss"] == lines[-1]["loss"]
+    assert facts["tokens"] == lines[-1]["tokens"] > 0
+    if objective == "grpo":
+        assert facts["sampler_gap_nats"] < 1e-4
+        assert {"reward", "completions/clipped_ratio", "repetition", "frac_reward_zero_std"} <= lines[0].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["kd", "grpo"])
+def test_kill_at_any_moment_and_the_same_command_end_with_the_same_bytes(
+    objective: str, root: Path, unbroken: Any
+) -> None:
+    options = options_of(objective)
+    job, step = train_step(root, objective, **options)
+    work = job.workdir(step)
+    half_written = work / "trainer" / "checkpoint-6"
+    moments = [
+        lambda: len(read_log(work / "training.jsonl")) >= 4,
+        lambda: half_written.exists() and not (half_written / COMPLETE).exists(),
+    ]
+    for moment in moments[: 1 if objective == "grpo" else 2]:
+        command = [sys.executable, "-m", "tests.training", str(root), objective, json.dumps(options)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            deadline = time.monotonic() + 120
+            while not moment() and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+            _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+    train.run(job, step)
+    work_unbroken, _ = unbroken(objective)
+    assert digests(work) == digests(work_unbroken)
+    clocks = {"seconds"}
+    mine, theirs = (
+        [{k: v for k, v in line.items() if k not in clocks} for line in read_log(w / "training.jsonl")]
+        for w in (work, work_unbroken)
+    )
+    assert mine == theirs
+
+
+class Stop(TrainerCallback):
+    """Breaks off after some steps, as Ctrl-C would."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_resumes_from_the_last_complete_checkpoint(
+    objective: str, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 1 to 7, an incomplete checkpoint at 6, so it goes on after 3; then again with the one at 6 intact."""
+    job, step = train_step(root, objective, **options_of(objective))
+    plugin = type(job.make(step, "objective"))
+    build = plugin.build_trainer
+
+    def stopped(self: Any, training: Any) -> Any:
+        trainer = build(self, training)
+        trainer.add_callback(Stop(7))
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plugin, "build_trainer", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(job, step)
+        checkpoints = job.workdir(step) / "trainer"
+        assert sorted(path.name for path in checkpoints.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+        (checkpoints / "checkpoint-6" / COMPLETE).unlink()
+        (checkpoints / "checkpoint-6" / "optimizer.pt").write_bytes(b"cut off")
+        with pytest.raises(KeyboardInterrupt):
+            train.run(job, step)
+    facts = train.run(job, step)
+    work, unbroken_facts = unbroken(objective)
+    assert digests(job.workdir(step)) == digests(work)
+    ignored = {"train_seconds"}
+    assert {k: v for k, v in facts.items() if k not in ignored} == {
+        k: v for k, v in unbroken_facts.items() if k not in ignored
+    }
+
+
+def test_micro_batches_do_not_change_what_is_learned(root: Path) -> None:
+    """A true token mean: four rows of different lengths at once, or two and two."""
+    losses = []
+    for micro in (4, 2):
+        job, step = train_step(root, "kd", **options_of("kd", steps=3, micro_batch=micro))
+        train.run(job, step)
+        losses.append([line["loss"] for line in read_log(job.workdir(step) / "training.jsonl")])
+        shutil.rmtree(job.workdir(step))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_latents_are_carried_to_the_next_train_step(root: Path) -> None:
+    """Two steps of one training each leave latents off their grid values; without the file they would start on them."""
+    job, step = train_step(root, "kd", **options_of("kd", steps=2))
+    train.run(job, step)
+    first = job.workdir(step).rename(root / "run" / "02-first")
+    results = []
+    for carried in (True, False):
+        if not carried:
+            (first / "latents.safetensors").unlink()
+        job, step = train_step(root, "sft", **options_of("sft", steps=1, lr=1e-9))
+        step.inputs["start"] = first.name
+        train.run(job, step)
+        results.append(digests(job.workdir(step)))
+        shutil.rmtree(job.workdir(step))
+    assert results[0]["quantized.safetensors"] == results[1]["quantized.safetensors"]
+    assert results[0]["latents.safetensors"] != results[1]["latents.safetensors"]
+
+
+def test_a_gate_that_says_skip_passes_the_start_through(root: Path) -> None:
+    gate = root / "run" / "02-gate-grpo"
+    gate.mkdir()
+    write_json(gate / "gate.json", {"passed": False, "action": "skip", "why": "0 of 8 completions are correct"})
+    job, step = train_step(root, "grpo", **options_of("grpo"))
+    step.inputs["gate"] = gate.name
+    assert train.run(job, step) == {"skipped": "0 of 8 completions are correct"}
+    before = digests(root / "run" / START)
+    assert digests(job.workdir(step)) == before
+
+
+class Poison(TrainerCallback):
+    """Makes a gradient infinite before the third update."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == 2:
+            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = torch.inf
+
+
+def test_divergence_names_the_step_and_keeps_the_last_checkpoint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step = train_step(root, "kd", **options_of("kd", save_every=1))
+    plugin = type(job.make(step, "objective"))
+    build = plugin.build_trainer
+
+    def poisoned(self: Any, training: Any) -> Any:
+        trainer = build(self, training)
+        trainer.add_callback(Poison())
+        return trainer
+
+    monkeypatch.setattr(plugin, "build_trainer", poisoned)
+    with pytest.raises(NumericsError, match="step 3"):
+        train.run(job, step)
+    assert (job.workdir(step) / "trainer" / "checkpoint-2" / COMPLETE).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"max_tokens": 4}, DataError, "longer than max_tokens=4"),
+        ({"micro_batch": 3}, RqatError, "not a multiple of micro_batch 3"),
+        ({"optimizer": "AdmW"}, UnknownName, "Did you mean 'AdamW'"),
+        ({"optimizer": "LBFGS"}, UnknownName, "not an optimizer"),
+        ({"schedule": "cosin"}, UnknownName, "Did you mean 'cosine'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    root: Path, changes: dict[str, Any], error: type[RqatError], message: str
+) -> None:
+    job, step = train_step(root, "kd", **options_of("kd", **changes))
+    with pytest.raises(error, match=message):
+        train.run(job, step)
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(root: Path) -> None:
+    job, step = train_step(root, "sft", source=Sums(rows=20), **options_of("sft", steps=2, max_tokens=12))
+    facts = train.run(job, step)
+    assert facts["rows_dropped_too_long"] > 0
+    assert facts["rows_read"] == facts["rows_used"] + facts["rows_dropped_too_long"]
