@@ -1,0 +1,28 @@
+"""Conformance suites: what the host relies on, as tests a plugin author subclasses.
+
+    import rqat.testing
+
+    class TestAcme(rqat.testing.QuantizerSuite):
+        name = "acme"
+
+Run them with pytest, or without it by `rqat plugins doctor`. torch is imported when a test runs.
+"""
+
+from .data import SourceSuite, TaskSuite
+from .doctor import Result, examine
+from .exporters import ExporterSuite
+from .objectives import ObjectiveSuite
+from .quantizers import QuantizerSuite
+from .suite import Suite, expect
+
+__all__ = [
+    "ExporterSuite",
+    "ObjectiveSuite",
+    "QuantizerSuite",
+    "Result",
+    "SourceSuite",
+    "Suite",
+    "TaskSuite",
+    "examine",
+    "expect",
+]

@@ -1,0 +1,97 @@
+"""The suites of sources and tasks."""
+
+from __future__ import annotations
+
+import itertools
+from typing import ClassVar, get_args
+
+from ..contracts import Row, Source, Split, Task, Verdict
+from ..errors import DataError
+from .suite import Suite, expect
+
+
+class SourceSuite(Suite):
+    """Rows that training and calibration can use, the same on every machine, with splits kept apart.
+
+    Class attributes:
+        rows: how many of each split are looked at.
+    """
+
+    kind = "source"
+    rows: ClassVar[int] = 200
+
+    def test_rows_are_usable(self) -> None:
+        """`text`, or `prompt` with `completion`; every field a non-empty string."""
+        found = self._rows("train")
+        expect(found, "the split 'train' has no rows")
+        for number, row in enumerate(found):
+            unknown = set(row) - set(Row.__annotations__)
+            expect(not unknown, f"row {number} has unknown fields: {', '.join(sorted(unknown))}")
+            expect("text" in row or {"prompt", "completion"} <= set(row), f"row {number} has neither text nor a prompt")
+            expect(all(isinstance(value, str) for value in row.values()), f"row {number} holds something but strings")
+            expect(any(value.strip() for value in row.values()), f"row {number} is empty")
+
+    def test_the_same_seed_gives_the_same_rows(self) -> None:
+        """Also from a second object."""
+        expect(self._rows("train", 3) == self._rows("train", 3), "two readings with one seed differ")
+
+    def test_splits_share_no_row(self) -> None:
+        """A source without a split says so with a DataError."""
+        seen: dict[str, str] = {}
+        for split in get_args(Split):
+            try:
+                found = self._rows(split)
+            except DataError as error:
+                expect(split != "train" and str(error), f"the split '{split}' is missing: {error}")
+                continue
+            for row in found:
+                text = row.get("text") or row["prompt"]
+                expect(seen.setdefault(text, split) == split, f"in '{seen[text]}' and '{split}': {text[:60]!r}")
+
+    def _rows(self, split: Split, seed: int = 0) -> list[Row]:
+        made: Source = self.make()
+        return list(itertools.islice(made.rows(split, seed), self.rows))
+
+
+class TaskSuite(Suite):
+    """Problems in a fixed order, and a grader that tells right from wrong.
+
+    Class attributes:
+        problems: how many are looked at.
+    """
+
+    kind = "task"
+    problems: ClassVar[int] = 50
+
+    def right(self, answer: str) -> str:
+        """A completion that ends in `answer`, as a model would write it."""
+        return f"Step by step, this is what follows.\nThe answer is \\boxed{{{answer}}}."
+
+    def wrong(self, answer: str) -> str:
+        """A completion that ends in another answer."""
+        return self.right("-987654321")
+
+    def test_problems_have_prompts_and_answers(self) -> None:
+        """Non-empty strings, always in one order."""
+        found = self.make().problems()
+        expect(len(found), "there are no problems")
+        expect(list(found) == list(self.make().problems()), "two readings of the problems differ")
+        for number, row in enumerate(found):
+            for name in ("prompt", "answer"):
+                expect(isinstance(row.get(name), str) and row[name], f"problem {number} has no {name}")
+
+    def test_it_accepts_its_own_answers(self) -> None:
+        """Every one of them, written as a model would."""
+        made: Task = self.make()
+        for number, row in enumerate(list(made.problems())[: self.problems]):
+            verdict = made.grade(self.right(row["answer"]), row["answer"])
+            expect(verdict == "correct", f"problem {number}: its own answer {row['answer']!r} is graded '{verdict}'")
+
+    def test_it_rejects_other_answers(self) -> None:
+        """Another answer, no answer, an empty completion."""
+        made: Task = self.make()
+        for number, row in enumerate(list(made.problems())[: self.problems]):
+            for completion in (self.wrong(row["answer"]), "I do not know.", ""):
+                verdict = made.grade(completion, row["answer"])
+                expect(verdict in get_args(Verdict), f"grade returned {verdict!r}")
+                expect(verdict != "correct", f"problem {number}: {completion!r} is graded 'correct'")

@@ -1,0 +1,123 @@
+"""Tiny weights, inputs, models and problems, always the same, on which suites try a part out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..contracts import Block, LinearStats, QuantizedWeight, Quantizer, Row
+from ..scheme import Scheme
+
+if TYPE_CHECKING:
+    import torch
+    import transformers
+
+OUT, IN = 48, 128
+
+
+def tiny_model(seed: int = 0) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """A random two-block Qwen3 of width 64 in float32, and a tokenizer with one token per character."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    characters = [chr(code) for code in range(32, 127)]
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", "\n", *characters])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+    config = Qwen3Config(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config).eval(), tokenizer
+
+
+def addition() -> Iterator[Row]:
+    """Endless little problems with answers."""
+    for number in itertools.count():
+        one, two = number % 7, number % 11
+        yield {"prompt": f"{one}+{two}=", "completion": f"{one + two}", "answer": f"{one + two}"}
+
+
+def _random(*shape: int, seed: int) -> torch.Tensor:
+    import torch
+
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_weight(out: int = OUT) -> torch.Tensor:
+    return _random(out, IN, seed=0)
+
+
+def random_inputs() -> torch.Tensor:
+    """`(T, I)`, features of unequal size and correlated, as those of a real layer are."""
+    return (_random(512, IN, seed=1) @ _random(IN, IN, seed=2) / IN**0.5) * _random(IN, seed=3).exp()
+
+
+def stats_of(quantizer: Quantizer, inputs: torch.Tensor | None = None) -> LinearStats:
+    """Exactly the statistics the quantizer asks for, of `inputs (T, I)`."""
+    inputs = random_inputs() if inputs is None else inputs
+    stats = LinearStats(tokens=len(inputs))
+    if "hessian" in quantizer.needs:
+        stats.hessian = inputs.T @ inputs / len(inputs)
+    if "absmean" in quantizer.needs:
+        stats.absmean = inputs.abs().mean(0)
+    return stats
+
+
+def block_stats(
+    model: torch.nn.Module, block: Block, tokens: torch.Tensor, quantizer: Quantizer
+) -> dict[str, LinearStats]:
+    """Statistics of every layer of a block; layers with one input share one object."""
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        block.linear(shared.names[0]).register_forward_pre_hook(
+            lambda _, given, name=shared.names[0]: seen.update({name: given[0].detach().flatten(0, -2)})
+        )
+        for shared in block.inputs
+    ]
+    model(tokens)
+    for hook in hooks:
+        hook.remove()
+    shared_stats = {shared: stats_of(quantizer, seen[shared.names[0]]) for shared in block.inputs}
+    return {name: shared_stats[shared] for shared in block.inputs for name in shared.names}
+
+
+def rounded(weight: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
+    import torch
+
+    from rqat_kernels.grid import fit_minmax, quantize
+
+    scale, zero = fit_minmax(weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric)
+    return QuantizedWeight(quantize(weight, scale, zero, scheme.max_code), scale, zero.to(torch.uint8))
+
+
+def rounded_layers(model: torch.nn.Module) -> dict[str, QuantizedWeight]:
+    """Every layer of a tiny model, rounded to 2 bits."""
+    from ..model.layers import layer_names
+
+    scheme = Scheme.parse("w2g32")
+    return {name: rounded(model.get_submodule(name).weight.detach(), scheme) for name in layer_names(2)}  # type: ignore[union-attr, arg-type]
+
+
+def decoded(layer: QuantizedWeight) -> torch.Tensor:
+    from rqat_kernels.grid import dequantize
+
+    return dequantize(layer.codes, layer.scale, layer.zero)
