@@ -66,12 +66,13 @@ def fit_clip(
     """Like `fit_minmax`, with the span of each group narrowed to the one of least squared rounding error.
 
     Args:
-        importance: `(I,)` non-negative weight of each input feature's error, e.g. the Hessian's diagonal; None is
-            uniform.
+        importance: what an error costs: `(I,)`, a weight per input feature, e.g. the Hessian's diagonal; `(G, g, g)`, a
+            quadratic form per group, e.g. the Hessian's blocks; None is the plain square.
         shrinks: number of spans tried, evenly from 1 down to `narrowest`.
     """
     grouped = weight.float().view(weight.shape[0], groups, -1)
-    cost_of = None if importance is None else importance.float().view(1, groups, -1)
+    if importance is not None:
+        importance = importance.float().view((groups, -1) if importance.dim() == 1 else importance.shape)
     low, high = _span(grouped)
     best_scale, best_zero = _grid_on(low, high, max_code, symmetric)
     best_cost = torch.full_like(best_scale, torch.inf)
@@ -80,8 +81,8 @@ def fit_clip(
         shrink = 1.0 - (1.0 - narrowest) * step / max(1, shrinks - 1)
         scale, zero = _grid_on(low * shrink, high * shrink, max_code, symmetric)
         s, z = scale[..., None], zero[..., None]
-        torch.div(grouped, s, out=error).round_().clamp_(-z, max_code - z).mul_(s).sub_(grouped).square_()
-        cost = error.sum(-1) if cost_of is None else error.mul_(cost_of).sum(-1)
+        torch.div(grouped, s, out=error).round_().clamp_(-z, max_code - z).mul_(s).sub_(grouped)
+        cost = _cost(error, importance)
         better = cost < best_cost
         best_cost = torch.where(better, cost, best_cost)
         best_scale = torch.where(better, scale, best_scale)
@@ -92,6 +93,15 @@ def fit_clip(
 def _span(grouped: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest weight `(O, G)` of each group, zero always between them."""
     return grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+
+
+def _cost(error: Tensor, importance: Tensor | None) -> Tensor:
+    """Cost `(O, G)` of `error (O, G, g)`, which is overwritten."""
+    if importance is None:
+        return error.square_().sum(-1)
+    if importance.dim() == 2:
+        return error.square_().mul_(importance).sum(-1)
+    return torch.einsum("ogi,gij->ogj", error, importance).mul_(error).sum(-1)
 
 
 def _grid_on(low: Tensor, high: Tensor, max_code: int, symmetric: bool) -> tuple[Tensor, Tensor]:
