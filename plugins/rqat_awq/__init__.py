@@ -31,5 +31,4 @@ def register_quantizers(register: rqat.hookspecs.Register) -> None:
         needs=("hessian", "absmean"),
         summary="scale up the input features that matter most, then round to nearest",
         paper="2306.00978",
-        needs=("hessian", "absmean"),
     )

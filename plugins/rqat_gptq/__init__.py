@@ -47,5 +47,4 @@ def register_quantizers(register: rqat.hookspecs.Register) -> None:
         needs=("hessian",),
         summary="round column by column, later columns make up for the error",
         paper="2210.17323",
-        needs=("hessian",),
     )
