@@ -1,0 +1,329 @@
+"""Runs a task on a model through lm-evaluation-harness, and says how sure the result is.
+
+`run_task` runs a task of rqat; `lm_eval_tasks.py` runs tasks that lm-eval itself brings. Ours reach lm-eval as a task
+object and a model object whose generation is `generate.py`: it keeps what lm-eval's own Hugging Face model drops (lengths,
+truncation, loops), and saves finished batches so that a long evaluation goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..contracts import Row, Task
+from ..errors import DataError
+from .generate import (
+    Batch,
+    Completion,
+    Generator,
+    Prompt,
+    Report,
+    Sampling,
+    complete_all,
+    context_length,
+    encode,
+    plan_batches,
+    prompt_hash,
+)
+from .stats import bootstrap, wilson
+
+if TYPE_CHECKING:
+    import transformers
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        results: figures, as written to `results.json`.
+        samples: one row per completion, as written to `samples.jsonl`.
+    """
+
+    results: dict[str, Any]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run_task(
+    task: Task,
+    name: str,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    *,
+    limit: int | None = None,
+    batch: int = 32,
+    partial: Path | None = None,
+    report: Report | None = None,
+) -> Evaluation:
+    """Asks a model every problem of a task, once per seed, and grades what it writes.
+
+    Args:
+        name: of the task.
+        limit: use the first `limit` problems only.
+        batch: prompts completed together.
+        partial: file that finished batches are appended to, and read from when an evaluation goes on.
+        report: receives how many of `number_of_completions(task, limit)` completions are done.
+
+    Raises:
+        DataError: no problems, or a prompt that does not fit into the model's context.
+        ModelError: out of memory.
+    """
+    options = task.options
+    problems = list(task.problems())[:limit]
+    if not problems:
+        raise DataError(f"The task '{name}' has no problems.", hint="Check its options.")
+    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
+    prompts = encode([problem["prompt"] for problem in problems], tokenizer, options.chat)
+    batches, notes = plan_batches(prompts, batch, sampling, context_length(model))
+    generator = Generator(model, tokenizer, sampling)
+    saved = _Saved(partial)
+    samples: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    for number, seed in enumerate(_seeds(task)):
+        run = _Run(generator, prompts, batches, seed, saved, _shifted(report, number * len(problems)))
+        samples += _through_lm_eval(task, name, problems, run)
+    results = {
+        "task": name,
+        **figures(samples, len(problems)),
+        "seconds": round(time.perf_counter() - began, 3),
+        **_generation_figures(samples, saved.seconds),
+        "generation": {
+            **asdict(sampling),
+            "batch": batch,
+            "chat": options.chat != "no" and bool(tokenizer.chat_template),
+        },
+        "prompt_hash": prompt_hash(prompts),
+        "lm_eval": version("lm_eval"),
+        "notes": notes,
+    }
+    return Evaluation(results, samples)
+
+
+def number_of_completions(task: Task, limit: int | None) -> int:
+    """How many completions `run_task` makes: the total of a progress display."""
+    return len(list(task.problems())[:limit]) * len(_seeds(task))
+
+
+def figures(samples: Sequence[dict[str, Any]], n: int) -> dict[str, Any]:
+    """Counts, accuracy and its 95 % interval: Wilson's for one seed, a bootstrap over problems for several."""
+    counts = {verdict: sum(sample["verdict"] == verdict for sample in samples) for verdict in _VERDICTS}
+    seeds = list(dict.fromkeys(sample["seed"] for sample in samples))
+    per_seed = []
+    for seed in seeds:
+        correct = sum(sample["verdict"] == "correct" for sample in samples if sample["seed"] == seed)
+        low, high = wilson(correct, n)
+        per_seed.append({"seed": seed, "correct": correct, "accuracy": correct / n, "low": low, "high": high})
+    low, high = wilson(counts["correct"], n) if len(seeds) == 1 else bootstrap(scores(samples))
+    return {
+        "n": n,
+        **counts,
+        "accuracy": counts["correct"] / len(samples),
+        "low": low,
+        "high": high,
+        "interval": "Wilson" if len(seeds) == 1 else "bootstrap over problems",
+        "seeds": seeds,
+        "per_seed": per_seed,
+    }
+
+
+def scores(samples: Sequence[dict[str, Any]]) -> list[float]:
+    """Share of correct completions of each problem, over the seeds, in the order of the problems."""
+    found: dict[int, list[bool]] = {}
+    for sample in samples:
+        found.setdefault(sample["index"], []).append(sample["verdict"] == "correct")
+    return [sum(found[index]) / len(found[index]) for index in sorted(found)]
+
+
+_VERDICTS = ("correct", "wrong", "unverifiable")
+
+
+def _generation_figures(samples: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    count = len(samples)
+    tokens = sum(sample["tokens"] for sample in samples)
+    return {
+        "truncated": sum(sample["truncated"] for sample in samples) / count,
+        "repetition": sum(sample["looping"] for sample in samples) / count,
+        "unclosed_think": sum(sample["unclosed_think"] for sample in samples) / count,
+        "mean_tokens": tokens / count,
+        "tokens_per_s": round(tokens / seconds, 1) if seconds else None,
+    }
+
+
+def _seeds(task: Task) -> tuple[int, ...]:
+    """One run per seed; greedy runs are all alike."""
+    seeds = task.options.seeds or (0,)
+    return seeds if task.options.temperature > 0 else seeds[:1]
+
+
+def _shifted(report: Report | None, start: int) -> Report | None:
+    return report and (lambda done, note: report(start + done, note))
+
+
+class _Saved:
+    """Finished batches, one per line of a file: whole or not there."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._batches: dict[tuple[int, tuple[int, ...]], list[Completion]] = {}
+        self.seconds = 0.0
+        if path is not None and path.is_file():
+            kept = b""
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not self._take(line):
+                    break
+                kept += line
+            # What an interruption cut in half must not swallow the line that is appended next.
+            path.write_bytes(kept)
+
+    def get(self, seed: int, batch: Batch) -> list[Completion] | None:
+        """The completions of a batch, if it was finished."""
+        return self._batches.get((seed, batch.indices))
+
+    def add(self, seed: int, batch: Batch, completions: list[Completion], seconds: float) -> None:
+        """Remembers a finished batch, on disk if there is a file."""
+        self._batches[seed, batch.indices] = completions
+        self.seconds += seconds
+        if self._path is None:
+            return
+        rows = [asdict(completion) for completion in completions]
+        line = json.dumps({"seed": seed, "indices": batch.indices, "completions": rows, "seconds": seconds})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _take(self, line: bytes) -> bool:
+        try:
+            if not line.endswith(b"\n"):
+                return False
+            entry = json.loads(line)
+            completions = [Completion(**row) for row in entry["completions"]]
+            self._batches[entry["seed"], tuple(entry["indices"])] = completions
+            self.seconds += entry["seconds"]
+        except (ValueError, TypeError, KeyError):
+            return False
+        return True
+
+
+@dataclass
+class _Run:
+    """One pass over all problems with one seed."""
+
+    generator: Generator
+    prompts: list[Prompt]
+    batches: list[Batch]
+    seed: int
+    saved: _Saved
+    report: Report | None
+
+    def completions(self) -> list[Completion]:
+        """One completion per prompt, in the order of the prompts; finished batches are not done again."""
+        found: dict[int, Completion] = {}
+        missing = []
+        for batch in self.batches:
+            completions = self.saved.get(self.seed, batch)
+            if completions is None:
+                missing.append(batch)
+            else:
+                found.update(zip(batch.indices, completions, strict=True))
+        report = _shifted(self.report, len(found))
+        for batch, completions, seconds in complete_all(self.generator, self.prompts, missing, self.seed, report):
+            self.saved.add(self.seed, batch, completions, seconds)
+            found.update(zip(batch.indices, completions, strict=True))
+        return [found[index] for index in range(len(self.prompts))]
+
+
+def _through_lm_eval(task: Task, name: str, problems: Sequence[Row], run: _Run) -> list[dict[str, Any]]:
+    """Lets lm-eval ask, grade and count; returns one row per problem."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+    from lm_eval.api.task import Task as LmEvalTask
+    from lm_eval.evaluator import evaluate
+
+    class Problems(LmEvalTask):
+        VERSION = 1
+        OUTPUT_TYPE = "generate_until"
+
+        def download(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def has_training_docs(self) -> bool:
+            return False
+
+        def has_validation_docs(self) -> bool:
+            return False
+
+        def has_test_docs(self) -> bool:
+            return True
+
+        def test_docs(self) -> Sequence[Any]:
+            return [{"index": index, **problem} for index, problem in enumerate(problems)]
+
+        def doc_to_text(self, doc: Any) -> str:
+            return run.prompts[doc["index"]].text
+
+        def doc_to_target(self, doc: Any) -> str:
+            return str(doc["answer"])
+
+        # Prompts are ready (chat template, tokens): lm-eval's own way through few-shot contexts would only draw a bar.
+        def build_all_requests(self, **kwargs: Any) -> None:
+            self._instances = [
+                self.construct_requests(doc, self.doc_to_text(doc), metadata=(name, doc["index"], 1))
+                for doc in self.test_docs()
+            ]
+
+        def construct_requests(self, doc: Any, ctx: str, **kwargs: Any) -> Instance:
+            settings = asdict(run.generator.sampling)
+            return Instance("generate_until", doc=doc, arguments=(ctx, settings), idx=0, metadata=kwargs["metadata"])
+
+        def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
+            verdict = task.grade(results[0], doc["answer"])
+            return {"acc": float(verdict == "correct"), "verdict": verdict}
+
+        def aggregation(self) -> dict[str, Any]:
+            return {"acc": lambda values: sum(values) / len(values), "verdict": lambda verdicts: len(verdicts)}
+
+        def higher_is_better(self) -> dict[str, bool]:
+            return {"acc": True, "verdict": True}
+
+    class Model(LM):
+        completions: list[Completion]
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            self.completions = run.completions()
+            return [self.completions[request.doc["index"]].text for request in requests]
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            raise NotImplementedError("tasks of rqat generate")
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            raise NotImplementedError("tasks of rqat generate")
+
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    lm = Model()
+    found = evaluate(lm, {"tasks": {name: Problems(config={"task": name})}}, bootstrap_iters=0, log_samples=True)
+    assert found is not None
+    rows = []
+    for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"]):
+        completion = lm.completions[sample["doc_id"]]
+        rows.append(
+            {
+                "index": sample["doc_id"],
+                "seed": run.seed,
+                "prompt": run.prompts[sample["doc_id"]].text,
+                "completion": completion.text,
+                "answer": sample["target"],
+                "verdict": sample["verdict"],
+                "tokens": completion.tokens,
+                "truncated": completion.truncated,
+                "looping": completion.looping,
+                "unclosed_think": completion.unclosed_think,
+            }
+        )
+    return rows

@@ -1,0 +1,320 @@
+"""Tasks that lm-evaluation-harness brings, by their own names: `gsm8k`, `hellaswag`, `mmlu`, ...
+
+lm-eval's index of its 12,000 names takes ten seconds or more to build. Here the task's file is found by its name alone,
+and only its own folder is indexed. Data that lies in files takes the place of the hub: lm-eval reads it through a YAML of
+ours that includes the task's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..contracts import TaskOptions
+from ..errors import DataError, UnknownName, nearest
+from .harness import Evaluation
+from .stats import bootstrap, wilson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import transformers
+    from lm_eval.tasks import TaskManager
+
+_NAMES = re.compile(rb"^(?:task|group|tag):[ \t]*[\"']?([\w.:/-]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_PREFERRED = ("acc_norm", "acc", "math_verify", "exact_match", "pass@1")
+"""Metrics that can be the accuracy of a task, the most telling first; else it is the first one."""
+
+
+def run_lm_eval_task(
+    name: str,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    options: TaskOptions | None = None,
+    *,
+    limit: int | None = None,
+    batch: int = 32,
+    known: Iterable[str] = (),
+) -> Evaluation:
+    """Runs one task of lm-eval as lm-eval defines it: its prompts, its examples, its metrics.
+
+    Args:
+        options: only what is set explicitly counts: `data`, `max_new_tokens`, `temperature`, `top_p`, `chat`, the first
+            of `seeds`. `data` is a file of the split that is evaluated, or a folder with one `<split>.jsonl` per split.
+        limit: use the first `limit` problems only (of each subtask of a group).
+        known: names of rqat's own tasks, for the error on an unknown one.
+
+    Raises:
+        UnknownName: lm-eval has no such task.
+        DataError: the data is missing, or a prompt does not fit into the model's context.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    options = options or TaskOptions()
+    given = {key: getattr(options, key) for key in options.model_fields_set}
+    file = find_task(name, known)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    began = time.perf_counter()
+    lm = _fitting(HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+    with _manager(name, file, given.get("data")) as manager, _explained(name):
+        found = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=[name],
+            limit=limit,
+            bootstrap_iters=0,
+            gen_kwargs=_generation(given) or None,
+            apply_chat_template=_chat(given, tokenizer),
+            torch_random_seed=options.seeds[0] if options.seeds else 0,
+            task_manager=manager,
+        )
+    assert found is not None
+    results = _results(name, found)
+    results["seconds"] = round(time.perf_counter() - began, 3)
+    results["generation"] = {"batch": batch, "chat": _chat(given, tokenizer), **_generation(given)}
+    results["notes"] = lm.notes
+    return Evaluation(results, _samples(found, results["metric"]))
+
+
+def find_task(name: str, known: Iterable[str] = ()) -> Path:
+    """The YAML file that defines a task, a group or a tag of lm-eval; under a second once the files are in memory.
+
+    Raises:
+        UnknownName: there is none; the error names rqat's own tasks (`known`) and the nearest of lm-eval's.
+    """
+    root = _root()
+    wanted = name.encode()
+    names: set[str] = set()
+    # The folder is often called like the task or its family.
+    likely = [folder for folder in (root / name, root / name.split("_")[0]) if folder.is_dir()]
+    for folder in [*dict.fromkeys(likely), root]:
+        for parent, _, files in os.walk(folder):
+            for file in files:
+                if not file.endswith((".yaml", ".yml")):
+                    continue
+                path = Path(parent, file)
+                found = _NAMES.findall(path.read_bytes())
+                if wanted in found:
+                    return path
+                names.update(each.decode() for each in found)
+    error = UnknownName(name, "task", known)
+    # Comparing with all 12,000 takes seconds; nobody mistypes the first letter and the length.
+    candidates = [each for each in names if each[:1] == name[:1] and abs(len(each) - len(name)) < 4]
+    near = nearest(name, candidates)
+    error.hint += f" lm-eval has {len(names)} tasks of its own" + (f", the nearest is '{near}'." if near else ".")
+    raise error
+
+
+def _root() -> Path:
+    import importlib.util
+
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "tasks"
+
+
+@contextmanager
+def _manager(name: str, file: Path, data: str | None) -> Iterator[TaskManager]:
+    """A task manager that knows one family of tasks; with `data`, one task that reads files."""
+    from lm_eval.tasks import TaskManager
+
+    if data is None:
+        family = _root() / file.relative_to(_root()).parts[0]
+        manager = TaskManager(include_path=str(family), include_defaults=False)
+        try:
+            manager.load([name])
+        except KeyError:  # a group whose tasks lie in other folders
+            manager = TaskManager()
+        except _fetching_errors() as error:
+            raise _missing(name, error) from error
+        yield manager
+        return
+    with tempfile.TemporaryDirectory(prefix="rqat-") as folder:
+        Path(folder, "task.yaml").write_text(_override(name, file, Path(data).expanduser()), encoding="utf-8")
+        yield TaskManager(include_path=folder, include_defaults=False)
+
+
+def _override(name: str, file: Path, data: Path) -> str:
+    """YAML of a task like the one in `file`, that reads its splits from `data`."""
+    import yaml
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(file, resolve_func=False)
+    if "group" in config or config.get("task") != name:
+        raise DataError(f"'{name}' is a group of tasks; data can be given for one task.", hint="Name one of its tasks.")
+    evaluated = config.get("test_split") or config.get("validation_split")
+    if evaluated is None:
+        raise DataError(f"'{name}' does not say which split it evaluates.", hint="Leave --data out.")
+    shots = int(config.get("num_fewshot") or 0)
+    others = {config.get("fewshot_split") or config.get("training_split")} if shots else set()
+    wanted = [evaluated, *sorted(others - {None, evaluated})]
+    # lm-eval reads every split that a task names, so those that are not needed are taken off.
+    splits: dict[str, str | None] = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
+    splits["test_split"] = evaluated
+    if others - {None}:
+        splits["fewshot_split"] = wanted[-1]
+    override = {
+        "include": str(file),
+        "task": name,
+        "tag": None,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(_split_file(name, split, wanted, data)) for split in wanted}},
+        **splits,
+    }
+    return yaml.safe_dump(override, sort_keys=False)
+
+
+def _split_file(name: str, split: str, wanted: list[str], data: Path) -> Path:
+    if data.is_file():
+        if len(wanted) > 1:
+            raise DataError(
+                f"'{name}' puts solved examples into its prompts and needs the splits {' and '.join(wanted)}; "
+                f"'{data}' is one file.",
+                hint=f"Give a folder with {' and '.join(f'{each}.jsonl' for each in wanted)}.",
+            )
+        return data.resolve()
+    for ending in (".jsonl", ".jsonl.gz", ".json"):
+        if (data / f"{split}{ending}").is_file():
+            return (data / f"{split}{ending}").resolve()
+    what = "lacks" if data.is_dir() else "is no file or folder; it should be one with"
+    raise DataError(f"'{data}' {what} the split {split}.jsonl for '{name}'.", hint="Check --data.")
+
+
+def _fitting(base: type) -> Any:
+    """lm-eval's Hugging Face model, which cuts long prompts in silence, made to refuse them."""
+
+    class Fitting(base):
+        notes: list[str]
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.notes = []
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            longest = max(len(self.tok_encode(request.args[0])) for request in requests)
+            room = self.max_length - longest
+            if room < 1:
+                raise DataError(
+                    f"The longest prompt has {longest} tokens; the model's context holds {self.max_length}.",
+                    hint="Use a model with a longer context, or fewer problems (`limit`).",
+                )
+            for request in requests:
+                prompt, settings = request.args
+                asked = int(settings.get("max_gen_toks", self.max_gen_toks))
+                if asked > room:
+                    request.arguments = (prompt, {**settings, "max_gen_toks": room})
+                    note = f"The context leaves room for {room} new tokens; {asked} were asked for."
+                    if note not in self.notes:
+                        self.notes.append(note)
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    return Fitting
+
+
+def _generation(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a task's generation that the user changed, in lm-eval's words."""
+    settings: dict[str, Any] = {}
+    if "max_new_tokens" in given:
+        settings["max_gen_toks"] = given["max_new_tokens"]
+    if given.get("temperature"):
+        settings |= {
+            "do_sample": True,
+            "temperature": given["temperature"],
+            "top_p": given.get("top_p", 1.0),
+            "top_k": 0,
+        }
+    return settings
+
+
+def _chat(given: Mapping[str, Any], tokenizer: transformers.PreTrainedTokenizerBase) -> bool:
+    """lm-eval's default is no chat template; it is used when asked for."""
+    return given.get("chat") == "yes" or (given.get("chat") == "auto" and bool(tokenizer.chat_template))
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except _fetching_errors() as error:
+        raise _missing(name, error) from error
+
+
+def _fetching_errors() -> tuple[type[Exception], ...]:
+    import datasets
+
+    return (ConnectionError, FileNotFoundError, datasets.exceptions.DatasetsError)
+
+
+def _missing(name: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:200]
+    return DataError(
+        f"The data of '{name}' is neither in the cache nor reachable: {reason}",
+        hint="Give its file, or a folder with one <split>.jsonl per split, with --data.",
+    )
+
+
+def _results(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = {key: value for key, value in found["results"][name].items() if isinstance(value, int | float)}
+    metrics = {key: value for key, value in metrics.items() if "_stderr" not in key and "," in key}
+    metric = _main_metric(metrics)
+    values = [sample["score"] for sample in _samples(found, metric) if sample["score"] is not None]
+    accuracy = float(metrics[metric])
+    binary = bool(values) and set(values) <= {0.0, 1.0} and "groups" not in found
+    low, high = (
+        wilson(int(sum(values)), len(values)) if binary else bootstrap(values) if values else (accuracy, accuracy)
+    )
+    return {
+        "task": name,
+        "n": len(values),
+        "correct": int(sum(values)) if binary else None,
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "interval": "Wilson" if binary else "bootstrap over problems",
+        "metric": metric,
+        "metrics": metrics,
+        "lm_eval": version("lm_eval"),
+    }
+
+
+def _main_metric(metrics: Mapping[str, Any]) -> str:
+    for preferred in _PREFERRED:
+        for key in metrics:
+            if key.split(",")[0] == preferred:
+                return key
+    return next(iter(metrics))
+
+
+def _samples(found: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
+    """One row per problem, and per filter if the main metric has a filter of its own."""
+    short, _, chosen = metric.partition(",")
+    rows = []
+    for task, samples in found["samples"].items():
+        for sample in samples:
+            if sample["filter"] != chosen:
+                continue
+            score = sample.get(short)
+            response = sample["resps"][0][0] if sample["resps"] else ""
+            number = float(score) if isinstance(score, int | float) else None
+            rows.append(
+                {
+                    "task": task,
+                    "index": sample["doc_id"],
+                    "prompt": sample["arguments"][0][0],
+                    "completion": response if isinstance(response, str) else None,
+                    "answer": str(sample["target"]),
+                    "score": number,
+                    "verdict": "correct" if number == 1.0 else "wrong",
+                }
+            )
+    return rows

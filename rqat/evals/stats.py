@@ -1,0 +1,93 @@
+"""How sure an accuracy is: Wilson's interval, the exact paired test, and a bootstrap over problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb, sqrt
+
+import numpy as np
+
+Z95 = 1.959963984540054
+"""97.5 % quantile of the normal distribution."""
+
+
+def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Interval of a share `correct / n` (Wilson 1927); (0, 1) without observations."""
+    if not 0 <= correct <= n:
+        raise ValueError(f"{correct} of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    share = correct / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At the ends the formula gives 0 and 1 exactly, but for rounding.
+    low = 0.0 if correct == 0 else max(0.0, middle - half)
+    high = 1.0 if correct == n else min(1.0, middle + half)
+    return low, high
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same problems.
+
+    Attributes:
+        n: problems.
+        gained: wrong before, right now.
+        lost: right before, wrong now.
+        difference: accuracy now minus accuracy before.
+        low: lower end of the 95 % interval of the difference, by bootstrap over problems.
+        high: upper end.
+        p: two-sided p-value of the exact McNemar test.
+    """
+
+    n: int
+    gained: int
+    lost: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether a difference is shown at 5 %."""
+        return self.p < 0.05
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p-value of the exact McNemar test: is `gained` of `gained + lost` a fair coin? (McNemar 1947)"""
+    flips = gained + lost
+    tail = sum(comb(flips, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**flips)
+
+
+def paired(now: Sequence[float], before: Sequence[float], *, seed: int = 0) -> Paired:
+    """Compares two models problem by problem.
+
+    Args:
+        now: score of each problem: 1 right, 0 wrong, or the mean over seeds. The exact test counts a problem as gained
+            or lost when its mean changed, which is the sign test for several seeds and McNemar's for one.
+        before: the same problems, in the same order, by the other model.
+    """
+    if len(now) != len(before):
+        raise ValueError(f"{len(now)} problems against {len(before)}")
+    change = np.asarray(now, dtype=float) - np.asarray(before, dtype=float)
+    gained, lost = int((change > 0).sum()), int((change < 0).sum())
+    low, high = bootstrap(change, seed=seed)
+    difference = float(change.mean()) if len(change) else 0.0
+    return Paired(len(change), gained, lost, difference, low, high, mcnemar(gained, lost))
+
+
+def bootstrap(scores: Sequence[float] | np.ndarray, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean, by drawing problems with replacement; (0, 0) without problems."""
+    values = np.asarray(scores, dtype=float)
+    if len(values) == 0:
+        return 0.0, 0.0
+    rng = np.random.default_rng(seed)
+    means = np.concatenate(
+        # In pieces: 10,000 draws of 10,000 problems would be a gigabyte.
+        [values[rng.integers(0, len(values), size=(500, len(values)))].mean(axis=1) for _ in range(-(-draws // 500))]
+    )
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
