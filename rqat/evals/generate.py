@@ -186,7 +186,8 @@ class Generator:
         try:
             with torch.inference_mode(), torch.random.fork_rng(devices=devices):
                 torch.manual_seed(seed)
-                output = self.model.generate(
+                generate: Any = self.model.generate
+                output = generate(
                     input_ids=ids,
                     attention_mask=mask,
                     generation_config=self._config(max_new_tokens),

@@ -1,8 +1,8 @@
 """Runs a task on a model through lm-evaluation-harness, and says how sure the result is.
 
 `run_task` runs a task of rqat; `lm_eval_tasks.py` runs tasks that lm-eval itself brings. Ours reach lm-eval as a task
-object and a model object whose generation is `generate.py`: it keeps what lm-eval's own Hugging Face model drops (lengths,
-truncation, loops), and saves finished batches so that a long evaluation goes on where it was interrupted.
+object and a model object whose generation is `generate.py`: it keeps what lm-eval's own Hugging Face model drops
+(lengths, truncation, loops), and saves finished batches so that a long evaluation goes on where it was interrupted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tasks that lm-evaluation-harness brings, by their own names: `gsm8k`, `hellaswag`, `mmlu`, ...
 
 lm-eval's index of its 12,000 names takes ten seconds or more to build. Here the task's file is found by its name alone,
-and only its own folder is indexed. Data that lies in files takes the place of the hub: lm-eval reads it through a YAML of
-ours that includes the task's own.
+and only its own folder is indexed. Data that lies in files takes the place of the hub: lm-eval reads it through a YAML
+of ours that includes the task's own.
 """
 
 from __future__ import annotations
