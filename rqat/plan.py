@@ -225,9 +225,9 @@ class _Builder:
         """Adds calibration and every quantizer; returns the arm that is trained and exported."""
         calibration = ""
         if self.recipe.calibration is not None:
-            keys = self.recipe.calibration
-            source = self._use("source", keys.source, keys.options, self.place.at("calibration"), "source")
-            calibration = self._add("calibrate", "calibrate", BASE, keys, {"source": source}, {})
+            rows = self.recipe.calibration
+            source = self._use("source", rows.source, rows.options, self.place.at("calibration"), "source")
+            calibration = self._add("calibrate", "calibrate", BASE, rows, {"source": source}, {})
         entries = [(self.recipe.quantize, self.place.at("quantize"))]
         entries += [(keys, self.place.at("compare", index)) for index, keys in enumerate(self.recipe.compare)]
         for keys, place in entries:

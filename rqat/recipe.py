@@ -115,9 +115,9 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
 
 def built_recipe(data: Mapping[str, Any], flags: Mapping[Keys, str], overrides: Sequence[str] = ()) -> LoadedRecipe:
     """A recipe that a command built; `flags` says which flag the value under some keys came from."""
-    data = deepcopy(dict(data))
-    _spell_out(data)
-    return _validated(data, dict(flags), None, overrides)
+    copied = deepcopy(dict(data))
+    _spell_out(copied)
+    return _validated(copied, dict(flags), None, overrides)
 
 
 def _validated(

@@ -246,7 +246,7 @@ class Registry:
         missing = sorted(getattr(found, "__abstractmethods__", ()))
         if missing:
             raise PluginError(f"{card}: '{class_name}' does not implement {', '.join(missing)}.")
-        if card.kind == "quantizer" and frozenset(card.needs) != found.needs:
+        if issubclass(found, Quantizer) and frozenset(card.needs) != found.needs:
             raise PluginError(
                 f"{card} registers needs={sorted(card.needs)}, but its class says {sorted(found.needs)}.",
                 hint="Make the two equal.",

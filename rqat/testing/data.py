@@ -29,7 +29,7 @@ class SourceSuite(Suite):
             expect(not unknown, f"row {number} has unknown fields: {', '.join(sorted(unknown))}")
             expect("text" in row or {"prompt", "completion"} <= set(row), f"row {number} has neither text nor a prompt")
             expect(all(isinstance(value, str) for value in row.values()), f"row {number} holds something but strings")
-            expect(any(value.strip() for value in row.values()), f"row {number} is empty")
+            expect(any(str(value).strip() for value in row.values()), f"row {number} is empty")
 
     def test_the_same_seed_gives_the_same_rows(self) -> None:
         """Also from a second object."""

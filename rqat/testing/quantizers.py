@@ -45,9 +45,8 @@ class QuantizerSuite(Suite):
         results = []
         for seed in (1, 2):
             torch.manual_seed(seed)
-            results.append(
-                self.make().quantize_linear(random_weight(), stats_of(self.make()), Scheme.parse(self.schemes[0]))
-            )
+            made = self.make()
+            results.append(made.quantize_linear(random_weight(), stats_of(made), Scheme.parse(self.schemes[0])))
         expect(same(*results), "two calls with the same input differ")
 
     def test_the_output_is_closer_than_zero(self) -> None:

@@ -114,7 +114,8 @@ def rounded_layers(model: torch.nn.Module) -> dict[str, QuantizedWeight]:
     from ..model.layers import layer_names
 
     scheme = Scheme.parse("w2g32")
-    return {name: rounded(model.get_submodule(name).weight.detach(), scheme) for name in layer_names(2)}  # type: ignore[union-attr, arg-type]
+    weights = {name: model.get_parameter(f"{name}.weight").detach() for name in layer_names(2)}
+    return {name: rounded(weight, scheme) for name, weight in weights.items()}
 
 
 def decoded(layer: QuantizedWeight) -> torch.Tensor:
