@@ -148,7 +148,7 @@ def _go_offline() -> None:
 
 
 def _start_logging(verbose: int) -> None:
-    """Sends rqat's log to stderr: warnings always, the rest with `-v`; other libraries' only with `-vv`."""
+    """Sends rqat's log to stderr: warnings always, the rest with `-v`; then other libraries' warnings come too."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
@@ -156,5 +156,7 @@ def _start_logging(verbose: int) -> None:
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(level)
-    if verbose > 1:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    if verbose:
+        logging.basicConfig(level=logging.WARNING if verbose == 1 else logging.INFO)
+    elif not logging.root.handlers:
+        logging.root.addHandler(logging.NullHandler())  # else Python prints warnings that nobody handles

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-WIDTH = 140
+WIDTH = 200
 """Columns when the output is no terminal: wide enough that a table is not cut."""
 
 

@@ -1,5 +1,161 @@
-"""x"""
+"""`rqat eval`: one task on one model, ours or any that lm-eval knows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import RecipeError, RunError
+from . import display, options
+from .values import pairs
+
+if TYPE_CHECKING:
+    from ..contracts import Task
+    from ..evals.harness import Evaluation
+    from ..problems import Place
+    from ..registry import Registry
+
+    Run = Callable[[Any, Any], Evaluation]
+    """Evaluates a model with its tokenizer."""
+
+LM_EVAL = "lm-eval:"
+"""What recipes put before a task of lm-eval's own; here it may be left out."""
+
+OWN_FILES = frozenset({"results.json", "samples.jsonl"})
 
 
-def evaluate() -> None:
-    "x"
+def evaluate(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Task of a plugin, or any task of lm-eval.")],
+    model: options.Model,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="File to read the problems from.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first problems only.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Completions generated together.")] = 32,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Option of the task, e.g. temperature=0.6.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="[default: results/<task>-<model>]")
+    ] = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Evaluate a model of any kind, as trained, quantized or exported, on a task."""
+    from ..storage import explained, write_json, write_text
+    from .models import load_any
+
+    raw = pairs(changes or [], "--set") | ({} if data is None else {"data": data})
+    prepare = _own if any(card.name == task for card in context.obj.registry.cards("task")) else _of_lm_eval
+    run = prepare(context.obj.registry, task, raw, limit, batch)
+    folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
+    _refuse_foreign(folder)
+    loaded, tokenizer = load_any(
+        model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code
+    )
+    found = run(loaded, tokenizer)
+    results = {"model": model, **found.results, "options": raw, "limit": limit}
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.samples))
+    write_json(folder / "results.json", results)
+    if as_json:
+        display.print_json(results)
+    else:
+        _show(results)
+    display.note(f"Wrote {folder / 'results.json'} and {folder / 'samples.jsonl'}")
+
+
+def _own(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | None, batch: int) -> Run:
+    """A task of a plugin, ready to run on a model; its options and its data are checked now."""
+    from ..evals.harness import number_of_completions, run_task
+
+    card = registry.card("task", name)
+    task: Task = registry.make(card, registry.options(card, raw, _place(raw)))
+    total = number_of_completions(task, limit)
+
+    def run(model: Any, tokenizer: Any) -> Evaluation:
+        with display.Bars().task(f"eval {name}", total) as bar:
+            return run_task(task, name, model, tokenizer, limit=limit, batch=batch, report=bar.update)
+
+    return run
+
+
+def _of_lm_eval(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | None, batch: int) -> Run:
+    """A task of lm-eval's own, ready to run on a model; its name and its options are checked now."""
+    from pydantic import ValidationError
+
+    from ..contracts import TaskOptions
+    from ..evals.lm_eval_tasks import find_task, run_lm_eval_task
+    from ..problems import problems_of
+
+    name = name.removeprefix(LM_EVAL)
+    known = [card.name for card in registry.cards("task")]
+    find_task(name, known)
+    try:
+        chosen = TaskOptions.model_validate(dict(raw))
+    except ValidationError as error:
+        raise RecipeError(problems_of(error, TaskOptions, _place(raw))) from None
+
+    def run(model: Any, tokenizer: Any) -> Evaluation:
+        display.note(f"eval {name}, by lm-eval ...")
+        return run_lm_eval_task(name, model, tokenizer, chosen, limit=limit, batch=batch, known=known)
+
+    return run
+
+
+def _place(raw: Mapping[str, Any]) -> Place:
+    """Where the options of a task were given."""
+    from ..problems import Place
+
+    return Place({(key,): "--data" if key == "data" else f"--set {key}" for key in raw})
+
+
+def _show(results: Mapping[str, Any]) -> None:
+    interval = f"{display.percent(results['low'])} to {display.percent(results['high'])}"
+    rows = [
+        ("accuracy", f"{display.percent(results['accuracy'])}, 95 % interval {interval} ({results['interval']})"),
+        (
+            "problems",
+            f"{results['n']}, each {len(results['seeds'])} times"
+            if len(results.get("seeds", "")) > 1
+            else results["n"],
+        ),
+    ]
+    if "metric" in results:
+        rows.append(("metric", results["metric"]))
+    if "truncated" in results:
+        rows += [
+            ("correct", results["correct"]),
+            ("unverifiable", results["unverifiable"]),
+            ("cut off", display.percent(results["truncated"])),
+            ("looping", display.percent(results["repetition"])),
+            ("tokens", f"{results['mean_tokens']:.0f} on average"),
+        ]
+    rows.append(("time", display.seconds(results["seconds"])))
+    typer.echo(f"{results['task']} on {results['model']}")
+    for name, value in rows:
+        typer.echo(f"  {name:<14}{value}")
+    for note in results["notes"]:
+        display.note(f"Note: {note}")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuses a folder that holds anything but earlier results."""
+    if folder.is_file():
+        raise RunError(f"'{folder}' is a file.", hint="Choose a folder with -o.")
+    foreign = [path.name for path in folder.iterdir() if path.name not in OWN_FILES] if folder.is_dir() else []
+    if foreign:
+        raise RunError(
+            f"'{folder}' holds '{foreign[0]}', which is no evaluation's.", hint="Choose another folder with -o."
+        )
+
+
+def _slug(text: str) -> str:
+    """`text` as a part of a file name."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-.")

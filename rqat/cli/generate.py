@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,29 +25,23 @@ def generate(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Answer one prompt with a model of any kind: as trained, quantized, or exported."""
+    import torch
     import transformers
 
+    from ..evals.generate import context_length, encode
     from .models import load_any
 
     if prompt == "-":
         prompt = typer.get_text_stream("stdin").read()
+    if not prompt.strip():
+        raise DataError("The prompt is empty.", hint='Give one: rqat generate MODEL "What is 2 + 3?"')
     loaded, tokenizer = load_any(
         model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code
     )
-    if chat is None:
-        chat = bool(tokenizer.chat_template)
-    if chat and not tokenizer.chat_template:
-        raise DataError(f"'{model}' has no chat template.", hint="Leave --chat out.")
-    if chat:
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-    else:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    length = inputs["input_ids"].shape[1]
-    room = getattr(loaded.config, "max_position_embeddings", length + max_new_tokens) - length
-    if length == 0:
-        raise DataError("The prompt is empty.", hint='Give one: rqat generate MODEL "What is 2 + 3?"')
+    chosen: Literal["auto", "yes", "no"] = "auto" if chat is None else "yes" if chat else "no"
+    [encoded] = encode([prompt], tokenizer, chosen)
+    length = len(encoded.tokens)
+    room = context_length(loaded) - length
     if room < 1:
         raise DataError(
             f"The prompt has {length} tokens; the context of '{model}' holds {length + room}.",
@@ -57,9 +51,10 @@ def generate(
         display.note(f"The context leaves room for {room} new tokens.")
     transformers.set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
-    known = {name: inputs[name].to(loaded.device) for name in ("input_ids", "attention_mask")}
+    ids = torch.tensor([encoded.tokens], device=loaded.device)
     loaded.generate(
-        **known,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
         max_new_tokens=min(max_new_tokens, room),
         streamer=transformers.TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import UnknownName
 from . import display, options
+from .values import pairs
 
 if TYPE_CHECKING:
     from ..registry import Registry
@@ -22,7 +24,6 @@ def app() -> typer.Typer:
             ls(context)
 
     group.command("ls")(ls)
-    group.command("new")(new)
     group.command("doctor")(doctor)
     return group
 
@@ -51,9 +52,10 @@ def ls(
         )
         return
     rows = [
-        (card.kind, card.name, card.module, f"{card.owner} {card.version}", card.summary, card.paper) for card in cards
+        (card.kind, card.name, f"{card.module} ({card.owner} {card.version})", card.summary, card.paper)
+        for card in cards
     ]
-    display.table(("kind", "name", "plugin", "from", "what it does", "arXiv"), rows)
+    display.table(("kind", "name", "plugin", "what it does", "arXiv"), rows)
     for broken in registry.broken:
         typer.echo(f"broken: {broken}")
     for clash in clashes:
@@ -67,9 +69,43 @@ def _schema(card: Any) -> dict[str, Any]:
     return {name: repr(info.default) for name, info in card.options.model_fields.items() if not info.is_required()}
 
 
-def new():
-    "x"
+def doctor(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Parts or plugins; all third-party ones if left out."),
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="Only parts of this kind, where a name has several.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Option to test with, e.g. path=rows.jsonl.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Test the plugins that come with rqat as well.")] = False,
+) -> None:
+    """Check that plugins keep their promises: run the conformance suite of every part."""
+    from ..registry import KINDS
+    from ..testing import examine
 
-
-def doctor():
-    "x"
+    registry: Registry = context.obj.registry
+    cards = [card for each in KINDS for card in registry.cards(each) if kind in (None, each)]
+    if names:
+        known = {card.name for card in cards} | {card.module for card in cards}
+        for name in names:
+            if name not in known:
+                raise UnknownName(name, "part or plugin", known)
+        cards = [card for card in cards if card.name in names or card.module in names]
+    elif not every:
+        cards = [card for card in cards if card.owner != "rqat"]
+    options = pairs(changes or [], "--set")
+    failed = len(registry.broken)
+    for broken in registry.broken:
+        typer.echo(f"FAILED  {broken}")
+    for card in cards:
+        typer.echo(str(card))
+        for result in examine(registry, card, options):
+            verdict = "FAILED" if result.error else "skipped" if result.skipped else "good"
+            typer.echo(f"  {verdict:<8}{': '.join(filter(None, (result.test, result.error, result.skipped)))}")
+            failed += bool(result.error)
+    if not cards:
+        typer.echo("There are no third-party plugins; --all tests those that come with rqat.")
+    if failed:
+        raise typer.Exit(1)

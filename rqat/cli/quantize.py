@@ -14,6 +14,7 @@ import typer
 
 from ..errors import RqatError, RunError
 from . import display, options
+from .values import pairs
 
 if TYPE_CHECKING:
     from ..plan import Plan, Step
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 RECORD = "rqat.json"
 """File of a finished checkpoint that says what it was made from."""
 
-FILES = {".jsonl": "jsonl", ".json": "jsonl", ".txt": "text"}
-"""Which source reads a plain file given as calibration data, by ending."""
+FILES = {".jsonl": "jsonl", ".txt": "text"}
+"""Which source reads a plain file given as calibration data, by its ending without `.gz`."""
 
 
 def quantize(
@@ -69,7 +70,7 @@ def quantize(
         options={
             "skip": list(skip or ()),
             "undivisible": "skip" if skip_undivisible else "error",
-            **_pairs(option or [], "--option"),
+            **pairs(option or [], "--option"),
         },
         export=format,
         flags={
@@ -102,7 +103,12 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     device = default_device()
     check(plan, work, device=device, offline=offline)
     job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars())
-    run_pipeline(job)
+    try:
+        run_pipeline(job)
+    except RqatError:
+        if not any(work.glob("*/manifest.json")):  # nothing was finished that another attempt could start from
+            shutil.rmtree(work, ignore_errors=True)
+        raise
     export = _export(plan)
     checkpoint = job.result_of(export.name) / "model"
     manifests = {step.name: read_json(job.result_of(step.name) / "manifest.json") for step in plan.steps}
@@ -158,20 +164,8 @@ def _calibration(text: str | None, samples: int, tokens: int, seed: int) -> dict
     if text is None:
         return None
     keys: dict[str, Any] = {"samples": samples, "tokens": tokens, "seed": seed}
-    if Path(text).suffix in FILES and (Path(text).exists() or ":" not in text):
-        return keys | {"source": FILES[Path(text).suffix], "path": text}
+    ending = Path(text.removesuffix(".gz")).suffix
+    if ending in FILES and (Path(text).exists() or ":" not in text):
+        return keys | {"source": FILES[ending], "path": text}
     name, _, rest = text.partition(":")
-    return keys | {"source": name} | _pairs(rest.split(",") if rest else [], "--calibration")
-
-
-def _pairs(texts: list[str], flag: str) -> dict[str, Any]:
-    """`["damp=0.01"]` as a mapping; values are read as YAML, so that numbers are numbers."""
-    from ..yaml_lines import parse_value
-
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise RqatError(f"{flag}: '{text}' is not KEY=VALUE.")
-        found[key.strip()] = parse_value(value, f"{flag} {key.strip()}")
-    return found
+    return keys | {"source": name} | pairs(rest.split(",") if rest else [], "--calibration")

@@ -37,7 +37,7 @@ def test_bars_write_plain_lines_when_stderr_is_no_terminal(
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
-    assert [line for line in lines if line.startswith("quantize gptq: ")][0].endswith("loss 0.5")
+    assert next(line for line in lines if line.startswith("quantize gptq: ")).endswith("loss 0.5")
     assert "\x1b" not in captured.err
 
 

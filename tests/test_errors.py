@@ -1,0 +1,420 @@
+"""What users get wrong: exit code 2, one message that names the thing, no traceback, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from tiny import save_tiny, tiny_tokenizer
+from typer.testing import CliRunner
+
+from rqat.cli.app import build
+
+RECIPE = """name: mine
+model: {model}
+scheme: w4g64
+quantize: rtn
+export: null
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that is never written to."""
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def own_model(model: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be broken."""
+    return Path(shutil.copytree(model, tmp_path / "own"))
+
+
+@pytest.fixture
+def recipe(model: Path, tmp_path: Path) -> Path:
+    """A recipe that would run."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE.format(model=model))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command runs in a folder of its own, which shows what it leaves behind."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def refused(*arguments: object, says: Sequence[str], leaves: Sequence[str] = ()) -> str:
+    """Runs a command that must be refused, with a message holding all of `says`; returns what it wrote on stderr.
+
+    Args:
+        leaves: names it may leave in the current folder.
+    """
+    result = CliRunner().invoke(build(), [str(argument) for argument in arguments])
+    assert isinstance(result.exception, SystemExit), f"a bug, not a mistake: {result.exception!r}"
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.stderr.count("Error:") == 1, result.stderr
+    for words in says:
+        assert words in result.stderr, f"{words!r} is not in: {result.stderr}"
+    assert sorted(path.name for path in Path().iterdir()) == sorted(leaves)
+    return result.stderr
+
+
+def quantize(
+    model: object, *more: object, method: str = "rtn", scheme: str = "w4g64", out: object = "out"
+) -> list[object]:
+    return ["quantize", model, "--method", method, "--scheme", scheme, "-o", out, *more]
+
+
+# ------------------------------------------------------------------------------------------------ names and keys
+
+
+def test_unknown_recipe() -> None:
+    refused("qat", "--recipe", "quickstrat", says=["'quickstrat'", "recipe", "Known"])
+
+
+def test_unknown_task(model: Path) -> None:
+    refused("eval", "arit", model, says=["'arit' is not a task", "Did you mean 'arith'"])
+
+
+def test_unknown_method(model: Path) -> None:
+    refused(*quantize(model, method="gtpq"), says=["--method", "'gtpq' is not a quantizer", "Did you mean 'gptq'"])
+
+
+def test_unknown_key_in_a_recipe(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + "quantise: gptq\n")
+    refused("qat", "--recipe", recipe, says=["mine.yaml:6", "'quantise'", "Did you mean 'quantize'"])
+
+
+def test_unknown_option_of_a_plugin(model: Path) -> None:
+    refused(*quantize(model, "--option", "clpi=mse"), says=["--option", "'clpi'", "Did you mean 'clip'"])
+
+
+def test_set_of_a_key_that_does_not_exist(recipe: Path) -> None:
+    refused("qat", "--recipe", recipe, "--set", "schmee=w2g64", says=["--set schmee", "Did you mean 'scheme'"])
+
+
+def test_set_without_a_value(recipe: Path) -> None:
+    refused("qat", "--recipe", recipe, "--set", "scheme", says=["--set", "'scheme'", "key=value"])
+
+
+@pytest.mark.parametrize("scheme", ["w5g64", "two-bit", "w4g60", "w4a4kv4"])
+def test_unknown_scheme(model: Path, scheme: str) -> None:
+    refused(*quantize(model, scheme=scheme), says=["--scheme", scheme])
+
+
+def test_unknown_format(model: Path) -> None:
+    refused(*quantize(model, "--format", "gguf"), says=["--format", "'gguf' is not an exporter", "compressed-tensors"])
+
+
+def test_unknown_calibration_source(model: Path) -> None:
+    refused(*quantize(model, "--calibration", "airth"), says=["--calibration", "'airth' is not a source", "'arith'"])
+
+
+def test_yaml_that_does_not_parse(recipe: Path) -> None:
+    recipe.write_text("name: mine\nmodel: [unclosed\nscheme: w4g64\n")
+    refused("qat", "--recipe", recipe, says=["mine.yaml:3", "is not YAML"])
+
+
+def test_wrong_types_are_all_told_at_once(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + "calibration: {source: arith, samples: many, tokens: 0}\n")
+    refused("qat", "--recipe", recipe, says=["mine.yaml:6 calibration.samples", "'many'", "calibration.tokens"])
+
+
+def test_method_that_needs_data_without_any(model: Path) -> None:
+    refused(*quantize(model, method="gptq"), says=["'gptq' looks at data", "calibration"])
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def test_missing_model() -> None:
+    refused(*quantize("./no/such/model"), says=["./no/such/model", "does not exist"])
+
+
+def test_unknown_builtin_model() -> None:
+    refused(*quantize("builtin:tiny-raesoner"), says=["'builtin:tiny-raesoner' is not a built-in model"])
+
+
+def test_hub_model_while_offline() -> None:
+    refused("--offline", *quantize("nobody/nothing"), says=["'nobody/nothing'", "lacks", "--offline"])
+
+
+def test_model_that_is_quantized_already(own_model: Path) -> None:
+    config = json.loads((own_model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (own_model / "config.json").write_text(json.dumps(config))
+    refused(*quantize(own_model), says=[str(own_model), "quantized already (gptq)"])
+
+
+def test_layers_that_do_not_split_into_groups(model: Path) -> None:
+    refused(*quantize(model, scheme="w4g96"), says=["model.layers.0.self_attn.q_proj", "96"])
+
+
+def test_corrupt_safetensors(own_model: Path) -> None:
+    weights = own_model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    refused(*quantize(own_model), says=["model.safetensors", "damaged"])
+
+
+def test_safetensors_that_is_something_else(own_model: Path) -> None:
+    (own_model / "model.safetensors").write_bytes(b"<html>404</html>")
+    refused(*quantize(own_model), says=["model.safetensors", "not a readable safetensors file"])
+
+
+def test_missing_tensors(own_model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(own_model / "model.safetensors")
+    del state["model.layers.1.mlp.down_proj.weight"]
+    save_file(state, own_model / "model.safetensors", metadata={"format": "pt"})
+    refused(*quantize(own_model), says=["model.layers.1.mlp.down_proj.weight", "lacks"])
+
+
+def test_weights_that_are_not_finite(own_model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(own_model / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(state, own_model / "model.safetensors", metadata={"format": "pt"})
+    refused(*quantize(own_model), says=["model.layers.1.mlp.up_proj.weight", "not finite"])
+
+
+def test_tokenizer_of_another_model(own_model: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"<extra-{index}>" for index in range(200)])
+    tokenizer.save_pretrained(own_model)
+    refused(*quantize(own_model), says=["tokenizer", "vocabulary", str(own_model)])
+
+
+def test_model_without_a_tokenizer(own_model: Path) -> None:
+    for path in own_model.glob("token*"):
+        path.unlink()
+    refused(*quantize(own_model), says=[str(own_model), "no tokenizer"])
+
+
+def test_pickled_weights(own_model: Path) -> None:
+    (own_model / "model.safetensors").rename(own_model / "pytorch_model.bin")
+    refused(*quantize(own_model), says=["pickle", "safetensors"])
+
+
+def test_prompt_longer_than_the_context(model: Path) -> None:
+    refused("generate", model, "7" * 600, says=["600 tokens", "512"])
+
+
+def test_prompts_of_a_task_longer_than_the_context(tmp_path: Path) -> None:
+    short = save_tiny(tmp_path / "short", context=32)
+    refused("eval", "arith", short, "--limit", "3", says=["do not fit", "32 tokens"])
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def test_empty_calibration_source(model: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    refused(*quantize(model, "--calibration", empty, method="gptq"), says=["empty.jsonl"])
+
+
+def test_malformed_row(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "good"}\n{"text": 7\n')
+    refused(*quantize(model, "--calibration", data, method="gptq"), says=["rows.jsonl", "2"])
+
+
+def test_missing_data_file(model: Path) -> None:
+    refused(*quantize(model, "--calibration", "none.jsonl", method="gptq"), says=["there is no file 'none.jsonl'"])
+
+
+def test_missing_problems(model: Path) -> None:
+    refused("eval", "math500", model, "--data", "none.jsonl", says=["none.jsonl"])
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def test_output_folder_that_holds_something_else(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "full"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    refused(*quantize(model, out=out), says=[str(out), "something else"])
+    assert (out / "thesis.tex").read_text() == "precious"
+
+
+def test_run_folder_that_holds_something_else(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "full"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    refused("qat", "--recipe", recipe, "-o", out, says=[str(out), "thesis.tex"])
+    refused("qat", "--recipe", recipe, "-o", out, "--fresh", says=[str(out), "thesis.tex"])
+    assert (out / "thesis.tex").read_text() == "precious"
+
+
+def test_output_that_is_a_file(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "file"
+    out.write_text("precious")
+    refused(*quantize(model, out=out), says=[str(out), "file"])
+    refused("eval", "arith", model, "-o", out, says=[str(out), "file"])
+    assert out.read_text() == "precious"
+
+
+def test_run_instead_of_a_model(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "run" / "01-quantize-rtn")
+    refused("generate", tmp_path / "run", "hello", says=["is a run", "01-quantize-rtn"])
+
+
+# ------------------------------------------------------------------------------------------------ plugins
+
+
+def install(folder: Path, name: str, code: str) -> None:
+    """A third-party plugin of one file: module `name` of the distribution `acme-<name>`, with its entry point."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(code)
+    information = folder / f"acme_{name}-1.2.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-{name}\nVersion: 1.2\n")
+    (information / "entry_points.txt").write_text(f"[rqat]\n{name} = {name}\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that modules are imported from; what was imported is forgotten afterwards."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
+def test_plugin_that_raises_on_import(site: Path, model: Path) -> None:
+    install(site, "raiser", "raise RuntimeError('needs a licence')\n")
+    refused(*quantize(model, method="raiser"), says=["'raiser' is not a quantizer", "Broken", "raiser", "rqat plugins"])
+    told = CliRunner().invoke(build(), ["plugins", "ls"])
+    assert told.exit_code == 0
+    assert "raiser (acme-raiser): RuntimeError: needs a licence" in told.stdout
+
+
+OFFER = """import rqat
+
+@rqat.hookimpl
+def register_quantizers(register):
+    register("twice", load=":Twice")
+
+class Twice(rqat.Quantizer):
+    def quantize_linear(self, weight, stats, scheme): ...
+"""
+
+
+def test_two_plugins_with_one_name(site: Path, model: Path) -> None:
+    install(site, "first", OFFER)
+    install(site, "second", OFFER)
+    refused(*quantize(model, method="twice"), says=["'twice'", "acme-first 1.2", "acme-second 1.2"])
+    assert CliRunner().invoke(build(), ["recipes", "ls"]).exit_code == 0
+
+
+def test_misspelt_hook(site: Path, model: Path) -> None:
+    install(site, "speller", OFFER.replace("register_quantizers", "register_quantisers"))
+    refused(*quantize(model, method="twice"), says=["'twice' is not a quantizer", "Broken", "speller", "rqat plugins"])
+    told = CliRunner().invoke(build(), ["plugins", "ls"])
+    assert "'register_quantisers' is not a hook; did you mean 'register_quantizers'?" in told.stdout
+
+
+def test_plugin_whose_class_is_not_there(site: Path, model: Path) -> None:
+    install(site, "absent", OFFER.replace(":Twice", ":Twicce"))
+    refused(*quantize(model, method="twice"), says=["acme-absent", "'Twicce'", "Did you mean 'Twice'"])
+
+
+# ------------------------------------------------------------------------------------------------ disks
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB of its own."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_disk_that_is_too_small_is_seen_before_any_work(model: Path, mounted: Path) -> None:
+    refused(*quantize(model, scheme="w8g64", out=mounted / "out"), says=["needs about", "are free there"])
+    assert list(mounted.iterdir()) == []
+
+
+def test_disk_that_runs_full(model: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**12})())
+    refused(*quantize(model, out=mounted / "out"), says=["the disk is full", str(mounted)])
+    assert not (mounted / "out").exists()
+
+
+def test_no_permission_to_write(model: Path, recipe: Path, mounted: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro,size=16m", mounted], check=True)
+    refused(*quantize(model, out=mounted / "out"), says=[str(mounted), "permission denied"])
+    refused("qat", "--recipe", recipe, "-o", mounted / "run", says=[str(mounted), "permission denied"])
+    refused("recipes", "cp", recipe, mounted / "copy.yaml", says=[str(mounted), "permission denied"])
+
+
+# ------------------------------------------------------------------------------------------------ interruptions
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a checkpoint but the record, which holds times."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "rqat.json"}
+
+
+def test_ctrl_c_in_a_stage_is_130_and_the_same_command_goes_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rqat.stages.export as export
+
+    command = [str(word) for word in quantize(model)]
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "run", lambda job, step: (_ for _ in ()).throw(KeyboardInterrupt))
+        interrupted = CliRunner().invoke(build(), command)
+    assert interrupted.exit_code == 130
+    assert "same command goes on" in interrupted.stderr
+    assert not Path("out").exists()
+    quantized = next(Path(".out.rqat").glob("*-quantize-*/manifest.json"))
+    written = quantized.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *args, **keys: None)
+        assert CliRunner().invoke(build(), command).exit_code == 0
+    assert quantized.stat().st_mtime_ns == written, "the finished step was done again"
+    assert CliRunner().invoke(build(), [str(word) for word in quantize(model, out="unbroken")]).exit_code == 0
+    assert contents(Path("out")) == contents(Path("unbroken"))
+
+
+@pytest.mark.slow
+def test_a_real_signal_is_130_without_a_traceback(model: Path, tmp_path: Path) -> None:
+    command = quantize(model, "--calibration", "arith", "--samples", "2000", "--tokens", "256", method="gptq")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rqat", *map(str, command)], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    deadline = time.monotonic() + 120
+    while not list(Path().glob(".out.rqat/*-quantize-*.partial")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "Interrupted. The same command goes on" in stderr
+    assert not Path("out").exists()
