@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rqat import Block, LinearStats, NumericsError, QuantizedWeight, Scheme, SharedInput
+from rqat.testing import QuantizerSuite
 from rqat_awq import Options
 from rqat_awq.folding import Fold
 from rqat_awq.solver import Awq
@@ -237,3 +238,9 @@ def test_statistics_that_are_not_finite_stop_with_the_layer_named() -> None:
     stats["mlp.down_proj"].absmean[0] = torch.nan
     with pytest.raises(NumericsError, match=r"model\.layers\.0\.mlp\.down_proj"):
         Awq(Options()).quantize_block(decoder.block, stats, Scheme.parse("w2g32"))
+
+
+class TestConformance(QuantizerSuite):
+    """What every quantizer promises."""
+
+    name = "awq"

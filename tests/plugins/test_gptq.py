@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rqat import Block, LinearStats, NumericsError, QuantizedWeight, Scheme, SharedInput
+from rqat.testing import QuantizerSuite
 from rqat_gptq import Options
 from rqat_gptq.solver import Gptq
 from rqat_kernels.gptq_block import gptq_loop
@@ -220,3 +221,9 @@ def test_options_that_contradict_each_other_are_refused() -> None:
         Options(act_order=True, static_groups=False)
     with pytest.raises(ValidationError):
         Options(damp=-0.1)
+
+
+class TestConformance(QuantizerSuite):
+    """What every quantizer promises."""
+
+    name = "gptq"

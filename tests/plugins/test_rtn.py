@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from rqat import LinearStats, Scheme
+from rqat.testing import QuantizerSuite
 from rqat_kernels.grid import dequantize
 from rqat_rtn import Options, RoundToNearest
 
@@ -45,3 +46,9 @@ def test_unknown_options_are_refused() -> None:
         Options(clip="most")
     with pytest.raises(ValidationError):
         Options(damp=0.1)
+
+
+class TestConformance(QuantizerSuite):
+    """What every quantizer promises."""
+
+    name = "rtn"
