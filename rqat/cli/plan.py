@@ -34,9 +34,8 @@ def plan(
 
     made = build_plan(load_recipe(name, changes or ()), context.obj.registry)
     folder = out or Path("runs") / made.recipe.name
-    device = "cuda" if Path("/proc/driver/nvidia/gpus").is_dir() else "cpu"
-    findings = preflight(made, folder=folder, offline=context.obj.offline, device=device)
-    sizes = _sizes(made, device, offline=context.obj.offline)
+    findings = preflight(made, folder=folder, offline=context.obj.offline, device=likely_device())
+    sizes = _sizes(made, likely_device(), offline=context.obj.offline)
     if as_json:
         display.print_json(
             {
@@ -54,7 +53,7 @@ def plan(
         raise typer.Exit(2)
 
 
-def check(made: Plan, folder: Path, *, device: str, offline: bool) -> None:
+def check(made: Plan, folder: Path, *, offline: bool) -> None:
     """Looks for everything that would stop a plan later; warnings are shown.
 
     Raises:
@@ -63,7 +62,7 @@ def check(made: Plan, folder: Path, *, device: str, offline: bool) -> None:
     from ..preflight import preflight
 
     errors = []
-    for found in preflight(made, folder=folder, offline=offline, device=device):
+    for found in preflight(made, folder=folder, offline=offline, device=likely_device()):
         if found.level == "error":
             errors.append(found)
         else:
@@ -74,6 +73,11 @@ def check(made: Plan, folder: Path, *, device: str, offline: bool) -> None:
         raise RqatError(
             "\n  ".join([f"{len(errors)} things stand in the way:", *(f"{e.text} {e.hint}" for e in errors)])
         )
+
+
+def likely_device() -> str:
+    """ "cuda" where there is an NVIDIA driver with a device, else "cpu"; asking torch would take seconds."""
+    return "cuda" if Path("/proc/driver/nvidia/gpus").is_dir() else "cpu"
 
 
 def show_finding(found: Finding) -> None:

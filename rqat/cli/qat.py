@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from . import display, options
-
-if TYPE_CHECKING:
-    pass
 
 
 def qat(
@@ -31,11 +29,9 @@ def qat(
 
     plan = build_plan(load_recipe(name, changes or ()), context.obj.registry)
     folder = out or Path("runs") / plan.recipe.name
+    display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
+    check(plan, folder, offline=context.obj.offline)
     device = default_device()
-    display.note(
-        f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}, on {device}"
-    )
-    check(plan, folder, device=device, offline=context.obj.offline)
     job = Job(plan, folder, context.obj.registry, device=device, offline=context.obj.offline, progress=display.Bars())
     outcome = run_pipeline(job, fresh=fresh)
     if not outcome.ran:
@@ -46,9 +42,28 @@ def qat(
         display.print_json(outcome.summary)
     else:
         show_summary(outcome.summary)
-        display.note(f"Report: {folder / 'report.html'}")
+    for step in plan.steps:
+        if step.stage == "export":
+            display.note(f"Checkpoint: {folder / step.name / 'model'}")
+    display.note(f"Report: {folder / 'report.html'}")
 
 
-def show_summary(summary: dict[str, Any]) -> None:
-    """The table of a finished run: every arm's accuracy, and what training gained."""
-    raise NotImplementedError
+def show_summary(summary: Mapping[str, Any]) -> None:
+    """The tables of a finished run, one per task: how every model did, and which differences are shown."""
+    columns = ("model", "accuracy", "95 % interval", "n", "cut off", "seconds")
+    for task, arms in summary["tasks"].items():
+        rows = []
+        for arm, found in arms.items():
+            interval = f"{display.percent(found['low'])} to {display.percent(found['high'])}"
+            cut_off = display.percent(found["truncated"]) if "truncated" in found else "-"
+            rows.append(
+                (arm, display.percent(found["accuracy"]), interval, found["n"], cut_off, round(found["seconds"], 1))
+            )
+        display.table(columns, rows, title=task)
+        for pair in summary["paired"]:
+            if pair["task"] == task:
+                low, high = (f"{100 * pair[end]:+.1f}" for end in ("low", "high"))
+                typer.echo(
+                    f"{pair['arm']} against {pair['against']}: {100 * pair['difference']:+.1f} points "
+                    f"({low} to {high}, p = {pair['p']:.2g}): {pair['says']}"
+                )

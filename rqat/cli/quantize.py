@@ -100,8 +100,8 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     from .plan import check
 
     work = out.absolute().with_name(f".{out.name}.rqat")
+    check(plan, work, offline=offline)
     device = default_device()
-    check(plan, work, device=device, offline=offline)
     job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars())
     try:
         run_pipeline(job)

@@ -1,0 +1,169 @@
+"""`quantize`, `qat`, `plan`, `eval` and `generate` on a tiny model, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import save_tiny
+from typer.testing import CliRunner, Result
+
+from rqat.cli.app import build
+
+RECIPE = """name: mine
+model: {model}
+scheme: w4g64
+quantize: rtn
+evaluate:
+  - {{task: arith, limit: 3, max_new_tokens: 8}}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def recipe(model: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE.format(model=model))
+    return path
+
+
+def rqat(*arguments: object) -> Result:
+    result = CliRunner().invoke(build(), [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_plan_shows_every_step_default_owner_and_size(recipe: Path) -> None:
+    result = rqat("plan", recipe)
+    assert result.exit_code == 0, result.stderr
+    for words in (
+        "01-quantize-rtn",
+        "(rqat_rtn, rqat ",
+        "undivisible=error",
+        "02-export",
+        "memory",
+        "limit=3",
+        "clip=minmax",
+    ):
+        assert words in result.stdout
+    assert "lm_head shares the embedding" in result.stderr
+
+
+def test_plan_as_json_holds_what_the_text_shows(recipe: Path) -> None:
+    found = json.loads(rqat("plan", recipe, "--set", "scheme=w2g32", "--json").stdout)
+    assert found["recipe"]["scheme"] == "w2g32"
+    assert [step["stage"] for step in found["steps"]] == ["quantize", "export", "evaluate", "evaluate"]
+    assert found["steps"][0]["parts"]["quantizer"]["module"] == "rqat_rtn"
+    assert found["steps"][0]["memory_bytes"] > 0
+    assert {finding["level"] for finding in found["findings"]} == {"note"}
+
+
+def test_plan_with_errors_is_2_and_shows_the_plan_all_the_same(recipe: Path) -> None:
+    result = rqat("plan", recipe, "--set", "model=./nowhere")
+    assert result.exit_code == 2
+    assert "01-quantize-rtn" in result.stdout
+    assert "./nowhere" in result.stderr
+
+
+def test_plan_imports_no_torch(recipe: Path) -> None:
+    code = f"""
+import sys
+sys.argv = ["rqat", "plan", {str(recipe)!r}]
+from rqat.cli.app import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+assert not {{"torch", "transformers", "numpy"}} & set(sys.modules)
+"""
+    path = "import sys; sys.path[:0] = " + repr([entry for entry in sys.path if entry])
+    done = subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_quantize_writes_a_folder_that_transformers_loads(model: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path / "out"
+    arguments = ("quantize", model, "--method", "rtn", "--scheme", "w4g64", "--skip", "*.down_proj", "-o", out)
+    result = rqat(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["scheme"] == "w4g64"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "work was left behind"
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    with torch.no_grad():
+        assert torch.isfinite(loaded(torch.tensor([[5, 6, 7]])).logits).all()
+
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    again = rqat(*arguments)
+    assert again.exit_code == 0
+    assert "finished already" in again.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+    other = rqat("quantize", model, "--method", "rtn", "--scheme", "w2g64", "-o", out)
+    assert other.exit_code == 2
+    assert "scheme.bits: 4 there, 2 now" in other.stderr
+
+
+def test_calibration_data_may_be_a_plain_file(model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("\n\n".join(f"Line {n} says that {n} + {n} = {2 * n}." for n in range(40)))
+    arguments = ["--scheme", "w3g64", "--samples", 4, "--tokens", 64, "--option", "damp=0.02", "-o", tmp_path / "out"]
+    result = rqat("quantize", model, "--method", "gptq", "--calibration", text, *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert list(json.loads(result.stdout)["steps"]) == ["01-calibrate", "02-quantize-gptq", "03-export"]
+
+
+def test_qat_runs_shows_the_table_and_is_then_finished(recipe: Path, tmp_path: Path) -> None:
+    result = rqat("qat", "--recipe", recipe, "-o", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    for words in ("accuracy", "95 % interval", "bf16", "rtn", "rtn against bf16"):
+        assert words in result.stdout
+    assert (tmp_path / "run" / "report.html").is_file()
+    again = rqat("qat", "--recipe", recipe, "-o", tmp_path / "run", "--json")
+    assert "Finished already" in again.stderr
+    assert set(json.loads(again.stdout)["arms"]) == {"bf16", "rtn"}
+    changed = rqat("qat", "--recipe", recipe, "-o", tmp_path / "run", "--set", "scheme=w2g64")
+    assert changed.exit_code == 2
+    assert "scheme.bits" in changed.stderr
+    assert (
+        rqat("eval", "arith", tmp_path / "run" / "01-quantize-rtn", "--limit", 2, "-o", tmp_path / "e").exit_code == 0
+    )
+    assert (
+        rqat("eval", "arith", tmp_path / "run" / "02-export" / "model", "--limit", 2, "-o", tmp_path / "e").exit_code
+        == 0
+    )
+
+
+def test_eval_writes_results_and_samples(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--limit", 3, "--batch", 2, "--set", "max_new_tokens=8", "--set", "temperature=0.6"]
+    result = rqat("eval", "arith", model, *options, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["n"] == 3
+    assert found["generation"]["temperature"] == 0.6
+    [folder] = Path("results").iterdir()
+    assert folder.name.startswith("arith-")
+    assert str(folder) in result.stderr
+    assert json.loads((folder / "results.json").read_text()) == found
+    assert len((folder / "samples.jsonl").read_text().splitlines()) == 3
+
+
+def test_generate_streams_an_answer_that_a_seed_repeats(model: Path) -> None:
+    arguments = ("generate", model, "2 + 3 =", "--max-new-tokens", 12, "--temperature", 0.8, "--seed", 3)
+    first = rqat(*arguments)
+    assert first.exit_code == 0, first.stderr
+    assert first.stdout.strip()
+    assert rqat(*arguments).stdout == first.stdout
+    assert rqat(*arguments[:-1], 4).stdout != first.stdout
