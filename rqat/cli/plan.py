@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from ..plan import Plan, Step
     from ..preflight import Finding
 
+INDENT = " " * 15
 NAMES = frozenset({"source", "method", "objective", "task", "format"})
 """Keys that name a part; parts have lines of their own."""
+
+OTHERS = {"train": {"gate"}, "evaluate": {"arms"}}
+"""Keys of a mapping that are about other steps than the one they are shown for."""
 
 
 def plan(
@@ -102,40 +106,47 @@ def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int
 def _show(made: Plan, sizes: Mapping[str, Mapping[str, int]]) -> None:
     bits = made.scheme.bits_per_weight()
     typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme} ({bits:.2f} bits per weight)")
+    shown: dict[tuple[str, ...], str] = {}
     for step in made.steps:
         needs = sizes.get(step.name)
-        about = (
-            f"   about {display.size(needs['memory_bytes'])} memory, {display.size(needs['disk_bytes'])} disk"
-            if needs
-            else ""
-        )
+        about = "   about {} memory, {} disk".format(*map(display.size, needs.values())) if needs else ""
         typer.echo(f"\n{typer.style(step.name, bold=True)}{about}")
-        for role, use in step.parts.items():
-            card = use.card
-            typer.echo(f"  {role:<10} {card.name}  ({card.module}, {card.owner} {card.version})")
-            _lines(use.options.model_dump(mode="json"), "option")
-        _lines({key: value for key, value in _keys(step).items() if not (step.parts and key in NAMES)}, "key")
         for role, earlier in step.inputs.items():
-            typer.echo(f"  {role:<10} from {earlier}")
+            typer.echo(f"  {role:<12} {earlier}")
+        lines = tuple(_described(step))
+        same = shown.setdefault(lines, step.name)
+        for line in lines if same == step.name else (f"  as {same}",):
+            typer.echo(line)
+
+
+def _described(step: Step) -> Iterator[str]:
+    """The recipe's keys of a step, then its parts, each with who provides it and its options."""
+    yield from _wrapped({key: value for key, value in _keys(step).items() if not (step.parts and key in NAMES)})
+    for role, use in step.parts.items():
+        card = use.card
+        yield f"  {role:<12} {card.name}  ({card.module}, {card.owner} {card.version})"
+        yield from _wrapped(use.options.model_dump(mode="json"))
 
 
 def _keys(step: Step) -> dict[str, Any]:
     """The recipe's own keys of a step; those of a part stand with the part, if there is one."""
     keys = step.settings.model_dump(mode="json")
-    own = type(step.settings).model_fields
+    own = set(type(step.settings).model_fields) - OTHERS.get(step.stage, set())
+    if step.stage == "gate":
+        own &= {"gate", "data", "max_tokens", "seed"}
     return {key: value for key, value in keys.items() if key in own or not step.parts}
 
 
-def _lines(values: Mapping[str, Any], label: str) -> None:
+def _wrapped(values: Mapping[str, Any]) -> Iterator[str]:
     """Keys and values, several to a line."""
     line = ""
     for text in _flat(values):
         if line and len(line) + len(text) > 100:
-            typer.echo(f"  {label:<10} {line}")
+            yield f"{INDENT}{line}"
             line = ""
         line += f"{'  ' if line else ''}{text}"
     if line:
-        typer.echo(f"  {label:<10} {line}")
+        yield f"{INDENT}{line}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,7 @@ def app() -> typer.Typer:
             ls(context)
 
     group.command("ls")(ls)
+    group.command("new")(new)
     group.command("doctor")(doctor)
     return group
 
@@ -67,6 +69,24 @@ def ls(
 def _schema(card: Any) -> dict[str, Any]:
     """Options of a part and their defaults."""
     return {name: repr(info.default) for name, info in card.options.model_fields.items() if not info.is_required()}
+
+
+def new(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the new distribution: rqat-<owner>-<name>.")],
+    like: Annotated[str, typer.Option("--from", metavar="PLUGIN", help="What to start from, e.g. gptq.")] = "rtn",
+    folder: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to put it.")] = Path(),
+) -> None:
+    """Start a plugin of your own: copy an installed one out, with an entry point and a test."""
+    from ..scaffold import new_plugin
+
+    made = new_plugin(context.obj.registry, name, like, parent=folder)
+    typer.echo(f"Wrote {made.folder}, a copy of {like}:")
+    for old, own in made.names.items():
+        typer.echo(f"  {old} is now called {own}")
+    typer.echo("Next:")
+    for command in made.commands:
+        typer.echo(f"  {command}")
 
 
 def doctor(
