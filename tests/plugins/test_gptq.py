@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rqat import Block, LinearStats, NumericsError, QuantizedWeight, Scheme, SharedInput
 from rqat.testing import QuantizerSuite
 from rqat_gptq import Options
-from rqat_gptq.solver import Gptq
+from rqat_gptq.solver import Gptq, _inverse_factor
 from rqat_kernels.gptq_block import gptq_loop
 from rqat_kernels.grid import dequantize, fit_clip, fit_minmax, quantize
 
@@ -179,6 +179,17 @@ def test_neither_weight_nor_hessian_is_changed() -> None:
     solve(weight, hessian, "w2g64")
     assert torch.equal(weight, before[0])
     assert torch.equal(hessian, before[1])
+
+
+def test_the_factor_is_the_one_of_the_inverse_hessian() -> None:
+    _, hessian = problem(features=700)  # larger than what is inverted in one piece
+    factor, damp = _inverse_factor(hessian, torch.ones(700, dtype=torch.bool), 0.01)
+    damped = hessian.double() + 0.01 * hessian.double().diagonal().mean() * torch.eye(700)
+    assert damp == 0.01
+    assert factor is not None
+    assert not factor.tril(-1).any()
+    residual = factor.double().T @ factor.double() @ damped - torch.eye(700)
+    assert residual.abs().max() < 1e-3
 
 
 def block() -> tuple[Block, dict[str, LinearStats]]:
