@@ -252,7 +252,9 @@ def _override(text: str, data: dict[str, Any], origins: dict[Keys, str]) -> None
             and key not in known.model_fields
             and not issubclass(known, PluginKeys)
         ):
-            raise RecipeError([unknown_key(key, known.model_fields, Place({keys: flag}, keys))])
+            raise RecipeError(
+                [unknown_key(key, known.model_fields, Place({keys: flag}, keys), inside=".".join(map(str, keys)))]
+            )
         keys = (*keys, key)
         if step < len(parents):
             if isinstance(current, dict) and current.get(part) is None:
@@ -292,6 +294,9 @@ def json_schema(registry: Registry | None = None) -> dict[str, Any]:
     schema["title"] = "rqat recipe"
     schema["properties"]["extends"] = {"type": "string", "description": "A recipe to start from: a name or a file."}
     schema["required"] = []  # a recipe that extends another leaves out what that one has
+    for name, info in Recipe.model_fields.items():
+        if "tuple" in str(info.annotation):  # `train: {kd: {...}}` changes one entry of an inherited list
+            schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "object"}]}
     for model, key in NAMED_BY.items():
         mapping = definitions[model.__name__]
         kind = _KIND_OF.get(model)

@@ -291,7 +291,7 @@ class Registry:
     def _import(self, name: str, owner: str, load: Callable[[], Any]) -> ModuleType | None:
         try:
             module = load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._report(name, owner, _one_line(error))
             return None
         if isinstance(module, ModuleType):

@@ -1,0 +1,334 @@
+"""Recipes: what YAML means, what extends and --set do, and that every mistake is told with its line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rqat import RecipeError, UnknownName
+from rqat.keys import Recipe
+from rqat.recipe import LoadedRecipe, built_recipe, find_recipe, json_schema, load_recipe, shipped_recipes
+from rqat.registry import Registry
+from rqat.yaml_lines import parse_value, read_yaml
+
+WHOLE = """\
+# a comment
+name: whole
+model: {path: some/model, dtype: float32}
+scheme: w3g64
+calibration:
+  source: arith
+  samples: 8
+quantize:
+  method: gptq
+  damp: 0.02
+compare: [rtn]
+train:
+  - objective: kd
+    data: arith
+    steps: 10
+    lr: 1e-5
+  - objective: grpo
+    data:
+      source: arith
+      seed: 4
+    task: arith
+    steps: 2
+    gate: {pass_rate: 0.2}
+export: null
+evaluate: [arith]
+"""
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    path = tmp_path / "whole.yaml"
+    path.write_text(WHOLE)
+    return path
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return caught.value.problems
+
+
+def written(tmp_path: Path, text: str, name: str = "mine.yaml") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------ reading
+
+
+def test_a_whole_recipe(whole: Path):
+    recipe = load_recipe(whole).recipe
+    assert recipe.model.path == "some/model"
+    assert recipe.quantize.options == {"damp": 0.02}
+    assert recipe.compare[0].method == "rtn"
+    assert recipe.train[0].lr == 1e-5
+    assert recipe.train[0].data.source == "arith"
+    assert recipe.train[1].gate.pass_rate == 0.2
+    assert recipe.export is None
+    assert recipe.evaluate[0].task == "arith"
+
+
+def test_values_left_out_have_defaults(tmp_path: Path):
+    recipe = load_recipe(written(tmp_path, "name: x\nmodel: m\nquantize: rtn\n")).recipe
+    assert recipe == Recipe.model_validate({"name": "x", "model": {"path": "m"}, "quantize": {"method": "rtn"}})
+
+
+def test_places_are_lines(whole: Path):
+    place = load_recipe(whole).place
+    assert str(place.at("train", 0, "lr")) == f"{whole}:16 train.0.lr"
+    assert str(place.at("train", 1, "data", "seed")) == f"{whole}:20 train.1.data.seed"
+    assert str(place.at("compare", 0, "method")) == f"{whole}:11 compare.0.method"
+    assert str(place.at("nothing")) == f"{whole} nothing"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1E5", 1e5),
+        ("-2.5e-3", -2.5e-3),
+        (".5", 0.5),
+        ("3", 3),
+        ("010", 10),
+        ("true", True),
+        ("yes", "yes"),
+        ("no", "no"),
+        ("on", "on"),
+        ("null", None),
+        ("", None),
+        ("2026-01-02", "2026-01-02"),
+        ("12:30", "12:30"),
+        ("'1'", "1"),
+        ("[1, 2e-1]", [1, 0.2]),
+        ("{a: {b: no}}", {"a": {"b": "no"}}),
+        ("w2g128", "w2g128"),
+    ],
+)
+def test_values_follow_yaml_1_2(text: str, value: object):
+    found = parse_value(text, "here")
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", ": is empty."),
+        ("# nothing\n", ": is empty."),
+        ("- a\n", ":1: expected `key: value` lines"),
+        ("words\n", ":1: expected `key: value` lines"),
+        ("name: x\nmodel: [a\n", ":3: is not YAML"),
+        ("name: x\n\tmodel: a\n", ":2: a tab; YAML is indented with spaces."),
+        ("name: x\nmodel: a\nname: y\n", ":3 name: is written twice; first at {path}:1."),
+        ("name: !!python/object:os.system x\n", ":1: could not determine a constructor"),
+        ("name: *nobody\n", ":1: is not YAML: found undefined alias"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, text: str, complaint: str):
+    path = written(tmp_path, text)
+    assert problems(path)[0].startswith(f"{path}{complaint.format(path=path)}")
+
+
+def test_a_file_that_is_not_text(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in problems(path)[0]
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path):
+    path = written(
+        tmp_path,
+        "name: x\nmodl: m\nmodel: m\nscheme: 7\nquantize: {metod: rtn}\ncalibration:\n  source: a\n  samples: many\n"
+        "train:\n  - objective: kd\n    data: a\n    stesp: 3\n    gate: {action: stpo, promts: 3}\n",
+    )
+    assert problems(path) == [
+        f"{path}:4 scheme: 7: input should be a valid string.",
+        f"{path}:8 calibration.samples: 'many': input should be a valid integer, unable to parse string as an integer.",
+        f"{path}:5 quantize.method: is missing. Did you mean it by 'metod'?",
+        f"{path}:10 train.0.steps: is missing. Did you mean it by 'stesp'?",
+        f"{path}:13 train.0.gate.action: 'stpo' is not one of stop, skip, warn. Did you mean 'stop'?",
+        f"{path}:13 train.0.gate.promts: 'promts' is not a key of train.0.gate. Did you mean 'prompts'?",
+        f"{path}:2 modl: 'modl' is not a key. Did you mean 'model'?",
+    ]
+
+
+def test_a_string_or_number_where_a_mapping_belongs(tmp_path: Path):
+    path = written(tmp_path, "name: x\nmodel: 3\nquantize: [rtn]\ntrain: {objective: kd}\n")
+    assert [line.split(": ")[0] for line in problems(path)] == [
+        f"{path}:2 model",
+        f"{path}:3 quantize",
+        f"{path}:4 train",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- finding
+
+
+def test_shipped_recipes_are_found_by_name():
+    assert "quickstart" in shipped_recipes()
+    assert find_recipe("quickstart") == find_recipe("quickstart.yaml") == shipped_recipes()["quickstart"]
+
+
+def test_a_file_comes_before_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "name: own", "quickstart.yaml")
+    assert find_recipe("quickstart.yaml") == Path("quickstart.yaml")
+    assert find_recipe("quickstart") == shipped_recipes()["quickstart"]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("quickstrat", "Did you mean 'quickstart'?"), ("no/such.yaml", "no file")])
+def test_unknown_recipes(name: str, hint: str):
+    with pytest.raises(UnknownName, match="is not a recipe") as caught:
+        load_recipe(name)
+    assert hint in caught.value.hint
+
+
+# ------------------------------------------------------------------------------------------------------- extends
+
+
+def extended(whole: Path, text: str) -> LoadedRecipe:
+    return load_recipe(written(whole.parent, f"extends: whole.yaml\n{text}"))
+
+
+def test_extending_merges_mappings_and_replaces_lists(whole: Path):
+    loaded = extended(whole, "name: child\ncalibration: {samples: 99}\ncompare: [awq, rtn]\n")
+    assert loaded.recipe.name == "child"
+    assert loaded.recipe.calibration.source == "arith"
+    assert loaded.recipe.calibration.samples == 99
+    assert [keys.method for keys in loaded.recipe.compare] == ["awq", "rtn"]
+    assert len(loaded.recipe.train) == 2
+
+
+def test_places_of_an_extended_recipe_name_the_file_that_wrote_the_value(whole: Path):
+    loaded = extended(whole, "calibration:\n  samples: 99\ncompare: [awq]\n")
+    mine = whole.parent / "mine.yaml"
+    assert str(loaded.place.at("calibration", "samples")) == f"{mine}:3 calibration.samples"
+    assert str(loaded.place.at("calibration", "source")) == f"{whole}:6 calibration.source"
+    assert str(loaded.place.at("compare", 0)) == f"{mine}:4 compare.0"
+
+
+@pytest.mark.parametrize("entry", ["kd", "0"])
+def test_one_entry_of_a_list_can_be_changed(whole: Path, entry: str):
+    loaded = extended(whole, f"train:\n  {entry}:\n    lr: 3e-6\n")
+    assert [keys.lr for keys in loaded.recipe.train] == [3e-6, 2e-5]
+    assert loaded.recipe.train[0].steps == 10
+    assert str(loaded.place.at("train", 0, "lr")) == f"{whole.parent / 'mine.yaml'}:4 train.0.lr"
+    assert str(loaded.place.at("train", 0, "steps")) == f"{whole}:15 train.0.steps"
+
+
+def test_an_entry_that_is_not_there(whole: Path):
+    with pytest.raises(RecipeError, match=r"mine.yaml:3: 'train' has no entry 'sft'; write 0 to 1 or kd, grpo."):
+        extended(whole, "train:\n  sft: {lr: 1}\n")
+
+
+def test_another_plugin_starts_with_its_own_options(whole: Path):
+    loaded = extended(whole, "quantize: {method: rtn, clip: mse}\ncalibration: gsm8k\n")
+    assert loaded.recipe.quantize.options == {"clip": "mse"}
+    assert (loaded.recipe.calibration.source, loaded.recipe.calibration.samples) == ("gsm8k", 8)
+
+
+def test_a_chain_and_a_circle(whole: Path):
+    folder = whole.parent
+    written(folder, "extends: b.yaml\nname: a\n", "a.yaml")
+    written(folder, "extends: whole.yaml\nscheme: w2\n", "b.yaml")
+    recipe = load_recipe(folder / "a.yaml").recipe
+    assert (recipe.name, recipe.scheme) == ("a", "w2")
+    written(folder, "extends: a.yaml\n", "b.yaml")
+    assert problems(folder / "a.yaml") == [
+        f"{folder / 'b.yaml'}:1 extends: recipes extend each other in a circle: a.yaml -> b.yaml -> a.yaml."
+    ]
+
+
+def test_extending_a_shipped_recipe_or_nothing(tmp_path: Path):
+    loaded = load_recipe(written(tmp_path, "extends: quickstart\nname: own\n"))
+    assert loaded.recipe.model.path == "builtin:tiny-reasoner"
+    with pytest.raises(UnknownName, match=r"mine.yaml:1 extends: 'quick' is not a recipe"):
+        load_recipe(written(tmp_path, "extends: quick\n"))
+    assert "takes the name of one recipe" in problems(written(tmp_path, "extends: [a]\n"))[0]
+
+
+# --------------------------------------------------------------------------------------------------------- --set
+
+
+@pytest.mark.parametrize("key", ["train.0.lr", "train.kd.lr"])
+def test_set_changes_a_value(whole: Path, key: str):
+    loaded = load_recipe(whole, [f"{key}=3e-6"])
+    assert loaded.recipe.train[0].lr == 3e-6
+    assert str(loaded.place.at("train", 0, "lr")) == f"--set {key}"
+
+
+def test_set_takes_yaml(whole: Path):
+    recipe = load_recipe(whole, ["quantize={method: awq, grid: 5}", "compare=[]", "export=gptq"]).recipe
+    assert (recipe.quantize.method, recipe.quantize.options) == ("awq", {"grid": 5})
+    assert recipe.compare == ()
+    assert recipe.export.format == "gptq"
+
+
+def test_set_another_plugin_drops_the_old_options(whole: Path):
+    assert load_recipe(whole, ["quantize.method=rtn"]).recipe.quantize.options == {}
+    assert load_recipe(whole, ["quantize.method=gptq"]).recipe.quantize.options == {"damp": 0.02}
+
+
+def test_set_makes_mappings_that_are_not_there(tmp_path: Path):
+    path = written(tmp_path, "name: x\nmodel: m\nquantize: rtn\n")
+    recipe = load_recipe(path, ["calibration.source=arith", "calibration.steps=[1, 2]"]).recipe
+    assert recipe.calibration.options == {"steps": [1, 2]}
+
+
+def test_every_wrong_set_is_told(whole: Path):
+    found = problems(
+        whole, "scheme", "train.0.gate.promts=1", "modle.path=x", "train.7.lr=1", "name.first=x", "name={a"
+    )
+    assert [line.split(": ", 1)[1].split(";")[0] for line in found] == [
+        "write it as key=value, e.g. --set train.0.lr=1e-5",
+        "'promts' is not a key of train.0.gate. Did you mean 'prompts'?",
+        "'modle' is not a key. Did you mean 'model'?",
+        "'train' has no entry '7'",
+        "'name' is 'whole'",
+        "is not YAML: expected ',' or '}', but got '<stream end>' while parsing a flow mapping.",
+    ]
+    assert all(line.startswith("--set") for line in found)
+
+
+# ------------------------------------------------------------------------------------------------- from commands
+
+
+def test_a_recipe_built_by_a_command_names_its_flags():
+    with pytest.raises(RecipeError) as caught:
+        built_recipe({"name": "x", "model": "m", "quantize": "rtn", "scheme": 3}, {("scheme",): "--scheme"})
+    assert caught.value.problems == ["--scheme: 3: input should be a valid string."]
+
+
+def test_building_changes_nothing_it_is_given():
+    data = {"name": "x", "model": "m", "quantize": {"method": "rtn"}}
+    built_recipe(data, {}, ["quantize.clip=mse"])
+    assert data == {"name": "x", "model": "m", "quantize": {"method": "rtn"}}
+
+
+# -------------------------------------------------------------------------------------------------------- schema
+
+
+def test_the_json_schema_knows_every_option():
+    schema = json_schema(Registry.discover())
+    text = json.dumps(schema)
+    for name in ("damp", "act_order", "temperature", "extends", "samples", "divergence"):
+        assert f'"{name}"' in text
+    refs = {part.split('"')[0] for part in text.split('"$ref": "#/$defs/')[1:]}
+    assert refs <= set(schema["$defs"])
+
+
+def test_shipped_recipes_fit_the_json_schema():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json_schema(Registry.discover())
+    for path in shipped_recipes().values():
+        jsonschema.validate(read_yaml(path)[0], schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"quantize": {"method": "gptq", "damp": "much"}}, schema)
