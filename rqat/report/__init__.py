@@ -1,0 +1,29 @@
+"""The end of a run: summary.json, manifest.json and report.html, made from the files in the run folder alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..job import Job
+
+
+def write(job: Job) -> dict[str, Any]:
+    """Writes the three files into the run folder.
+
+    Returns:
+        contents of summary.json.
+    """
+    from ..storage import write_json, write_text
+    from .manifest import manifest_of
+    from .page import page
+    from .run_files import read_run
+    from .summary import summary_of
+
+    run = read_run(job)
+    summary, manifest = summary_of(run), manifest_of(run)
+    write_json(job.folder / "manifest.json", manifest)
+    write_text(job.folder / "report.html", page(run, summary, manifest))
+    # Last: the pipeline takes a run without a summary for one whose report is still to be written.
+    write_json(job.folder / "summary.json", summary)
+    return summary

@@ -1,0 +1,262 @@
+"""report.html: one file, no scripts, nothing fetched; readable on a phone, in light and in dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from . import charts
+from .run_files import RunFiles, StepFiles
+from .samples import pick
+from .summary import BASE, BETTER, NOT_SHOWN
+
+CURVES = {
+    "loss": "Loss",
+    "reward": "Mean reward of the model's own completions",
+    "completions/mean_length": "Mean tokens of a completion",
+    "completions/clipped_ratio": "Share of completions cut off",
+}
+"""Figures of training.jsonl that are drawn, where they are there."""
+
+LONGEST_TEXT = 6000
+"""Characters of a completion that are shown."""
+
+EXPLAINED = {
+    "gate": "Measured before learning from own completions: does the model solve some problems, some of the time?",
+    "export": "The exported files, read back and compared with the model that was evaluated.",
+}
+
+
+def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """The whole document."""
+    parts = [
+        _head(run, summary),
+        *(_results(task, arms, summary["paired"]) for task, arms in summary["tasks"].items()),
+        _samples(run, summary),
+        _training(run),
+        _layers(run),
+        _facts_of(run, "gate", "Cold-start gate"),
+        _facts_of(run, "export", "Export check"),
+        _origin(run, manifest),
+    ]
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    title = escape(f"{run.name}: {run.scheme}")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        + "\n".join(filter(None, parts))
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _head(run: RunFiles, summary: Mapping[str, Any]) -> str:
+    about = f"{summary['model']} in {run.scheme}, {_time(summary['seconds'])} in {len(run.steps)} steps"
+    lines = [f'<header><h1>{escape(run.name)}</h1><p class="soft">{escape(about)}</p></header>']
+    arms = summary["arms"]
+    if arms:
+        tiles = [(_percent(figures["accuracy"]), arm) for arm, figures in arms.items()]
+        recovered = _recovered(run, arms)
+        if recovered:
+            tiles.append(recovered)
+        shown = "".join(
+            f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in tiles
+        )
+        lines.append(f'<div class="tiles">{shown}</div>')
+    return "\n".join(lines)
+
+
+def _recovered(run: RunFiles, arms: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Which share of what quantization lost the last model has won back."""
+    last = list(arms)[-1]
+    if BASE not in arms or run.start not in arms or last in (BASE, run.start):
+        return None
+    lost = arms[BASE]["accuracy"] - arms[run.start]["accuracy"]
+    if lost <= 0:
+        return None
+    won = arms[last]["accuracy"] - arms[run.start]["accuracy"]
+    return f"{won / lost:.0%}", f"of the loss to {run.start} won back by {last}"
+
+
+def _results(task: str, arms: Mapping[str, Any], paired: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for number, (arm, figures) in enumerate(arms.items()):
+        against = {row["against"]: row for row in paired if row["arm"] == arm and row["task"] == task}
+        bar = charts.interval(figures["low"], figures["accuracy"], figures["high"], number)
+        rows.append(
+            [
+                f"<th>{escape(arm)}</th>",
+                f"<td><b>{_percent(figures['accuracy'])}</b></td>",
+                f'<td class="left">{bar}</td>',
+                f"<td>{_percent(figures['low'])} to {_percent(figures['high'])}</td>",
+                *(f"<td>{_change(against.get(other))}</td>" for other in _references(paired, task)),
+                f"<td>{figures['n']}</td>",
+                f"<td>{_optional(figures, 'mean_tokens', '{:.0f}')}</td>",
+                f"<td>{_optional(figures, 'truncated', '{:.1%}')}</td>",
+                f"<td>{_optional(figures, 'repetition', '{:.1%}')}</td>",
+                f"<td>{_optional(figures, 'unverifiable', '{}')}</td>",
+                f"<td>{_time(figures['seconds'])}</td>",
+            ]
+        )
+    columns = ["model", "accuracy", "", "95 % interval", *(f"against {other}" for other in _references(paired, task))]
+    columns += ["problems", "tokens", "cut off", "looping", "unverifiable", "time"]
+    note = (
+        '<p class="soft">Differences are tested problem by problem (exact McNemar test, 5 %). Intervals: Wilson for '
+        "one seed, bootstrap over problems for several.</p>"
+    )
+    return f"<section><h2>Accuracy on {escape(task)}</h2>{_table(columns, rows)}{note}</section>"
+
+
+def _references(paired: Sequence[Mapping[str, Any]], task: str) -> list[str]:
+    return list(dict.fromkeys(row["against"] for row in paired if row["task"] == task))
+
+
+def _change(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return '<span class="soft">–</span>'
+    kind = "" if row["says"] == NOT_SHOWN else " good" if row["says"] == BETTER else " bad"
+    tip = f"{row['gained']} gained, {row['lost']} lost, p = {row['p']:.2g}, {row['low']:+.1%} to {row['high']:+.1%}"
+    text = f"{100 * row['difference']:+.1f}" if kind else f"{100 * row['difference']:+.1f}, not shown"
+    return f'<span class="badge{kind}" title="{escape(tip)}">{text}</span>'
+
+
+def _samples(run: RunFiles, summary: Mapping[str, Any]) -> str:
+    problems = pick(run, summary["task"]) if summary["task"] else []
+    blocks = []
+    for number, problem in enumerate(problems):
+        columns = []
+        for arm, sample in problem.completions.items():
+            kind = {"correct": "good", "wrong": "bad"}.get(sample["verdict"], "")
+            text = (sample["completion"] or "")[:LONGEST_TEXT] + (
+                "\n..." if len(sample["completion"] or "") > LONGEST_TEXT else ""
+            )
+            columns.append(
+                f'<div><b>{escape(arm)}</b> <span class="badge {kind}">{escape(sample["verdict"])}</span>'
+                f"<pre>{escape(text.strip()) or '(nothing)'}</pre></div>"
+            )
+        head = f"{problem.why}: problem {problem.index}, answer {problem.answer}"
+        blocks.append(
+            f"<details{' open' if number == 0 else ''}><summary>{escape(head)}</summary>"
+            f'<pre>{escape(problem.prompt.strip())}</pre><div class="columns">{"".join(columns)}</div></details>'
+        )
+    return f"<section><h2>What the models wrote</h2>{''.join(blocks)}</section>" if blocks else ""
+
+
+def _training(run: RunFiles) -> str:
+    drawn = []
+    for step in run.of("train"):
+        lines = step.rows("training.jsonl")
+        for key, title in CURVES.items():
+            points = [(float(line["step"]), float(line[key])) for line in lines if line.get(key) is not None]
+            if len(points) > 1:
+                drawn.append(
+                    charts.curves({step.arm: points}, title=f"{step.arm}: {title}", x_label="step", smooth=True)
+                )
+        if "skipped" in step.results:
+            drawn.append(f'<p class="card">{escape(step.arm)} was skipped: {escape(str(step.results["skipped"]))}</p>')
+    return f"<section><h2>Training</h2>{''.join(drawn)}</section>" if drawn else ""
+
+
+def _layers(run: RunFiles) -> str:
+    """Error of every layer, one small chart per kind of layer, one line per quantizer."""
+    from ..storage import read_json
+
+    kinds: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    notes = []
+    for step in run.of("quantize"):
+        for layer in read_json(step.folder / "layers.json") or []:
+            numbers = [part for part in layer["name"].split(".") if part.isdigit()]
+            if layer["error"] is not None and numbers:
+                kind = layer["name"].rpartition(".")[2]
+                kinds.setdefault(kind, {}).setdefault(step.arm, []).append((float(numbers[0]), float(layer["error"])))
+            if layer["note"]:
+                notes.append(f"<li>{escape(step.arm)}, {escape(layer['name'])}: {escape(layer['note'])}</li>")
+    if not kinds and not notes:
+        return ""
+    drawn = [charts.curves(series, title=kind, x_label="layer", percent=True) for kind, series in kinds.items()]
+    intro = '<p class="soft">Share of each layer\'s output that quantization moved, on the calibration data.</p>'
+    listed = f"<details><summary>{len(notes)} remarks</summary><ul>{''.join(notes)}</ul></details>" if notes else ""
+    return f'<section><h2>Error of every layer</h2>{intro}<div class="small">{"".join(drawn)}</div>{listed}</section>'
+
+
+def _facts_of(run: RunFiles, stage: str, heading: str) -> str:
+    tables = []
+    for step in run.of(stage):
+        facts = {key: value for key, value in step.results.items() if value not in (None, "", [])}
+        rows = [
+            [f"<th>{escape(_words(key))}</th>", f'<td class="wrap">{escape(_value(value))}</td>']
+            for key, value in facts.items()
+        ]
+        tables.append(_table([], rows))
+    if not tables:
+        return ""
+    return f'<section><h2>{heading}</h2><p class="soft">{EXPLAINED[stage]}</p>{"".join(tables)}</section>'
+
+
+def _origin(run: RunFiles, manifest: Mapping[str, Any]) -> str:
+    import yaml
+
+    steps = [
+        [
+            f"<th>{escape(step.name)}</th>",
+            f"<td>{_time(step.seconds)}</td>",
+            f"<td><code>{_fingerprint(step)}</code></td>",
+        ]
+        for step in run.steps
+    ]
+    packages = {"rqat": manifest["rqat"], **manifest["packages"], **manifest["machine"]}
+    rows = [
+        [f"<th>{escape(_words(name))}</th>", f'<td class="wrap">{escape(str(value))}</td>']
+        for name, value in packages.items()
+    ]
+    recipe = escape(yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True))
+    return (
+        "<section><h2>How it came about</h2>"
+        f"<details><summary>Steps</summary>{_table(['step', 'time', 'fingerprint'], steps)}</details>"
+        f"<details><summary>Recipe, every default filled in</summary><pre>{recipe}</pre></details>"
+        f"<details><summary>Versions and machine</summary>{_table([], rows)}</details></section>"
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = f"<thead><tr>{''.join(f'<th>{escape(column)}</th>' for column in columns)}</tr></thead>" if columns else ""
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _fingerprint(step: StepFiles) -> str:
+    return escape(str(step.manifest.get("fingerprint", ""))[:12])
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(str(key))} {_value(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value))
+    return str(value)
+
+
+def _optional(figures: Mapping[str, Any], key: str, form: str) -> str:
+    return form.format(figures[key]) if figures.get(key) is not None else "–"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

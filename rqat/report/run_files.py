@@ -1,0 +1,94 @@
+"""Reads what the finished steps of a run left in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..storage import read_json
+
+if TYPE_CHECKING:
+    from ..job import Job
+
+
+@dataclass
+class StepFiles:
+    """A finished step: its folder and its manifest.
+
+    Attributes:
+        facts: what decided the result.
+        results: what the stage returned.
+    """
+
+    name: str
+    folder: Path
+    stage: str
+    arm: str
+    seconds: float
+    facts: dict[str, Any]
+    results: dict[str, Any]
+    manifest: dict[str, Any]
+
+    def rows(self, file: str) -> list[dict[str, Any]]:
+        """A JSON-lines file of this step; empty when it is not there, and up to the first damaged line."""
+        path = self.folder / file
+        rows: list[dict[str, Any]] = []
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    break
+        return rows
+
+
+@dataclass
+class RunFiles:
+    """A run: its recipe and its finished steps in order.
+
+    Attributes:
+        recipe: with every default filled in.
+        start: arm of the quantized model that training starts from.
+    """
+
+    folder: Path
+    name: str
+    scheme: str
+    recipe: dict[str, Any]
+    device: str
+    steps: list[StepFiles] = field(default_factory=list)
+
+    @property
+    def start(self) -> str:
+        """Arm of the quantizer whose result is trained."""
+        return str(self.recipe.get("quantize", {}).get("method", ""))
+
+    def of(self, stage: str) -> list[StepFiles]:
+        """The steps of one stage."""
+        return [step for step in self.steps if step.stage == stage]
+
+
+def read_run(job: Job) -> RunFiles:
+    """Collects the plan's finished steps from the run folder."""
+    recipe = job.plan.recipe
+    steps = []
+    for step in job.plan.steps:
+        folder = job.result_of(step.name)
+        manifest: Mapping[str, Any] | None = read_json(folder / "manifest.json")
+        if manifest is not None:
+            steps.append(
+                StepFiles(
+                    name=step.name,
+                    folder=folder,
+                    stage=manifest["stage"],
+                    arm=manifest["arm"],
+                    seconds=float(manifest["seconds"]),
+                    facts=dict(manifest["facts"]),
+                    results=dict(manifest["results"]),
+                    manifest=dict(manifest),
+                )
+            )
+    return RunFiles(job.folder, recipe.name, str(job.plan.scheme), recipe.model_dump(mode="json"), job.device, steps)

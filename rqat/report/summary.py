@@ -1,0 +1,70 @@
+"""summary.json: how every model of a run did, and which differences are shown.
+
+{"name", "scheme", "model", "task",
+ "arms":   {"bf16": {"task", "n", "accuracy", "low", "high", "seconds", ...}, "gptq": {...}, ...},   the first task
+ "tasks":  {"math500": {"bf16": {...}, ...}, ...},                                                  every task
+ "paired": [{"task", "arm", "against", "gained", "lost", "difference", "low", "high", "p", "says"}, ...],
+ "seconds"}
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ..evals.harness import scores
+from ..evals.stats import paired
+from .run_files import RunFiles, StepFiles
+
+BASE = "bf16"
+FIGURES = (
+    *("task", "n", "correct", "wrong", "unverifiable", "accuracy", "low", "high", "interval", "seconds"),
+    *("truncated", "repetition", "unclosed_think", "mean_tokens", "tokens_per_s", "seeds", "metric"),
+)
+"""What is taken over from an evaluation's results.json, where it is there."""
+
+BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
+
+
+def summary_of(run: RunFiles) -> dict[str, Any]:
+    """The whole summary of a run."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for step in run.of("evaluate"):
+        figures = {key: step.results[key] for key in FIGURES if key in step.results}
+        tasks.setdefault(step.results["task"], {})[step.arm] = figures
+    first = next(iter(tasks), None)
+    return {
+        "name": run.name,
+        "model": run.recipe["model"]["path"],
+        "scheme": run.scheme,
+        "task": first,
+        "arms": tasks[first] if first is not None else {},
+        "tasks": tasks,
+        "paired": comparisons(run),
+        "seconds": round(sum(step.seconds for step in run.steps), 1),
+    }
+
+
+def comparisons(run: RunFiles) -> list[dict[str, Any]]:
+    """Every model against the one before quantization, and against the quantized one that training starts from."""
+    found = []
+    steps = run.of("evaluate")
+    for step in steps:
+        for against in dict.fromkeys((BASE, run.start)):
+            other = next((s for s in steps if s.arm == against and s.results["task"] == step.results["task"]), None)
+            if other is None or step.arm in (against, BASE):
+                continue
+            compared = _compare(step, other)
+            if compared is not None:
+                found.append({"task": step.results["task"], "arm": step.arm, "against": against, **compared})
+    return found
+
+
+def _compare(now: StepFiles, before: StepFiles) -> dict[str, Any] | None:
+    """The paired test of two evaluations; None unless both were asked the same and can be scored problem by problem."""
+    prompts = [step.results.get("prompt_hash") for step in (now, before)]
+    if None in prompts or prompts[0] != prompts[1]:
+        return None
+    result = paired(scores(now.rows("samples.jsonl")), scores(before.rows("samples.jsonl")))
+    says = NOT_SHOWN if not result.shown else BETTER if result.difference > 0 else WORSE
+    return {**asdict(result), "says": says}
