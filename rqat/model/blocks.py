@@ -10,7 +10,7 @@ ends with the same bytes as an unbroken one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -154,14 +154,15 @@ def _quantize_block(
     }
     errors: dict[str, float | None] = {}
     for group in block.inputs:
+        folded = input_scale(block, group, before) if group.before in moved else None
         for name in group.names:
-            layer, parameter = result[name], block.linear(name).weight
-            w_hat = dequantize(layer.codes, layer.scale, layer.zero)
-            if group.before in moved or name in moved:
-                # Rescaled in place: only against the rescaled weight is the error still one of rounding.
-                errors[name] = relative_error(parameter.float(), w_hat, None) if name in moved else None
-            else:
-                errors[name] = relative_error(before[f"{name}.weight"].float(), w_hat, stats[name].hessian)
+            layer = result[name]
+            w_hat, weight = dequantize(layer.codes, layer.scale, layer.zero), block.linear(name).weight.float()
+            hessian = stats[name].hessian
+            if folded is not None and hessian is not None:
+                hessian = hessian / folded / folded[:, None]
+            unknown = group.before in moved and folded is None
+            errors[name] = None if unknown else relative_error(weight, w_hat, hessian)
     ordered = {}
     for name in block.names():
         layer = result[name]
@@ -188,6 +189,21 @@ def _quantize_block(
             )
         )
     return ordered, reports
+
+
+def input_scale(block: Block, group: SharedInput, before: Mapping[str, Tensor]) -> Tensor | None:
+    """What a quantizer folded into the module before a group: `s (I,)`, where the layers now read `x / s`.
+
+    It is read off the group's first layer, whose columns were multiplied by `s`; None when that has not been touched.
+
+    Args:
+        before: parameters of the block before quantization.
+    """
+    first = group.names[0]
+    old, new = before[f"{first}.weight"].float().norm(dim=0), block.linear(first).weight.float().norm(dim=0)
+    if torch.equal(old, new):
+        return None
+    return torch.where(old > 0, new / old, torch.ones_like(old))
 
 
 def relative_error(weight: Tensor, w_hat: Tensor, hessian: Tensor | None) -> float:
