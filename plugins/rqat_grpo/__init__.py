@@ -1,4 +1,4 @@
-"""GRPO on verified answers: Reasoning-QAT's second stage, after distillation and the cold-start gate (arXiv 2601.14888)."""
+"""GRPO on verified answers: Reasoning-QAT's stage after distillation and the cold-start gate (arXiv 2601.14888)."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Grpo(rqat.Objective):
         batch = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
         if batch % self.options.generations:
             raise rqat.RqatError(
-                f"grpo: batch is {batch} completions, which is not a multiple of generations={self.options.generations}.",
+                f"grpo: batch is {batch} completions, not a multiple of generations={self.options.generations}.",
                 hint="Every prompt of a step needs all its completions in it.",
             )
         return arguments
@@ -66,7 +66,7 @@ class Grpo(rqat.Objective):
         room = training.max_tokens - longest
         if room < 1:
             raise rqat.DataError(
-                f"grpo: the longest prompt has {longest} tokens and max_tokens is {training.max_tokens}: no completion fits.",
+                f"grpo: the longest prompt fills {longest} of max_tokens={training.max_tokens}: no completion fits.",
                 hint="Raise max_tokens.",
             )
         return min(room, self.options.max_completion_tokens or room)

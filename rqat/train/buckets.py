@@ -1,8 +1,8 @@
 """Buckets: the latent weights of several layers, laid out as one tensor of groups.
 
-A group of `g` weights with its own scale and zero point is all the grid knows about, and groups are contiguous in a row.
-So layers of any shape can be stacked as `(R, g)`, one group per row, and treated with a handful of large operations
-instead of a dozen small ones per layer.
+All the grid knows about is a group of `g` weights with its own scale and zero point, contiguous in memory. So layers of
+any shape can be stacked as `(R, g)`, one group per row, and treated with a handful of large operations instead of a
+dozen small ones per layer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rqat_kernels.grid import dequantize, quantize, snap_scale
+from rqat_kernels.latent_step import latent_step
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, RqatError
@@ -22,6 +23,9 @@ from ..scheme import Scheme
 
 LARGEST = 1 << 24
 """Weights in one bucket, unless a single layer has more: temporaries stay below some 64 MiB each."""
+
+PIECE = {"cpu": 1 << 17}
+"""Weights mapped at once, by device: on a CPU a dozen passes over what stays in the cache are three times as fast."""
 
 
 @dataclass
@@ -68,6 +72,20 @@ class Bucket:
         if len(grads) == 1:
             return grads[0].to(dtype).reshape(-1, self.group)
         return torch.cat([grad.to(dtype).reshape(-1, self.group) for grad in grads])
+
+    def straight_through(
+        self, grad: Tensor, scale: Tensor, zero: Tensor, max_code: int, *, lsq: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`rqat_kernels.latent_step` for `grad (R, g)`, piece by piece: gradients of latent, scale and zero point."""
+        rows = self.rows
+        piece = max(1, PIECE.get(rows.device.type, rows.numel()) // self.group)
+        gw, gs, gz = torch.empty_like(rows), rows.new_empty(scale.shape), rows.new_empty(scale.shape)
+        for start in range(0, len(rows), piece):
+            part = slice(start, start + piece)
+            gw[part], gs[part], gz[part] = latent_step(
+                grad[part], rows[part], scale[part], zero[part], max_code, lsq=lsq
+            )
+        return gw, gs, gz
 
     def write(self, max_code: int) -> None:
         """Puts `w_hat` into the model, in place."""
@@ -133,7 +151,7 @@ def plan_buckets(
     *,
     flat: bool,
 ) -> list[Bucket]:
-    """Stacks neighbouring layers of one group size, device and dtype up to `LARGEST` weights; one layer each unless `flat`."""
+    """Stacks neighbouring layers of one group size, device and dtype up to `LARGEST` weights; singly unless `flat`."""
     runs: list[list[str]] = []
     key_of_last: tuple[Any, ...] = ()
     size = 0
@@ -205,7 +223,7 @@ def _master_dtype(weight: Tensor) -> torch.dtype:
 def _checked_latent(name: str, latent: Tensor, weight: Tensor) -> Tensor:
     if latent.dtype not in (torch.float32, torch.float64):
         raise RqatError(
-            f"latents of '{name}' are {str(latent.dtype).removeprefix('torch.')}: updates below its resolution would be lost.",
+            f"latents of '{name}' are {str(latent.dtype).removeprefix('torch.')}, which would lose small updates.",
             hint="Give them in float32.",
         )
     if latent.shape != weight.shape:

@@ -67,8 +67,8 @@ class Checkpoints(TrainerCallback):
 class Log(TrainerCallback):
     """training.jsonl: one line per optimizer step; and the progress display.
 
-    Every line has `step`, `loss`, `lr`, `grad_norm`, `tokens` (seen so far) and `seconds` (of this step); an objective's
-    own figures stand beside them.
+    Every line has `step`, `loss`, `lr`, `grad_norm`, `tokens` (seen so far) and `seconds` (of this step); an
+    objective's own figures stand beside them.
 
     Args:
         path: the file.
@@ -87,14 +87,13 @@ class Log(TrainerCallback):
         """Starts the step's clock."""
         self.started = time.perf_counter()
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Appends a line.
 
         Raises:
             NumericsError: the loss is not finite.
         """
+        logs: dict[str, Any] = given["logs"]
         if "loss" not in logs:  # the summary at the end
             return
         line = _line(state, logs, 0.0 if self.started is None else time.perf_counter() - self.started)
@@ -123,7 +122,7 @@ def _line(state: TrainerState, logs: dict[str, Any], seconds: float) -> dict[str
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a training log; a last line cut off by a kill is left out, and so is everything after a damaged one."""
+    """The lines of a training log, up to the first damaged one (a kill may cut off the last)."""
     lines: list[dict[str, Any]] = []
     if not path.exists():
         return lines

@@ -41,8 +41,8 @@ class Prepared:
     """Rows ready for a trainer.
 
     Attributes:
-        rows: columns `prompt` (text, or a list of one user message), `answer`, `prompt_tokens`; and, unless the objective
-            writes its own completions, `completion`, `input_ids` and `labels` (-100 on the prompt).
+        rows: columns `prompt` (text, or a list of one user message), `answer`, `prompt_tokens`; and, unless the
+            objective writes its own completions, `completion`, `input_ids` and `labels` (-100 on the prompt).
         facts: how many rows were read, used and dropped.
     """
 
@@ -146,7 +146,7 @@ def _check(number: int, row: Row, *, rollouts: bool) -> None:
         )
 
 
-def as_chat(tokenizer: transformers.PreTrainedTokenizerBase, prompt: str) -> str | list[dict[str, str]]:
+def as_chat(tokenizer: transformers.PreTrainedTokenizerBase, prompt: str) -> Any:
     """The prompt as TRL takes it: one user message for a tokenizer with a chat template, else the text itself."""
     return [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
 

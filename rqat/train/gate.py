@@ -69,11 +69,12 @@ def judge(figures: GateFigures, keys: GateKeys) -> dict[str, Any]:
     """Figures, whether they pass, the action the recipe names, and `why` in words when they do not."""
     passed = figures.pass_rate >= keys.pass_rate and figures.signal >= keys.signal
     total = figures.prompts * figures.samples
-    why = "" if passed else (
-        f"{figures.correct} of {total} completions are correct ({figures.pass_rate:.1%}, floor {keys.pass_rate:.1%}) and "
-        f"{figures.with_signal} of {figures.prompts} prompts carry signal ({figures.signal:.1%}, floor {keys.signal:.1%})"
-    )  # fmt: skip
-    return {**asdict(figures), "passed": passed, "action": keys.action, "why": why}
+    why = (
+        f"{figures.correct} of {total} completions are correct ({figures.pass_rate:.1%}, floor {keys.pass_rate:.1%}), "
+        f"{figures.with_signal} of {figures.prompts} prompts carry signal "
+        f"({figures.signal:.1%}, floor {keys.signal:.1%})"
+    )
+    return {**asdict(figures), "passed": passed, "action": keys.action, "why": "" if passed else why}
 
 
 def stop_if_failed(verdict: dict[str, Any], objective: str, keys: GateKeys) -> None:

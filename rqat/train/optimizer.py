@@ -9,11 +9,11 @@ leaves its gradient `D` on them. The latent weights `w`, the scales `s` and the 
     3. snaps the scales, requantizes and writes the new `w_hat` into the model.
 
 Scales are `s = snap_scale(s_0 * exp(r))` with `r` trained from 0, so that their learning rate is relative to the scale
-itself: Adam at `scale_lr=1e-3` moves a scale by about 0.1 % per step. Zero points are trained in units of codes, clamped
-to the codes' range and rounded, straight through.
+itself: Adam at `scale_lr=1e-3` moves a scale by about 0.1 % per step. Zero points are trained in units of codes,
+clamped to the codes' range and rounded, straight through.
 
-Everything else that is trained (norms, biases, linear layers left out) has a float32 master here, and the model receives
-it rounded to bfloat16, so that saving a checkpoint in bfloat16 moves nothing.
+Everything else that is trained (norms, biases, linear layers left out) has a float32 master here, and the model
+receives it rounded to bfloat16, so that saving a checkpoint in bfloat16 moves nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from rqat_kernels.latent_step import latent_step
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, NumericsError, RqatError, RunError
@@ -49,7 +47,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     """Trains the quantized model `model`, whose weights stay on the grid at every moment.
 
     Args:
-        model: a plain model. Parameters that are not trained get `requires_grad=False`, so that no gradient is computed.
+        model: a plain model. Parameters that are not trained get `requires_grad=False`: no gradient is computed.
         layers: full name of each quantized linear layer -> its codes, scale and zero point.
         scheme: the grid they are on.
         inner: class of the optimizer that updates latents, scales and zero points.
@@ -158,11 +156,11 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if grad is None:
             return
         scale, zero = bucket.scale(), bucket.whole_zero()
-        gw, gs, gz = latent_step(grad, bucket.rows, scale, zero, self.scheme.max_code, lsq=self.lsq)
+        gw, gs, gz = bucket.straight_through(grad, scale, zero, self.scheme.max_code, lsq=self.lsq)
         if not torch.isfinite(gs.sum()):
             raise NumericsError(
                 f"step {self.steps_done}: the gradient of {bucket.describe()} is not finite.",
-                hint="Lower the learning rate, or look at the last lines of training.jsonl for the step where it starts.",
+                hint="Lower the learning rate; the last lines of training.jsonl show where it starts.",
             )
         bucket.latent.grad = gw.view_as(bucket.latent)
         if self._trains_scale:
@@ -229,7 +227,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a `state_dict` of an optimizer over the same model and writes the weights it stands for into the model.
+        """Takes over a `state_dict` for the same model, and writes the weights it stands for into the model.
 
         Raises:
             RunError: the state is of another scheme, other layers or other shapes.
@@ -281,7 +279,7 @@ def _weights_of(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Paramet
     weights: dict[str, nn.Parameter] = {}
     for layer in layers:
         try:
-            weight = model.get_submodule(layer).weight
+            weight = model.get_parameter(f"{layer}.weight")
         except AttributeError:
             raise ModelError(
                 f"quantized layer '{layer}' is not in the model.",

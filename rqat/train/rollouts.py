@@ -50,11 +50,12 @@ def sample(
         advance: called with the number of prompts done.
     """
     per_call = max(1, batch // samples)
+    generate: Any = model.generate
     result: list[list[Completion]] = []
     ends = end_tokens(model, tokenizer)
     for start in range(0, len(prompts), per_call):
         ids, mask = padded(tokenizer, prompts[start : start + per_call], model.device)
-        written = model.generate(
+        written = generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=_config(tokenizer, ends, max_new_tokens, temperature, top_p),
@@ -74,7 +75,7 @@ def sampler_gap(
     *,
     tokens: int = 32,
 ) -> float:
-    """Largest difference, in nats, between a sampled token's log-probability while generating and in a training forward.
+    """Largest difference, in nats, between a sampled token's log-probability while generating and while training.
 
     Generation uses a cache and pads on the left, training does neither; a difference means that what is learned is not
     what was sampled.
@@ -83,7 +84,8 @@ def sampler_gap(
     ends = end_tokens(model, tokenizer)
     config = _config(tokenizer, ends, tokens, 1.0, 1.0)
     config.output_logits = config.return_dict_in_generate = True
-    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    generate: Any = model.generate
+    output = generate(input_ids=ids, attention_mask=mask, generation_config=config)
     written = output.sequences[:, ids.shape[1] :]
     sampled = torch.stack(output.logits, 1).float().log_softmax(-1).gather(-1, written[..., None]).squeeze(-1)
     worst = 0.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rqat_kernels.linear_kl import linear_kl
 from torch import Tensor
+
+from rqat_kernels.linear_kl import linear_kl
 
 T, D, V = 37, 16, 50
 
@@ -23,7 +24,7 @@ def case(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Ten
     return h.to(dtype), w.to(dtype), ht.to(dtype), wt.to(dtype), labels
 
 
-def naive(h, w, ht, wt, *, divergence, beta=0.5, temperature=1.0, labels=None, label_share=0.0, count=None):  # noqa: ANN001
+def naive(h, w, ht, wt, *, divergence, beta=0.5, temperature=1.0, labels=None, label_share=0.0, count=None):
     """The docstring's formulas on whole logits, differentiated by autograd."""
     q, p = torch.softmax(h @ w.T / temperature, -1), torch.softmax(ht @ wt.T / temperature, -1)
     m = beta * p + (1 - beta) * q

@@ -60,7 +60,7 @@ def linear_kl(
         student: `h (T, d)`: only the positions that count.
         weight: `W (V, d)`.
         teacher: `h' (T, d')`, without gradient.
-        teacher_weight: `W' (V', d')`; of `V'` and `V` only the first `min(V, V')` entries take part (the rest is padding).
+        teacher_weight: `W' (V', d')`; only the first `min(V, V')` entries take part, the rest is padding.
         divergence: which one.
         beta: the teacher's share in `m`, between 0 and 1; for "jsd" only.
         temperature: `tau > 0`.
@@ -89,7 +89,15 @@ def linear_kl(
 
 class _LinearKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor, labels: Any, settings: Any) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        weight: Tensor,
+        teacher: Tensor,
+        teacher_weight: Tensor,
+        labels: Tensor | None,
+        settings: tuple[Any, ...],
+    ) -> Tensor:
         divergence, beta, tau, share, divisor, chunk, vocabulary = settings
         exact = torch.float64 if student.dtype == torch.float64 else torch.float32
         need_hidden, need_weight = ctx.needs_input_grad[:2]

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from rqat_kernels.grid import dequantize, fit_minmax, quantize, snap_scale
 from torch import Tensor, nn
 
 from rqat.contracts import QuantizedWeight
 from rqat.errors import ModelError, NumericsError, RqatError, RunError
 from rqat.scheme import Scheme
 from rqat.train.optimizer import QuantizedOptimizer
+from rqat_kernels.grid import dequantize, fit_minmax, quantize, snap_scale
 
 SCHEMES = [Scheme.parse(s) for s in ("w2g16", "w3g32", "w4-row", "w2g16-sym", "w8g32")]
 
@@ -139,7 +139,7 @@ def test_equals_autograd_through_fake_quantization_in_float64(scheme: Scheme) ->
         with torch.no_grad():
             for name in names:
                 for i, rate in enumerate((0.5, 0.3, 5.0)):
-                    # Snapping passes the gradient on as d s / d r = s with the snapped scale; by hand it is the exact one.
+                    # The optimizer's d s / d r is the snapped scale, autograd's is the exact one.
                     gradient = leaves[name][i].grad
                     if i == 1:
                         exact = mine[name][3] * leaves[name][1].exp()
@@ -269,7 +269,7 @@ def test_a_gradient_that_is_not_finite_names_the_step_and_the_layer() -> None:
     backward(model, 0)
     model[3].weight.grad[0, 0] = torch.nan
     latents = {name: latent.clone() for name, latent in optimizer.latents().items()}
-    with pytest.raises(NumericsError, match="step 1.*'0', '3'"):
+    with pytest.raises(NumericsError, match=r"step 1.*'0', '3'"):
         optimizer.step()
     assert all(torch.equal(latents[name], latent) for name, latent in optimizer.latents().items())
 
