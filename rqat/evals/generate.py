@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -184,7 +185,7 @@ class Generator:
         ids, mask = self._padded(prompts)
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         try:
-            with torch.inference_mode(), torch.random.fork_rng(devices=devices):
+            with torch.inference_mode(), torch.random.fork_rng(devices=devices), _plain_defaults(self.model):
                 torch.manual_seed(seed)
                 generate: Any = self.model.generate
                 output = generate(
@@ -210,28 +211,15 @@ class Generator:
         return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
 
     def _config(self, max_new_tokens: int) -> Any:
-        """Every setting that could change the outcome is named: unset ones come from the checkpoint's own defaults."""
         from transformers import GenerationConfig
 
         chosen: dict[str, Any] = {"do_sample": False}
         if self.sampling.temperature > 0:
-            chosen = {
-                "do_sample": True,
-                "temperature": self.sampling.temperature,
-                "top_p": self.sampling.top_p,
-                "top_k": 0,
-                "min_p": 0.0,
-            }
-        return GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            pad_token_id=self.pad,
-            eos_token_id=sorted(self.ends),
-            use_cache=True,
-            **chosen,
-        )
+            # 0 switches top-k off; unset it would be 50.
+            chosen = {"do_sample": True, "top_k": 0, "top_p": self.sampling.top_p}
+            chosen["temperature"] = self.sampling.temperature
+        ends = sorted(self.ends)
+        return GenerationConfig(max_new_tokens=max_new_tokens, pad_token_id=self.pad, eos_token_id=ends, **chosen)
 
     def _completion(self, prompt: Prompt, row: list[int]) -> Completion:
         end = next((position for position, token in enumerate(row) if token in self.ends), None)
@@ -300,6 +288,19 @@ class _Watch:
             ended = torch.isin(new, torch.tensor(sorted(self._ends), device=new.device)).any(dim=1)
             self._report(int(ended.sum()), int(new.numel()))
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+@contextmanager
+def _plain_defaults(model: transformers.PreTrainedModel) -> Iterator[None]:
+    """Hides the checkpoint's own generation settings, which would fill in every one that is not named."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _end_tokens(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> frozenset[int]:

@@ -1,0 +1,174 @@
+"""Batched generation: padding, settings, seeds, lengths, loops; against generating one prompt at a time by hand."""
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_tokenizer
+
+from rqat.errors import DataError
+from rqat.evals.generate import (
+    Generator,
+    Sampling,
+    complete_all,
+    context_length,
+    encode,
+    is_looping,
+    plan_batches,
+    prompt_hash,
+)
+
+TEXTS = ["1+2=", "a much longer prompt than the first one", "?", "12*12", "Mia has 3 shells."]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(3, hidden=64, context=128)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def greedy_by_hand(model, prompt, ends, limit):
+    tokens = list(prompt.tokens)
+    for _ in range(limit):
+        with torch.no_grad():
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] in ends:
+            break
+    return tokens[len(prompt.tokens) :]
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer):
+    prompts = encode(TEXTS, tokenizer)
+    generator = Generator(model, tokenizer, Sampling(12))
+    together = generator.complete(prompts, 12, seed=0)
+    for prompt, completion in zip(prompts, together, strict=True):
+        tokens = greedy_by_hand(model, prompt, generator.ends, 12)
+        assert completion.tokens == len(tokens)
+        assert completion.text == tokenizer.decode(tokens, skip_special_tokens=True)
+        assert completion.truncated == (tokens[-1] not in generator.ends)
+
+
+def test_the_checkpoints_own_generation_settings_do_not_matter(model, tokenizer):
+    prompts = encode(TEXTS, tokenizer)
+    expected = Generator(model, tokenizer, Sampling(8)).complete(prompts, 8, seed=0)
+    sampled = Generator(model, tokenizer, Sampling(8, 1.0, 1.0)).complete(prompts, 8, seed=0)
+    own = model.generation_config
+    before = own.to_dict()
+    try:
+        own.update(do_sample=True, temperature=5.0, top_k=1, top_p=0.1, repetition_penalty=9.0, min_new_tokens=8)
+        assert Generator(model, tokenizer, Sampling(8)).complete(prompts, 8, seed=0) == expected
+        assert Generator(model, tokenizer, Sampling(8, 1.0, 1.0)).complete(prompts, 8, seed=0) == sampled
+    finally:
+        own.update(**before)
+
+
+def test_sampling_repeats_with_its_seed_and_leaves_the_global_state_alone(model, tokenizer):
+    prompts = encode(TEXTS, tokenizer)
+    generator = Generator(model, tokenizer, Sampling(20, 1.0, 0.95))
+    state = torch.get_rng_state()
+    first = generator.complete(prompts, 20, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert generator.complete(prompts, 20, seed=1) == first
+    assert generator.complete(prompts, 20, seed=2) != first
+
+
+def test_an_end_token_ends_a_completion(model, tokenizer):
+    prompts = encode(TEXTS, tokenizer)
+    generator = Generator(model, tokenizer, Sampling(12))
+    tokens = greedy_by_hand(model, prompts[0], frozenset(), 12)
+    generator.ends = frozenset({tokens[3]})
+    completion = generator.complete(prompts[:1], 12, seed=0)[0]
+    assert completion.tokens == tokens.index(tokens[3]) + 1
+    assert not completion.truncated
+
+
+def test_unclosed_thinking(model, tokenizer):
+    generator = Generator(model, tokenizer, Sampling(4))
+    texts = ["<think>", "<think></think>", "none"]
+    found = [c.unclosed_think for c in generator.complete(encode(texts, tokenizer), 4, seed=0)]
+    assert found == [True, False, False]
+
+
+def test_batches_hold_every_prompt_once_sorted_by_length(tokenizer):
+    prompts = encode(TEXTS, tokenizer)
+    batches, notes = plan_batches(prompts, 2, Sampling(10), 128)
+    assert notes == []
+    order = [index for batch in batches for index in batch.indices]
+    assert sorted(order) == list(range(len(TEXTS)))
+    lengths = [len(prompts[index].tokens) for index in order]
+    assert lengths == sorted(lengths)
+    assert [len(batch.indices) for batch in batches] == [2, 2, 1]
+
+
+def test_the_context_bounds_new_tokens_and_prompts(model, tokenizer):
+    prompts = encode(TEXTS, tokenizer)
+    assert context_length(model) == 128
+    batches, notes = plan_batches(prompts, 2, Sampling(120), 128)
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    assert batches[-1].max_new_tokens == 128 - longest
+    assert batches[0].max_new_tokens == 120
+    assert notes == [
+        f"The context of 128 tokens leaves room for {128 - longest} new tokens after the longest prompt; 120 were asked for."
+    ]
+    with pytest.raises(
+        DataError, match=r"1 of 5 prompts do not fit .* 39 tokens; the first is problem 1 with 39 tokens"
+    ):
+        plan_batches(prompts, 2, Sampling(1), 39)
+
+
+def test_batches_can_be_done_in_any_order(model, tokenizer):
+    prompts = encode(TEXTS, tokenizer)
+    sampling = Sampling(16, 1.0, 1.0)
+    generator = Generator(model, tokenizer, sampling)
+    batches, _ = plan_batches(prompts, 2, sampling, 128)
+    forward = {batch: completions for batch, completions, _ in complete_all(generator, prompts, batches, 7)}
+    backward = {batch: completions for batch, completions, _ in complete_all(generator, prompts, batches[::-1], 7)}
+    assert forward == backward
+
+
+def test_progress_counts_up_to_every_prompt(model, tokenizer):
+    prompts = encode(TEXTS, tokenizer)
+    generator = Generator(model, tokenizer, Sampling(4))
+    batches, _ = plan_batches(prompts, 2, Sampling(4), 128)
+    told = []
+    list(complete_all(generator, prompts, batches, 0, lambda done, note: told.append((done, note))))
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] == len(TEXTS)
+    assert told[-1][1].endswith("tok/s")
+
+
+def test_chat_template_is_used_when_there_is_one():
+    tokenizer = tiny_tokenizer()
+    plain = encode(["hi"], tokenizer)
+    assert encode(["hi"], tokenizer, "no") == plain
+    with pytest.raises(DataError, match="has none"):
+        encode(["hi"], tokenizer, "yes")
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    assert encode(["hi"], tokenizer)[0].text == "[hi]>"
+    assert encode(["hi"], tokenizer, "no") == plain
+    assert prompt_hash(encode(["hi"], tokenizer)) != prompt_hash(plain)
+    with pytest.raises(DataError, match="Problem 1 has an empty prompt"):
+        encode(["hi", ""], tokenizer, "no")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "loops"),
+    [
+        ([5] * 32, True),
+        ([5] * 31, False),
+        ([1, 2, 3] * 11, True),
+        (list(range(40)) + [7, 8] * 16, True),
+        ([7, 8] * 16 + list(range(40)), False),
+        (list(range(200)) * 4, True),
+        (list(range(200)) * 3, False),
+        (list(range(2000)), False),
+        ([], False),
+        ([1], False),
+    ],
+)
+def test_loops(tokens, loops):
+    assert is_looping(tokens) == loops

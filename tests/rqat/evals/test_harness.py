@@ -1,0 +1,148 @@
+"""Running a task: figures, seeds, resuming after an interruption at any byte, and lm-eval's own count as a check."""
+
+import pytest
+from tiny import tiny_model, tiny_tokenizer
+
+import rqat
+from rqat.errors import DataError
+from rqat.evals import harness
+from rqat.evals.grade import boxed
+from rqat.evals.harness import figures, number_of_completions, run_task, scores
+
+
+class Echo(rqat.Task):
+    """Problems whose right answer is whatever a random model happens to say, for two of three of them."""
+
+    def __init__(self, options=None, answers=None, count=9):
+        super().__init__(options or rqat.TaskOptions(max_new_tokens=6))
+        self.answers = answers or {}
+        self.count = count
+
+    def problems(self):
+        return [{"prompt": "x" * (index + 1), "answer": self.answers.get(index, "?")} for index in range(self.count)]
+
+    def grade(self, completion, answer):
+        return "correct" if completion == answer else "unverifiable" if answer == "!" else "wrong"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(3, hidden=64)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def test_figures_of_a_run(model, tokenizer):
+    said = {s["index"]: s["completion"] for s in run_task(Echo(), "echo", model, tokenizer).samples}
+    answers = {index: said[index] for index in range(6)} | {6: "!"}
+    found = run_task(Echo(answers=answers), "echo", model, tokenizer, batch=4)
+    results = found.results
+    assert (results["correct"], results["wrong"], results["unverifiable"]) == (6, 2, 1)
+    assert (results["n"], results["accuracy"], results["seeds"]) == (9, 6 / 9, [42])
+    assert results["low"] < 6 / 9 < results["high"]
+    assert results["interval"] == "Wilson"
+    assert 0 <= results["truncated"] <= 1
+    assert 1 <= results["mean_tokens"] <= 6
+    assert results["generation"] == {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0, "batch": 4, "chat": False}
+    assert results["lm_eval"] == "0.4.13"
+    assert len(results["prompt_hash"]) == 64
+    assert [sample["index"] for sample in found.samples] == list(range(9))
+    assert found.samples[8]["prompt"] == "x" * 9
+
+
+def test_lm_eval_counts_the_same(model, tokenizer, monkeypatch):
+    import lm_eval.evaluator
+
+    counted = []
+    original = lm_eval.evaluator.evaluate
+    monkeypatch.setattr(
+        lm_eval.evaluator, "evaluate", lambda *args, **kwargs: counted.append(original(*args, **kwargs)) or counted[-1]
+    )
+    said = run_task(Echo(), "echo", model, tokenizer).samples[2]["completion"]
+    results = run_task(Echo(answers={2: said}), "echo", model, tokenizer).results
+    assert counted[-1]["results"]["echo"]["acc,none"] == results["accuracy"]
+
+
+def test_limit_and_seeds(model, tokenizer):
+    greedy = Echo(rqat.TaskOptions(max_new_tokens=4, seeds=(1, 2, 3)))
+    assert number_of_completions(greedy, None) == 9
+    task = Echo(rqat.TaskOptions(max_new_tokens=8, temperature=1.0, seeds=(1, 2, 3)))
+    assert number_of_completions(task, 5) == 15
+    told = []
+    found = run_task(task, "echo", model, tokenizer, limit=5, report=lambda done, note: told.append(done))
+    assert told[-1] == 15
+    assert found.results["seeds"] == [1, 2, 3]
+    assert found.results["interval"] == "bootstrap over problems"
+    assert len(found.samples) == 15
+    by_seed = {seed: [s["completion"] for s in found.samples if s["seed"] == seed] for seed in (1, 2, 3)}
+    assert by_seed[1] != by_seed[2]
+    assert run_task(task, "echo", model, tokenizer, limit=5).samples == found.samples
+
+
+def test_an_interrupted_evaluation_goes_on(model, tokenizer, tmp_path, monkeypatch):
+    task = Echo(rqat.TaskOptions(max_new_tokens=8, temperature=1.0, seeds=(1, 2)))
+    whole = run_task(task, "echo", model, tokenizer, batch=2)
+    path = tmp_path / "samples.partial.jsonl"
+    completed = []
+    original = harness.Generator.complete
+
+    def complete(self, prompts, *args):
+        if len(completed) == 7:
+            raise KeyboardInterrupt
+        completed.append(prompts)
+        return original(self, prompts, *args)
+
+    monkeypatch.setattr(harness.Generator, "complete", complete)
+    with pytest.raises(KeyboardInterrupt):
+        run_task(task, "echo", model, tokenizer, batch=2, partial=path)
+    assert len(path.read_text().splitlines()) == 7
+    data = path.read_bytes()
+    for cut in (len(data), len(data) - 1, len(data) - 40, len(data) // 2, 0):
+        path.write_bytes(data[:cut])
+        kept = data[:cut].count(b"\n")
+        completed.clear()
+        monkeypatch.setattr(harness.Generator, "complete", lambda *args: completed.append(1) or original(*args))
+        again = run_task(task, "echo", model, tokenizer, batch=2, partial=path)
+        assert again.samples == whole.samples
+        assert len(completed) == 10 - kept
+        assert len(path.read_bytes().splitlines()) == 10
+
+
+def test_long_prompts_are_refused_before_anything_is_generated(tokenizer, monkeypatch):
+    monkeypatch.setattr(harness.Generator, "complete", lambda *args: pytest.fail("generated"))
+    with pytest.raises(DataError, match="2 of 9 prompts do not fit"):
+        run_task(Echo(), "echo", tiny_model(0, hidden=64, context=8), tokenizer)
+
+
+def test_new_tokens_are_cut_to_the_context_with_a_note(tokenizer):
+    found = run_task(Echo(), "echo", tiny_model(0, hidden=64, context=12), tokenizer)
+    assert found.results["notes"] == [
+        "The context of 12 tokens leaves room for 3 new tokens after the longest prompt; 6 were asked for."
+    ]
+    assert found.samples[8]["tokens"] <= 3
+
+
+def test_no_problems_is_an_error(model, tokenizer):
+    with pytest.raises(DataError, match="'echo' has no problems"):
+        run_task(Echo(count=0), "echo", model, tokenizer)
+
+
+def test_scores_are_means_over_seeds():
+    rows = [(0, 1, "correct"), (1, 1, "wrong"), (0, 2, "wrong"), (1, 2, "wrong")]
+    samples = [{"index": index, "seed": seed, "verdict": verdict} for index, seed, verdict in rows]
+    assert scores(samples) == [0.5, 0.0]
+    found = figures(samples, 2)
+    assert found["accuracy"] == 0.25
+    assert [each["correct"] for each in found["per_seed"]] == [1, 0]
+
+
+def test_graders_of_plugins_see_the_completion(model, tokenizer):
+    class Boxed(Echo):
+        def grade(self, completion, answer):
+            assert boxed(completion) is None
+            return "wrong"
+
+    assert run_task(Boxed(count=2), "echo", model, tokenizer).results["wrong"] == 2
