@@ -255,10 +255,17 @@ class Registry:
 
     def add_commands(self, app: typer.Typer) -> None:
         """Lets plugins add their commands to the command line; one that fails goes to `broken`."""
+        from typer.main import get_command
+
         for module, owner, function in self._commands:
+            commands, groups = len(app.registered_commands), len(app.registered_groups)
             try:
                 function(app)
+                made = get_command(app)  # reads every signature: a wrong one would end every other command too
+                if len(getattr(made, "commands", ())) < len(app.registered_commands) + len(app.registered_groups):
+                    raise PluginError("a command of that name exists already")
             except Exception as error:
+                del app.registered_commands[commands:], app.registered_groups[groups:]
                 self._report(module, owner, f"register_commands: {_one_line(error)}")
 
     # -- discovery

@@ -112,6 +112,13 @@ def build() -> typer.Typer:
     return app
 
 
+class _Lines(logging.Handler):
+    """Writes to what stderr is at that moment, so that a line does not run through a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"{record.levelname.capitalize()}: {self.format(record)}", err=True)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from .. import __version__
@@ -150,10 +157,8 @@ def _go_offline() -> None:
 def _start_logging(verbose: int) -> None:
     """Sends rqat's log to stderr: warnings always, the rest with `-v`; then other libraries' warnings come too."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     log = logging.getLogger("rqat")
-    log.handlers = [handler]
+    log.handlers = [_Lines()]
     log.propagate = False
     log.setLevel(level)
     if verbose:

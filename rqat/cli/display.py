@@ -133,23 +133,24 @@ class Bar:
 
 
 def _progress() -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
+
+    class Times(ProgressColumn):
+        """Time taken, and while the work goes on the time it still takes."""
+
+        def render(self, task: Task) -> Text:
+            taken = seconds(task.finished_time or task.elapsed or 0.0)
+            if task.finished or task.time_remaining is None:
+                return Text(taken)
+            return Text(f"{taken}, {seconds(task.time_remaining)} left")
 
     screen = console(err=True)
     return Progress(
         TextColumn("{task.description:<28}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        Times(),
         TextColumn("{task.fields[note]}", markup=False),
         console=screen,
         disable=not screen.is_terminal,

@@ -32,6 +32,7 @@ def qat(
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
     check(plan, folder, offline=context.obj.offline)
     device = default_device()
+    display.note(f"Device: {device}")
     job = Job(plan, folder, context.obj.registry, device=device, offline=context.obj.offline, progress=display.Bars())
     outcome = run_pipeline(job, fresh=fresh)
     if not outcome.ran:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,28 @@ def test_doctor_is_content_and_speaks_json() -> None:
     shown = CliRunner().invoke(build(), ["doctor"])
     assert shown.exit_code == 0
     assert "transformers" in shown.stdout
+
+
+def _odd_signature(app: typer.Typer) -> None:
+    @app.command("odd")
+    def odd(value: NoSuchType) -> None: ...  # type: ignore[name-defined] # noqa: F821
+
+
+def _taken_name(app: typer.Typer) -> None:
+    @app.command("quantize")
+    def mine() -> None:
+        """Not rqat's own."""
+
+
+@pytest.mark.parametrize(
+    ("function", "told"), [(_odd_signature, "NoSuchType"), (_taken_name, "a command of that name exists already")]
+)
+def test_a_plugin_command_that_cannot_be_added_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[[typer.Typer], None], told: str
+) -> None:
+    registry = Registry.discover()
+    registry._commands.append(("sinker", "test", function))
+    monkeypatch.setattr(Registry, "discover", classmethod(lambda cls: registry))
+    app = build()
+    assert told in CliRunner().invoke(app, ["plugins", "ls"]).stdout
+    assert "servers load" in CliRunner().invoke(app, ["quantize", "--help"]).stdout
