@@ -241,7 +241,10 @@ class Training:
     Attributes:
         model: a plain Hugging Face model whose weights are on the grid.
         tokenizer: its tokenizer.
-        rows: training rows, already shuffled and tokenizer-independent: `prompt`, `completion`, perhaps `answer`.
+        rows: training rows in the order they are used, one for each place in a batch (see `rqat.train.data`). Columns
+            `prompt` (text, or a list of one user message for a tokenizer with a chat template), `answer`,
+            `prompt_tokens`; and, unless the card says `rollouts=True`, `completion`, `input_ids` and `labels` (-100 on
+            the prompt).
         optimizer: the `QuantizedOptimizer` over `model`; goes into the trainer as `optimizers=(optimizer, scheduler)`.
         scheduler: the learning-rate schedule over `optimizer`.
         arguments: settings every TRL config takes: output_dir, max_steps, per_device_train_batch_size,

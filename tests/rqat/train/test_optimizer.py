@@ -10,50 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rqat.contracts import QuantizedWeight
 from rqat.errors import ModelError, NumericsError, RqatError, RunError
 from rqat.scheme import Scheme
 from rqat.train.optimizer import QuantizedOptimizer
-from rqat_kernels.grid import dequantize, fit_minmax, quantize, snap_scale
+from rqat_kernels.grid import dequantize, snap_scale
+from tests.toys import backward, built, quantized, toy
 
 SCHEMES = [Scheme.parse(s) for s in ("w2g16", "w3g32", "w4-row", "w2g16-sym", "w8g32")]
-
-
-def quantized(model: nn.Module, scheme: Scheme) -> dict[str, QuantizedWeight]:
-    """Rounds every linear layer of `model` in place."""
-    layers = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            weight = module.weight.data
-            scale, zero = fit_minmax(
-                weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric
-            )
-            layers[name] = QuantizedWeight(quantize(weight, scale, zero, scheme.max_code), scale, zero.to(torch.uint8))
-            weight.copy_(dequantize(layers[name].codes, scale, zero, weight.dtype))
-    return layers
-
-
-def toy(dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.Tanh(), nn.Linear(64, 32, bias=False)).to(dtype)
-
-
-def built(
-    scheme: Scheme, dtype: torch.dtype = torch.float32, **options: Any
-) -> tuple[nn.Sequential, QuantizedOptimizer]:
-    model = toy(dtype)
-    layers = quantized(model, scheme)
-    options = {"lr": 1e-2, "scale_lr": 1e-2, "zero_lr": 1e-2, "other_lr": 1e-2, **options}
-    return model, QuantizedOptimizer(model, layers, scheme, **options)
-
-
-def backward(model: nn.Module, seed: int, rows: int = 8, share: float = 1.0) -> float:
-    generator = torch.Generator().manual_seed(seed)
-    dtype = next(model.parameters()).dtype
-    x, y = torch.randn(rows, 32, generator=generator).to(dtype), torch.randn(rows, 32, generator=generator).to(dtype)
-    loss = (model(x) - y).square().mean() * share
-    loss.backward()
-    return loss.item()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)

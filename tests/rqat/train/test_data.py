@@ -1,0 +1,133 @@
+"""From rows to the dataset a trainer takes: tokens, labels, order, and what is dropped."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from rqat.contracts import Row
+from rqat.errors import DataError
+from rqat.train.data import IGNORED, encode_prompts, prepare_rows
+from tests.tiny import tiny_tokenizer
+from tests.training import Sums
+
+
+def endless() -> Iterator[Row]:
+    return Sums().rows("train", 0)
+
+
+def test_tokens_are_prompt_completion_and_end_with_labels_on_the_completion() -> None:
+    tokenizer = tiny_tokenizer()
+    rows = prepare_rows(
+        [{"prompt": "1+2=", "completion": "3", "answer": "3"}], tokenizer, steps=1, batch=1, max_tokens=9, seed=0
+    ).rows
+    row = rows[0]
+    assert tokenizer.decode(row["input_ids"]) == "1+2=3<eos>"
+    assert row["labels"] == [IGNORED] * 4 + row["input_ids"][4:]
+    assert (row["prompt"], row["answer"], row["prompt_tokens"]) == ("1+2=", "3", 4)
+
+
+def test_plain_text_is_learned_from_its_first_token() -> None:
+    row = prepare_rows([{"text": "abc"}], tiny_tokenizer(), steps=1, batch=1, max_tokens=9, seed=0).rows[0]
+    assert row["labels"] == row["input_ids"]
+    assert len(row["labels"]) == 4
+
+
+def test_an_end_token_that_is_there_already_is_not_doubled() -> None:
+    tokenizer = tiny_tokenizer()
+    row = prepare_rows(
+        [{"prompt": "a", "completion": "b<eos>"}], tokenizer, steps=1, batch=1, max_tokens=9, seed=0
+    ).rows[0]
+    assert row["input_ids"].count(tokenizer.eos_token_id) <= 1
+
+
+def test_a_chat_template_wraps_the_prompt() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    rows = prepare_rows([{"prompt": "hi", "completion": "yo"}], tokenizer, steps=1, batch=1, max_tokens=20, seed=0).rows
+    assert tokenizer.decode(rows[0]["input_ids"]) == "[hi]>yo<eos>"
+    assert rows[0]["prompt"] == [{"role": "user", "content": "hi"}]
+    assert tokenizer.decode(encode_prompts(tokenizer, ["hi"])[0]) == "[hi]>"
+
+
+def test_holds_exactly_the_rows_of_all_steps_and_stops_reading() -> None:
+    seen = 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal seen
+        for row in endless():
+            seen += 1
+            yield row
+
+    prepared = prepare_rows(counted(), tiny_tokenizer(), steps=5, batch=4, max_tokens=100, seed=0)
+    assert len(prepared.rows) == 20
+    assert seen < 600
+    assert prepared.facts == {"rows_read": 20, "rows_used": 20, "rows_dropped_too_long": 0}
+
+
+def test_a_small_source_is_repeated_and_every_row_used_equally() -> None:
+    rows = list(itertools.islice(endless(), 6))
+    prepared = prepare_rows(rows, tiny_tokenizer(), steps=6, batch=3, max_tokens=100, seed=0)
+    used = sorted(row["prompt"] for row in prepared.rows)
+    assert used == sorted(row["prompt"] for row in rows for _ in range(3))
+
+
+def test_the_seed_decides_the_order_and_nothing_else() -> None:
+    def order(seed: int) -> list[str]:
+        return prepare_rows(endless(), tiny_tokenizer(), steps=5, batch=4, max_tokens=100, seed=seed).rows["prompt"][:]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+    assert sorted(order(1)) == sorted(order(2))
+
+
+def test_batches_hold_rows_of_similar_length() -> None:
+    prepared = prepare_rows(endless(), tiny_tokenizer(), steps=16, batch=8, max_tokens=100, seed=0)
+    lengths = [len(ids) for ids in prepared.rows["input_ids"]]
+    padded = sum(8 * max(lengths[i : i + 8]) for i in range(0, len(lengths), 8))
+    assert padded < 1.12 * sum(lengths)
+    firsts = [lengths[i] for i in range(0, len(lengths), 8)]
+    assert firsts != sorted(firsts)
+
+
+def test_long_rows_are_dropped_and_counted() -> None:
+    prepared = prepare_rows(
+        list(itertools.islice(endless(), 30)), tiny_tokenizer(), steps=1, batch=50, max_tokens=14, seed=0
+    )
+    assert prepared.facts["rows_dropped_too_long"] > 0
+    assert prepared.facts["longest_dropped_tokens"] > 14
+    assert max(len(ids) for ids in prepared.rows["input_ids"]) <= 14
+
+
+def test_rollouts_keep_prompts_and_answers_only() -> None:
+    prepared = prepare_rows(endless(), tiny_tokenizer(), steps=2, batch=4, max_tokens=100, seed=0, rollouts=True)
+    assert set(prepared.rows.column_names) == {"prompt", "answer", "prompt_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "rollouts", "message"),
+    [
+        ([], False, "no rows"),
+        ([{"prompt": "a"}], False, "row 1 of the training data has neither"),
+        ([{"prompt": "a", "completion": "b"}], True, "row 1 of the training data has no answer"),
+        ([{"text": "b"}], True, "row 1 of the training data has no prompt"),
+        (
+            [{"prompt": "a" * 50, "completion": "b", "answer": "b"}] * 3,
+            False,
+            "all 3 rows are longer than max_tokens=20",
+        ),
+        ([{"prompt": "a" * 20, "answer": "b"}], True, "all 1 prompts are longer"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(rows: list[Row], rollouts: bool, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare_rows(rows, tiny_tokenizer(), steps=1, batch=2, max_tokens=20, seed=0, rollouts=rollouts)
+
+
+def test_an_endless_source_of_rows_that_are_all_too_long_is_given_up() -> None:
+    with pytest.raises(DataError, match="longer than max_tokens=2"):
+        prepare_rows(endless(), tiny_tokenizer(), steps=1, batch=2, max_tokens=2, seed=0)
