@@ -7,6 +7,7 @@ of ours that includes the task's own.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -267,7 +268,8 @@ def _results(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     metrics = {key: value for key, value in found["results"][name].items() if isinstance(value, int | float)}
     metrics = {key: value for key, value in metrics.items() if "_stderr" not in key and "," in key}
     metric = _main_metric(metrics)
-    values = [sample["score"] for sample in _samples(found, metric) if sample["score"] is not None]
+    samples = _samples(found, metric)
+    values = [sample["score"] for sample in samples if sample["score"] is not None]
     accuracy = float(metrics[metric])
     binary = bool(values) and set(values) <= {0.0, 1.0} and "groups" not in found
     low, high = (
@@ -283,8 +285,14 @@ def _results(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "interval": "Wilson" if binary else "bootstrap over problems",
         "metric": metric,
         "metrics": metrics,
+        # Without it two models are not compared problem by problem, which takes problems that are right or wrong.
+        **({"prompt_hash": _hash(samples)} if binary else {}),
         "lm_eval": version("lm_eval"),
     }
+
+
+def _hash(samples: Iterable[Mapping[str, Any]]) -> str:
+    return hashlib.sha256("\x00".join(sample["prompt"] for sample in samples).encode()).hexdigest()
 
 
 def _main_metric(metrics: Mapping[str, Any]) -> str:
@@ -309,7 +317,7 @@ def _samples(found: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "task": task,
-                    "index": sample["doc_id"],
+                    "index": len(rows),
                     "prompt": sample["arguments"][0][0],
                     "completion": response if isinstance(response, str) else None,
                     "answer": str(sample["target"]),

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer
 
 from rqat.errors import DataError
 from rqat.evals.generate import (
@@ -15,6 +14,7 @@ from rqat.evals.generate import (
     plan_batches,
     prompt_hash,
 )
+from tests.tiny import tiny_model, tiny_tokenizer
 
 TEXTS = ["1+2=", "a much longer prompt than the first one", "?", "12*12", "Mia has 3 shells."]
 
@@ -110,7 +110,8 @@ def test_the_context_bounds_new_tokens_and_prompts(model, tokenizer):
     assert batches[-1].max_new_tokens == 128 - longest
     assert batches[0].max_new_tokens == 120
     assert notes == [
-        f"The context of 128 tokens leaves room for {128 - longest} new tokens after the longest prompt; 120 were asked for."
+        f"The context of 128 tokens leaves room for {128 - longest} new tokens after the longest prompt; "
+        "120 were asked for."
     ]
     with pytest.raises(
         DataError, match=r"1 of 5 prompts do not fit .* 39 tokens; the first is problem 1 with 39 tokens"

@@ -1,13 +1,15 @@
 """Running a task: figures, seeds, resuming after an interruption at any byte, and lm-eval's own count as a check."""
 
+from importlib.metadata import version
+
 import pytest
-from tiny import tiny_model, tiny_tokenizer
 
 import rqat
 from rqat.errors import DataError
 from rqat.evals import harness
 from rqat.evals.grade import boxed
 from rqat.evals.harness import figures, number_of_completions, run_task, scores
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 class Echo(rqat.Task):
@@ -47,7 +49,7 @@ def test_figures_of_a_run(model, tokenizer):
     assert 0 <= results["truncated"] <= 1
     assert 1 <= results["mean_tokens"] <= 6
     assert results["generation"] == {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0, "batch": 4, "chat": False}
-    assert results["lm_eval"] == "0.4.13"
+    assert results["lm_eval"] == version("lm_eval")
     assert len(results["prompt_hash"]) == 64
     assert [sample["index"] for sample in found.samples] == list(range(9))
     assert found.samples[8]["prompt"] == "x" * 9

@@ -4,11 +4,11 @@ import json
 import time
 
 import pytest
-from tiny import tiny_model, tiny_tokenizer
 
 from rqat.contracts import TaskOptions
 from rqat.errors import DataError, UnknownName
 from rqat.evals.lm_eval_tasks import find_task, run_lm_eval_task
+from tests.tiny import tiny_model, tiny_tokenizer
 
 # Two rows of GSM8K: MIT licence, Copyright (c) 2021 OpenAI (github.com/openai/grade-school-math).
 GSM8K = [

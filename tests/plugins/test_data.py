@@ -1,0 +1,257 @@
+"""The sources of rqat_data: splits that never overlap, seeds that repeat, errors that name file and line."""
+
+import gzip
+import json
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from rqat.errors import DataError, RecipeError, UnknownName
+from rqat.registry import Registry
+
+# Three rows of GSM8K: MIT licence, Copyright (c) 2021 OpenAI (github.com/openai/grade-school-math).
+GSM8K = [
+    {
+        "question": "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+        "How many clips did Natalia sell altogether in April and May?",
+        "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
+        "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72",
+    },
+    {
+        "question": "A robe takes 2 bolts of blue fiber and half that much white fiber.  "
+        "How many bolts in total does it take?",
+        "answer": "It takes 2/2=<<2/2=1>>1 bolt of white fiber\n"
+        "So the total amount of fabric is 2+1=<<2+1=3>>3 bolts of fabric\n#### 3",
+    },
+    {
+        "question": "Weng earns $12 an hour for babysitting. Yesterday, she just did 50 minutes of babysitting. "
+        "How much did she earn?",
+        "answer": "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.\n"
+        "Working 50 minutes, she earned 0.2 x 50 = $<<0.2*50=10>>10.\n#### 10",
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return Registry.discover()
+
+
+def source(registry, kind, **options):
+    card = registry.card("source", kind)
+    return registry.make(card, registry.options(card, options))
+
+
+@pytest.fixture
+def many(tmp_path):
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(500)))
+    return path
+
+
+def test_splits_are_disjoint_and_complete(registry, many):
+    made = source(registry, "jsonl", path=str(many), validation=0.2)
+    train = [row["text"] for row in made.rows("train", 0)]
+    validation = [row["text"] for row in made.rows("validation", 0)]
+    assert not set(train) & set(validation)
+    assert len(train) + len(validation) == 500
+    assert 60 < len(validation) < 140
+    with pytest.raises(DataError, match="has no split 'test'"):
+        made.rows("test", 0)
+
+
+def test_the_seed_decides_the_order(registry, many):
+    made = source(registry, "jsonl", path=str(many))
+    first = list(made.rows("train", 0))
+    assert list(source(registry, "jsonl", path=str(many)).rows("train", 0)) == first
+    other = list(made.rows("train", 1))
+    assert other != first
+    assert sorted(map(str, other)) == sorted(map(str, first))
+    ordered = [row["text"] for row in source(registry, "jsonl", path=str(many), shuffle=False).rows("train", 5)]
+    assert ordered == sorted(ordered, key=lambda text: int(text.split()[1]))
+
+
+def test_solutions_of_one_problem_stay_in_one_split(registry, tmp_path):
+    path = tmp_path / "solutions.jsonl"
+    rows = [{"prompt": f"problem {i % 50}", "completion": f"way {i}", "answer": i % 50} for i in range(200)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    made = source(registry, "jsonl", path=str(path), validation=0.3)
+    prompts = [{row["prompt"] for row in made.rows(split, 0)} for split in ("train", "validation")]
+    assert not prompts[0] & prompts[1]
+    assert next(made.rows("train", 0))["answer"].isdigit()
+
+
+def test_jsonl_maps_fields_and_reads_gzip(registry, tmp_path):
+    path = tmp_path / "traces.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write(json.dumps({"instruction": "a", "response": "b", "id": 1}) + "\n\n")
+    fields = {"prompt": "instruction", "completion": "response"}
+    made = source(registry, "jsonl", path=str(path), fields=fields, validation=0)
+    assert list(made.rows("train", 0)) == [{"prompt": "a", "completion": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": \n', r"bad\.jsonl:2: not JSON"),
+        (b'{"text": "a"}\n[1]\n', r"bad\.jsonl:2: not an object"),
+        (b'{"text": 5}\n', r"bad\.jsonl:1: the field 'text' is not a text but int"),
+        (b'{"prompt": "a"}\n', r"bad\.jsonl:1: neither 'text' nor 'prompt' with 'completion'\. Fields here: prompt"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', r"bad\.jsonl:2: not UTF-8"),
+        (b"\n\n", r"bad\.jsonl' is empty"),
+    ],
+)
+def test_bad_lines_are_named(registry, tmp_path, content, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(source(registry, "jsonl", path=str(path)).rows("train", 0))
+
+
+def test_missing_and_damaged_files(registry, tmp_path):
+    with pytest.raises(DataError, match="there is no such file"):
+        source(registry, "jsonl", path=str(tmp_path / "none.jsonl")).rows("train", 0)
+    with pytest.raises(DataError, match="cannot be read"):
+        source(registry, "text", path=str(tmp_path)).rows("train", 0)
+    path = tmp_path / "cut.txt.gz"
+    path.write_bytes(gzip.compress(b"text " * 1000)[:-9])
+    with pytest.raises(DataError, match="not a whole gzip file"):
+        source(registry, "text", path=str(path)).rows("train", 0)
+
+
+def test_text_splits_documents(registry, tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"one\r\nstill one\r\n\r\ntwo\r\n \r\n\r\nx\r\n")
+    options = {"path": str(path), "validation": 0, "shuffle": False}
+
+    def texts(**more):
+        return [row["text"] for row in source(registry, "text", **options, **more).rows("train", 0)]
+
+    assert texts() == ["one\nstill one", "two", "x"]
+    assert texts(min_chars=3) == ["one\nstill one", "two"]
+    assert texts(split_at="line") == ["one", "still one", "two", "x"]
+    assert len(texts(split_at="file")) == 1
+
+
+@pytest.fixture
+def gsm8k(tmp_path):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GSM8K))
+    (tmp_path / "test.jsonl").write_text(json.dumps(GSM8K[0]) + "\n")
+    return tmp_path
+
+
+def test_gsm8k_rows_end_in_a_box(registry, gsm8k):
+    rows = list(source(registry, "gsm8k", path=str(gsm8k), validation=0, shuffle=False).rows("train", 0))
+    assert [row["answer"] for row in rows] == ["72", "3", "10"]
+    assert rows[1]["completion"] == (
+        "It takes 2/2=1 bolt of white fiber\nSo the total amount of fabric is 2+1=3 bolts of fabric\n\\boxed{3}"
+    )
+    assert all("<<" not in row["completion"] and "####" not in row["completion"] for row in rows)
+    task = registry.card("task", "gsm8k")
+    problems = registry.make(task, registry.options(task, {"data": str(gsm8k / "test.jsonl")})).problems()
+    assert problems[0]["prompt"] == rows[0]["prompt"]
+
+
+def test_gsm8k_never_gives_its_test_split(registry, gsm8k):
+    with pytest.raises(DataError, match="test split of GSM8K is for evaluation"):
+        source(registry, "gsm8k", path=str(gsm8k)).rows("test", 0)
+    with pytest.raises(DataError, match="looks like the test split"):
+        source(registry, "gsm8k", path=str(gsm8k / "test.jsonl")).rows("train", 0)
+
+
+def test_gsm8k_errors(registry, gsm8k, monkeypatch):
+    (gsm8k / "train.jsonl").write_text('{"question": "a", "answer": "no mark"}\n')
+    with pytest.raises(DataError, match=r"train\.jsonl:1: the answer has no '#### <number>'"):
+        source(registry, "gsm8k", path=str(gsm8k)).rows("train", 0)
+    (gsm8k / "train.jsonl").write_text('{"problem": "a"}\n')
+    with pytest.raises(DataError, match=r"train\.jsonl:1: not a problem of GSM8K"):
+        source(registry, "gsm8k", path=str(gsm8k)).rows("train", 0)
+    (gsm8k / "train.jsonl").unlink()
+    with pytest.raises(DataError, match=r"holds no train\.jsonl"):
+        source(registry, "gsm8k", path=str(gsm8k)).rows("train", 0)
+
+
+def test_without_file_and_network_it_says_what_is_missing(registry, monkeypatch):
+    monkeypatch.delenv("RQAT_DATA", raising=False)
+    with pytest.raises(DataError, match=r"'openai/gsm8k' .* cannot be loaded") as caught:
+        source(registry, "gsm8k").rows("train", 0)
+    assert "RQAT_DATA" in caught.value.hint
+
+
+def test_hub_knows_only_the_splits_it_was_told(registry):
+    made = source(registry, "hub", name="acme/none")
+    with pytest.raises(DataError, match="has no split 'validation' here"):
+        made.rows("validation", 0)
+    with pytest.raises(DataError, match=r"'acme/none' .* cannot be loaded"):
+        made.rows("train", 0)
+    same = source(registry, "hub", name="acme/none", splits={"train": "train", "validation": "train"})
+    with pytest.raises(DataError, match="two splits name the same data"):
+        same.rows("train", 0)
+
+
+def test_hub_reads_a_data_set(registry, monkeypatch):
+    import datasets
+
+    rows = [{"problem": f"p{i}", "solution": "s", "n": i} for i in range(5)]
+    asked = []
+
+    def load_dataset(name, config, *, split, revision):
+        asked.append((name, config, split, revision))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    fields = {"prompt": "problem", "completion": "solution", "answer": "n"}
+    made = source(registry, "hub", name="acme/set", config="main", revision="abc", fields=fields)
+    found = list(made.rows("train", 0))
+    assert asked == [("acme/set", "main", "train", "abc")]
+    assert sorted(row["answer"] for row in found) == list("01234")
+
+
+def mixture(registry, tmp_path, **options):
+    for name, count in (("a", 30), ("b", 100)):
+        rows = "".join(json.dumps({"text": f"{name}{i}"}) + "\n" for i in range(count))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    parts = [
+        {"source": "jsonl", "path": str(tmp_path / f"{name}.jsonl"), "weight": weight, "validation": 0}
+        for name, weight in (("a", 1), ("b", 3))
+    ]
+    return source(registry, "mix", parts=parts, **options)
+
+
+def test_every_prefix_of_a_mixture_holds_its_weights(registry, tmp_path):
+    texts = [row["text"] for row in mixture(registry, tmp_path).rows("train", 0)]
+    for length in range(1, len(texts) + 1):
+        share = sum(text[0] == "a" for text in texts[:length])
+        assert abs(share - length / 4) <= 1
+    assert 118 <= len(texts) <= 124
+    assert len(set(texts)) == len(texts)
+
+
+def test_a_cycling_mixture_reads_every_part_at_least_once(registry, tmp_path):
+    texts = [row["text"] for row in mixture(registry, tmp_path, exhausted="cycle").rows("train", 0)]
+    assert {text for text in texts if text[0] == "b"} == {f"b{i}" for i in range(100)}
+    counts = Counter(text for text in texts if text[0] == "a")
+    assert set(counts.values()) == {1, 2}
+
+
+def test_a_mixture_of_one_part_is_that_part(registry, many):
+    alone = source(registry, "jsonl", path=str(many))
+    mixed = source(registry, "mix", parts=[{"source": "jsonl", "path": str(many), "weight": 0.3}])
+    assert list(mixed.rows("train", 4)) == list(alone.rows("train", 4))
+
+
+def test_mixtures_can_be_nested_and_hold_endless_sources(registry, many):
+    inner = {"source": "mix", "parts": [{"source": "arith"}, {"source": "jsonl", "path": str(many)}]}
+    made = source(registry, "mix", parts=[inner, {"source": "arith", "steps": [1, 1]}])
+    rows = list(islice(made.rows("train", 0), 8))
+    assert sum("prompt" in row for row in rows) == 6
+
+
+def test_mixture_errors(registry):
+    with pytest.raises(RecipeError):
+        source(registry, "mix", parts=[])
+    with pytest.raises((RecipeError, UnknownName), match="nowhere"):
+        source(registry, "mix", parts=[{"source": "nowhere"}])
+    with pytest.raises(DataError, match="the weight of 'arith' is 0"):
+        source(registry, "mix", parts=[{"source": "arith", "weight": 0}])

@@ -1,0 +1,98 @@
+"""The evaluate stage on a tiny model: files, figures, the quantized arm, going on after an interruption."""
+
+import json
+
+import pytest
+
+from rqat.errors import UnknownName
+from rqat.evals import harness
+from rqat.job import Job
+from rqat.model.checkpoint import save_checkpoint
+from rqat.model.load import load_model
+from rqat.plan import eval_plan
+from rqat.registry import Registry
+from rqat.scheme import Scheme
+from rqat.stages import evaluate
+from tests.tiny import save_tiny
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return Registry.discover()
+
+
+@pytest.fixture
+def job(tmp_path, registry):
+    save_tiny(tmp_path / "model", hidden=64)
+    task = {"task": "arith", "problems": 10, "steps": [1, 2], "max_new_tokens": 8, "limit": 6, "batch": 4}
+    plan = eval_plan(registry, str(tmp_path / "model"), [task])
+    job = Job(plan, tmp_path / "run", registry)
+    job.workdir(plan.steps[0]).mkdir(parents=True)
+    return job
+
+
+def read(work):
+    rows = [json.loads(line) for line in (work / "samples.jsonl").read_text().splitlines()]
+    return json.loads((work / "results.json").read_text()), rows
+
+
+def test_results_and_samples(job):
+    step = job.plan.steps[0]
+    facts = evaluate.run(job, step)
+    results, rows = read(job.workdir(step))
+    assert results == json.loads(json.dumps(facts))
+    assert {"task": "arith", "arm": "bf16", "n": 6}.items() <= results.items()
+    assert results["correct"] + results["wrong"] + results["unverifiable"] == 6
+    assert {"accuracy", "low", "high", "seconds", "prompt_hash", "lm_eval"} <= results.keys()
+    assert len(rows) == 6
+    assert {"prompt", "completion", "answer", "verdict", "tokens"} <= rows[0].keys()
+    assert sorted(path.name for path in job.workdir(step).iterdir()) == ["results.json", "samples.jsonl"]
+
+
+def test_an_interrupted_evaluation_ends_with_the_same_samples(job, monkeypatch):
+    step = job.plan.steps[0]
+    work = job.workdir(step)
+    evaluate.run(job, step)
+    expected = (work / "samples.jsonl").read_bytes()
+    (work / "samples.jsonl").unlink()
+    original = harness.Generator.complete
+    calls = []
+
+    def complete(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(harness.Generator, "complete", complete)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(job, step)
+    assert (work / "samples.partial.jsonl").exists()
+    evaluate.run(job, step)
+    assert len(calls) == 3
+    assert (work / "samples.jsonl").read_bytes() == expected
+
+
+def test_a_quantized_arm_is_read_from_its_step(job, tmp_path):
+    from dataclasses import replace
+
+    step = replace(job.plan.steps[0], arm="gptq", inputs={"start": "02-quantize-gptq"})
+    model, tokenizer = load_model(job.plan.model)
+    model.lm_head.weight.data.mul_(-1)
+    folder = job.result_of("02-quantize-gptq")
+    folder.mkdir()
+    save_checkpoint(folder, model, tokenizer, {}, Scheme.parse("w2g64"))
+    loaded, _ = evaluate.load_arm(job, step)
+    assert (loaded.lm_head.weight == model.lm_head.weight).all()
+    original, _ = evaluate.load_arm(job, job.plan.steps[0])
+    assert (original.lm_head.weight == -model.lm_head.weight).all()
+    assert evaluate.run(job, step)["arm"] == "gptq"
+
+
+def test_a_task_nobody_knows(tmp_path, registry):
+    save_tiny(tmp_path / "model", hidden=64)
+    plan = eval_plan(registry, str(tmp_path / "model"), ["lm-eval:no_such_task"])
+    job = Job(plan, tmp_path / "run", registry)
+    job.workdir(plan.steps[0]).mkdir(parents=True)
+    with pytest.raises(UnknownName, match="'no_such_task' is not a task"):
+        evaluate.run(job, plan.steps[0])
