@@ -90,6 +90,7 @@ class NumericsError(RqatError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name closest to `name`, or "" when none is close."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return found[0] if found else ""
+    """The known name closest to `name`, whatever its case, or "" when none is close."""
+    by_lower = {str(candidate).lower(): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else ""

@@ -28,8 +28,6 @@ SCHEDULES = (
     "constant",
     "constant_with_warmup",
     "inverse_sqrt",
-    "cosine_with_min_lr",
-    "warmup_stable_decay",
 )
 """Schedules of transformers that need nothing but steps and warm-up."""
 

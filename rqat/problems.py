@@ -42,7 +42,8 @@ class Place:
         for length in range(len(self.keys), -1, -1):
             origin = self.origins.get(self.keys[:length])
             if origin is not None:
-                whole = origin.startswith("-") and length == len(self.keys)
+                flag = origin.startswith("-") or origin.isupper()  # `--scheme`, `MODEL`
+                whole = flag and length == len(self.keys)
                 return origin if whole else f"{origin} {self.dotted}".rstrip()
         return self.dotted
 

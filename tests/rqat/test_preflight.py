@@ -1,0 +1,214 @@
+"""Pre-flight: every finding, each with a plan that has it; and a good plan that has none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rqat import preflight as preflight_module
+from rqat.estimate import LIBRARIES_BYTES, estimate
+from rqat.model.config import read_config
+from rqat.plan import Plan, build_plan
+from rqat.preflight import Finding, preflight, read_data
+from rqat.recipe import built_recipe
+from rqat.registry import Registry
+from tests.tiny import save_tiny
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.discover()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def plan_of(registry: Registry, model: Path | str, *overrides: str, **changes: Any) -> Plan:
+    data: dict[str, Any] = {
+        "name": "whole",
+        "model": str(model),
+        "calibration": {"source": "arith", "tokens": 64},
+        "quantize": "gptq",
+        "train": [{"objective": "kd", "data": "arith", "steps": 60, "max_tokens": 128}],
+        "evaluate": ["arith"],
+    }
+    return build_plan(built_recipe({**data, **changes}, {}, overrides), registry)
+
+
+def found(plan: Plan, level: str = "", **options: Any) -> list[str]:
+    return [f"{f.text} {f.hint}" for f in preflight(plan, **options) if level in ("", f.level)]
+
+
+def only(texts: list[str], *parts: str) -> None:
+    """There is one finding, and it holds all `parts`."""
+    assert len(texts) == 1, texts
+    for part in parts:
+        assert part in texts[0]
+
+
+def test_a_good_plan_has_notes_only(registry: Registry, model: Path, tmp_path: Path):
+    findings = preflight(plan_of(registry, model), folder=tmp_path / "run")
+    assert {finding.level for finding in findings} == {"note"}
+    assert any("lm_head shares the embedding's weight" in finding.text for finding in findings)
+    assert any("of memory at 03-train-kd" in finding.text for finding in findings)
+
+
+def test_all_problems_come_at_once_errors_first(registry: Registry, model: Path):
+    plan = plan_of(
+        registry, model, "train.0.micro_batch=3", "train.0.schedule=cosin", "scheme=w2g96", "calibration.tokens=999"
+    )
+    findings = preflight(plan)
+    assert [finding.level for finding in findings][:4] == ["error"] * 4
+    assert findings == sorted(findings, key=lambda f: ("error", "warning", "note").index(f.level))
+
+
+def test_layers_that_do_not_divide_are_all_named(registry: Registry, model: Path):
+    texts = found(plan_of(registry, model, "scheme=w2g96"), "error")
+    only(
+        texts,
+        "quantize: 14 layers",
+        "model.layers.0.self_attn.q_proj (128, 128)",
+        "model.layers.1.mlp.down_proj (128, 256)",
+    )
+    assert "undivisible: skip" in texts[0]
+
+
+def test_layers_left_out_are_noted(registry: Registry, model: Path):
+    texts = found(plan_of(registry, model, "quantize.skip=['*.down_proj']"), "note")
+    assert any("02-quantize-gptq: 2 linear layers stay" in text and "layers.1.mlp.down_proj" in text for text in texts)
+
+
+def test_a_quantized_model_is_refused(registry: Registry, model: Path, tmp_path: Path):
+    copied = tmp_path / "quantized"
+    shutil.copytree(model, copied)
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    only(found(plan_of(registry, copied), "error"), "model: ", "is quantized already (gptq)")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_missing_files_of_the_model(registry: Registry, model: Path, tmp_path: Path, missing: str):
+    copied = tmp_path / "incomplete"
+    shutil.copytree(model, copied)
+    (copied / missing).unlink()
+    assert any(missing in text or "no tokenizer" in text for text in found(plan_of(registry, copied), "error"))
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "builtin:tiny-reasonre", "hub/name-that-is-not-cached"])
+def test_a_model_that_is_not_there(registry: Registry, path: str):
+    only(found(plan_of(registry, path), "error", offline=True), "model: ")
+
+
+def test_sequences_longer_than_the_context(registry: Registry, model: Path):
+    plan = plan_of(registry, model, "calibration.tokens=600", "train.0.max_tokens=700", "evaluate.0.max_new_tokens=800")
+    errors = found(plan, "error")
+    assert [text.split(":")[0] for text in errors] == ["--set calibration.tokens", "--set train.0.max_tokens"]
+    assert all("context is 512. Use at most 512." in text for text in errors)
+    only(found(plan, "warning"), "evaluate.0", "max_new_tokens is 800")
+
+
+def test_missing_data_files(registry: Registry, model: Path):
+    parts = [{"source": "arith"}, {"source": "text", "path": "no/such.txt"}]
+    plan = plan_of(
+        registry, model, calibration={"source": "mix", "parts": parts}, evaluate=[{"task": "math500", "data": "x.y"}]
+    )
+    errors = found(plan, "error")
+    assert "calibration: text.path: there is no file 'no/such.txt'." in errors[0]
+    assert "evaluate.0: math500.data: there is no file 'x.y'." in errors[1]
+    assert len(errors) == 2
+
+
+def test_domains_that_differ(registry: Registry, model: Path, tmp_path: Path):
+    (tmp_path / "t.txt").write_text("text\n")
+    text = {"source": "text", "path": str(tmp_path / "t.txt")}
+    only(found(plan_of(registry, model, calibration=text), "warning"), "calibration: text, kd: math, arith: math")
+    parts = [{"source": "arith", "weight": 0.8}, {**text, "weight": 0.2}]
+    assert not found(plan_of(registry, model, calibration={"source": "mix", "parts": parts}), "warning")
+
+
+def test_reading_the_test_split(registry: Registry, model: Path):
+    only(found(plan_of(registry, model, "train.0.data.split=test"), "warning"), "train.0.data.split", "test split")
+
+
+def test_batches_schedules_and_optimizers(registry: Registry, model: Path):
+    plan = plan_of(registry, model, "train.0.micro_batch=5", "train.0.schedule=cosin", "train.0.optimizer=adamw")
+    texts = "\n".join(found(plan, "error"))
+    assert "micro-batches of 5. Use one of 1, 2, 4, 8, 16." in texts
+    assert "train.0.schedule: 'cosin' is not known. Did you mean 'cosine'?" in texts
+    assert "train.0.optimizer: 'adamw' is not known. Did you mean 'AdamW'?" in texts
+
+
+def test_every_known_schedule_and_optimizer_can_be_built():
+    import torch
+
+    from rqat.keys import TrainKeys
+    from rqat.train.schedule import build_schedule, optimizer_class
+
+    inner = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    for name in preflight_module.SCHEDULES:
+        keys = TrainKeys.model_validate({"objective": "kd", "data": {"source": "arith"}, "steps": 4, "schedule": name})
+        assert build_schedule(inner, keys)
+    for name in preflight_module.OPTIMIZERS:
+        assert optimizer_class(name)
+
+
+def test_schemes_an_exporter_cannot_write(registry: Registry, model: Path):
+    refusing = [
+        (card, scheme)
+        for card in registry.cards("exporter")
+        for scheme in ("w3-row-sym", "w2-row", "w3g40")
+        if card.refuses and card.refuses(plan_of(registry, model, f"scheme={scheme}").scheme)
+    ]
+    for card, scheme in refusing:
+        plan = plan_of(registry, model, f"scheme={scheme}", f"export={card.name}")
+        assert any(f"export.format: '{card.name}' cannot write {scheme}" in text for text in found(plan, "error"))
+
+
+def test_a_full_disk(registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = namedtuple("usage", "total used free")(10, 10, 0)
+    monkeypatch.setattr(preflight_module.shutil, "disk_usage", lambda folder: usage)
+    only(found(plan_of(registry, model), "error", folder=tmp_path / "a" / "b"), "needs about", "0 MB are free")
+
+
+def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(preflight_module, "_available_bytes", lambda: 1000)
+    only(found(plan_of(registry, model), "warning"), "of memory at 03-train-kd", "Lower micro_batch")
+    assert not found(plan_of(registry, model), "warning", device="cuda")
+
+
+def test_estimates_grow_with_what_they_depend_on(registry: Registry, model: Path):
+    config = read_config(plan_of(registry, model).model)
+
+    def memory(*overrides: str, device: str = "cpu") -> int:
+        plan = plan_of(registry, model, *overrides)
+        return max(e.memory_bytes for e in estimate(plan, config, device) if "train" in e.step) - LIBRARIES_BYTES
+
+    assert memory("train.0.micro_batch=4") < memory("train.0.micro_batch=8") < memory()
+    assert memory("train.0.max_tokens=64") < memory()
+    assert memory(device="cuda") < memory()
+    assert memory("train.0.objective=sft") < memory()
+    for one in estimate(plan_of(registry, model), config):
+        assert one.memory_bytes > LIBRARIES_BYTES or "calibrate" in one.step
+        assert one.disk_peak_bytes >= one.disk_bytes >= 0
+
+
+def test_reading_data_finds_what_is_missing(registry: Registry, model: Path, tmp_path: Path):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
+    bad = {"source": "jsonl", "path": str(tmp_path / "bad.jsonl")}
+    plan = plan_of(registry, model, calibration=bad)
+    (finding,) = read_data(plan, registry)
+    assert finding.level == "error"
+    assert finding.text.startswith("calibration: ")
+    assert "bad.jsonl" in finding.text
+    assert read_data(plan_of(registry, model), registry) == []
+
+
+def test_a_finding_reads_as_one_line():
+    assert str(Finding("error", "this is wrong.", "Do that.")) == "error: this is wrong. Do that."
