@@ -36,7 +36,7 @@ def doctor(
     as_json: options.Json = False,
 ) -> None:
     """Show versions, devices, and what is missing for what."""
-    found = {
+    found: dict[str, Any] = {
         "rqat": metadata_version("rqat") or _own_version(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -35,6 +35,7 @@ def generate(
         prompt = typer.get_text_stream("stdin").read()
     if not prompt.strip():
         raise DataError("The prompt is empty.", hint='Give one: rqat generate MODEL "What is 2 + 3?"')
+    loaded: Any
     loaded, tokenizer = load_any(
         model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code
     )
