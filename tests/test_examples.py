@@ -1,4 +1,4 @@
-"""The example plugin installs as any other distribution does, is found by its entry point, and passes its tests."""
+"""The example plugin, and one made by `rqat plugins new`, install as any distribution does and pass their tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from rqat.registry import Registry
+from rqat.scaffold import new_plugin
 
 ROOT = Path(__file__).parents[1]
 HELLO = ROOT / "docs" / "examples" / "rqat-hello"
@@ -24,19 +27,24 @@ def run(*command: str, cwd: Path, site: Path) -> str:
     return done.stdout
 
 
+def install(source: Path, target: Path) -> None:
+    """Installs the distribution in `source` into the folder `target`, from a copy, so that no build is left behind."""
+    pytest.importorskip("hatchling")
+    copied = target.with_name(f"{target.name}-{source.name}")
+    shutil.copytree(source, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    offline = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
+    run("-m", "pip", "install", *offline, "--target", str(target), str(copied), cwd=copied, site=target)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with rqat-hello installed into it, built from a copy so that nothing is left in the source tree."""
-    pytest.importorskip("hatchling")
-    source = tmp_path_factory.mktemp("source") / "rqat-hello"
-    shutil.copytree(HELLO, source, ignore=shutil.ignore_patterns("__pycache__"))
+    """A folder with rqat-hello installed into it."""
     target = tmp_path_factory.mktemp("site")
-    offline = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
-    run("-m", "pip", "install", *offline, "--target", str(target), str(source), cwd=source, site=target)
+    install(HELLO, target)
     return target
 
 
-def test_it_is_found_by_its_entry_point(site: Path, tmp_path: Path):
+def test_the_example_is_found_by_its_entry_point(site: Path, tmp_path: Path):
     code = (
         "from rqat.registry import Registry; r = Registry.discover(); c = r.card('quantizer', 'hello')\n"
         "assert not r.broken, r.broken\nprint(c.owner, c.version, c.module, type(r.make(c, c.options())).__name__)"
@@ -44,17 +52,12 @@ def test_it_is_found_by_its_entry_point(site: Path, tmp_path: Path):
     assert run("-c", code, cwd=tmp_path, site=site).split() == ["rqat-hello", "0.1.0", "rqat_hello", "PercentileClip"]
 
 
-def test_its_own_tests_pass(site: Path, tmp_path: Path):
-    shutil.copytree(HELLO / "tests", tmp_path / "tests")
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=tmp_path, site=site)
-
-
-def test_a_new_plugin_installs_and_passes_its_suite(site: Path, tmp_path: Path):
-    """The three commands that `rqat plugins new` prints."""
-    code = "from rqat.registry import Registry; from rqat.scaffold import new_plugin\n"
-    code += "new_plugin(Registry.discover(), 'rqat-acme-quant', 'gptq')"
-    run("-c", code, cwd=tmp_path, site=site)
-    folder, target = tmp_path / "rqat-acme-quant", tmp_path / "target"
-    offline = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
-    run("-m", "pip", "install", *offline, "--target", str(target), ".", cwd=folder, site=site)
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder, site=target)
+@pytest.mark.slow
+def test_the_example_and_a_new_plugin_pass_their_tests(site: Path, tmp_path: Path):
+    """The new plugin is made, installed and tested by the commands that `rqat plugins new` prints."""
+    made = new_plugin(Registry.discover(), "rqat-acme-quant", "gptq", parent=tmp_path)
+    install(made.folder, site)
+    own = [str(shutil.copytree(HELLO / "tests", tmp_path / "hello")), str(made.folder / "tests")]
+    said = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *own, cwd=tmp_path, site=site)
+    assert "passed" in said
+    assert "skipped" not in said

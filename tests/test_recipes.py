@@ -52,11 +52,9 @@ def test_its_header_says_how_to_run_it_and_what_to_expect(name: str):
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "quickstart"])
 def test_every_setting_of_training_has_a_source(name: str):
     """A value that decides the result is followed by `# ours` or by the mark of a source."""
-    deciding = (
-        "lr scale_lr zero_lr steps batch max_tokens temperature samples tokens damp objective scheme model".split()
-    )
+    deciding = "lr|scale_lr|zero_lr|steps|batch|max_tokens|temperature|samples|tokens|damp|objective|scheme|model"
     for line in shipped_recipes()[name].read_text().splitlines():
-        if re.match(rf"\s*(- )?({'|'.join(deciding)}):", line):
+        if re.match(rf"\s*(- )?({deciding}):", line):
             assert re.search(r"# (ours|\[(paper|notes|sibling|effqat)\])", line), line
 
 
