@@ -146,7 +146,9 @@ def test_unknown_builtin_model() -> None:
     refused(*quantize("builtin:tiny-raesoner"), says=["'builtin:tiny-raesoner' is not a built-in model"])
 
 
-def test_hub_model_while_offline() -> None:
+def test_hub_model_while_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
     refused("--offline", *quantize("nobody/nothing"), says=["'nobody/nothing'", "lacks", "--offline"])
 
 
@@ -206,6 +208,28 @@ def test_model_without_a_tokenizer(own_model: Path) -> None:
 def test_pickled_weights(own_model: Path) -> None:
     (own_model / "model.safetensors").rename(own_model / "pytorch_model.bin")
     refused(*quantize(own_model), says=["pickle", "safetensors"])
+
+
+def test_architecture_that_is_not_supported(own_model: Path) -> None:
+    config = json.loads((own_model / "config.json").read_text())
+    (own_model / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    refused(*quantize(own_model), says=["'mamba'", "cannot quantize", "qwen3"])
+
+
+def test_teacher_with_another_vocabulary() -> None:
+    """No recipe can name another teacher; whoever calls the function with one is told which token differs."""
+    from rqat import ModelError
+    from rqat.train.teacher import check_vocabularies
+
+    other = tiny_tokenizer()
+    other.add_tokens(["<think>"])
+    with pytest.raises(ModelError, match="different vocabularies: token '<think>'") as told:
+        check_vocabularies(other, tiny_tokenizer())
+    assert told.value.exit_code == 2
+
+
+def test_model_and_task_in_the_wrong_order(model: Path) -> None:
+    refused("eval", model, "arith", says=["is a model; the task comes first", f"rqat eval arith {model}"])
 
 
 def test_prompt_longer_than_the_context(model: Path) -> None:
@@ -351,7 +375,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
     if made.returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # mapped files may still be open
 
 
 def test_disk_that_is_too_small_is_seen_before_any_work(model: Path, mounted: Path) -> None:
@@ -360,7 +384,7 @@ def test_disk_that_is_too_small_is_seen_before_any_work(model: Path, mounted: Pa
 
 
 def test_disk_that_runs_full(model: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**12})())
+    monkeypatch.setattr("rqat.preflight._room", lambda *arguments: [])  # which would see it coming
     refused(*quantize(model, out=mounted / "out"), says=["the disk is full", str(mounted)])
     assert not (mounted / "out").exists()
 

@@ -26,6 +26,10 @@ RESUMABLE = frozenset({"qat", "quantize"})
 """Commands that go on where they stopped when they are given again."""
 
 
+ANYWHERE = frozenset({"--offline", "-v", "-vv", "--verbose"})
+"""Options of `rqat` itself that may stand behind a command."""
+
+
 @dataclass
 class Invocation:
     """What every command can read as `context.obj`.
@@ -44,6 +48,12 @@ class Invocation:
 class Commands(TyperGroup):
     """The command group, with rqat's way of reporting what went wrong."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Lets the options of `rqat` itself stand behind the command as well: `rqat qat --recipe mine --offline`."""
+        end = args.index("--") if "--" in args else len(args)
+        own = [word for word in args[:end] if word in ANYWHERE]
+        return super().parse_args(ctx, own + [word for word in args[:end] if word not in ANYWHERE] + args[end:])
+
     def invoke(self, ctx: Any) -> Any:
         """Runs a command; errors a user can put right end it with their exit code."""
         try:
@@ -59,7 +69,7 @@ class Commands(TyperGroup):
 
 def main() -> None:
     """Entry point of the `rqat` script."""
-    _prepare_environment(offline="--offline" in sys.argv[1:], verbose=any(a in ("-v", "-vv") for a in sys.argv[1:]))
+    _prepare_environment(offline="--offline" in sys.argv[1:], verbose=bool(ANYWHERE & {*sys.argv[1:]} - {"--offline"}))
     try:
         build()(prog_name="rqat")
     except KeyboardInterrupt:  # before the command was reached, while modules were being imported

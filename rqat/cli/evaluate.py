@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import RecipeError, RunError
+from ..errors import RecipeError, RqatError, RunError
 from . import display, options
 from .values import pairs
 
@@ -50,6 +50,8 @@ def evaluate(
     from ..storage import explained, write_json, write_text
     from .models import load_any
 
+    if task.startswith("builtin:") or (Path(task) / "config.json").is_file():
+        raise RqatError(f"'{task}' is a model; the task comes first.", hint=f"rqat eval {model} {task}")
     raw = pairs(changes or [], "--set") | ({} if data is None else {"data": data})
     prepare = _own if any(card.name == task for card in context.obj.registry.cards("task")) else _of_lm_eval
     run = prepare(context.obj.registry, task, raw, limit, batch)

@@ -130,6 +130,14 @@ finally:
     assert python(code).stderr.strip() == "1 1"
 
 
+def test_global_options_may_stand_behind_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+    result = CliRunner().invoke(build(), ["plugins", "ls", "--json", "-v", "--offline"])
+    assert result.exit_code == 0, result.stderr
+    assert os.environ["HF_DATASETS_OFFLINE"] == "1"
+
+
 def test_doctor_is_content_and_speaks_json() -> None:
     result = CliRunner().invoke(build(), ["doctor", "--json"])
     assert result.exit_code == 0
