@@ -65,9 +65,9 @@ def cli_page() -> str:
     import typer
     from typer.cli import get_docs_for_click
 
-    from rqat.cli.app import app
+    from rqat.cli.app import build
 
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(build())
     text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="rqat"), name="rqat", title="Commands")
     return NOTE + text
 
