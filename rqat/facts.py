@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .contracts import Options
+from .keys import EvaluateKeys
+from .model.hub import fetch
 from .registry import parts_of
 from .storage import fingerprint_of, sha256_of
 
@@ -72,13 +74,17 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def model_facts(plan: Plan) -> dict[str, Any]:
     """Name, revision and dtype of the model, and hashes of its configuration, tokenizer and weights.
 
-    A model of the hub that has not been fetched yet is known by name and revision only: fetch it before asking.
+    A model of the hub is fetched if need be: without its files, the facts of a first run and of its continuation would
+    differ.
+
+    Raises:
+        ModelError: it cannot be fetched.
     """
     keys = plan.model
     name = keys.path.rstrip("/").rpartition("/")[2]
     known = {"name": name, "revision": keys.revision, "dtype": keys.dtype, "trust_remote_code": keys.trust_remote_code}
-    folder = plan.model_folder
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder else []
+    folder = plan.model_folder or fetch(keys, offline=False)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors"]
     config = [path for path in files if path.name in ("config.json", "generation_config.json")]
     tokenizer = [
@@ -129,6 +135,8 @@ def _settings(step: Step) -> dict[str, Any]:
     keys = type(step.settings).model_fields
     wanted = _SETTINGS.get(step.stage, frozenset(keys) - _INDIFFERENT)
     settings = step.settings.model_dump(mode="json", include=set(wanted & set(keys)))
+    if isinstance(step.settings, EvaluateKeys) and "task" not in step.parts:  # a task of lm-eval's own
+        settings |= {"task": step.settings.task, "options": step.settings.options}
     if "data" in settings:  # what belongs to the source is among the parts, with its defaults
         settings["data"] = {key: settings["data"][key] for key in ("split", "seed")}
     return settings

@@ -12,6 +12,9 @@ import yaml
 from .errors import RecipeError
 from .problems import Keys
 
+DEEPEST = 16
+"""Levels of nesting; a recipe has five or six."""
+
 
 class _Loader(yaml.SafeLoader):
     """Resolves null, bool, int and float as YAML 1.2's core schema does; every other plain scalar is a string."""
@@ -39,6 +42,9 @@ class _Reading:
     problems: list[str] = field(default_factory=list)
 
     def value(self, node: yaml.Node, keys: Keys) -> Any:
+        if len(keys) > DEEPEST:  # an anchor that contains itself would never end
+            self.problems.append(f"{self._line(node)}: nested deeper than {DEEPEST} levels.")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rqat import RecipeError
+from rqat import ModelError, RecipeError
 from rqat.plan import Plan, build_plan, difference, eval_plan, quantize_plan
 from rqat.recipe import built_recipe, load_recipe
 from rqat.registry import Registry
@@ -211,6 +211,8 @@ def test_what_changes_a_result_changes_it_and_all_that_follows(registry: Registr
     assert changed(registry, model, "train.1.lr=1e-6") == later
     assert changed(registry, model, "export=gptq") == {"09-export"}
     assert changed(registry, model, "evaluate.0.limit=3") == {name for name in names if "evaluate-arith" in name}
+    lm_eval = {name for name in names if "lm-eval" in name}
+    assert changed(registry, model, "evaluate.1.temperature=0.5") == lm_eval
     assert changed(registry, model, "train.2.gate.prompts=5") == {
         "07-gate-grpo",
         "08-train-grpo",
@@ -238,6 +240,12 @@ def test_the_model_is_known_by_its_contents(registry: Registry, model: Path, tmp
     weights[-1] ^= 1
     (copied / "model.safetensors").write_bytes(weights)
     assert one.fingerprint(last) != two.fingerprint(last)
+
+
+def test_a_hub_model_has_facts_only_once_it_is_here(registry: Registry):
+    plan = plan_of(registry, model="nobody/has-this-model")
+    with pytest.raises(ModelError, match="the local cache lacks: config.json"):
+        plan.facts(plan.steps[0])
 
 
 def test_large_files_are_sampled(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
