@@ -244,7 +244,7 @@ def test_the_model_is_known_by_its_contents(registry: Registry, model: Path, tmp
 
 def test_a_hub_model_has_facts_only_once_it_is_here(registry: Registry):
     plan = plan_of(registry, model="nobody/has-this-model")
-    with pytest.raises(ModelError, match="the local cache lacks: config.json"):
+    with pytest.raises(ModelError, match=r"the local cache lacks: config\.json"):
         plan.facts(plan.steps[0])
 
 
