@@ -155,7 +155,6 @@ def _prepare_environment(*, offline: bool, verbose: bool) -> None:
             os.environ.setdefault(name, "error")
         os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")  # rqat draws its own bars
         warnings.filterwarnings("ignore")
 
 

@@ -57,6 +57,7 @@ def evaluate(
     run = prepare(context.obj.registry, task, raw, limit, batch)
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder)
+    display.only_our_bars()
     loaded, tokenizer = load_any(
         model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code
     )

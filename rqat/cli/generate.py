@@ -14,7 +14,9 @@ def generate(
     context: typer.Context,
     model: options.Model,
     prompt: Annotated[str, typer.Argument(metavar="PROBLEM", help="What to answer; - reads it from stdin.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which the answer is cut off.")] = 1024,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens after which it is cut off.  [default: 1024, if they fit]")
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling, with a temperature.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
@@ -35,6 +37,7 @@ def generate(
         prompt = typer.get_text_stream("stdin").read()
     if not prompt.strip():
         raise DataError("The prompt is empty.", hint='Give one: rqat generate MODEL "What is 2 + 3?"')
+    display.only_our_bars()
     loaded: Any
     loaded, tokenizer = load_any(
         model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code
@@ -48,7 +51,7 @@ def generate(
             f"The prompt has {length} tokens; the context of '{model}' holds {length + room}.",
             hint="Shorten the prompt.",
         )
-    if room < max_new_tokens:
+    if max_new_tokens is not None and room < max_new_tokens:
         display.note(f"The context leaves room for {room} new tokens.")
     transformers.set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
@@ -56,7 +59,7 @@ def generate(
     loaded.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=min(max_new_tokens, room),
+        max_new_tokens=min(max_new_tokens or 1024, room),
         streamer=transformers.TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         **sampling,

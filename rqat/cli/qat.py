@@ -33,6 +33,7 @@ def qat(
     check(plan, folder, offline=context.obj.offline)
     device = default_device()
     display.note(f"Device: {device}")
+    display.only_our_bars()
     job = Job(plan, folder, context.obj.registry, device=device, offline=context.obj.offline, progress=display.Bars())
     outcome = run_pipeline(job, fresh=fresh)
     if not outcome.ran:

@@ -102,6 +102,7 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     work = out.absolute().with_name(f".{out.name}.rqat")
     check(plan, work, offline=offline)
     device = default_device()
+    display.only_our_bars()
     job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars())
     try:
         run_pipeline(job)
