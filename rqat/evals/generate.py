@@ -23,6 +23,9 @@ Report = Callable[[float, str], None]
 LOOP_PERIOD, LOOP_TIMES, LOOP_TOKENS = 256, 4, 32
 """A completion loops when it ends in a piece of up to 256 tokens, repeated 4 times or more over at least 32 tokens."""
 
+PIECE_TOKENS = 32
+"""New tokens after which completions that have ended leave their batch."""
+
 REPORT_SECONDS = 0.5
 
 
@@ -182,25 +185,55 @@ class Generator:
         """
         import torch
 
-        ids, mask = self._padded(prompts)
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         try:
             with torch.inference_mode(), torch.random.fork_rng(devices=devices), _plain_defaults(self.model):
                 torch.manual_seed(seed)
-                generate: Any = self.model.generate
-                output = generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    generation_config=self._config(max_new_tokens),
-                    stopping_criteria=[_Watch(ids.shape[1], self.ends, report)] if report else None,
-                )
+                rows = self._generate(prompts, max_new_tokens, report)
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"Out of memory while generating {len(prompts)} completions of up to {max_new_tokens} tokens at once.",
                 hint=f"Use a smaller batch: {max(1, len(prompts) // 2)} or less.",
             ) from error
-        rows = output[:, ids.shape[1] :].tolist()
         return [self._completion(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
+
+    def _generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, report: Callable[[int, int], None] | None
+    ) -> list[list[int]]:
+        """New tokens of every prompt, in pieces: after each, completions that have ended leave the batch.
+
+        Otherwise all would be computed for as long as the longest one, which often is a loop up to the last token.
+        """
+        import torch
+
+        generate: Any = self.model.generate
+        ids, mask = self._padded(prompts)
+        alive = list(range(len(prompts)))
+        rows: list[list[int]] = [[] for _ in prompts]
+        cache: Any = None
+        left = max_new_tokens
+        while alive and left > 0:
+            told = (len(prompts) - len(alive), sum(map(len, rows)))
+            output = generate(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                generation_config=self._config(min(left, PIECE_TOKENS)),
+                stopping_criteria=[_Watch(ids.shape[1], self.ends, report, told)] if report else None,
+            )
+            new = output.sequences[:, ids.shape[1] :].tolist()
+            for index, row in zip(alive, new, strict=True):
+                rows[index] += row
+            left -= len(new[0])
+            cache = output.past_key_values
+            stay = [place for place, row in enumerate(new) if self.ends.isdisjoint(row)]
+            alive = [alive[place] for place in stay]
+            chosen = torch.tensor(stay, device=ids.device, dtype=torch.long)
+            ids = output.sequences[chosen]
+            mask = torch.cat([mask[chosen], mask.new_ones(len(stay), len(new[0]))], dim=1)
+            if stay and len(stay) < len(new):
+                cache.batch_select_indices(chosen)
+        return rows
 
     def _padded(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
@@ -218,8 +251,13 @@ class Generator:
             # 0 switches top-k off; unset it would be 50.
             chosen = {"do_sample": True, "top_k": 0, "top_p": self.sampling.top_p}
             chosen["temperature"] = self.sampling.temperature
-        ends = sorted(self.ends)
-        return GenerationConfig(max_new_tokens=max_new_tokens, pad_token_id=self.pad, eos_token_id=ends, **chosen)
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.pad,
+            eos_token_id=sorted(self.ends),
+            return_dict_in_generate=True,
+            **chosen,
+        )
 
     def _completion(self, prompt: Prompt, row: list[int]) -> Completion:
         end = next((position for position, token in enumerate(row) if token in self.ends), None)
@@ -274,8 +312,11 @@ def complete_all(
 class _Watch:
     """A stopping criterion that stops nothing: it counts rows that have ended, and reports now and then."""
 
-    def __init__(self, start: int, ends: frozenset[int], report: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, start: int, ends: frozenset[int], report: Callable[[int, int], None], before: tuple[int, int]
+    ) -> None:
         self._start, self._ends, self._report = start, ends, report
+        self._before = before
         self._told = time.perf_counter()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -286,7 +327,7 @@ class _Watch:
             self._told = now
             new = input_ids[:, self._start :]
             ended = torch.isin(new, torch.tensor(sorted(self._ends), device=new.device)).any(dim=1)
-            self._report(int(ended.sum()), int(new.numel()))
+            self._report(self._before[0] + int(ended.sum()), self._before[1] + int(new.numel()))
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 

@@ -306,7 +306,7 @@ def _main_metric(metrics: Mapping[str, Any]) -> str:
 def _samples(found: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
     """One row per problem, and per filter if the main metric has a filter of its own."""
     short, _, chosen = metric.partition(",")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task, samples in found["samples"].items():
         for sample in samples:
             if sample["filter"] != chosen:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rqat.errors import DataError
+from rqat.evals import generate
 from rqat.evals.generate import (
     Generator,
     Sampling,
@@ -39,9 +40,13 @@ def greedy_by_hand(model, prompt, ends, limit):
     return tokens[len(prompt.tokens) :]
 
 
-def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer):
+@pytest.mark.parametrize("piece", [1, 5, 32])
+def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer, piece, monkeypatch):
+    monkeypatch.setattr(generate, "PIECE_TOKENS", piece)
     prompts = encode(TEXTS, tokenizer)
     generator = Generator(model, tokenizer, Sampling(12))
+    # A common token ends completions too, so that they leave the batch at different times.
+    generator.ends |= {greedy_by_hand(model, prompts[0], generator.ends, 12)[2]}
     together = generator.complete(prompts, 12, seed=0)
     for prompt, completion in zip(prompts, together, strict=True):
         tokens = greedy_by_hand(model, prompt, generator.ends, 12)
