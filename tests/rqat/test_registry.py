@@ -47,6 +47,7 @@ def test_every_built_in_is_found():
     assert {"sft", "kd", "grpo"} <= {card.name for card in registry.cards("objective")}
 
 
+@pytest.mark.slow
 def test_every_built_in_class_loads_and_is_described():
     registry = Registry.discover()
     for kind in KINDS:
