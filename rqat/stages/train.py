@@ -9,6 +9,7 @@ model.safetensors ...    the trained model, as `rqat.model.checkpoint` writes it
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from ..storage import read_json
 
 if TYPE_CHECKING:
     import transformers
+    from torch import Tensor
 
     from ..keys import TrainKeys
     from ..model.checkpoint import Checkpoint
@@ -34,7 +36,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """Trains `step.inputs["start"]`; see the module for what it writes.
 
     Returns:
-        steps, final_loss, tokens, rows read, used and dropped; for a run whose gate said to skip it, `skipped`.
+        steps, final_loss, tokens, latents_from, rows read, used and dropped; for a run whose gate said to skip it, `skipped`.
 
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
@@ -69,7 +71,6 @@ def _train(
     from ..contracts import Training
     from ..train.checkpoints import Checkpoints, Log, last_complete, read_log, step_of
     from ..train.data import context_of, prepare_rows
-    from ..train.latents import load_latents
     from ..train.optimizer import QuantizedOptimizer
     from ..train.quiet import quiet_training
     from ..train.schedule import build_schedule, optimizer_class
@@ -92,6 +93,7 @@ def _train(
             if card.teacher
             else None
         )
+        latents, where = _latents(job, start, start_folder, teacher)
         optimizer = QuantizedOptimizer(
             start.model,
             start.layers,
@@ -102,7 +104,7 @@ def _train(
             zero_lr=keys.zero_lr,
             other_lr=keys.other_lr,
             weight_decay=keys.weight_decay,
-            latents=load_latents(start_folder, start.layers),
+            latents=latents,
         )
         checkpoint = last_complete(work / TRAINER)
         if checkpoint is not None:
@@ -134,9 +136,26 @@ def _train(
         "steps": trainer.state.global_step,
         "final_loss": last.get("loss"),
         "tokens": int(trainer.state.num_input_tokens_seen),
+        "latents_from": where,
         "train_seconds": round(sum(line["seconds"] for line in lines), 3),
         **rows.facts,
     }
+
+
+def _latents(
+    job: Job, start: Checkpoint, folder: Path, teacher: transformers.PreTrainedModel | None
+) -> tuple[Mapping[str, Tensor], str]:
+    """Where the latent weights start, and what that is called in the facts; see `rqat.train.latents`."""
+    from ..model.load import load_model
+    from ..train.latents import SourceLatents, is_source_of, load_latents
+
+    carried = load_latents(folder, start.layers)
+    if carried:
+        return carried, "the train step before"
+    source = teacher or load_model(job.plan.model, device=job.device, offline=job.offline)[0]
+    if is_source_of(source, start.model, start.layers):
+        return SourceLatents(source, start.layers), "the weights before quantization"
+    return {}, "the middle of their cells"
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str) -> dict[str, Any]:

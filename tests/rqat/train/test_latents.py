@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from rqat.scheme import Scheme
-from rqat.train.latents import load_latents, save_latents
+from rqat.train.latents import REACH, SourceLatents, is_source_of, load_latents, save_latents
 from rqat.train.optimizer import QuantizedOptimizer
-from tests.toys import backward, built
+from tests.toys import backward, built, quantized, toy
 
 
 def test_come_back_within_their_cells(tmp_path: Path) -> None:
@@ -35,3 +35,34 @@ def test_come_back_within_their_cells(tmp_path: Path) -> None:
 
 def test_a_folder_without_them_gives_none(tmp_path: Path) -> None:
     assert load_latents(tmp_path, {}) == {}
+
+
+def test_start_from_the_weights_before_quantization_but_off_the_borders() -> None:
+    scheme = Scheme.parse("w2g16")
+    source, model = toy(), toy()
+    layers = quantized(model, scheme)
+    with torch.no_grad():
+        source[0].weight[0, 0] += 100  # far outside its cell, as GPTQ leaves weights
+    latents = SourceLatents(source, layers)
+    assert list(latents) == list(layers)
+    optimizer = QuantizedOptimizer(model, layers, scheme, lr=1e-3, latents=latents)
+    for name, layer in optimizer.quantized_layers().items():
+        assert torch.equal(layer.codes, layers[name].codes)
+        out, groups = layer.scale.shape
+        offset = (
+            (latents[name] - model.get_submodule(name).weight).view(out, groups, -1) / layer.scale[..., None]
+        ).abs()
+        assert offset.max() <= REACH + 1e-6
+        near = offset < REACH - 1e-3
+        there = torch.isclose(latents[name], source.get_submodule(name).weight, rtol=0, atol=1e-6)
+        assert there.view_as(near)[near].all()
+        assert near.float().mean() > 0.5
+
+
+def test_a_model_with_scales_folded_into_it_has_no_comparable_source() -> None:
+    model = toy()
+    layers = quantized(model, Scheme.parse("w2g16"))
+    assert is_source_of(toy(), model, layers)
+    with torch.no_grad():
+        model[1].weight[3] *= 1.5
+    assert not is_source_of(toy(), model, layers)
