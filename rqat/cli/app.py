@@ -70,6 +70,7 @@ class Commands(TyperGroup):
 def main() -> None:
     """Entry point of the `rqat` script."""
     _prepare_environment(offline="--offline" in sys.argv[1:], verbose=bool(ANYWHERE & {*sys.argv[1:]} - {"--offline"}))
+    sys.unraisablehook = _raise_again
     try:
         build()(prog_name="rqat")
     except KeyboardInterrupt:  # before the command was reached, while modules were being imported
@@ -127,6 +128,19 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         typer.echo(f"{record.levelname.capitalize()}: {self.format(record)}", err=True)
+
+
+def _raise_again(lost: Any) -> None:
+    """Gives Ctrl-C another try when it came within a finalizer or a callback, where Python drops every exception."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        import _thread
+        import threading
+
+        again = threading.Timer(0.05, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _version(wanted: bool) -> None:

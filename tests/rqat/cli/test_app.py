@@ -172,3 +172,34 @@ def test_a_plugin_command_that_cannot_be_added_leaves_the_others(
     app = build()
     assert told in CliRunner().invoke(app, ["plugins", "ls"]).stdout
     assert "servers load" in CliRunner().invoke(app, ["quantize", "--help"]).stdout
+
+
+def test_ctrl_c_within_a_finalizer_is_not_lost() -> None:
+    """Python drops an exception raised there, so the interrupt has to be given another try."""
+    code = """
+import os, signal, sys, time
+sys.argv = ["rqat", "linger"]
+from rqat.registry import Registry
+registry = Registry.discover()
+
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+def commands(app):
+    @app.command("linger")
+    def linger():
+        Slow()
+        time.sleep(20)
+        print("was not interrupted")
+
+registry._commands.append(("lingerer", "test", commands))
+Registry.discover = classmethod(lambda cls: registry)
+from rqat.cli.app import main
+main()
+"""
+    done = python(code)
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.strip() == "Interrupted."
