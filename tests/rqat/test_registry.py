@@ -258,8 +258,9 @@ def test_a_plugin_adds_commands_and_one_that_fails_does_no_harm(site: Path):
     write_plugin(site, "rqat-bad", hook + "raise ValueError('no')")
     write_plugin(site, "rqat-good", hook + "app.command('hello')(lambda: None)")
     registry, app = Registry.discover(), typer.Typer()
+    app.command("own")(lambda: None)
     registry.add_commands(app)
-    assert [command.name for command in app.registered_commands] == ["hello"]
+    assert [command.name for command in app.registered_commands] == ["own", "hello"]
     assert errors(registry) == "rqat_bad (rqat-bad): register_commands: ValueError: no"
 
 
