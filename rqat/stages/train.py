@@ -36,7 +36,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """Trains `step.inputs["start"]`; see the module for what it writes.
 
     Returns:
-        steps, final_loss, tokens, latents_from, rows read, used and dropped; for a run whose gate said to skip it, `skipped`.
+        steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; for rollouts
+        sampler_gap_nats; only `skipped`, with the reason, where the gate said so.
 
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
