@@ -133,10 +133,11 @@ class _Lines(logging.Handler):
 def _raise_again(lost: Any) -> None:
     """Gives Ctrl-C another try when it came within a finalizer or a callback, where Python drops every exception."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
-        import _thread
+        import signal
         import threading
 
-        again = threading.Timer(0.05, _thread.interrupt_main)
+        # To the main thread itself: a signal is what wakes it where it waits.
+        again = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
         again.daemon = True
         again.start()
     else:
