@@ -1,8 +1,8 @@
 """Train the tiny reasoner from scratch: `python -m rqat_arith.pretrain --out DIR --minutes 23`.
 
 A Qwen3 model of about 1.9 million parameters reads endless freshly made problems (none is met twice but by chance) and
-learns to write their solutions; the loss is on the solution and the end token. Needs torch, transformers and numpy, not
-rqat. Writes a Hugging Face model folder and `training_log.json`. The defaults are the settings of the shipped model.
+learns to write their solutions; the loss is on the solution and the end token. Writes a Hugging Face model folder and
+`training_log.json`. The defaults are the settings of the shipped model; its `CARD.md` has the commands.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import math
 import multiprocessing as mp
 import platform
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from rqat.evals.grade import boxed
 
 from .problems import Problem, problems
 from .tokenizer import VOCABULARY, build_tokenizer
@@ -40,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = build_tokenizer()
-    model = Qwen3ForCausalLM(model_config(options)).to(device)
+    if options.start:
+        model = Qwen3ForCausalLM.from_pretrained(options.start, dtype=torch.float32).to(device)
+    else:
+        model = Qwen3ForCausalLM(model_config(options)).to(device)
     history = train(model, options)
     model = model.to(torch.bfloat16).eval()
     held_out = list(problems("test", seed=0, steps=(options.test_min, options.test_max), limit=options.test_problems))
@@ -54,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     log = {
-        "settings": {k: v for k, v in vars(options).items() if k != "out"},
+        "settings": {k: v for k, v in vars(options).items() if k not in ("out", "start")},
+        "continued": options.start is not None,
         "parameters": model.num_parameters(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU",
         "torch": torch.__version__,
@@ -133,12 +138,6 @@ def evaluate(
         texts = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         right += sum(boxed(text) == problem.answer for text, problem in zip(texts, part, strict=True))
     return right / len(asked)
-
-
-def boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{}` of a text; None where there is none."""
-    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
-    return found[-1] if found else None
 
 
 def _optimizers(model: Qwen3ForCausalLM, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
@@ -227,6 +226,7 @@ def _padded(rows: Sequence[tuple[list[int], int]], width: int) -> tuple[np.ndarr
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="rqat_arith.pretrain", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--start", type=Path, help="folder of a model to train on, rather than a new one")
     parser.add_argument("--minutes", type=float, default=23.0, help="length of the training")
     parser.add_argument("--updates", type=int, help="optimizer steps, instead of --minutes")
     parser.add_argument("--seed", type=int, default=0)
