@@ -41,6 +41,8 @@ class Grpo(rqat.Objective):
             mask_truncated_completions=options.mask_truncated,
             shuffle_dataset=False,
             disable_dropout=True,
+            # A model that went through another trainer may have it switched off in its config.
+            generation_kwargs={"use_cache": True},
         )
         return GRPOTrainer(
             model=training.model,

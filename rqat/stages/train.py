@@ -8,6 +8,7 @@ model.safetensors ...    the trained model, as `rqat.model.checkpoint` writes it
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +56,10 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         _copy_latents(start_folder, work)
         return {"skipped": why}
 
+    # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
+    configs = copy.deepcopy((start.model.config, start.model.generation_config))
     optimizer, facts = _train(job, step, keys, start, start_folder)
+    start.model.config, start.model.generation_config = configs
     layers = optimizer.quantized_layers()
     save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme)
     save_latents(work, optimizer.latents(), layers)

@@ -53,13 +53,14 @@ def sample(
     generate: Any = model.generate
     result: list[list[Completion]] = []
     ends = end_tokens(model, tokenizer)
+    config = _config(tokenizer, ends, max_new_tokens, temperature, top_p)
+    config.num_return_sequences = samples
     for start in range(0, len(prompts), per_call):
         ids, mask = padded(tokenizer, prompts[start : start + per_call], model.device)
         written = generate(
             input_ids=ids,
             attention_mask=mask,
-            generation_config=_config(tokenizer, ends, max_new_tokens, temperature, top_p),
-            num_return_sequences=samples,
+            generation_config=config,
         )[:, ids.shape[1] :]
         completions = [_completion(tokenizer, row.tolist(), ends) for row in written]
         result += [completions[i : i + samples] for i in range(0, len(completions), samples)]
@@ -129,6 +130,7 @@ def _config(tokenizer: Any, ends: list[int], tokens: int, temperature: float, to
         top_k=0,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         eos_token_id=ends,
+        use_cache=True,
         disable_compile=True,
     )
 

@@ -78,6 +78,8 @@ def test_leaves_a_checkpoint_a_log_and_facts(objective: str, start: Path, unbrok
     for name, parameter in after.model.named_parameters():
         if name.removesuffix(".weight") not in after.layers:
             assert torch.equal(parameter, parameter.bfloat16().float())
+    assert after.model.config.use_cache
+    assert after.model.generation_config.to_dict() == before.model.generation_config.to_dict()
     lines = read_log(work / "training.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert facts["steps"] == 8
