@@ -109,20 +109,20 @@ class _LinearKL(torch.autograd.Function):
             rows = slice(start, start + chunk)
             logits = (student[rows] @ head.T).to(exact)
             total = logits.new_zeros(())
-            grad = torch.zeros_like(logits) if share else None
+            grad: Tensor | None = None
             if share < 1:
                 log_q = torch.log_softmax(logits / tau if tau != 1 else logits, -1)
                 theirs = (teacher[rows] @ teacher_head.T).to(exact)
                 log_p = torch.log_softmax(theirs / tau if tau != 1 else theirs, -1)
                 per_token, grad_kl = _divergence(log_q, log_p, divergence, beta)
                 total = total + (1 - share) * tau * tau * per_token.sum()
-                grad_kl *= (1 - share) * tau
-                grad = grad_kl if grad is None else grad.add_(grad_kl)
-            if share:
+                grad = grad_kl.mul_((1 - share) * tau)
+            if labels is not None and share:
                 entropy, grad_ce = _cross_entropy(logits, labels[rows])
                 total = total + share * entropy
-                grad = grad.add_(grad_ce, alpha=share)
+                grad = grad_ce.mul_(share) if grad is None else grad.add_(grad_ce, alpha=share)
             loss += total / divisor
+            assert grad is not None  # share < 1, or share and labels
             grad = (grad / divisor).to(student.dtype)
             if grad_hidden is not None:
                 torch.matmul(grad, head, out=grad_hidden[rows])
