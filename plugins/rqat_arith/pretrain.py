@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer.save_pretrained(out)
     log = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("out", "start")},
-        "continued": options.start is not None,
+        "before": json.loads((options.start / "training_log.json").read_text()) if options.start else None,
         "parameters": model.num_parameters(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU",
         "torch": torch.__version__,
@@ -141,7 +141,10 @@ def evaluate(
 
 
 def _optimizers(model: Qwen3ForCausalLM, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers (it needs about half of AdamW's steps here), AdamW for all else."""
+    """Muon for the matrices of the layers, AdamW for all else.
+
+    Measured on chains of 1 to 4 steps: the loss of AdamW after 90 updates (1.58) is one that Muon has passed after 30.
+    """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]

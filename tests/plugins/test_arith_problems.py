@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from fractions import Fraction
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+import rqat
 from rqat_arith.problems import LARGEST, Problem, Split, problems
 from rqat_arith.tokenizer import VOCABULARY, build_tokenizer
 from rqat_arith.wording import NAMED_STEPS, sentences
@@ -113,6 +116,12 @@ def test_the_prompt_ends_where_the_solution_begins() -> None:
     for problem in take("train", 50):
         whole, prompt = tokenizer.encode(problem.prompt + problem.solution), tokenizer.encode(problem.prompt)
         assert whole[: len(prompt)] == prompt
+
+
+def test_the_shipped_model_has_the_tokenizer_that_the_source_builds() -> None:
+    # A word added to wording.py moves every token after it: the model would have to be trained again.
+    shipped = Path(rqat.__file__).parent / "assets" / "tiny-reasoner" / "tokenizer.json"
+    assert json.loads(build_tokenizer().backend_tokenizer.to_str())["model"] == json.loads(shipped.read_text())["model"]
 
 
 def test_a_story_of_twelve_steps_fits_in_256_tokens() -> None:
