@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tiny import save_tiny, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_tokenizer
 from typer.testing import CliRunner
 
 from rqat.cli.app import build

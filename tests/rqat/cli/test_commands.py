@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import save_tiny
+from tests.tiny import save_tiny
 from typer.testing import CliRunner, Result
 
 from rqat.cli.app import build
