@@ -7,6 +7,7 @@ evaluate), so that changing it does not make a finished step unusable.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .contracts import Options
-from .keys import EvaluateKeys
+from .keys import EvaluateKeys, TrainKeys
 from .model.hub import fetch
 from .registry import parts_of
 from .storage import fingerprint_of, sha256_of
@@ -36,6 +37,9 @@ _SETTINGS: dict[str, frozenset[str]] = {
     "evaluate": frozenset({"limit", "batch"}),
 }
 """Host keys that decide the result of a stage; all keys but `_INDIFFERENT` for `train`."""
+
+SAMPLING = ("temperature", "top_p", "max_completion_tokens")
+"""Options of an objective with rollouts that its gate samples with."""
 
 _INDIFFERENT = frozenset({"gate", "save_every", "objective", "task"})
 
@@ -137,6 +141,9 @@ def _settings(step: Step) -> dict[str, Any]:
     settings = step.settings.model_dump(mode="json", include=set(wanted & set(keys)))
     if isinstance(step.settings, EvaluateKeys) and "task" not in step.parts:  # a task of lm-eval's own
         settings |= {"task": step.settings.task, "options": step.settings.options}
+    if isinstance(step.settings, TrainKeys) and step.stage == "gate":  # how it samples; see stages/gate.py
+        settings |= {key: step.settings.options.get(key) for key in SAMPLING}
+        settings["batch"] = step.settings.micro_batch or step.settings.batch
     if "data" in settings:  # what belongs to the source is among the parts, with its defaults
         settings["data"] = {key: settings["data"][key] for key in ("split", "seed")}
     return settings
@@ -151,7 +158,11 @@ def _part(plan: Plan, use: Use) -> dict[str, Any]:
         "version": card.version,
         "options": use.options.model_dump(mode="json"),
     }
-    files = {name: file_fact(path) for _, file in data_files(use.options) for name, path in _files_in(file)}
+    named = [file for _, file in data_files(use.options)]
+    files = {name: file_fact(path) for file in named for name, path in _files_in(file)}
+    root = os.environ.get("RQAT_DATA")
+    if root and not named:
+        files = {f"{card.name}/{path.name}": file_fact(path) for _, path in _files_in(str(Path(root) / card.name))}
     if files:
         facts["files"] = files
     if use.parts:

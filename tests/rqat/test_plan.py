@@ -230,6 +230,12 @@ def test_what_changes_a_result_changes_it_and_all_that_follows(registry: Registr
     assert changed(registry, model, "calibration.seed=1") == set(names) - unaffected
 
 
+@pytest.mark.parametrize("change", ["temperature=0.5", "top_p=0.9", "max_completion_tokens=8", "micro_batch=2"])
+def test_the_gate_samples_as_its_objective_does(registry: Registry, model: Path, change: str):
+    assert "07-gate-grpo" in changed(registry, model, f"train.2.{change}")
+    assert "07-gate-grpo" not in changed(registry, model, "train.2.lr=1e-7")
+
+
 def test_the_model_is_known_by_its_contents(registry: Registry, model: Path, tmp_path: Path):
     copied = tmp_path / "tiny"
     shutil.copytree(model, copied)
@@ -269,6 +275,20 @@ def test_data_files_are_known_by_their_contents(registry: Registry, model: Path,
     before = plan.fingerprint(plan.steps[0])
     file.write_text("one\n\nthree\n")
     assert plan.fingerprint(plan.steps[0]) != before
+
+
+def test_files_found_by_the_environment_are_known_by_their_contents(
+    registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RQAT_DATA", str(tmp_path))
+    (tmp_path / "gsm8k").mkdir()
+    plan = eval_plan(registry, str(model), ["gsm8k", "arith"])
+    gsm8k, arith = (plan.fingerprint(step) for step in plan.steps)
+    (tmp_path / "gsm8k" / "test.jsonl").write_text("{}")
+    assert plan.fingerprint(plan.steps[0]) != gsm8k
+    assert plan.fingerprint(plan.steps[1]) == arith
+    named = eval_plan(registry, str(model), [{"task": "gsm8k", "data": str(tmp_path / "other.jsonl")}])
+    assert "files" not in named.facts(named.steps[0])["parts"]["task"]
 
 
 def test_a_difference_reads_well(registry: Registry, model: Path):
