@@ -20,6 +20,7 @@ from ..keys import CalibrationKeys
 from ..model.config import read_config
 from ..model.load import load_tokenizer
 from ..plan import Step
+from ..train.data import encode_completions, encode_prompts
 
 if TYPE_CHECKING:
     import transformers
@@ -113,20 +114,15 @@ def sequences_of(
 
 
 def tokenize(row: Row, tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of one row, ended by the end-of-sequence token; prompts go through the chat template, if any."""
-    if "prompt" in row and tokenizer.chat_template:
-        messages = [{"role": "user", "content": row["prompt"]}]
-        if "completion" in row:
-            messages.append({"role": "assistant", "content": row["completion"]})
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt="completion" not in row)
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    else:
-        text = row["text"] if "text" in row else row.get("prompt", "") + row.get("completion", "")
-        ids = tokenizer(text, verbose=False)["input_ids"]
-    ids = list(ids)
-    if not ids or ids[-1] != tokenizer.eos_token_id:
-        ids.append(tokenizer.eos_token_id)
-    return ids
+    """Token ids of one row, ended by the end-of-sequence token, as training has them (see `rqat.train.data`).
+
+    A completion is put behind the opened turn of the chat template, not given to the template as a message: several
+    drop everything up to `</think>` of a message, which is most of a reasoning trace.
+    """
+    prompt = row.get("prompt", "")
+    completion = row["text"] if "text" in row else row.get("completion", "")
+    (before,), (after,) = encode_prompts(tokenizer, [prompt]), encode_completions(tokenizer, [prompt], [completion])
+    return [*before, *after]
 
 
 def pad(sequences: list[list[int]], filler: int) -> tuple[Tensor, Tensor]:

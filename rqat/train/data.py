@@ -29,6 +29,8 @@ IGNORED = -100
 STRETCH = 8
 """Batches among which rows are sorted by length."""
 
+THINK = "<think>"
+
 READ_AT_ONCE = 256
 """Rows tokenized in one call."""
 
@@ -123,12 +125,10 @@ def _tokenized(
         prompts = [row.get("prompt", "") for _, row in piece]
         completions = ["" if rollouts else row.get("completion", row.get("text", "")) for _, row in piece]
         prompt_ids = encode_prompts(tokenizer, prompts)
-        completion_ids = _encode(tokenizer, completions, special=False) if not rollouts else [[] for _ in piece]
+        completion_ids = [[] for _ in piece] if rollouts else encode_completions(tokenizer, prompts, completions)
         for (_, row), prompt, completion, left, right in zip(
             piece, prompts, completions, prompt_ids, completion_ids, strict=True
         ):
-            if not rollouts and right[-1:] != [tokenizer.eos_token_id]:
-                right = [*right, tokenizer.eos_token_id]
             yield _Example(prompt, completion, row.get("answer", ""), left, right)
 
 
@@ -168,8 +168,32 @@ def encode_prompts(tokenizer: transformers.PreTrainedTokenizerBase, prompts: Seq
     return ids
 
 
+def encode_completions(
+    tokenizer: transformers.PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of what follows `prompts`, each ended by the end token.
+
+    Some templates open `<think>` for the model; a trace that opens it once more would teach to do so.
+    """
+    opened = bool(tokenizer.chat_template) and _opens_thinking(tokenizer)
+    texts = [
+        completion.lstrip().removeprefix(THINK).lstrip("\n") if opened and prompt else completion
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    end = tokenizer.eos_token_id
+    return [ids if ids[-1:] == [end] else [*ids, end] for ids in _encode(tokenizer, texts, special=False)]
+
+
+def _opens_thinking(tokenizer: transformers.PreTrainedTokenizerBase) -> bool:
+    rendered = tokenizer.apply_chat_template(as_chat(tokenizer, "?"), add_generation_prompt=True, tokenize=False)
+    return str(rendered).rstrip().endswith(THINK)
+
+
 def _encode(tokenizer: transformers.PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-    encoded = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False)["input_ids"]
+    # Too long ones are told by whoever asks, or joined and cut: verbose=False silences the tokenizer's own warning.
+    encoded = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)[
+        "input_ids"
+    ]
     if special and tokenizer.eos_token_id is not None:
         # Some tokenizers end every text with their end token; a prompt must not end there.
         encoded = [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in encoded]

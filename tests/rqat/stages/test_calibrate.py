@@ -88,10 +88,20 @@ def test_the_chat_template_is_used_where_there_is_one() -> None:
     turns = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<eos>{% endfor %}"
     tokenizer.chat_template = turns + "{% if add_generation_prompt %}[?]{% endif %}"
     chat: Row = {"prompt": "1+1", "completion": "2"}
-    assert calibrate.tokenize(chat, tokenizer) == [*ids("[user]1+1"), EOS, *ids("[assistant]2"), EOS]
+    assert calibrate.tokenize(chat, tokenizer) == [*ids("[user]1+1"), EOS, *ids("[?]2"), EOS]
     assert calibrate.tokenize({"prompt": "1+1"}, tokenizer) == [*ids("[user]1+1"), EOS, *ids("[?]"), EOS]
     assert calibrate.tokenize({"text": "1+1"}, tokenizer) == [*ids("1+1"), EOS]
     assert calibrate.tokenize(chat, tiny_tokenizer()) == [*ids("1+12"), EOS]
+
+
+def test_a_template_that_drops_reasoning_does_not_drop_it_here() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.content.split('</think>')[-1] }}]{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
+    )
+    row: Row = {"prompt": "1+1", "completion": "<think>one and one</think>2"}
+    assert calibrate.tokenize(row, tokenizer) == [*ids("[1+1]><think>one and one</think>2"), EOS]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,17 @@ def test_a_chat_template_wraps_the_prompt() -> None:
     assert tokenizer.decode(encode_prompts(tokenizer, ["hi"])[0]) == "[hi]>"
 
 
+@pytest.mark.parametrize("completion", ["<think>\n1+1</think>2", "1+1</think>2"])
+def test_a_template_that_opens_thinking_is_not_followed_by_a_trace_that_does(completion: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"
+    )
+    given = [{"prompt": "hi", "completion": completion}]
+    rows = prepare_rows(given, tokenizer, steps=1, batch=1, max_tokens=60, seed=0).rows
+    assert tokenizer.decode(rows[0]["input_ids"]) == "[hi]<think>\n1+1</think>2<eos>"
+
+
 def test_holds_exactly_the_rows_of_all_steps_and_stops_reading() -> None:
     seen = 0
 
