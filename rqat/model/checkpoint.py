@@ -41,6 +41,7 @@ FORMAT = 1
 
 DENSE_FILE = "model.safetensors"
 QUANTIZED_FILE = "quantized.safetensors"
+GENERATION_FILE = "generation_config.json"
 ENTRY = "rqat"
 """The only key of a file's metadata. With more than one their order in the file would be random."""
 
@@ -138,6 +139,8 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | N
     if wrong:
         raise damaged(folder, ", ".join(f"{name} {what}" for name, what in sorted(wrong.items())))
     model.config._name_or_path = str(folder)
+    if (folder / GENERATION_FILE).exists():  # else it is derived from config.json, which knows one end token only
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     return Checkpoint(model.to(device).eval(), tokenizer, layers, scheme)
 
 

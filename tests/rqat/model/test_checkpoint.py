@@ -58,6 +58,19 @@ def test_loading_gives_the_same_weights_to_the_bit(tmp_path: Path, spelling: str
     assert loaded.layers["model.layers.1.mlp.up_proj"].note == "a note"
 
 
+def test_generation_settings_come_back(tmp_path: Path) -> None:
+    model, scheme = tiny_model(), Scheme.parse("w2g32")
+    layers = round_all(model, scheme)
+    model.generation_config.update(eos_token_id=[1, 2], temperature=0.6, do_sample=True)
+    for folder in (tmp_path / "once", tmp_path / "twice"):
+        folder.mkdir()
+        save_checkpoint(folder, model, tiny_tokenizer(), layers, scheme)
+        loaded = load_checkpoint(folder).model
+        assert loaded.generation_config.eos_token_id == [1, 2]
+        assert loaded.generation_config.temperature == 0.6
+        model = loaded
+
+
 def test_biases_and_trained_tensors_come_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = Qwen2Config(
