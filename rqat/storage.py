@@ -69,8 +69,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Gives a finished folder its name: flush, then rename; an older folder of that name is removed."""
+    """Gives a finished folder its name: flush, then rename; an older folder of that name is removed.
+
+    Its files become as readable as the folder is: safetensors makes files that only their owner can read.
+    """
     with explained(final):
+        for path in partial.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(path.stat().st_mode | (partial.stat().st_mode & 0o666))
         sync_folder(partial)
         if final.exists():
             shutil.rmtree(final)
