@@ -166,7 +166,7 @@ def _progress() -> Progress:
 
     screen = console(err=True)
     return Progress(
-        TextColumn("{task.description:<28}", markup=False),
+        TextColumn("{task.description:<30}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         Times(),

@@ -83,8 +83,10 @@ def _own(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | Non
     total = number_of_completions(task, limit)
 
     def run(model: Any, tokenizer: Any) -> Evaluation:
-        with display.Bars().task(f"eval {name}", total) as bar:
-            return run_task(task, name, model, tokenizer, limit=limit, batch=batch, report=bar.update)
+        with display.Bars().task(f"evaluate {name}", total) as bar:
+            found = run_task(task, name, model, tokenizer, limit=limit, batch=batch, report=bar.update)
+            bar.update(total, f"{found.results['accuracy']:.1%} correct")
+            return found
 
     return run
 
@@ -106,7 +108,7 @@ def _of_lm_eval(registry: Registry, name: str, raw: Mapping[str, Any], limit: in
         raise RecipeError(problems_of(error, TaskOptions, _place(raw))) from None
 
     def run(model: Any, tokenizer: Any) -> Evaluation:
-        display.note(f"eval {name}, by lm-eval ...")
+        display.note(f"evaluate {name}, by lm-eval ...")
         return run_lm_eval_task(name, model, tokenizer, chosen, limit=limit, batch=batch, known=known)
 
     return run

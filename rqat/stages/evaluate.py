@@ -51,7 +51,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         # Before the model is loaded: missing data is known at once.
         total = number_of_completions(task, keys.limit)
         model, tokenizer = load_arm(job, step)
-        with job.progress.task(f"evaluate {step.arm}", total) as bar:
+        with job.progress.task(f"evaluate {step.arm} on {keys.task}", total) as bar:
             found = run_task(
                 task,
                 keys.task,
@@ -62,6 +62,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 partial=work / PARTIAL_FILE,
                 report=bar.update,
             )
+            bar.update(total, f"{found.results['accuracy']:.1%} correct")
     for note in found.results["notes"]:
         log.warning("%s: %s", step.name, note)
     results = {"arm": step.arm, **found.results}
@@ -92,7 +93,7 @@ def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
     known = [card.name for card in job.registry.cards("task")]
     find_task(name, known)
     model, tokenizer = load_arm(job, step)
-    with job.progress.task(f"evaluate {step.arm}", 1) as bar:
+    with job.progress.task(f"evaluate {step.arm} on {name}", 1) as bar:
         found = run_lm_eval_task(
             name,
             model,
@@ -102,5 +103,5 @@ def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
             batch=keys.batch,
             known=known,
         )
-        bar.update(1)
+        bar.update(1, f"{found.results['accuracy']:.1%}")
     return found

@@ -29,13 +29,15 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     from transformers import set_seed
 
     from ..model.checkpoint import load_checkpoint
+    from ..model.load import default_dtype
     from ..train.data import context_of, prepare_rows
     from ..train.gate import judge, measure, stop_if_failed
     from ..train.quiet import quiet_training
     from ..train.rollouts import sample
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
-    start = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device)
+    dtype = default_dtype(job.device, job.plan.model.dtype)
+    start = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
     limit = min(keys.max_tokens, context_of(start.model))
     with quiet_training():
         rows = prepare_rows(
@@ -50,7 +52,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         prompts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in rows["prompt"]]
         room = limit - max(rows["prompt_tokens"])
         set_seed(keys.seed)
-        with job.progress.task(step.name, len(prompts)) as bar:
+        with job.progress.task(f"gate {step.arm}", len(prompts)) as bar:
             completions = sample(
                 start.model,
                 start.tokenizer,
@@ -62,7 +64,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 batch=keys.micro_batch or keys.batch,
                 advance=bar.update,
             )
-        figures = measure(completions, rows["answer"], job.make(step, "task").grade)
+            figures = measure(completions, rows["answer"], job.make(step, "task").grade)
+            bar.update(len(prompts), f"{figures.pass_rate:.1%} correct")
     verdict = judge(figures, keys.gate)
     lines = [
         {"prompt": prompt, "completion": c.text, "answer": answer, "tokens": c.tokens, "ended": c.ended}

@@ -63,7 +63,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             job.plan.scheme,
             skip=keys.skip,
             undivisible=keys.undivisible,
-            progress=bar.update,
+            progress=lambda done, _: bar.update(done),
             resume_dir=kept,
         )
     save_checkpoint(work, model, tokenizer, layers, job.plan.scheme)

@@ -44,11 +44,13 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
     """
     from ..model.checkpoint import load_checkpoint, save_checkpoint
+    from ..model.load import default_dtype
+    from ..train.checkpoints import discard
     from ..train.latents import save_latents
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
-    start = load_checkpoint(start_folder, device=job.device)
+    start = load_checkpoint(start_folder, device=job.device, dtype=default_dtype(job.device, job.plan.model.dtype))
     why = _skipped(job, step)
     if why:
         log.warning("%s: skipped, %s", step.name, why)
@@ -63,7 +65,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     layers = optimizer.quantized_layers()
     save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme)
     save_latents(work, optimizer.latents(), layers)
-    shutil.rmtree(work / TRAINER, ignore_errors=True)
+    discard(work / TRAINER)
     return facts
 
 
@@ -111,10 +113,11 @@ def _train(
             weight_decay=keys.weight_decay,
             latents=latents,
         )
+        del latents  # they may hold the whole model before quantization
         checkpoint = last_complete(work / TRAINER)
         if checkpoint is not None:
             log.info("%s: goes on after step %d of %d", step.name, step_of(checkpoint), keys.steps)
-        with job.progress.task(step.name, keys.steps) as bar:
+        with job.progress.task(f"train {step.arm}", keys.steps) as bar:
             callbacks = [Checkpoints(), Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar)]
             trainer = job.make(step, "objective").build_trainer(
                 Training(

@@ -47,6 +47,13 @@ def last_complete(folder: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
+def discard(folder: Path) -> None:
+    """Removes a Trainer's output folder, the marks first: a kill in between must not leave marked, gutted checkpoints."""
+    for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
+        mark.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def step_of(checkpoint: Path | None) -> int:
     """Optimizer steps done at a checkpoint; 0 for None."""
     match = _FOLDER.fullmatch(checkpoint.name) if checkpoint is not None else None
@@ -104,7 +111,9 @@ class Log(TrainerCallback):
                 f"step {line['step']}: the loss is {line['loss']}.",
                 hint="Lower lr or scale_lr; the same command then starts this step anew, because its settings changed.",
             )
-        self.bar.update(line["step"], f"loss {line['loss']:.4g}")
+        # The loss of rollouts is near 0 by construction, whatever they learn; their figure is the mean reward.
+        figure = f"reward {line['reward']:.3f}" if "reward" in line else f"loss {line['loss']:.4g}"
+        self.bar.update(line["step"], figure)
 
 
 def _line(state: TrainerState, logs: dict[str, Any], seconds: float) -> dict[str, Any]:
