@@ -48,7 +48,7 @@ def last_complete(folder: Path) -> Path | None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a Trainer's output folder, the marks first: a kill in between must not leave marked, gutted checkpoints."""
+    """Removes a Trainer's output folder, marks first: a kill in between must leave no gutted checkpoint marked."""
     for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
         mark.unlink()
     shutil.rmtree(folder, ignore_errors=True)

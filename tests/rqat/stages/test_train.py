@@ -249,6 +249,22 @@ def test_settings_that_cannot_work_are_refused(
         train.run(job, step)
 
 
+def test_trains_in_the_dtype_the_recipe_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step = train_step(root, "kd", **options_of("kd", steps=2))
+    job.plan.model = job.plan.model.model_copy(update={"dtype": "bfloat16"})
+    plugin = type(job.make(step, "objective"))
+    build = plugin.build_trainer
+    seen: list[torch.dtype] = []
+
+    def noted(self: Any, training: Any) -> Any:
+        seen.append(training.model.dtype)
+        return build(self, training)
+
+    monkeypatch.setattr(plugin, "build_trainer", noted)
+    train.run(job, step)
+    assert seen == [torch.bfloat16]
+
+
 def test_rows_that_are_too_long_are_left_out_and_counted(root: Path) -> None:
     job, step = train_step(root, "sft", source=Sums(rows=20), **options_of("sft", steps=2, max_tokens=12))
     facts = train.run(job, step)
