@@ -42,7 +42,7 @@ def keys_page() -> str:
 
     sections = [
         ("recipe", keys.Recipe),
-        ("model", keys.ModelKeys),
+        ("model, train[].teacher", keys.ModelKeys),
         ("calibration", keys.CalibrationKeys),
         ("quantize, compare[]", keys.QuantizeKeys),
         ("train[]", keys.TrainKeys),
@@ -76,7 +76,8 @@ def _table(model: type) -> str:
     """A pydantic model as a table; meanings come from the docstring's `Attributes:`."""
     meanings: dict[str, str] = {}
     for ancestor in reversed(model.__mro__):
-        meanings |= _attributes(inspect.cleandoc(ancestor.__doc__ or "") if ancestor.__module__.startswith("rqat") else "")
+        own = ancestor.__module__.startswith("rqat")
+        meanings |= _attributes(inspect.cleandoc(ancestor.__doc__ or "") if own else "")
     rows = []
     for name, field in model.model_fields.items():
         annotation = field.annotation

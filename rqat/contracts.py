@@ -250,7 +250,8 @@ class Training:
         arguments: settings every TRL config takes: output_dir, max_steps, per_device_train_batch_size,
             gradient_accumulation_steps, seed, use_cpu, bf16, save_steps, logging_steps, report_to, max_grad_norm, ...
         max_tokens: longest prompt plus completion, in tokens.
-        teacher: the model before quantization, frozen, in eval mode; None unless the card says `teacher=True`.
+        teacher: the model before quantization or the one the recipe names, frozen, in eval mode; None unless the card
+            says `teacher=True`. Its tokens are the student's; its logits may be wider (padding of the vocabulary).
         grade: `(completion, answer) -> Verdict`; None unless the recipe names a task for rewards.
         callbacks: to be passed to the trainer as they are.
     """

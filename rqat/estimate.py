@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .keys import CalibrationKeys, EvaluateKeys, TrainKeys
-from .model.config import ModelConfig
+from .errors import RqatError
+from .keys import CalibrationKeys, EvaluateKeys, ModelKeys, TrainKeys
+from .model.config import ModelConfig, read_config
 from .plan import Plan, Step
 
 FLOAT32 = 4
@@ -34,20 +35,24 @@ class Estimate:
     disk_peak_bytes: int
 
 
-def estimate(plan: Plan, config: ModelConfig, device: str = "cpu") -> list[Estimate]:
-    """Memory and disk of every step."""
-    sizes = _Sizes(plan, config, device)
+def estimate(plan: Plan, config: ModelConfig, device: str = "cpu", *, offline: bool = False) -> list[Estimate]:
+    """Memory and disk of every step.
+
+    Args:
+        config: of the model to compress.
+        offline: nothing may be fetched, config.json of a teacher included; a teacher that cannot be read counts as
+            large as the model.
+    """
+    sizes = _Sizes(plan, config, device, offline)
     return [sizes.of(step) for step in plan.steps]
 
 
 class _Sizes:
     """The model's sizes, and what each stage makes of them."""
 
-    def __init__(self, plan: Plan, config: ModelConfig, device: str) -> None:
-        self.plan, self.config = plan, config
-        dtype = plan.model.dtype
-        narrow = dtype == "bfloat16" or (dtype == "auto" and device.startswith("cuda"))
-        self.width = 2 if narrow else FLOAT32
+    def __init__(self, plan: Plan, config: ModelConfig, device: str, offline: bool) -> None:
+        self.plan, self.config, self.device, self.offline = plan, config, device, offline
+        self.width = self._width(plan.model)
         self.quantized = sum(out * width for out, width in config.linears.values())
         self.rest = config.parameters - self.quantized
         self.groups = sum(out * plan.scheme.groups(width) for out, width in config.linears.values())
@@ -76,14 +81,29 @@ class _Sizes:
         trained = self.quantized + (self.rest if keys.other_lr else 0)
         optimizer = 3 * trained * FLOAT32  # latents and two moments
         gradients = trained * self.width
-        models = 2 if step.parts["objective"].card.teacher else 1
+        teacher = self._teacher(keys.teacher) if step.parts["objective"].card.teacher else 0
         sequences = keys.micro_batch or keys.batch
         tokens = sequences * keys.max_tokens
         logits = LOGITS_COPIES * tokens * self.config.vocab * FLOAT32
         kept = tokens * self.config.hidden * self.width * (self.config.blocks + 16)  # one block is recomputed at a time
         cache = self._cache(sequences, keys.max_tokens) if step.parts["objective"].card.rollouts else 0
-        memory = models * self.model + optimizer + gradients + logits + kept + cache
+        memory = self.model + teacher + optimizer + gradients + logits + kept + cache
         return memory, self.checkpoint + self.quantized * FLOAT32, optimizer + self.model
+
+    def _teacher(self, keys: ModelKeys | None) -> int:
+        """Bytes of a teacher; None is the model before quantization."""
+        if keys is None:
+            return self.model
+        try:
+            config = read_config(keys, offline=self.offline)
+        except RqatError:  # which pre-flight reports
+            return self.model
+        return config.bytes if config.quantization else config.parameters * self._width(keys)
+
+    def _width(self, keys: ModelKeys) -> int:
+        """Bytes of a weight in memory."""
+        narrow = keys.dtype == "bfloat16" or (keys.dtype == "auto" and self.device.startswith("cuda"))
+        return 2 if narrow else FLOAT32
 
     def _gate(self, step: Step) -> tuple[float, float, float]:
         keys = step.settings

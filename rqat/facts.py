@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .contracts import Options
-from .keys import EvaluateKeys, TrainKeys
-from .model.hub import fetch
+from .keys import EvaluateKeys, ModelKeys, TrainKeys
+from .model.hub import fetch, resolve
 from .registry import parts_of
 from .storage import fingerprint_of, sha256_of
 
@@ -41,13 +41,14 @@ _SETTINGS: dict[str, frozenset[str]] = {
 SAMPLING = ("temperature", "top_p", "max_completion_tokens")
 """Options of an objective with rollouts that its gate samples with."""
 
-_INDIFFERENT = frozenset({"gate", "save_every", "objective", "task"})
+_INDIFFERENT = frozenset({"gate", "save_every", "objective", "task", "teacher"})
+"""Of these, what decides the result is among the inputs, the parts, or a fact of its own."""
 
 
 def facts_of(plan: Plan, step: Step) -> dict[str, Any]:
     """Everything that decides the result of a step."""
     steps = {other.name: other for other in plan.steps}
-    model = model_facts(plan)
+    model = model_facts(plan.model)
     facts: dict[str, Any] = {
         "rqat": __version__,
         "stage": step.stage,
@@ -58,6 +59,8 @@ def facts_of(plan: Plan, step: Step) -> dict[str, Any]:
     }
     if step.stage in ("quantize", "train", "export"):
         facts["scheme"] = plan.scheme.model_dump(mode="json")
+    if step.stage == "train" and isinstance(step.settings, TrainKeys) and step.settings.teacher is not None:
+        facts["teacher"] = model_facts(step.settings.teacher)
     return facts
 
 
@@ -75,8 +78,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def model_facts(plan: Plan) -> dict[str, Any]:
-    """Name, revision and dtype of the model, and hashes of its configuration, tokenizer and weights.
+def model_facts(keys: ModelKeys) -> dict[str, Any]:
+    """Name, revision and dtype of a model, and hashes of its configuration, tokenizer and weights.
 
     A model of the hub is fetched if need be: without its files, the facts of a first run and of its continuation would
     differ.
@@ -84,10 +87,9 @@ def model_facts(plan: Plan) -> dict[str, Any]:
     Raises:
         ModelError: it cannot be fetched.
     """
-    keys = plan.model
     name = keys.path.rstrip("/").rpartition("/")[2]
     known = {"name": name, "revision": keys.revision, "dtype": keys.dtype, "trust_remote_code": keys.trust_remote_code}
-    folder = plan.model_folder or fetch(keys, offline=False)
+    folder = resolve(keys) or fetch(keys, offline=False)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors"]
     config = [path for path in files if path.name in ("config.json", "generation_config.json")]

@@ -43,7 +43,7 @@ class Register(Protocol):
         load: where its class is.
         summary: one line for `rqat plugins ls`.
         paper: arXiv id, if it comes from one.
-        teacher: objectives only: it needs the model before quantization.
+        teacher: objectives only: it learns from a teacher, by default the model before quantization.
         rollouts: objectives only: it learns from its own completions, so the cold-start gate stands before it.
         needs: quantizers only: the statistics its class collects ("hessian", "absmean"), the same as `Quantizer.needs`.
         domain: sources and tasks only: what the rows are about ("math", "text"), for the domain check of `rqat plan`.

@@ -104,6 +104,7 @@ class TrainKeys(PluginKeys):
     Attributes:
         objective: name of the objective.
         data: rows to train on.
+        teacher: another model to distil from, with the same tokenizer; None is the model before quantization.
         task: whose grader gives the rewards, for objectives that learn from rollouts.
         steps: optimizer steps.
         batch: sequences per optimizer step (for rollouts: completions per step).
@@ -125,6 +126,7 @@ class TrainKeys(PluginKeys):
 
     objective: str
     data: DataKeys
+    teacher: ModelKeys | None = None
     task: str | None = None
     steps: int = Field(ge=1)
     batch: int = Field(default=16, ge=1)
@@ -171,7 +173,7 @@ class Recipe(Keys):
 
     Attributes:
         name: of the run; its folder is `runs/<name>` unless `-o` says otherwise.
-        model: the model to compress, and the teacher of objectives that need one.
+        model: the model to compress, and the teacher of objectives that need one and name no other.
         scheme: spelling of the weight grid ("w2g128").
         calibration: may be left out when no quantizer needs statistics.
         quantize: the quantizer whose result is trained, exported and evaluated.

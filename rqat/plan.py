@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -16,7 +15,6 @@ from .contracts import Options, TaskOptions
 from .errors import RecipeError, RqatError, UnknownName
 from .facts import difference
 from .keys import EvaluateKeys, Keys, ModelKeys, PluginKeys, Recipe, TrainKeys
-from .model.config import resolve
 from .problems import Keys as KeyPath
 from .problems import Place, problems_of
 from .recipe import LoadedRecipe, built_recipe
@@ -91,11 +89,6 @@ class Plan:
     def model(self) -> ModelKeys:
         """The model to compress."""
         return self.recipe.model
-
-    @property
-    def model_folder(self) -> Path | None:
-        """Where its files are; None for a hub model that has not been fetched yet."""
-        return resolve(self.model)
 
     @property
     def arms(self) -> list[str]:
@@ -249,6 +242,10 @@ class _Builder:
         objective = self._use("objective", keys.objective, keys.options, place, "objective")
         source = self._use("source", keys.data.source, keys.data.options, place.at("data"), "source")
         task = self._use("task", keys.task, {}, place, "task") if keys.task is not None else None
+        if keys.teacher is not None and objective is not None and not objective.card.teacher:
+            learners = ", ".join(card.name for card in self.registry.cards("objective") if card.teacher)
+            wanted = f"leave it out, or use one that does: {learners}"
+            self.problems.append(f"{place.at('teacher')}: '{keys.objective}' learns from no teacher; {wanted}.")
         inputs = {"start": self.made[start]}
         if objective is not None and objective.card.rollouts:
             if keys.task is None:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .errors import RqatError, nearest
+from .errors import ModelError, RqatError, nearest
 from .estimate import Estimate, estimate
 from .facts import data_files
 from .keys import DataKeys, QuantizeKeys, TrainKeys
 from .model.config import ModelConfig, check_quantizable, read_config
+from .model.hub import QUANTIZED_FILE
 from .model.layers import choose_layers
+from .model.vocabulary import check_vocabularies
 from .plan import Plan, Step, Use
 from .problems import Place
 from .registry import Registry
@@ -61,7 +63,8 @@ def preflight(plan: Plan, *, folder: Path | None = None, offline: bool = False, 
         offline: nothing may be fetched.
         device: "cpu" or "cuda", for the memory estimate.
     """
-    findings = [*_model(plan, folder, offline, device), *_data(plan), *_training(plan), *_parts(plan)]
+    model = [*_model(plan, folder, offline, device), *_teachers(plan, offline)]
+    findings = [*model, *_data(plan), *_training(plan), *_parts(plan)]
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(dict.fromkeys(findings), key=lambda finding: order[finding.level])
 
@@ -109,7 +112,41 @@ def _model(plan: Plan, folder: Path | None, offline: bool, device: str) -> Itera
         if config.tied:
             yield Finding("note", f"{place}: lm_head shares the embedding's weight; both stay unquantized.")
     yield from _lengths(plan, config)
-    yield from _room(estimate(plan, config, device), folder, device)
+    yield from _room(estimate(plan, config, device, offline=offline), folder, device)
+
+
+def _teachers(plan: Plan, offline: bool) -> Iterator[Finding]:
+    """Teachers that train steps name: their files, and whether their tokens are the student's."""
+    for index, keys in enumerate(plan.recipe.train):
+        if keys.teacher is None:
+            continue
+        place, path = plan.place.at("train", index, "teacher"), keys.teacher.path
+        try:
+            config = read_config(keys.teacher, offline=offline)
+            if config.folder is not None and (config.folder / QUANTIZED_FILE).is_file():
+                raise ModelError(f"'{path}' is a step of a run.", hint="Name the folder of an exported model.")
+            theirs = config.vocabulary(offline=offline)
+        except RqatError as error:
+            yield Finding("error", f"{place}: {error.message}", error.hint)
+            continue
+        try:
+            mine = read_config(plan.model, offline=offline).vocabulary(offline=offline)
+        except RqatError:
+            mine = None  # `_model` reports it, or loading the model does
+        if theirs is not None and mine is not None:
+            try:
+                check_vocabularies(theirs, mine)
+            except RqatError as error:
+                yield Finding("error", f"{place}: '{path}': {error.message}", error.hint)
+        if config.context is not None and keys.max_tokens > config.context:
+            text = f"{place}: max_tokens is {keys.max_tokens}, but the teacher's context is {config.context}."
+            yield Finding("error", text, f"Use at most {config.context}.")
+        if config.quantization is not None:
+            method = config.quantization.get("quant_method", "an unknown method")
+            fix = "What quantization cost it, the student learns too; distil from 16 or 32 bits if you can."
+            yield Finding("warning", f"{place}: '{path}' is quantized itself ({method}).", fix)
+        if config.folder is None:
+            yield Finding("note", f"{place}: '{path}' will be fetched from the hub, {_size(config.bytes)}.")
 
 
 def _layers(plan: Plan, config: ModelConfig, steps: Sequence[Step]) -> Iterator[Finding]:

@@ -6,7 +6,8 @@ Beyond the keys of `rqat.keys` a recipe file may hold
                         mappings are merged and lists replaced, but `train: {kd: {lr: 1e-5}}` changes one entry of a
                         list; naming another plugin drops the old one's options
     model: path         a string where a mapping is expected is the key that names it, here `{path: ...}`;
-                        likewise `quantize: gptq`, `calibration: arith`, `data: gsm8k`, `evaluate: [math500]`
+                        likewise `quantize: gptq`, `calibration: arith`, `data: gsm8k`, `teacher: path`,
+                        `evaluate: [math500]`
 """
 
 from __future__ import annotations
@@ -223,9 +224,12 @@ def _spell_out(data: dict[str, Any]) -> None:
             data[key] = [spelled(item, model) for item in data[key]]
         else:
             data[key] = spelled(data[key], model)
-    for entry in data["train"] if isinstance(data.get("train"), list) else ():
-        if isinstance(entry, dict) and "data" in entry:
-            entry["data"] = spelled(entry["data"], DataKeys)
+    train = data.get("train")
+    for entry in train if isinstance(train, list) else train.values() if isinstance(train, dict) else ():
+        for key in ("data", "teacher"):
+            model = model_at(TrainKeys, (key,))
+            if isinstance(entry, dict) and key in entry and model is not None:
+                entry[key] = spelled(entry[key], model)
 
 
 def _override(text: str, data: dict[str, Any], origins: dict[Keys, str]) -> None:

@@ -216,16 +216,33 @@ def test_architecture_that_is_not_supported(own_model: Path) -> None:
     refused(*quantize(own_model), says=["'mamba'", "cannot quantize", "qwen3"])
 
 
-def test_teacher_with_another_vocabulary() -> None:
-    """No recipe can name another teacher; whoever calls the function with one is told which token differs."""
-    from rqat import ModelError
-    from rqat.train.teacher import check_vocabularies
+TRAIN = """train:
+  - objective: {objective}
+    data: arith
+    steps: 2
+    max_tokens: 64
+    teacher: {teacher}
+"""
 
+
+def test_teacher_with_another_vocabulary(recipe: Path, own_model: Path) -> None:
     other = tiny_tokenizer()
     other.add_tokens(["<think>"])
-    with pytest.raises(ModelError, match="different vocabularies: token '<think>'") as told:
-        check_vocabularies(other, tiny_tokenizer())
-    assert told.value.exit_code == 2
+    other.save_pretrained(own_model)
+    recipe.write_text(recipe.read_text() + TRAIN.format(objective="kd", teacher=own_model))
+    sizes = f"of {len(other)} and {len(other) - 1} tokens"
+    told = ["mine.yaml:11 train.0.teacher", str(own_model), "different vocabularies", sizes, "'<think>'"]
+    refused("qat", "--recipe", recipe, "-o", "run", says=told)
+
+
+def test_teacher_that_is_not_there(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + TRAIN.format(objective="kd", teacher="./no/such/teacher"))
+    refused("qat", "--recipe", recipe, says=["mine.yaml:11 train.0.teacher", "./no/such/teacher", "does not exist"])
+
+
+def test_teacher_for_an_objective_without_one(recipe: Path, model: Path) -> None:
+    recipe.write_text(recipe.read_text() + TRAIN.format(objective="sft", teacher=model))
+    refused("qat", "--recipe", recipe, says=["mine.yaml:11 train.0.teacher", "'sft' learns from no teacher", "kd"])
 
 
 def test_model_and_task_in_the_wrong_order(model: Path) -> None:

@@ -34,7 +34,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "train": ("model", "contracts", "keys", "scheme", "errors", "storage"),
     "facts": ("registry", "model", "keys", "storage", "contracts"),
     "plan": ("facts", "recipe", "registry", "problems", "model", "keys", "storage", "contracts", "scheme", "errors"),
-    "estimate": ("plan", "model", "keys"),
+    "estimate": ("plan", "model", "keys", "errors"),
     "preflight": ("estimate", "plan", "facts", "registry", "problems", "model", "keys", "errors"),
     "scaffold": ("registry", "storage", "errors"),
     "testing": ("registry", "train", "model", "contracts", "scheme", "errors"),

@@ -21,13 +21,16 @@ NOT_LINEAR = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class Distillation(rqat.Objective):
-    """Divergence from the teacher's next-token distribution, averaged over tokens."""
+    """Divergence from the teacher's next-token distribution, averaged over tokens.
+
+    Over the tokens of the tokenizer only: rows beyond them, by which vocabularies are padded, mean nothing.
+    """
 
     options: Options
 
     def build_trainer(self, training: rqat.Training) -> transformers.Trainer:
         if training.teacher is None:
-            raise rqat.ModelError("distillation needs the model before quantization.", hint="Give Training a teacher.")
+            raise rqat.ModelError("distillation needs a teacher.", hint="Give Training one.")
         for model in (training.model, training.teacher):
             _check_head(model)
         rows = training.rows
@@ -53,6 +56,8 @@ class DistillationTrainer(SFTTrainer):
         super().__init__(**arguments)
         self.options = options
         self.teacher = teacher
+        tokenizer: Any = self.processing_class
+        self.vocabulary = max(tokenizer.get_vocab().values()) + 1
         # Have the trainer count the tokens of the whole batch, so that accumulated gradients are a true token mean.
         self.model_accepts_loss_kwargs = True
 
@@ -80,6 +85,7 @@ class DistillationTrainer(SFTTrainer):
             labels=labels[counted],
             label_share=self.options.sft_weight,
             count=num_items_in_batch,
+            vocabulary=self.vocabulary,
         )
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
@@ -103,5 +109,5 @@ def _check_head(model: transformers.PreTrainedModel) -> None:
     if found:
         raise rqat.ModelError(
             f"{type(model).__name__} has {', '.join(found)}: its logits are not hidden states times head weights.",
-            hint="Train it with objective: sft.",
+            hint="Train with objective: sft, or name another teacher.",
         )

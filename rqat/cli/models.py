@@ -27,7 +27,8 @@ def load_any(
         ModelError: there is none, it is damaged, or `path` is a whole run and not one of its steps.
     """
     from ..keys import ModelKeys
-    from ..model.checkpoint import QUANTIZED_FILE, load_checkpoint
+    from ..model.checkpoint import load_checkpoint
+    from ..model.hub import QUANTIZED_FILE
     from ..model.load import load_model
 
     folder = Path(path)

@@ -97,7 +97,7 @@ def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int
     from ..model.config import read_config
 
     try:
-        found = estimate(made, read_config(made.model, offline=offline), device)
+        found = estimate(made, read_config(made.model, offline=offline), device, offline=offline)
     except RqatError:
         return {}
     return {one.step: {"memory_bytes": one.memory_bytes, "disk_bytes": one.disk_peak_bytes} for one in found}

@@ -31,6 +31,7 @@ from ..contracts import QuantizedWeight
 from ..errors import ModelError, RqatError
 from ..scheme import Scheme
 from ..storage import explained
+from .hub import QUANTIZED_FILE
 from .load import default_dtype, quiet
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ FORMAT = 1
 """Version of this layout, written into quantized.safetensors."""
 
 DENSE_FILE = "model.safetensors"
-QUANTIZED_FILE = "quantized.safetensors"
 GENERATION_FILE = "generation_config.json"
 ENTRY = "rqat"
 """The only key of a file's metadata. With more than one their order in the file would be random."""

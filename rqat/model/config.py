@@ -18,6 +18,7 @@ from ..errors import ModelError
 from ..keys import ModelKeys
 from .hub import INDEX, SINGLE, TOKENIZERS, fetch, read_remote, resolve
 from .layers import FAMILIES, layer_names
+from .vocabulary import read_vocabulary
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _LARGEST_HEADER = 100_000_000
@@ -142,6 +143,22 @@ class ModelConfig:
         if self.folder is not None:
             return self.folder
         return fetch(self.keys, offline=offline)
+
+    def vocabulary(self, *, offline: bool) -> dict[str, int] | None:
+        """Ids by token, from the tokenizer's files, which are fetched if need be; None in formats not read here.
+
+        Raises:
+            ModelError: a file is missing or damaged, or an id has no row in the embedding.
+        """
+        files = (*TOKENIZERS, "tokenizer_config.json", "added_tokens.json")
+        found = read_vocabulary(self.folder or fetch(self.keys, offline=offline, only=files))
+        highest = max(found.values(), default=-1) if found else -1
+        if self.vocab and highest >= self.vocab:
+            raise ModelError(
+                f"The tokenizer of '{self.keys.path}' has ids up to {highest}; its embedding ends at {self.vocab - 1}.",
+                hint="The tokenizer belongs to another model; put the right one beside the weights.",
+            )
+        return found
 
 
 def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ BUILTIN = "builtin:"
 ASSETS = Path(__file__).parent.parent / "assets"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+QUANTIZED_FILE = "quantized.safetensors"
+"""Which a step of a run has beside its other weights, and no model for others does."""
+
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 """A folder with none of these has no tokenizer."""
 
@@ -53,8 +56,8 @@ def resolve(keys: ModelKeys) -> Path | None:
     return None if missing_files(cached) else cached
 
 
-def fetch(keys: ModelKeys, *, offline: bool) -> Path:
-    """Fetches all files of a hub model.
+def fetch(keys: ModelKeys, *, offline: bool, only: Sequence[str] | None = None) -> Path:
+    """Fetches all files of a hub model, or `only` those that match a pattern.
 
     Raises:
         ModelError: the hub does not give them, or nothing may be fetched; the message lists what is missing.
@@ -62,7 +65,7 @@ def fetch(keys: ModelKeys, *, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     _refuse_offline(keys, offline)
-    patterns = [*FETCHED, *(["*.py"] if keys.trust_remote_code else [])]
+    patterns = list(only or [*FETCHED, *(["*.py"] if keys.trust_remote_code else [])])
     with _explained(keys):
         return Path(snapshot_download(keys.path, revision=keys.revision, allow_patterns=patterns))
 

@@ -95,12 +95,11 @@ def _train(
             seed=keys.seed,
             rollouts=card.rollouts,
         )
-        teacher = (
-            load_teacher(job.plan.model, start.tokenizer, device=job.device, offline=job.offline)
-            if card.teacher
-            else None
-        )
-        latents, where = _latents(job, start, start_folder, teacher)
+        teacher = None
+        if card.teacher:
+            named = keys.teacher or job.plan.model
+            teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline)
+        latents, where = _latents(job, start, start_folder, teacher if keys.teacher is None else None)
         optimizer = QuantizedOptimizer(
             start.model,
             start.layers,
@@ -151,16 +150,20 @@ def _train(
 
 
 def _latents(
-    job: Job, start: Checkpoint, folder: Path, teacher: transformers.PreTrainedModel | None
+    job: Job, start: Checkpoint, folder: Path, source: transformers.PreTrainedModel | None
 ) -> tuple[Mapping[str, Tensor], str]:
-    """Where the latent weights start, and what that is called in the facts; see `rqat.train.latents`."""
+    """Where the latent weights start, and what that is called in the facts; see `rqat.train.latents`.
+
+    Args:
+        source: the model before quantization if it is in memory already; else it is loaded when needed.
+    """
     from ..model.load import load_model
     from ..train.latents import SourceLatents, is_source_of, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
         return carried, "the train step before"
-    source = teacher or load_model(job.plan.model, device=job.device, offline=job.offline)[0]
+    source = source or load_model(job.plan.model, device=job.device, offline=job.offline)[0]
     if is_source_of(source, start.model, start.layers):
         return SourceLatents(source, start.layers), "the weights before quantization"
     return {}, "the middle of their cells"

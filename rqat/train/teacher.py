@@ -1,12 +1,12 @@
-"""The teacher: the model as it was before quantization, frozen."""
+"""The teacher: the model as it was before quantization, or another one with its tokens, frozen."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import ModelError
 from ..keys import ModelKeys
 from ..model.load import load_model
+from ..model.vocabulary import check_vocabularies
 
 if TYPE_CHECKING:
     import transformers
@@ -19,30 +19,12 @@ def load_teacher(
     device: str = "cpu",
     offline: bool = False,
 ) -> transformers.PreTrainedModel:
-    """Loads the model before quantization: in eval mode, no parameter with a gradient, on `device`.
+    """Loads a teacher: in eval mode, no parameter with a gradient, on `device`.
 
     Raises:
-        ModelError: its tokens are not the student's.
+        ModelError: its tokens are not the student's. Logits may be wider than there are tokens, and of another width
+            than the student's.
     """
     teacher, tokenizer = load_model(keys, device=device, offline=offline, quantizable=False)
-    check_vocabularies(tokenizer, student_tokenizer)
+    check_vocabularies(tokenizer.get_vocab(), student_tokenizer.get_vocab())
     return teacher.requires_grad_(False)
-
-
-def check_vocabularies(
-    teacher: transformers.PreTrainedTokenizerBase, student: transformers.PreTrainedTokenizerBase
-) -> None:
-    """Refuses a teacher whose token ids mean something else: distributions could not be compared.
-
-    Raises:
-        ModelError: names the first token that differs.
-    """
-    theirs, mine = teacher.get_vocab(), student.get_vocab()
-    if theirs == mine:
-        return
-    different = min((token for token in theirs.keys() | mine.keys() if theirs.get(token) != mine.get(token)), key=str)
-    raise ModelError(
-        f"teacher and student have different vocabularies: token {different!r} is {theirs.get(different)} for the "
-        f"teacher and {mine.get(different)} for the student.",
-        hint="Distil from the model that was quantized.",
-    )

@@ -95,6 +95,26 @@ def test_rows_of_padding_in_one_vocabulary_take_no_part() -> None:
     assert not wider.grad[V:].any()
 
 
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("temperature", [0.25, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masked_padding_is_as_good_as_cut(divergence: str, temperature: float, dtype: torch.dtype) -> None:
+    """Heads of two widths, both wider than the tokenizer, with large rows of padding."""
+    h, w, ht, wt, labels = case(dtype=dtype)
+    wide = torch.cat([w, 50 + torch.randn(6, D, dtype=dtype)])
+    wider = torch.cat([wt, 50 + torch.randn(14, D + 8, dtype=dtype)])
+    settings = {"divergence": divergence, "temperature": temperature, "labels": labels, "label_share": 0.2}
+    results = []
+    for head, teacher_head, tokens in ((w, wt, None), (wide, wider, V)):
+        x, head = h.clone().requires_grad_(), head.clone().requires_grad_()
+        loss = linear_kl(x, head, ht, teacher_head, vocabulary=tokens, **settings)
+        loss.backward()
+        results.append((loss.detach(), x.grad, head.grad[:V]))
+        assert not head.grad[V:].any()
+    for cut, masked in zip(*results, strict=True):
+        torch.testing.assert_close(masked, cut)
+
+
 def test_float32_is_close_to_float64() -> None:
     """Tolerance: 50 float32 log-probabilities of magnitude 10, each with a relative error of 1e-7."""
     exact = linear_kl(*case()[:4], divergence="jsd")

@@ -18,7 +18,9 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import Sums
 
 
-def built(tmp_path: Path, teacher_seed: int = 1, **options: Any) -> DistillationTrainer:
+def built(
+    tmp_path: Path, teacher_seed: int = 1, teacher_shape: dict[str, int] | None = None, **options: Any
+) -> DistillationTrainer:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.dim() == 1], lr=0.1)
     arguments = {
@@ -33,7 +35,7 @@ def built(tmp_path: Path, teacher_seed: int = 1, **options: Any) -> Distillation
         scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer),
         arguments=arguments,
         max_tokens=64,
-        teacher=tiny_model(teacher_seed).requires_grad_(False),
+        teacher=tiny_model(teacher_seed, **(teacher_shape or {})).requires_grad_(False),
     )
     return Distillation(Options(**options)).build_trainer(training)  # type: ignore[return-value]
 
@@ -44,9 +46,15 @@ def batch_of(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("positions", ["completion", "all"])
 @pytest.mark.parametrize("sft_weight", [0.0, 0.25])
-def test_loss_and_gradient_are_those_of_whole_logits(tmp_path: Path, positions: str, sft_weight: float) -> None:
-    """With padding masked out in the reference, although the objective passes no mask. Tolerance: float32 sums."""
-    trainer = built(tmp_path, positions=positions, sft_weight=sft_weight, temperature=2.0)
+@pytest.mark.parametrize("shape", [{}, {"hidden": 64, "vocab": 160}, {"vocab": 96}])
+def test_loss_and_gradient_are_those_of_whole_logits(
+    tmp_path: Path, positions: str, sft_weight: float, shape: dict[str, int]
+) -> None:
+    """With padding masked out in the reference, although the objective passes no mask. Tolerance: float32 sums.
+
+    The student's vocabulary is padded from 96 tokens to 128, the teacher's to 128, to 160, or not at all.
+    """
+    trainer = built(tmp_path, teacher_shape=shape, positions=positions, sft_weight=sft_weight, temperature=2.0)
     inputs = batch_of(trainer)
     loss = trainer.compute_loss(trainer.model, dict(inputs))
     loss.backward()
@@ -54,8 +62,10 @@ def test_loss_and_gradient_are_those_of_whole_logits(tmp_path: Path, positions: 
     trainer.model.zero_grad()
 
     common = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-    plain, teacher = tiny_model(), tiny_model(1)
-    logits, theirs = plain(**common).logits[:, :-1], teacher(**common).logits[:, :-1].detach()
+    plain, teacher, tokens = tiny_model(), tiny_model(1, **shape), len(tiny_tokenizer())
+    assert tokens == 96
+    logits = plain(**common).logits[:, :-1, :tokens]
+    theirs = teacher(**common).logits[:, :-1, :tokens].detach()
     shown = inputs["attention_mask"][:, 1:].bool()
     counted = shown if positions == "all" else inputs["labels"][:, 1:] != -100
     assert counted.sum() < shown.numel()
@@ -91,7 +101,7 @@ def test_the_teacher_is_not_trained(tmp_path: Path) -> None:
 def test_needs_a_teacher_and_plain_heads(tmp_path: Path) -> None:
     trainer = built(tmp_path)
     training = Training(trainer.model, trainer.processing_class, None, None, None, {}, 64)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="before quantization"):
+    with pytest.raises(ModelError, match="needs a teacher"):
         Distillation(Options()).build_trainer(training)
     training.teacher = tiny_model()
     training.teacher.config.final_logit_softcapping = 30.0

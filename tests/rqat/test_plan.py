@@ -236,6 +236,19 @@ def test_the_gate_samples_as_its_objective_does(registry: Registry, model: Path,
     assert "07-gate-grpo" not in changed(registry, model, "train.2.lr=1e-7")
 
 
+def test_a_teacher_is_known_by_its_contents(registry: Registry, model: Path, tmp_path: Path):
+    teacher = Path(shutil.copytree(model, tmp_path / "teacher"))
+    assert "teacher" not in plan_of(registry, model=str(model)).facts(plan_of(registry).step("05-train-kd"))
+    steps = changed(registry, model, f"train.0.teacher={teacher}")
+    assert steps == changed(registry, model, "train.0.lr=1e-6")
+    plan = plan_of(registry, f"train.0.teacher={teacher}", model=str(model))
+    before = plan.fingerprint(plan.step("05-train-kd"))
+    weights = bytearray((teacher / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (teacher / "model.safetensors").write_bytes(weights)
+    assert plan.fingerprint(plan.step("05-train-kd")) != before
+
+
 def test_the_model_is_known_by_its_contents(registry: Registry, model: Path, tmp_path: Path):
     copied = tmp_path / "tiny"
     shutil.copytree(model, copied)

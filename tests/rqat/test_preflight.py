@@ -199,6 +199,39 @@ def test_estimates_grow_with_what_they_depend_on(registry: Registry, model: Path
         assert one.disk_peak_bytes >= one.disk_bytes >= 0
 
 
+def test_a_teacher_is_looked_at_before_any_work(registry: Registry, model: Path, tmp_path: Path):
+    def texts(level: str) -> list[str]:
+        return found(plan_of(registry, model, f"train.0.teacher={teacher}"), level)
+
+    teacher = save_tiny(tmp_path / "teacher", 1, vocab=160, context=96)
+    only(texts("error"), "train.0.teacher", "max_tokens is 128", "context is 96", "Use at most 96")
+    teacher = save_tiny(tmp_path / "teacher", 1, vocab=160)
+    assert texts("error") == texts("warning") == []
+
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    assert texts("error") == []
+    only(texts("warning"), "train.0.teacher", "is quantized itself (gptq)", "16 or 32 bits")
+    (teacher / "config.json").write_text(json.dumps(config | {"vocab_size": 64}))
+    only(texts("error"), "train.0.teacher", "ids up to", "its embedding ends at 63")
+    (teacher / "config.json").write_text(json.dumps(config))
+    (teacher / "quantized.safetensors").touch()
+    only(texts("error"), "train.0.teacher", "is a step of a run", "exported model")
+    (teacher / "quantized.safetensors").unlink()
+    (teacher / "tokenizer.json").write_text("{")
+    only(texts("error"), "train.0.teacher", "tokenizer.json' is damaged")
+
+
+def test_a_teacher_counts_in_the_memory(registry: Registry, model: Path, tmp_path: Path):
+    config, teacher = read_config(plan_of(registry, model).model), save_tiny(tmp_path / "large", layers=6)
+    sizes = []
+    for overrides in ((), (f"train.0.teacher={teacher}",)):
+        plan = plan_of(registry, model, *overrides)
+        sizes += [one.memory_bytes for one in estimate(plan, config) if "train" in one.step]
+    larger = read_config(plan.recipe.train[0].teacher or plan.model).parameters - config.parameters
+    assert sizes[1] - sizes[0] == 4 * larger > 0
+
+
 def test_reading_data_finds_what_is_missing(registry: Registry, model: Path, tmp_path: Path):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
     bad = {"source": "jsonl", "path": str(tmp_path / "bad.jsonl")}

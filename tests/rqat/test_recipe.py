@@ -225,6 +225,19 @@ def test_one_entry_of_a_list_can_be_changed(whole: Path, entry: str):
     assert str(loaded.place.at("train", 0, "steps")) == f"{whole}:15 train.0.steps"
 
 
+def test_a_teacher_is_a_model_by_name_or_with_keys(whole: Path):
+    assert load_recipe(whole).recipe.train[0].teacher is None
+    for text in ("some/teacher", "{path: some/teacher}"):
+        for loaded in (
+            extended(whole, f"train: {{kd: {{teacher: {text}}}}}\n"),
+            extended(whole, f"train: [{{objective: kd, data: arith, steps: 3, teacher: {text}}}]\n"),
+            load_recipe(whole, [f"train.kd.teacher={text}"]),
+        ):
+            teacher = loaded.recipe.train[0].teacher
+            assert teacher is not None
+            assert teacher.path == "some/teacher"
+
+
 def test_an_entry_that_is_not_there(whole: Path):
     with pytest.raises(RecipeError, match=r"mine.yaml:3: 'train' has no entry 'sft'; write 0 to 1 or kd, grpo."):
         extended(whole, "train:\n  sft: {lr: 1}\n")
@@ -331,5 +344,9 @@ def test_shipped_recipes_fit_the_json_schema():
     schema = json_schema(Registry.discover())
     for path in shipped_recipes().values():
         jsonschema.validate(read_yaml(path)[0], schema)
+    for teacher in ("some/model", {"path": "some/model", "revision": "main"}, None):
+        jsonschema.validate({"train": [{"objective": "kd", "teacher": teacher}]}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"train": [{"objective": "kd", "teacher": {"name": "some/model"}}]}, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"quantize": {"method": "gptq", "damp": "much"}}, schema)

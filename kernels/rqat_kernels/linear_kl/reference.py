@@ -14,6 +14,9 @@ Letters: tokens `T`, vocabulary `V`, student hidden states `h (T, d)` and head `
 `tau^2` keeps the size of the gradient independent of the temperature (arXiv 1503.02531, section 2). `c` mixes in the
 cross entropy with the labels, always at temperature 1; positions labelled -100 have none.
 
+Heads may have more rows than there are tokens. Such padding takes no part: its probability is exactly 0 in every
+softmax, and its rows have no gradient.
+
 Gradients with respect to the logits `x = h W^T`, with `k = tau^2 / tau = tau`:
 
     forward   k (q - p)
@@ -36,6 +39,9 @@ Divergence = Literal["forward", "reverse", "jsd"]
 CHUNK_ELEMENTS = 1 << 22
 """Logits in a chunk: `chunk tokens * V`. 16 MiB per array in float32."""
 
+PADDING = -1e30
+"""The logit of padding: its probability is 0, while differences of log-probabilities stay finite."""
+
 FAR = 80.0
 """Differences of log-probabilities beyond which `exp` would overflow float32."""
 
@@ -52,6 +58,7 @@ def linear_kl(
     labels: Tensor | None = None,
     label_share: float = 0.0,
     count: Tensor | float | None = None,
+    vocabulary: int | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
     """Loss, a float32 scalar (float64 for float64 inputs), differentiable in `student` and `weight`.
@@ -60,7 +67,7 @@ def linear_kl(
         student: `h (T, d)`: only the positions that count.
         weight: `W (V, d)`.
         teacher: `h' (T, d')`, without gradient.
-        teacher_weight: `W' (V', d')`; only the first `min(V, V')` entries take part, the rest is padding.
+        teacher_weight: `W' (V', d')`.
         divergence: which one.
         beta: the teacher's share in `m`, between 0 and 1; for "jsd" only.
         temperature: `tau > 0`.
@@ -68,9 +75,11 @@ def linear_kl(
         label_share: `c` in [0, 1].
         count: divisor; None is `T`, so that the result is the mean over tokens. With gradient accumulation it is the
             number of tokens of the whole batch.
+        vocabulary: number of tokens; rows of both heads from there on are padding. None is `min(V, V')`, never more.
         chunk_elements: how many logits may exist at once.
     """
-    vocabulary = min(weight.shape[0], teacher_weight.shape[0])
+    width = min(weight.shape[0], teacher_weight.shape[0])
+    tokens = width if vocabulary is None else min(vocabulary, width)
     if divergence not in ("forward", "reverse", "jsd"):
         raise ValueError(f"divergence {divergence!r} is unknown. Known: forward, reverse, jsd.")
     if divergence == "jsd" and not 0 < beta < 1:
@@ -82,8 +91,8 @@ def linear_kl(
     if len(student) != len(teacher):
         raise ValueError(f"{len(student)} student positions, {len(teacher)} teacher positions.")
     divisor = max(1, len(student)) if count is None else count
-    chunk = max(1, chunk_elements // vocabulary)
-    settings = (divergence, beta, temperature, label_share, divisor, chunk, vocabulary)
+    chunk = max(1, chunk_elements // width)
+    settings = (divergence, beta, temperature, label_share, divisor, chunk, width, tokens)
     return _LinearKL.apply(student, weight, teacher.detach(), teacher_weight.detach(), labels, settings)
 
 
@@ -98,21 +107,24 @@ class _LinearKL(torch.autograd.Function):
         labels: Tensor | None,
         settings: tuple[Any, ...],
     ) -> Tensor:
-        divergence, beta, tau, share, divisor, chunk, vocabulary = settings
+        divergence, beta, tau, share, divisor, chunk, width, tokens = settings
         exact = torch.float64 if student.dtype == torch.float64 else torch.float32
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(student) if need_hidden else None
         grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if need_weight else None
-        head, teacher_head = weight[:vocabulary], teacher_weight[:vocabulary]
+        head, teacher_head = weight[:width], teacher_weight[:width]
         loss = torch.zeros((), dtype=exact, device=student.device)
         for start in range(0, len(student), chunk):
             rows = slice(start, start + chunk)
+            # Padding is masked and not cut, since matrix products of an odd width are slow on GPUs.
             logits = (student[rows] @ head.T).to(exact)
+            logits[:, tokens:] = PADDING
             total = logits.new_zeros(())
             grad: Tensor | None = None
             if share < 1:
                 log_q = torch.log_softmax(logits / tau if tau != 1 else logits, -1)
                 theirs = (teacher[rows] @ teacher_head.T).to(exact)
+                theirs[:, tokens:] = PADDING
                 log_p = torch.log_softmax(theirs / tau if tau != 1 else theirs, -1)
                 per_token, grad_kl = _divergence(log_q, log_p, divergence, beta)
                 total = total + (1 - share) * tau * tau * per_token.sum()
@@ -127,7 +139,7 @@ class _LinearKL(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.matmul(grad, head, out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight[:vocabulary] += (grad.T @ student[rows]).to(exact)
+                grad_weight[:width] += (grad.T @ student[rows]).to(exact)
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return loss
 

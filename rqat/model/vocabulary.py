@@ -1,0 +1,71 @@
+"""Which token has which id, read from tokenizer files alone: without torch and transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+
+
+def read_vocabulary(folder: Path) -> dict[str, int] | None:
+    """Ids by token, added tokens included; None when the folder's tokenizer is in a format not read here (`*.model`).
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    whole, plain = folder / "tokenizer.json", folder / "vocab.json"
+    if whole.is_file():
+        data = _read(whole)
+        try:
+            vocabulary = data["model"]["vocab"]
+            if isinstance(vocabulary, list):  # Unigram: [token, score] in the order of ids
+                vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+            found = vocabulary | {added["content"]: added["id"] for added in data.get("added_tokens") or ()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(whole) from error
+    elif plain.is_file():
+        found = _read(plain)
+    else:
+        return None
+    more = _read(folder / "added_tokens.json")
+    declared = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    more |= {token["content"]: int(index) for index, token in declared.items()}
+    return more | found
+
+
+def check_vocabularies(teacher: Mapping[str, int], student: Mapping[str, int]) -> None:
+    """Refuses a teacher whose token ids mean something else: distributions could not be compared.
+
+    Raises:
+        ModelError: gives both sizes and the first token that differs.
+    """
+    if teacher == student:
+        return
+    wrong = [token for token in teacher.keys() | student.keys() if teacher.get(token) != student.get(token)]
+    first = min(wrong, key=lambda token: (student.get(token, len(student)), token))
+    theirs, mine = teacher.get(first, "missing"), student.get(first, "missing")
+    raise ModelError(
+        f"teacher and student have different vocabularies, of {len(teacher)} and {len(student)} tokens: "
+        f"token {first!r} is {theirs} for the teacher and {mine} for the student.",
+        hint="Distil from a model with the student's tokenizer; leave `teacher` out for the model before quantization.",
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON mapping; empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path) from error
+    if not isinstance(data, dict):
+        raise _damaged(path)
+    return data
+
+
+def _damaged(path: Path) -> ModelError:
+    return ModelError(f"'{path}' is damaged.", hint="Fetch the model again.")
