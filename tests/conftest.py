@@ -11,6 +11,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+# Child processes find the packages of this checkout, installed or not.
+_ROOT = Path(__file__).parents[1]
+_PATHS = [str(_ROOT / name) for name in ("", "plugins", "kernels")]
+os.environ["PYTHONPATH"] = os.pathsep.join([*_PATHS, *filter(None, [os.environ.get("PYTHONPATH")])])
+
 _BESIDE = Path(__file__).parents[2] / "shared" / "data"
 if "RQAT_DATA" not in os.environ and _BESIDE.is_dir():
     os.environ["RQAT_DATA"] = str(_BESIDE)
