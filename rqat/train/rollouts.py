@@ -128,6 +128,7 @@ def _config(tokenizer: Any, ends: list[int], tokens: int, temperature: float, to
         temperature=temperature,
         top_p=top_p,
         top_k=0,
+        repetition_penalty=1.0,  # left out, it would be the checkpoint's own
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         eos_token_id=ends,
         use_cache=True,

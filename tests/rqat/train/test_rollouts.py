@@ -35,6 +35,17 @@ def test_the_seed_decides() -> None:
     assert drawn(0) != drawn(1)
 
 
+def test_the_checkpoints_own_penalty_does_not_count() -> None:
+    def drawn(penalty: float) -> list[str]:
+        model = tiny_model()
+        model.generation_config.repetition_penalty = penalty
+        torch.manual_seed(0)
+        groups = sample(model, tiny_tokenizer(), PROMPTS, samples=2, max_new_tokens=8, temperature=1.0)
+        return [c.text for group in groups for c in group]
+
+    assert drawn(50.0) == drawn(1.0)
+
+
 def test_prompts_are_padded_on_the_left() -> None:
     ids, mask = padded(tiny_tokenizer(), PROMPTS, torch.device("cpu"))
     assert ids.shape == mask.shape == (3, 15)
