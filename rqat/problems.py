@@ -16,6 +16,23 @@ from .errors import nearest
 
 Keys = tuple[str | int, ...]
 
+IS_NOT = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a mapping"),
+    "string_type": "text",
+}
+"""What a value should have been, by pydantic's name of the problem; its own words are those of Python."""
+
+BOUNDS = {
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -38,14 +55,24 @@ class Place:
         """The keys, as `--set` takes them."""
         return ".".join(map(str, self.keys))
 
+    @property
+    def line(self) -> int:
+        """The line it was written on; 0 for the command line."""
+        number = self._origin()[0].rpartition(":")[2]
+        return int(number) if number.isdigit() else 0
+
     def __str__(self) -> str:
+        origin, whole = self._origin()
+        flag = origin.startswith("-") or origin.isupper()  # `--scheme`, `MODEL`
+        return origin if flag and whole else f"{origin} {self.dotted}".strip()
+
+    def _origin(self) -> tuple[str, bool]:
+        """Where the value, or else the nearest mapping around it, was written; and whether it is the value itself."""
         for length in range(len(self.keys), -1, -1):
             origin = self.origins.get(self.keys[:length])
             if origin is not None:
-                flag = origin.startswith("-") or origin.isupper()  # `--scheme`, `MODEL`
-                whole = flag and length == len(self.keys)
-                return origin if whole else f"{origin} {self.dotted}".rstrip()
-        return self.dotted
+                return origin, length == len(self.keys)
+        return "", False
 
 
 def problems_of(
@@ -60,8 +87,8 @@ def problems_of(
     lines = []
     for problem in error.errors(include_url=False):
         keys = tuple(key for key in problem["loc"] if isinstance(key, int) or not key.startswith(("list[", "tuple[")))
-        lines.append(_line(problem, keys, model, place, tuple(also_known)))
-    return list(dict.fromkeys(lines))
+        lines.append((place.at(*keys).line, _line(problem, keys, model, place, tuple(also_known))))
+    return list(dict.fromkeys(text for _, text in sorted(lines, key=lambda line: line[0])))
 
 
 def unknown_key(key: str, known: Iterable[str], place: Place, *, inside: str = "") -> str:
@@ -88,6 +115,10 @@ def _line(problem: Any, keys: Keys, model: type[BaseModel], place: Place, also_k
         return f"{here}: {given!r} is not one of {', '.join(expected)}.{f' Did you mean {near!r}?' if near else ''}"
     if kind == "value_error":
         return f"{here}: {limits['error']}"
+    if kind in IS_NOT:
+        return f"{here}: {_shown(given)} is not {IS_NOT[kind]}."
+    if kind in BOUNDS:
+        return f"{here}: {_shown(given)}: has to be {BOUNDS[kind].format(**limits)}."
     return f"{here}: {_shown(given)}: {problem['msg'][:1].lower()}{problem['msg'][1:]}."
 
 

@@ -7,7 +7,7 @@ Beyond the keys of `rqat.keys` a recipe file may hold
                         list; naming another plugin drops the old one's options
     model: path         a string where a mapping is expected is the key that names it, here `{path: ...}`;
                         likewise `quantize: gptq`, `calibration: arith`, `data: gsm8k`, `teacher: path`,
-                        `evaluate: [math500]`
+                        `evaluate: [math500]`, or `evaluate: math500` for a list of one
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _validated(
 
 def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Keys, str]]:
     """A file, merged over the one it extends."""
-    data, origins = read_yaml(path)
+    data, origins = read_yaml(path, path.name if path.parent == recipe_folder() else str(path))
     _spell_out(data)
     if "extends" not in data:
         return data, origins
@@ -220,8 +220,9 @@ def _spell_out(data: dict[str, Any]) -> None:
         model = model_at(Recipe, (key,))
         if key not in data or model is None:
             continue
-        if isinstance(data[key], list) and "tuple" in str(info.annotation):
-            data[key] = [spelled(item, model) for item in data[key]]
+        if isinstance(data[key], str | list) and "tuple" in str(info.annotation):
+            entries = [data[key]] if isinstance(data[key], str) else data[key]
+            data[key] = [spelled(item, model) for item in entries]
         else:
             data[key] = spelled(data[key], model)
     train = data.get("train")
@@ -300,7 +301,7 @@ def json_schema(registry: Registry | None = None) -> dict[str, Any]:
     schema["required"] = []  # a recipe that extends another leaves out what that one has
     for name, info in Recipe.model_fields.items():
         if "tuple" in str(info.annotation):  # `train: {kd: {...}}` changes one entry of an inherited list
-            schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "object"}]}
+            schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "object"}, {"type": "string"}]}
     for model, key in NAMED_BY.items():
         mapping = definitions[model.__name__]
         kind = _KIND_OF.get(model)

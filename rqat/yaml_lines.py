@@ -74,8 +74,8 @@ class _Reading:
         return f"{self.name}:{node.start_mark.line + 1}"
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
-    """The mapping in a file, and for the keys of every value the place it was written at, `file:line`.
+def read_yaml(path: Path, name: str) -> tuple[dict[str, Any], dict[Keys, str]]:
+    """The mapping in a file, and for the keys of every value the place it was written at, `name:line`.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, is empty, is no mapping, or has a key twice.
@@ -83,13 +83,13 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: cannot be read: {error}."]) from None
-    node = _compose(text, str(path))
+        raise RecipeError([f"{name}: cannot be read: {error}."]) from None
+    node = _compose(text, name)
     if node is None:
-        raise RecipeError([f"{path}: is empty."])
-    reading = _Reading(str(path), {(): str(path)})
+        raise RecipeError([f"{name}: is empty."])
+    reading = _Reading(name, {(): name})
     if not isinstance(node, yaml.MappingNode):
-        raise RecipeError([f"{path}:{node.start_mark.line + 1}: expected `key: value` lines here."])
+        raise RecipeError([f"{name}:{node.start_mark.line + 1}: expected `key: value` lines here."])
     data = reading.value(node, ())
     if reading.problems:
         raise RecipeError(reading.problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -151,13 +152,13 @@ def test_every_mistake_is_told_at_once(tmp_path: Path):
         "train:\n  - objective: kd\n    data: a\n    stesp: 3\n    gate: {action: stpo, promts: 3}\n",
     )
     assert problems(path) == [
-        f"{path}:4 scheme: 7: input should be a valid string.",
-        f"{path}:8 calibration.samples: 'many': input should be a valid integer, unable to parse string as an integer.",
+        f"{path}:2 modl: 'modl' is not a key. Did you mean 'model'?",
+        f"{path}:4 scheme: 7 is not text.",
         f"{path}:5 quantize.method: is missing. Did you mean it by 'metod'?",
+        f"{path}:8 calibration.samples: 'many' is not a whole number.",
         f"{path}:10 train.0.steps: is missing. Did you mean it by 'stesp'?",
         f"{path}:13 train.0.gate.action: 'stpo' is not one of stop, skip, warn. Did you mean 'stop'?",
         f"{path}:13 train.0.gate.promts: 'promts' is not a key of train.0.gate. Did you mean 'prompts'?",
-        f"{path}:2 modl: 'modl' is not a key. Did you mean 'model'?",
     ]
 
 
@@ -318,7 +319,18 @@ def test_every_wrong_set_is_told(whole: Path):
 def test_a_recipe_built_by_a_command_names_its_flags():
     with pytest.raises(RecipeError) as caught:
         built_recipe({"name": "x", "model": "m", "quantize": "rtn", "scheme": 3}, {("scheme",): "--scheme"})
-    assert caught.value.problems == ["--scheme: 3: input should be a valid string."]
+    assert caught.value.problems == ["--scheme: 3 is not text."]
+
+
+def test_one_name_is_a_list_of_one(tmp_path: Path):
+    path = written(tmp_path, "name: x\nmodel: m\nquantize: rtn\ncompare: gptq\nevaluate: arith\n")
+    recipe = load_recipe(path).recipe
+    assert [keys.method for keys in recipe.compare] == ["gptq"]
+    assert [keys.task for keys in recipe.evaluate] == ["arith"]
+
+
+def test_a_shipped_recipe_is_named_without_its_folder():
+    assert re.fullmatch(r"quickstart\.yaml:\d+ model", str(load_recipe("quickstart").place.at("model")))
 
 
 def test_building_changes_nothing_it_is_given():
@@ -343,7 +355,7 @@ def test_shipped_recipes_fit_the_json_schema():
     jsonschema = pytest.importorskip("jsonschema")
     schema = json_schema(Registry.discover())
     for path in shipped_recipes().values():
-        jsonschema.validate(read_yaml(path)[0], schema)
+        jsonschema.validate(read_yaml(path, path.name)[0], schema)
     for teacher in ("some/model", {"path": "some/model", "revision": "main"}, None):
         jsonschema.validate({"train": [{"objective": "kd", "teacher": teacher}]}, schema)
     with pytest.raises(jsonschema.ValidationError):
