@@ -227,7 +227,8 @@ class _Builder:
             use = self._use("quantizer", keys.method, keys.options, place, "method")
             needs = bool(use and use.card.needs)
             if needs and not calibration:
-                wanted = "add `calibration: {source: ...}`"
+                by_flag = str(place.at("method")).startswith("--")
+                wanted = "give --calibration SOURCE" if by_flag else "add `calibration: {source: ...}`"
                 self.problems.append(f"{place.at('method')}: '{keys.method}' looks at data; {wanted}.")
             arm = self._new_arm(keys.method)
             inputs = {"calibration": calibration} if needs else {}

@@ -156,7 +156,9 @@ def _layers(plan: Plan, config: ModelConfig, steps: Sequence[Step]) -> Iterator[
         try:
             chosen = choose_layers(config.linears, plan.scheme, skip=keys.skip, undivisible=keys.undivisible)
         except RqatError as error:
-            yield Finding("error", f"{_place_of(plan, step)}: {error.message}", error.hint)
+            place, skip = _place_of(plan, step), "quantize.skip: "
+            place = place.at("skip") if error.message.startswith(skip) else place
+            yield Finding("error", f"{place}: {error.message.removeprefix(skip)}", error.hint)
             continue
         left = [name for name in config.linears if name not in chosen]
         if left:

@@ -186,7 +186,7 @@ class Registry:
         try:
             options = card.options.model_validate(dict(raw))
         except ValidationError as error:
-            host_keys = KINDS[card.kind][2]
+            host_keys = KINDS[card.kind][2] if place.keys else ()  # in a recipe they stand beside the options
             raise RecipeError(problems_of(error, card.options, place, also_known=host_keys)) from None
         problems: list[str] = []
         for name, index, part in parts_of(options):

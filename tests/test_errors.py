@@ -132,7 +132,16 @@ def test_wrong_types_are_all_told_at_once(recipe: Path) -> None:
 
 
 def test_method_that_needs_data_without_any(model: Path) -> None:
-    refused(*quantize(model, method="gptq"), says=["'gptq' looks at data", "calibration"])
+    refused(*quantize(model, method="gptq"), says=["'gptq' looks at data", "give --calibration SOURCE"])
+
+
+def test_layers_to_skip_that_are_not_there(model: Path) -> None:
+    refused(*quantize(model, "--skip", "*.q_porj"), says=["--skip: '*.q_porj' matches no linear layer"])
+
+
+def test_option_of_the_command_given_as_one_of_the_task(model: Path) -> None:
+    message = refused("eval", "arith", model, "--set", "batch=3", says=["--set batch", "'batch' is not a key. Known:"])
+    assert "Did you mean" not in message and "arms" not in message
 
 
 # ------------------------------------------------------------------------------------------------ models

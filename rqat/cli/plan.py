@@ -87,7 +87,7 @@ def likely_device() -> str:
 def show_finding(found: Finding) -> None:
     """One line on stderr, or two when there is something to do."""
     colour = {"error": "red", "warning": "yellow"}.get(found.level)
-    hint = f"  {found.hint}" if found.hint else ""
+    hint = f" {found.hint}" if found.hint else ""
     display.note(f"{typer.style(found.level.capitalize(), fg=colour)}: {found.text}{hint}")
 
 

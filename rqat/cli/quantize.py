@@ -6,6 +6,7 @@ checkpoint is whole, and holds nothing else than it and `rqat.json`, which says 
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -169,4 +170,6 @@ def _calibration(text: str | None, samples: int, tokens: int, seed: int) -> dict
     if ending in FILES and (Path(text).exists() or ":" not in text):
         return keys | {"source": FILES[ending], "path": text}
     name, _, rest = text.partition(":")
-    return keys | {"source": name} | pairs(rest.split(",") if rest else [], "--calibration")
+    # Not at the commas within brackets: `steps=[1, 4]`, `fields={prompt: question, completion: answer}`.
+    options = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|[^,])+", rest)
+    return keys | {"source": name} | pairs([option.strip() for option in options], "--calibration")

@@ -12,6 +12,7 @@ from tests.tiny import save_tiny
 from typer.testing import CliRunner, Result
 
 from rqat.cli.app import build
+from rqat.cli.quantize import _calibration
 
 RECIPE = """name: mine
 model: {model}
@@ -113,6 +114,20 @@ def test_quantize_writes_a_folder_that_transformers_loads(model: Path, tmp_path:
     other = rqat("quantize", model, "--method", "rtn", "--scheme", "w2g64", "-o", out)
     assert other.exit_code == 2
     assert "scheme.bits: 4 there, 2 now" in other.stderr
+
+
+def test_commas_within_brackets_do_not_end_an_option() -> None:
+    found = _calibration("jsonl:path=a.jsonl,fields={prompt: q, completion: a}", 8, 64, 0)
+    assert found == {
+        "source": "jsonl",
+        "path": "a.jsonl",
+        "fields": {"prompt": "q", "completion": "a"},
+        "samples": 8,
+        "tokens": 64,
+        "seed": 0,
+    }
+    parts = _calibration("mix:parts=[{source: arith, steps: 2}, {source: gsm8k}]", 8, 64, 0)["parts"]
+    assert parts == [{"source": "arith", "steps": 2}, {"source": "gsm8k"}]
 
 
 def test_calibration_data_may_be_a_plain_file(model: Path, tmp_path: Path) -> None:
