@@ -27,9 +27,12 @@ from . import __version__
 from .errors import RunError
 from .job import Job, log
 from .plan import Step, difference
-from .storage import explained, publish, read_json, sha256_of, write_json
+from .storage import PARTIAL, explained, publish, read_json, sha256_of, write_json
 
 MANIFEST = "manifest.json"
+MARK = ".step.json"
+"""In an unfinished folder: the fingerprint of the step that may go on from it."""
+
 LOCK = ".lock"
 OWN_FILES = frozenset({LOCK, MANIFEST, "summary.json", "report.html"})
 """What a run folder may hold besides the folders of steps."""
@@ -127,7 +130,8 @@ def _refuse_other_plan(job: Job) -> None:
     """Compares every finished step of the folder with the step of that name in the plan."""
     steps = {step.name: step for step in job.plan.steps}
     for folder in sorted(job.folder.iterdir()):
-        manifest = read_json(folder / MANIFEST) if folder.is_dir() else None
+        finished = folder.is_dir() and not folder.name.startswith(".") and folder.suffix != PARTIAL
+        manifest = read_json(folder / MANIFEST) if finished else None
         if manifest is None:
             continue
         step = steps.get(folder.name)
@@ -150,11 +154,7 @@ def _is_done(job: Job, step: Step) -> bool:
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
         return False
-    damaged = [
-        name
-        for name, digest in manifest["files"].items()
-        if not (folder / name).is_file() or sha256_of(folder / name) != digest
-    ]
+    damaged = _damaged(folder, manifest)
     if not damaged:
         return True
     aside = job.folder / f".damaged-{step.name}-{int(time.time())}"
@@ -165,14 +165,28 @@ def _is_done(job: Job, step: Step) -> bool:
     return False
 
 
+def _damaged(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Files of a finished step that are not what its manifest says."""
+    return [
+        name
+        for name, digest in manifest["files"].items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest
+    ]
+
+
 def _run_step(job: Job, step: Step) -> None:
     work = job.workdir(step)
     fingerprint = job.plan.fingerprint(step)
     with explained(work):
+        manifest = read_json(work / MANIFEST)  # there when it was interrupted while being published
+        if manifest and manifest["fingerprint"] == fingerprint and not _damaged(work, manifest):
+            (work / MARK).unlink(missing_ok=True)
+            publish(work, job.result_of(step.name))
+            return
         if work.exists() and _marked(work) != fingerprint:
             shutil.rmtree(work)
         work.mkdir(exist_ok=True)
-        write_json(work / ".step.json", {"fingerprint": fingerprint})
+        write_json(work / MARK, {"fingerprint": fingerprint})
     log.info("%s", step.name)
     started = datetime.now(UTC)
     clock = time.perf_counter()
@@ -180,8 +194,8 @@ def _run_step(job: Job, step: Step) -> None:
     stage = importlib.import_module(f".stages.{step.stage}", __package__)
     with explained(work):
         results = stage.run(job, step)
-        (work / ".step.json").unlink()
-        files = {str(path.relative_to(work)): sha256_of(path) for path in sorted(work.rglob("*")) if path.is_file()}
+        written = (path for path in sorted(work.rglob("*")) if path.is_file() and path != work / MARK)
+        files = {str(path.relative_to(work)): sha256_of(path) for path in written}
         write_json(
             work / MANIFEST,
             {
@@ -197,12 +211,13 @@ def _run_step(job: Job, step: Step) -> None:
                 "rqat": __version__,
             },
         )
+        (work / MARK).unlink()
     publish(work, job.result_of(step.name))
 
 
 def _marked(work: Path) -> str:
     """Fingerprint of the step that left this unfinished folder."""
-    return str((read_json(work / ".step.json") or {}).get("fingerprint", ""))
+    return str((read_json(work / MARK) or {}).get("fingerprint", ""))
 
 
 def _seed() -> None:

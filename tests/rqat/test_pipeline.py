@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import rqat.pipeline
 import rqat.report
 from rqat.errors import RunError
 from rqat.facts import difference
@@ -146,6 +147,22 @@ def test_a_damaged_step_is_set_aside_and_done_again(toy, tmp_path, damage):
     assert run_pipeline(job_of(tmp_path / "run", 1, 2)).ran == ["01-toy"]
     assert (tmp_path / "run" / "01-toy" / "inner" / "value.txt").read_text() == "1"
     assert len(list((tmp_path / "run").glob(".damaged-01-toy-*"))) == 1
+    assert run_pipeline(job_of(tmp_path / "run", 1, 2)).ran == []
+
+
+def test_killed_while_being_published_it_is_not_done_again(toy, tmp_path, monkeypatch):
+    def killed(partial, final):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rqat.pipeline, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(job_of(tmp_path / "run", 1, 2))
+    run_pipeline(job_of(tmp_path / "run", 1, 2))
+    assert toy.calls == ["01-toy", "02-toy"]
+    manifest = json.loads((tmp_path / "run" / "01-toy" / MANIFEST).read_text())
+    assert list(manifest["files"]) == ["inner/value.txt"]
+    assert run_pipeline(job_of(tmp_path / "run", 1, 2)).ran == []
 
 
 def test_a_folder_with_something_else_is_refused_and_left_alone(toy, tmp_path):
