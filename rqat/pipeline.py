@@ -186,6 +186,7 @@ def _run_step(job: Job, step: Step) -> None:
         if work.exists() and _marked(work) != fingerprint:
             shutil.rmtree(work)
         work.mkdir(exist_ok=True)
+        (work / MANIFEST).unlink(missing_ok=True)
         write_json(work / MARK, {"fingerprint": fingerprint})
     log.info("%s", step.name)
     started = datetime.now(UTC)
