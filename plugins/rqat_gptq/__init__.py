@@ -20,8 +20,8 @@ class Options(rqat.Options):
         static_groups: fit every group's grid to the original weights, before the loop (true), or to the weights as the
             loop finds them when it reaches the group (false). Left out, it is true with `act_order`, which needs it,
             and false without.
-        clip: `mse` narrows the span of each group to the one of least squared error, each input feature weighted by
-            how much of its error later columns cannot make up for; `minmax` spans every weight.
+        clip: `mse` narrows the span of each group, by a fifth at most, to the one of least squared error, each input
+            feature weighted by how much of its error later columns cannot make up for; `minmax` spans every weight.
     """
 
     damp: float = Field(default=0.01, ge=0, lt=1)

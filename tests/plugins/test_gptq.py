@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from rqat import Block, LinearStats, NumericsError, QuantizedWeight, Scheme, SharedInput
 from rqat.testing import QuantizerSuite
 from rqat_gptq import Options
-from rqat_gptq.solver import Gptq, _inverse_factor
+from rqat_gptq.solver import NARROWEST, Gptq, _inverse_factor
 from rqat_kernels.gptq_block import gptq_loop
 from rqat_kernels.grid import dequantize, fit_clip, fit_minmax, quantize
 
@@ -35,9 +37,9 @@ def solve(weight: Tensor, hessian: Tensor | None, spelling: str, **options) -> Q
     return Gptq(Options(**options)).quantize_linear(weight, stats, Scheme.parse(spelling))
 
 
-def rounded(weight: Tensor, spelling: str, clip: str) -> QuantizedWeight:
+def rounded(weight: Tensor, spelling: str, clip: str, *, narrowest: float = 0.4) -> QuantizedWeight:
     scheme = Scheme.parse(spelling)
-    fit = fit_clip if clip == "mse" else fit_minmax
+    fit = partial(fit_clip, narrowest=narrowest) if clip == "mse" else fit_minmax
     scale, zero = fit(weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric)
     return QuantizedWeight(quantize(weight, scale, zero, scheme.max_code), scale, zero.to(torch.uint8))
 
@@ -54,7 +56,7 @@ def loss(result: QuantizedWeight, weight: Tensor, hessian: Tensor) -> float:
 def test_with_an_identity_hessian_it_rounds_to_nearest(spelling: str, clip: str, static: bool) -> None:
     weight, _ = problem()
     result = solve(weight, torch.eye(256), spelling, clip=clip, act_order=False, static_groups=static)
-    expected = rounded(weight, spelling, clip)
+    expected = rounded(weight, spelling, clip, narrowest=NARROWEST)
     assert torch.equal(result.codes, expected.codes)
     assert torch.equal(result.scale, expected.scale)
     assert torch.equal(result.zero, expected.zero)
