@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from .model.config import ModelConfig, check_quantizable, read_config
 from .model.hub import QUANTIZED_FILE
 from .model.layers import choose_layers
 from .model.vocabulary import check_vocabularies
-from .plan import Plan, Step, Use
+from .plan import LM_EVAL, Plan, Step, Use
 from .problems import Place
 from .registry import Registry
 
@@ -69,13 +69,27 @@ def preflight(plan: Plan, *, folder: Path | None = None, offline: bool = False, 
     return sorted(dict.fromkeys(findings), key=lambda finding: order[finding.level])
 
 
-def read_data(plan: Plan, registry: Registry) -> list[Finding]:
-    """Reads the first row of every source and the problems of every task, fetching them if need be.
+def read_data(plan: Plan, registry: Registry, *, done: Collection[str] = ()) -> list[Finding]:
+    """Reads the first row of every source and the problems of every task, fetching them if need be, and looks for the
+    tasks of lm-eval; so that a run does not find out after hours of training.
 
     Not part of `preflight`, since it may import large libraries and use the network.
+
+    Args:
+        done: names of steps whose data is needed no more.
     """
     findings: list[Finding] = []
     for step in plan.steps:
+        if step.name in done:
+            continue
+        task = str(getattr(step.settings, "task", ""))
+        if step.stage == "evaluate" and task.startswith(LM_EVAL):
+            from .evals.lm_eval_tasks import find_task
+
+            try:
+                find_task(task.removeprefix(LM_EVAL), [card.name for card in registry.cards("task")])
+            except RqatError as error:
+                findings.append(Finding("error", f"{_place_of(plan, step).at('task')}: {error.message}", error.hint))
         for role in ("source", "task"):
             if role not in step.parts or (step.stage == "gate" or (step.stage == "train" and role == "task")):
                 continue
@@ -217,6 +231,10 @@ def _data(plan: Plan) -> Iterator[Finding]:
                 if not Path(file).expanduser().exists():
                     text = f"{_place_of(plan, step)}: {use.card.name}.{option}: there is no file '{file}'."
                     yield Finding("error", text, f"Paths are relative to {Path.cwd()}.")
+        file = "" if step.parts or step.stage != "evaluate" else getattr(step.settings, "options", {}).get("data")
+        if file and not Path(file).expanduser().exists():
+            text = f"{_place_of(plan, step).at('data')}: there is no file '{file}'."
+            yield Finding("error", text, f"Paths are relative to {Path.cwd()}.")
     yield from _domains(plan)
     for keys, place in _data_keys(plan):
         if keys.split == "test":

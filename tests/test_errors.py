@@ -139,9 +139,19 @@ def test_layers_to_skip_that_are_not_there(model: Path) -> None:
     refused(*quantize(model, "--skip", "*.q_porj"), says=["--skip: '*.q_porj' matches no linear layer"])
 
 
+def test_checkpoint_whose_loader_is_not_installed(
+    own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = own_model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
+    monkeypatch.setattr("rqat.model.load.find_spec", lambda name: None)
+    refused("generate", own_model, "2 + 3?", says=["is a gptq checkpoint", "pip install gptqmodel optimum"])
+
+
 def test_option_of_the_command_given_as_one_of_the_task(model: Path) -> None:
     message = refused("eval", "arith", model, "--set", "batch=3", says=["--set batch", "'batch' is not a key. Known:"])
-    assert "Did you mean" not in message and "arms" not in message
+    assert "Did you mean" not in message
+    assert "arms" not in message
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -242,6 +252,15 @@ def test_teacher_with_another_vocabulary(recipe: Path, own_model: Path) -> None:
     sizes = f"of {len(other)} and {len(other) - 1} tokens"
     told = ["mine.yaml:11 train.0.teacher", str(own_model), "different vocabularies", sizes, "'<think>'"]
     refused("qat", "--recipe", recipe, "-o", "run", says=told)
+
+
+def test_data_of_a_late_step_is_looked_at_before_the_first(recipe: Path) -> None:
+    Path("bad.jsonl").write_text('{"text": 3}\n')
+    late = TRAIN.format(objective="sft", teacher="x").replace("    teacher: x\n", "")
+    late = late.replace("data: arith", "data: {source: jsonl, path: bad.jsonl}")
+    recipe.write_text(recipe.read_text() + late + "evaluate: [lm-eval:gsm8kk]\n")
+    told = ["mine.yaml:7 train.0", "bad.jsonl:1", "evaluate.0.task: 'gsm8kk' is not a task", "the nearest is 'gsm8k'"]
+    refused("qat", "--recipe", recipe, "-o", "run", says=told, leaves=["bad.jsonl", recipe.name])
 
 
 def test_teacher_that_is_not_there(recipe: Path) -> None:

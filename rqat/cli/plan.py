@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from . import display, options
 if TYPE_CHECKING:
     from ..plan import Plan, Step
     from ..preflight import Finding
+    from ..registry import Registry
 
 INDENT = " " * 15
 NAMES = frozenset({"source", "method", "objective", "task", "format"})
@@ -31,7 +32,7 @@ def plan(
     out: options.RunFolder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show every step of a recipe with all defaults, memory and disk, warnings and errors, without running it."""
+    """Show what a recipe will do. Every step with all defaults, memory and disk, warnings and errors; nothing runs."""
     from ..plan import build_plan
     from ..preflight import preflight
     from ..recipe import load_recipe
@@ -71,6 +72,23 @@ def check(made: Plan, folder: Path, *, offline: bool) -> None:
             errors.append(found)
         else:
             show_finding(found)
+    _refuse(errors)
+
+
+def check_data(made: Plan, folder: Path, registry: Registry, *, fresh: bool = False) -> None:
+    """Looks into the data of every step that `folder` does not hold yet, or with `fresh` of every step.
+
+    Raises:
+        RqatError: everything that is missing or malformed at its beginning, all at once.
+    """
+    from ..pipeline import MANIFEST
+    from ..preflight import read_data
+
+    done = [step.name for step in made.steps if not fresh and (folder / step.name / MANIFEST).is_file()]
+    _refuse(read_data(made, registry, done=done))
+
+
+def _refuse(errors: Sequence[Finding]) -> None:
     if len(errors) == 1:
         raise RqatError(errors[0].text, hint=errors[0].hint)
     if errors:

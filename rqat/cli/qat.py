@@ -19,18 +19,19 @@ def qat(
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what the folder holds and start over.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Run a recipe; what its run folder holds already is not done again."""
+    """Run a recipe. What its run folder holds already is not done again."""
     from ..job import Job
     from ..pipeline import run_pipeline
     from ..plan import build_plan
     from ..recipe import load_recipe
     from .models import default_device
-    from .plan import check
+    from .plan import check, check_data
 
     plan = build_plan(load_recipe(name, changes or ()), context.obj.registry)
     folder = out or Path("runs") / plan.recipe.name
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
     check(plan, folder, offline=context.obj.offline)
+    check_data(plan, folder, context.obj.registry, fresh=fresh)
     device = default_device()
     display.note(f"Device: {device}")
     display.only_our_bars()
