@@ -235,6 +235,8 @@ def check_result(block: Block, result: dict[str, QuantizedWeight], scheme: Schem
         raise refuse(f"returned {sorted(result)}; expected {sorted(names)}")
     for name in names:
         layer, shape = result[name], tuple(block.linear(name).weight.shape)
+        if not isinstance(layer, QuantizedWeight):
+            raise refuse(f"{name}: is {type(layer).__name__}; expected rqat.QuantizedWeight")
         groups = (shape[0], scheme.groups(shape[1]))
         if layer.codes.dtype != torch.uint8 or tuple(layer.codes.shape) != shape:
             raise refuse(f"{name}: codes are {layer.codes.dtype} {tuple(layer.codes.shape)}; expected uint8 {shape}")

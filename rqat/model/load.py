@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
-from .config import check_quantizable, read_config
+from .config import ModelConfig, check_quantizable, read_config
 
 if TYPE_CHECKING:
     import transformers
+
+
+LOADERS = {
+    "compressed-tensors": {"compressed-tensors": "compressed_tensors"},
+    "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
+}
+"""What transformers needs to load a quantized checkpoint: for its `quant_method`, distributions and their modules."""
 
 
 def default_dtype(device: str, name: str = "auto") -> torch.dtype:
@@ -57,6 +65,7 @@ def load_model(
     config = read_config(keys, offline=offline)
     if quantizable:
         check_quantizable(config)
+    check_loader(config)
     tokenizer = load_tokenizer(keys, offline=offline)
     folder = config.fetch(offline=offline)
     with _explained(keys.path, "model"), quiet():
@@ -111,6 +120,18 @@ def _explained(path: str, what: str) -> Iterator[None]:
             f"The {what} of '{path}' cannot be loaded: {' '.join(str(error).split())[:300]}",
             hint="Check that the folder is a complete Hugging Face checkpoint and that transformers knows this model.",
         ) from error
+
+
+def check_loader(config: ModelConfig) -> None:
+    """Refuses a quantized checkpoint that transformers loads only with packages that are not installed."""
+    method = str((config.quantization or {}).get("quant_method", ""))
+    missing = [name for name, module in LOADERS.get(method, {}).items() if find_spec(module) is None]
+    if missing:
+        raise ModelError(
+            f"'{config.keys.path}' is a {method} checkpoint; transformers loads it with {' and '.join(missing)}, "
+            "not installed here.",
+            hint=f"Run: pip install {' '.join(missing)}. Or export it in another format.",
+        )
 
 
 def check_tokenizer(

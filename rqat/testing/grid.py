@@ -24,6 +24,7 @@ def expect_on_grid(made: QuantizedWeight, shape: torch.Size, scheme: Scheme) -> 
 
     from rqat_kernels.grid import snap_scale
 
+    expect(isinstance(made, QuantizedWeight), f"quantize_linear returned {type(made).__name__}, not a QuantizedWeight")
     grid = (shape[0], scheme.groups(shape[1]))
     for part, dtype, wanted in (
         ("codes", torch.uint8, shape),
