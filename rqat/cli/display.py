@@ -43,7 +43,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
         drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
-    console(err=err).print(drawn)
+    screen = console(err=err)
+    with screen.capture() as captured:
+        screen.print(drawn)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip(), err=err)  # rich fills every line up with blanks
 
 
 def note(text: str = "") -> None:

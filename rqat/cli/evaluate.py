@@ -46,7 +46,7 @@ def evaluate(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Evaluate a model of any kind, as trained, quantized or exported, on a task."""
+    """Evaluate a model on a task. The model may be an original, a quantized or an exported one."""
     from ..storage import explained, write_json, write_text
     from .models import load_any
 

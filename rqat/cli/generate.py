@@ -26,7 +26,7 @@ def generate(
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Answer one prompt with a model of any kind: as trained, quantized, or exported."""
+    """Answer one prompt with a model. The model may be an original, a quantized or an exported one."""
     import torch
     import transformers
 

@@ -34,7 +34,7 @@ def ls(
     context: typer.Context,
     as_json: options.Json = False,
 ) -> None:
-    """List everything plugins offer, who owns it, and what is broken."""
+    """List what plugins offer. With who owns it, and what is broken."""
     from ..registry import KINDS
 
     registry: Registry = context.obj.registry
@@ -77,7 +77,7 @@ def new(
     like: Annotated[str, typer.Option("--from", metavar="PLUGIN", help="What to start from, e.g. gptq.")] = "rtn",
     folder: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to put it.")] = Path(),
 ) -> None:
-    """Start a plugin of your own: copy an installed one out, with an entry point and a test."""
+    """Start a plugin of your own. Copies an installed one out, with an entry point and a test."""
     from ..scaffold import new_plugin
 
     made = new_plugin(context.obj.registry, name, like, parent=folder)
@@ -93,7 +93,7 @@ def doctor(
     context: typer.Context,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Parts or plugins; all third-party ones if left out."),
+        typer.Argument(metavar="NAME", help="Parts or plugins; all third-party ones if left out."),
     ] = None,
     kind: Annotated[str | None, typer.Option(help="Only parts of this kind, where a name has several.")] = None,
     changes: Annotated[
@@ -101,7 +101,7 @@ def doctor(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Test the plugins that come with rqat as well.")] = False,
 ) -> None:
-    """Check that plugins keep their promises: run the conformance suite of every part."""
+    """Check that plugins keep their promises. Runs the conformance suite of every part."""
     from ..registry import KINDS
     from ..testing import examine
 

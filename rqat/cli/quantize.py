@@ -58,7 +58,7 @@ def quantize(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Quantize a model without training and write a checkpoint that servers load."""
+    """Quantize a model without training. Writes a checkpoint that servers load."""
     from ..keys import ModelKeys
     from ..plan import quantize_plan
 

@@ -82,10 +82,10 @@ def cp(
 
 def validate(
     context: typer.Context,
-    names: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Names or files.")],
+    names: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Names or files.")],
     changes: options.Changes = None,
 ) -> None:
-    """Check recipes against rqat's keys and the options of the plugins they name; all problems at once."""
+    """Check recipes. Names, keys and options of plugins; all problems at once."""
     from ..plan import build_plan
     from ..recipe import load_recipe
 
@@ -105,7 +105,7 @@ def validate(
 
 
 def schema(context: typer.Context) -> None:
-    """Print the JSON schema of a recipe, for editors that check YAML while you type."""
+    """Print the JSON schema of a recipe. For editors that check YAML while you type."""
     from ..recipe import json_schema
 
     display.print_json(json_schema(context.obj.registry))

@@ -24,6 +24,7 @@ def test_table_is_not_cut_and_reads_no_markup(capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert "[bold]x[/bold]" in out
     assert "y" * 90 in out
+    assert not any(line.endswith(" ") for line in out.splitlines())
 
 
 def test_bars_write_plain_lines_when_stderr_is_no_terminal(
