@@ -149,7 +149,10 @@ class Quantizer(ABC):
 
 
 class Row(TypedDict, total=False):
-    """One example. Either `text` alone, or `prompt` with `completion`; `answer` where the completion can be graded."""
+    """One example. Either `text` alone, or `prompt` with `completion`; `answer` where the completion can be graded.
+
+    An objective that writes its own completions needs `prompt` and `answer` only.
+    """
 
     text: str
     prompt: str

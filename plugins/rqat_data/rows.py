@@ -35,9 +35,9 @@ def make_row(record: Any, fields: Mapping[str, str], place: Callable[[], str]) -
                 hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Name others with `fields`.",
             )
         row[field] = value
-    if not ("text" in row or {"prompt", "completion"} <= row.keys()):
+    if not ("text" in row or ("prompt" in row and row.keys() & {"completion", "answer"})):
         raise rqat.DataError(
-            f"{place()}: neither 'text' nor 'prompt' with 'completion'.",
+            f"{place()}: neither 'text' nor 'prompt' with 'completion' or 'answer'.",
             hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Map them: fields: {{prompt: NAME, ...}}",
         )
     return cast(rqat.Row, row)

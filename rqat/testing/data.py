@@ -21,13 +21,14 @@ class SourceSuite(Suite):
     rows: ClassVar[int] = 200
 
     def test_rows_are_usable(self) -> None:
-        """`text`, or `prompt` with `completion`; every field a non-empty string."""
+        """`text`, or `prompt` with `completion` or `answer`; every field a non-empty string."""
         found = self._rows("train")
         expect(found, "the split 'train' has no rows")
         for number, row in enumerate(found):
             unknown = set(row) - set(Row.__annotations__)
             expect(not unknown, f"row {number} has unknown fields: {', '.join(sorted(unknown))}")
-            expect("text" in row or {"prompt", "completion"} <= set(row), f"row {number} has neither text nor a prompt")
+            whole = "text" in row or ("prompt" in row and ("completion" in row or "answer" in row))
+            expect(whole, f"row {number} has neither text nor a prompt with a completion or an answer")
             expect(all(isinstance(value, str) for value in row.values()), f"row {number} holds something but strings")
             expect(any(str(value).strip() for value in row.values()), f"row {number} is empty")
 

@@ -82,6 +82,13 @@ def test_solutions_of_one_problem_stay_in_one_split(registry, tmp_path):
     assert next(made.rows("train", 0))["answer"].isdigit()
 
 
+def test_problems_to_be_rewarded_for_need_no_solution(registry, tmp_path):
+    file = tmp_path / "problems.jsonl"
+    file.write_text('{"prompt": "1+1", "answer": 2}\n')
+    rows = list(source(registry, "jsonl", path=str(file), validation=0).rows("train", 0))
+    assert rows == [{"prompt": "1+1", "answer": "2"}]
+
+
 def test_jsonl_maps_fields_and_reads_gzip(registry, tmp_path):
     path = tmp_path / "traces.jsonl.gz"
     with gzip.open(path, "wt") as file:
@@ -97,7 +104,7 @@ def test_jsonl_maps_fields_and_reads_gzip(registry, tmp_path):
         (b'{"text": "a"}\n{"text": \n', r"bad\.jsonl:2: not JSON"),
         (b'{"text": "a"}\n[1]\n', r"bad\.jsonl:2: not an object"),
         (b'{"text": 5}\n', r"bad\.jsonl:1: the field 'text' is not a text but int"),
-        (b'{"prompt": "a"}\n', r"bad\.jsonl:1: neither 'text' nor 'prompt' with 'completion'\. Fields here: prompt"),
+        (b'{"prompt": "a"}\n', r"bad\.jsonl:1: neither 'text' nor 'prompt' with 'completion' or 'answer'\. Fields"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"bad\.jsonl:2: not UTF-8"),
         (b"\n\n", r"bad\.jsonl' is empty"),
     ],
