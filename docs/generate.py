@@ -1,6 +1,6 @@
 """Writes docs/reference/{cli,recipe-keys,hooks}.md from the code; `--check` only says whether they are up to date.
 
-    python docs/generate.py
+python docs/generate.py
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.tiny import save_tiny, tiny_tokenizer
 from typer.testing import CliRunner
 
 from rqat.cli.app import build
+from tests.tiny import save_tiny, tiny_tokenizer
 
 RECIPE = """name: mine
 model: {model}

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.tiny import save_tiny
 from typer.testing import CliRunner, Result
 
 from rqat.cli.app import build
 from rqat.cli.quantize import _calibration
+from tests.tiny import save_tiny
 
 RECIPE = """name: mine
 model: {model}
