@@ -231,9 +231,9 @@ def _data(plan: Plan) -> Iterator[Finding]:
                 if not Path(file).expanduser().exists():
                     text = f"{_place_of(plan, step)}: {use.card.name}.{option}: there is no file '{file}'."
                     yield Finding("error", text, f"Paths are relative to {Path.cwd()}.")
-        file = "" if step.parts or step.stage != "evaluate" else getattr(step.settings, "options", {}).get("data")
-        if file and not Path(file).expanduser().exists():
-            text = f"{_place_of(plan, step).at('data')}: there is no file '{file}'."
+        own_data = step.stage == "evaluate" and not step.parts and getattr(step.settings, "options", {}).get("data")
+        if own_data and not Path(own_data).expanduser().exists():
+            text = f"{_place_of(plan, step).at('data')}: there is no file '{own_data}'."
             yield Finding("error", text, f"Paths are relative to {Path.cwd()}.")
     yield from _domains(plan)
     for keys, place in _data_keys(plan):
