@@ -6,8 +6,8 @@
     gz = -s * sum_group D * (1 - in)
 
 All three are linear in `D`, and `w, s, z` stay the same within an optimizer step, so `D` may be summed over
-micro-batches first. The scale's straight-through form is that of LSQ (arXiv 1902.08153, eq. 3), the zero point's that of
-LSQ+ (arXiv 2004.09576, eq. 6).
+micro-batches first. The scale's straight-through form is that of LSQ (arXiv 1902.08153, eq. 3), the zero point's that
+of LSQ+ (arXiv 2004.09576, eq. 6).
 """
 
 from __future__ import annotations
