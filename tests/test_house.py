@@ -35,7 +35,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "facts": ("registry", "model", "keys", "storage", "contracts"),
     "plan": ("facts", "recipe", "registry", "problems", "model", "keys", "storage", "contracts", "scheme", "errors"),
     "estimate": ("plan", "model", "keys", "errors"),
-    "preflight": ("estimate", "plan", "facts", "registry", "problems", "model", "keys", "errors"),
+    "preflight": ("estimate", "evals", "plan", "facts", "registry", "problems", "model", "keys", "errors"),
     "scaffold": ("registry", "storage", "errors"),
     "testing": ("registry", "train", "model", "contracts", "scheme", "errors"),
     "job": ("plan", "registry"),
