@@ -1,0 +1,64 @@
+"""Which implementation of an operation runs: Triton on CUDA, plain torch elsewhere; thresholds from a measured table.
+
+Every operation asks `use_triton` about the tensors it was given. Where several kernels could do the work, the limits
+between them stand in `measured/<gpu>.json`, written by `python kernels/bench/run.py` on that GPU; a GPU without a table
+of its own gets `measured/default.json`.
+
+RQAT_KERNELS=torch switches all kernels off, for a comparison or to rule them out as the cause of an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SWITCH = "RQAT_KERNELS"
+
+OLDEST = (8, 0)
+"""Compute capability from which the kernels are compiled and checked: Ampere, for bfloat16 matrix instructions."""
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton can be imported; CPU builds of torch come without it."""
+    return find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether kernels run on the CPU, by Triton's interpreter (`TRITON_INTERPRET=1`, for tests)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def use_triton(*tensors: Tensor) -> bool:
+    """Whether the Triton kernel of an operation takes these tensors: all on a CUDA device that it supports."""
+    if os.environ.get(SWITCH) == "torch" or interpreted() or not has_triton():
+        return False
+    return all(tensor.is_cuda for tensor in tensors) and torch.cuda.get_device_capability(tensors[0].device) >= OLDEST
+
+
+def gpu_slug(name: str) -> str:
+    """The name of a GPU as a file name: 'NVIDIA H100 80GB HBM3' is 'h100-80gb-hbm3'."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia")).strip("-")
+
+
+@cache
+def _table(name: str) -> dict[str, Any]:
+    folder = files(__package__) / "measured"
+    for file in (folder / f"{name}.json", folder / "default.json"):
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return {}
+
+
+def measured(operation: str, device: torch.device) -> dict[str, Any]:
+    """What was measured for an operation on the GPU of `device`, or on the default one; {} when nothing was."""
+    name = gpu_slug(torch.cuda.get_device_name(device)) if device.type == "cuda" else "default"
+    return _table(name).get(operation, {})  # type: ignore[no-any-return]
