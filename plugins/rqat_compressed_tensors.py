@@ -32,8 +32,8 @@ vllm serve THIS_FOLDER
 ```
 
 Older releases of vLLM read only 4 and 8 bits of this format; for 2 and 3 bits there, export as `gptq`.
-With 3 bits, every reader needs compressed-tensors 0.18 or newer. transformers 5.23.0 alone cannot load asymmetric
-weights of this format.
+With 3 bits, every reader needs compressed-tensors 0.18 or newer. transformers 5.23 and 5.24 load asymmetric weights
+of this format only with `quantization_config=CompressedTensorsConfig(dequantize=True)`.
 """
 
     def tensors(self, name: str, weight: rqat.QuantizedWeight, scheme: rqat.Scheme) -> dict[str, torch.Tensor]:
