@@ -1,0 +1,75 @@
+"""Sums of `x x^T` against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rqat_kernels.hessian import add_gram, reference
+
+SUMS = 2e-5
+"""Float32 sums of exact products, relative to the largest entry; matrix units round each step of the sum downwards."""
+
+
+def upper(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix.double().triu()
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(100, 64), (7, 600), (64, 513)])
+def test_the_entry_adds_to_the_upper_triangle(tokens: int, width: int) -> None:
+    x, before = torch.randn(tokens, width), torch.randn(width, width)
+    got = before.clone()
+    add_gram(got, x)
+    expected = before.double() + x.double().T @ x.double()
+    torch.testing.assert_close(upper(got), upper(expected), rtol=1e-5, atol=1e-4)
+
+
+def test_the_entry_is_an_op_that_changes_its_first_argument() -> None:
+    torch.library.opcheck(torch.ops.rqat.add_gram.default, (torch.randn(16, 16), torch.randn(8, 16)))
+
+
+@pytest.mark.parametrize(("tokens", "width", "shares"), [
+    (64, 64, 1), (50, 96, 1), (96, 64, 3), (33, 72, 2), (1, 17, 1), (64, 128, 4),
+])  # fmt: skip
+def test_the_kernel_equals_float64(tokens: int, width: int, shares: int, device: str, poison) -> None:
+    pytest.importorskip("triton", reason="the kernel is written in it")
+    from rqat_kernels.hessian.kernel import Config
+    from rqat_kernels.hessian.kernel import add_gram as launch
+
+    config = Config(rows=32, columns=64, tokens=16, warps=4, stages=2)
+    x = torch.randn(tokens, width, dtype=torch.float16, device=device)
+    got = poison(width, width, device=device)
+    got.copy_(before := torch.randn(width, width, device=device))
+    launch(got, x, config=config, shares=shares)
+    expected = before.double() + x.double().T @ x.double()
+    torch.testing.assert_close(upper(got), upper(expected), rtol=0, atol=SUMS * float(expected.abs().max()))
+
+
+def test_rows_may_lie_apart(device: str) -> None:
+    pytest.importorskip("triton", reason="the kernel is written in it")
+    from rqat_kernels.hessian.kernel import Config
+    from rqat_kernels.hessian.kernel import add_gram as launch
+
+    config = Config(rows=32, columns=32, tokens=16, warps=4, stages=2)
+    whole = torch.randn(40, 96, dtype=torch.float16, device=device)
+    for x in (whole[::2, :64], whole[:, ::2]):
+        got = torch.zeros(x.shape[1], x.shape[1], device=device)
+        launch(got, x, config=config)
+        expected = x.double().T @ x.double()
+        torch.testing.assert_close(upper(got), upper(expected), rtol=0, atol=SUMS * float(expected.abs().max()))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("tokens", "width"), [(16384, 1024), (16384, 3072), (5000, 2560), (777, 9728), (4096, 4096)])
+def test_full_sizes_on_a_gpu(tokens: int, width: int, dtype: torch.dtype) -> None:
+    x = torch.randn(tokens, width, device="cuda").to(dtype)
+    first, second = (torch.zeros(width, width, device="cuda") for _ in range(2))
+    add_gram(first, x)
+    add_gram(second, x)
+    assert torch.equal(first.triu(), second.triu()), "two runs differ"
+    expected = torch.zeros_like(first)
+    reference.add_gram(expected, x)
+    error = (first - expected).triu().norm() / expected.triu().norm()
+    assert error < SUMS
