@@ -1,0 +1,94 @@
+"""Linear layer on packed weights. `reference.py` is the definition, `module.py` the layer for models.
+
+On CUDA, in 16 bits: few rows go to kernels that read the packed weight once (`kernel.py`); more rows to a dense copy of
+the weight, made in one pass and thrown away, and cuBLAS. Elsewhere: a dense copy and torch.
+
+Keys of `measured("packed_linear", device)`:
+
+    rows      most rows for the packed kernels: a number, or a mapping of bits ("2") to numbers; 64 when absent
+    configs   mapping "b2-m8-n4096-k4096" (m: rows rounded up to 1, 2, 4, 8, 16, 32, 64) to fields of `choose.Config`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dispatch import measured, use_triton
+from ..packing import PackedWeight, dequantize_packed
+from ..packing.dequantize import arguments
+from .module import PackedLinear
+
+__all__ = ["PackedLinear", "packed_linear"]
+
+MOST_ROWS = 64
+"""Rows up to which reading packed weights is taken to be faster than cuBLAS, where nothing was measured."""
+
+
+def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """`y = x w_hat^T + bias`, differentiable in `x` and `bias`.
+
+    Args:
+        x: `(..., I)`; bfloat16 or float16 for the kernels, which run on CUDA.
+        weight: the packed weight; groups of a multiple of 128 or whole rows for the kernels of few rows, other groups
+            go by way of a dense matrix.
+        bias: `(O,)`.
+
+    Returns:
+        `(..., O)` in the type of `x`; equal from run to run, bit by bit.
+
+    Raises:
+        ValueError: the last size of `x` is not I.
+    """
+    if x.shape[-1] != weight.in_features:
+        raise ValueError(f"x has {x.shape[-1]} features, the packed weight takes {weight.in_features}")
+    return _op(x, *arguments(weight), bias)
+
+
+@torch.library.custom_op("rqat::packed_linear", mutates_args=())
+def _op(
+    x: Tensor, words: Tensor, extra: Tensor | None, params: Tensor, out_features: int, in_features: int, bits: int,
+    group: int, bias: Tensor | None,
+) -> Tensor:  # fmt: skip
+    weight = PackedWeight(out_features, in_features, bits, group, words, extra, params)
+    rows = x.numel() // in_features if in_features else 0
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    if half and weight.tiled and 0 < rows <= most_rows(bits, x.device) and use_triton(x, words):
+        from .kernel import packed_linear as kernel
+
+        return kernel(x, weight, bias)
+    dense = dequantize_packed(weight, x.dtype)
+    return torch.nn.functional.linear(x, dense, bias)
+
+
+@_op.register_fake
+def _(
+    x: Tensor, words: Tensor, extra: Tensor | None, params: Tensor, out_features: int, in_features: int, bits: int,
+    group: int, bias: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, words, extra, params, *sizes, bias = inputs
+    ctx.save_for_backward(words, extra, params)
+    ctx.sizes, ctx.biased = sizes, bias is not None
+
+
+def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    words, extra, params = ctx.saved_tensors
+    to_x = to_bias = None
+    if ctx.needs_input_grad[0]:
+        to_x = gradient @ dequantize_packed(PackedWeight(*ctx.sizes, words, extra, params), gradient.dtype)
+    if ctx.biased and ctx.needs_input_grad[8]:
+        to_bias = gradient.flatten(0, -2).sum(0)
+    return to_x, None, None, None, None, None, None, None, to_bias
+
+
+_op.register_autograd(_backward, setup_context=_setup)
+
+
+def most_rows(bits: int, device: torch.device) -> int:
+    """Rows up to which the kernels of few rows are used."""
+    rows = measured("packed_linear", device).get("rows", MOST_ROWS)
+    return int(rows.get(str(bits), MOST_ROWS) if isinstance(rows, dict) else rows)
