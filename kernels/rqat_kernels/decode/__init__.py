@@ -1,0 +1,102 @@
+"""What a decoder layer does between its linear layers when it decodes one token per row.
+
+`reference.py` is the definition; `kernel.py` and `attention.py` are the kernels. All of it can be captured in a CUDA
+graph: shapes are fixed, and lengths are read from the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dispatch import use_triton
+from . import reference
+
+__all__ = ["add_rms_norm", "attend", "rope_append", "silu_mul"]
+
+
+@torch.library.custom_op("rqat::add_rms_norm", mutates_args=())
+def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `reference.add_rms_norm`."""
+    if use_triton(residual, weight):
+        from . import kernel
+
+        return kernel.add_rms_norm(residual, delta, weight, eps)
+    return reference.add_rms_norm(residual, delta, weight, eps)
+
+
+@add_rms_norm.register_fake
+def _(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(residual), torch.empty_like(residual)
+
+
+@torch.library.custom_op("rqat::rope_append", mutates_args=("keys", "values"))
+def rope_append(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    eps: float,
+) -> Tensor:
+    """See `reference.rope_append`."""
+    if use_triton(qkv, keys, values):
+        from . import kernel
+
+        return kernel.rope_append(qkv, q_weight, k_weight, cos, sin, keys, values, slots, positions, eps)
+    return reference.rope_append(qkv, q_weight, k_weight, cos, sin, keys, values, slots, positions, eps)
+
+
+@rope_append.register_fake
+def _(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    eps: float,
+) -> Tensor:
+    width = keys.shape[3]
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // width - 2 * keys.shape[1], width)
+
+
+@torch.library.custom_op("rqat::attend", mutates_args=())
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float, window: int
+) -> Tensor:
+    """See `reference.attend`."""
+    if use_triton(query, keys, values):
+        from . import attention
+
+        return attention.attend(query, keys, values, slots, positions, scale, window)
+    return reference.attend(query, keys, values, slots, positions, scale, window)
+
+
+@attend.register_fake
+def _(
+    query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float, window: int
+) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[1] * query.shape[2])
+
+
+@torch.library.custom_op("rqat::silu_mul", mutates_args=())
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """See `reference.silu_mul`."""
+    if use_triton(gate_up):
+        from . import kernel
+
+        return kernel.silu_mul(gate_up)
+    return reference.silu_mul(gate_up)
+
+
+@silu_mul.register_fake
+def _(gate_up: Tensor) -> Tensor:
+    return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)

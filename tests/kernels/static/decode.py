@@ -1,0 +1,78 @@
+"""The kernels of a decoding step, as a Qwen3 of width 1024 with 16 query and 8 key heads of 128 launches them."""
+
+from __future__ import annotations
+
+from sass import Case
+
+SMALL = "rqat_kernels.decode.kernel"
+ATTENTION = "rqat_kernels.decode.attention"
+
+CASES = [
+    Case(
+        "decode-add_rms_norm",
+        f"{SMALL}:add_rms_norm_kernel",
+        {
+            "residual": "*bf16",
+            "delta": "*bf16",
+            "weight": "*bf16",
+            "total": "*bf16",
+            "normed": "*bf16",
+            "width": "i32",
+            "eps": "fp32",
+        },
+        {"HAS_DELTA": True, "WIDTH": 1024},
+        wide=0.6,  # three loads of the row; the exchange between warps goes through shared memory
+    ),
+    Case(
+        "decode-rope_append",
+        f"{SMALL}:rope_append_kernel",
+        {
+            **dict.fromkeys(("qkv", "q_weight", "k_weight", "cos", "sin", "keys", "values", "query"), "*bf16"),
+            "slots": "*i64",
+            "positions": "*i64",
+            **dict.fromkeys(("heads", "key_heads", "width", "capacity"), "i32"),
+            "eps": "fp32",
+        },
+        {"HAS_NORM": True, "HALF": 64},
+        warps=1,
+        registers=64,
+    ),
+    *(
+        Case(
+            f"decode-attend-{splits}",
+            f"{ATTENTION}:attend_kernel",
+            {
+                **dict.fromkeys(("query", "keys", "values"), "*bf16"),
+                "slots": "*i64",
+                "positions": "*i64",
+                "out": "*bf16" if splits == 1 else "*fp32",
+                "sums": "*fp32",
+                **dict.fromkeys(("heads", "key_heads", "capacity", "width"), "i32"),
+                "scale": "fp32",
+                "window": "i32",
+            },
+            {"GROUP": 2, "ROWS": 16, "TILE": 64, "WIDTH": 128, "SPLITS": splits},
+            unaligned=("key_heads", "window"),
+            matrix="any",
+            wide=0.8,  # all of the cache; a row's slot and position are single numbers
+            elements=64 * 128,
+            # Per element of keys and of values: two matrix products padded to 16 rows, and the addresses of the loads.
+            per_element={80: 7, 90: 7},
+        )
+        for splits in (1, 16)
+    ),
+    Case(
+        "decode-merge",
+        f"{ATTENTION}:merge_kernel",
+        {"parts": "*fp32", "sums": "*fp32", "out": "*bf16", "width": "i32"},
+        {"WIDTH": 128, "SPLITS": 16},
+        warps=2,
+    ),
+    Case(
+        "decode-silu_mul",
+        f"{SMALL}:silu_mul_kernel",
+        {"gate_up": "*bf16", "product": "*bf16", "width": "i32"},
+        {"BLOCK": 1024},
+        wide=1.0,
+    ),
+]
