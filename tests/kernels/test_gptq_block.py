@@ -1,4 +1,4 @@
-"""The blocked column loop against the definition, in float64, column by column."""
+"""The blocked column loop, and the kernel, against the definition, in float64, column by column."""
 
 from __future__ import annotations
 
@@ -92,3 +92,75 @@ def test_inputs_are_left_as_they_were() -> None:
             refit=lambda part, _: fit_minmax(part, 1, 3, symmetric=False),
         )
         assert all(torch.equal(a, b) for a, b in zip(before, (weight, factor, scale, zero), strict=True))
+
+
+@pytest.mark.parametrize(("out", "features", "group", "columns", "refitted"), [
+    (19, 96, 32, 32, False), (19, 96, 32, 32, True), (8, 80, 16, 48, True), (5, 64, 64, 24, True), (3, 40, 8, 1, False),
+    (9, 128, 32, 512, False),
+])  # fmt: skip
+def test_the_kernel_equals_the_definition(
+    out: int, features: int, group: int, columns: int, refitted: bool, device: str
+) -> None:
+    pytest.importorskip("triton", reason="the kernel is written in it")
+    from rqat_kernels.gptq_block.kernel import gptq_block as launch
+
+    weight, hessian, factor = problem(out, features)
+    scale, zero = fit_minmax(weight, features // group, 3, symmetric=False)
+    group_of = torch.arange(features) // group
+
+    def refit(part: Tensor, where: slice) -> tuple[Tensor, Tensor]:
+        assert part.shape == (out, group)
+        return fit_minmax(part, 1, 3, symmetric=False)
+
+    how = refit if refitted else None
+    expected = gptq_loop(weight, factor, scale, zero, 3, group_of, refit=how)
+    arguments = [tensor.to(device) for tensor in (weight, factor, scale, zero)]
+    got = [t.cpu() for t in launch(*arguments, 3, group_of.to(device), refit=how, columns=columns)]
+    assert got[0].shape == weight.shape
+    assert (got[0] == expected[0]).float().mean() >= 0.99
+    assert loss(*got, weight, hessian) == pytest.approx(loss(*expected, weight, hessian), rel=1e-4)
+
+
+def test_the_kernel_rounds_ties_to_even_and_takes_groups_in_any_order(device: str) -> None:
+    pytest.importorskip("triton", reason="the kernel is written in it")
+    from rqat_kernels.gptq_block.kernel import gptq_block as launch
+
+    # With U the identity nothing is passed on, and every column is rounded by itself; weights are halves of the scale.
+    group_of = torch.arange(64)[torch.randperm(64, generator=torch.Generator().manual_seed(2))] // 16
+    scale, zero = torch.rand(12, 4).add(0.5).bfloat16().float(), torch.randint(0, 8, (12, 4)).float()
+    weight = torch.randint(-20, 20, (12, 64)) / 2 * scale[:, group_of]
+    expected = (torch.round(weight / scale[:, group_of]) + zero[:, group_of]).clamp(0, 7)
+    tensors = [tensor.to(device) for tensor in (weight, torch.eye(64), scale, zero)]
+    codes, *_ = launch(*tensors, 7, group_of.to(device), columns=24)
+    assert torch.equal(codes.cpu().float(), expected)
+
+
+def test_the_entry_is_an_op() -> None:
+    weight, _, factor = problem(4, 32)
+    scale, zero = fit_minmax(weight, 2, 3, symmetric=False)
+    arguments = (weight.float(), factor.float(), scale, zero, 3, torch.arange(32) // 16, 128)
+    torch.library.opcheck(torch.ops.rqat.gptq_block.default, arguments)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("out", "features"), [(4096, 1024), (1024, 3072), (2560, 4096), (6144, 2560)])
+@pytest.mark.parametrize("refitted", [False, True])
+def test_full_sizes_on_a_gpu(out: int, features: int, refitted: bool) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(4 * features, features, device="cuda", dtype=torch.float64)
+    inputs *= torch.randn(features, device="cuda", dtype=torch.float64).mul(0.7).exp()
+    inputs = inputs @ torch.randn(features, features, device="cuda", dtype=torch.float64).div(features**0.5)
+    hessian = inputs.T @ inputs / len(inputs)
+    hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
+    factor = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    weight = torch.randn(out, features, device="cuda", dtype=torch.float64) * 0.03
+    scale, zero = fit_minmax(weight, features // 128, 3, symmetric=False)
+    group_of = torch.arange(features, device="cuda") // 128
+    how = (lambda part, where: fit_minmax(part, 1, 3, symmetric=False)) if refitted else None
+    expected = gptq_loop(weight, factor, scale, zero, 3, group_of, refit=how)
+    got = gptq_block(weight, factor, scale, zero, 3, group_of, refit=how)
+    assert (got[0] == expected[0]).float().mean() >= 0.99
+    assert loss(*got, weight, hessian) == pytest.approx(loss(*expected, weight, hessian), rel=1e-4)
+    again = gptq_block(weight, factor, scale, zero, 3, group_of, refit=how)
+    assert torch.equal(got[0], again[0]), "two runs differ"
