@@ -29,15 +29,12 @@ in float32, or float64 when the hidden states are.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Divergence = Literal["forward", "reverse", "jsd"]
-
-CHUNK_ELEMENTS = 1 << 22
-"""Logits in a chunk: `chunk tokens * V`. 16 MiB per array in float32."""
 
 PADDING = -1e30
 """The logit of padding: its probability is 0, while differences of log-probabilities stay finite."""
@@ -51,103 +48,70 @@ def linear_kl(
     weight: Tensor,
     teacher: Tensor,
     teacher_weight: Tensor,
+    labels: Tensor | None,
+    divisor: Tensor | float,
     *,
-    divergence: Divergence = "forward",
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    labels: Tensor | None = None,
-    label_share: float = 0.0,
-    count: Tensor | float | None = None,
-    vocabulary: int | None = None,
-    chunk_elements: int = CHUNK_ELEMENTS,
-) -> Tensor:
-    """Loss, a float32 scalar (float64 for float64 inputs), differentiable in `student` and `weight`.
+    divergence: Divergence,
+    beta: float,
+    temperature: float,
+    label_share: float,
+    tokens: int,
+    chunk: int,
+    need_student: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Loss, float32 or float64, and the gradients of `student` and `weight` that are asked for.
 
     Args:
-        student: `h (T, d)`: only the positions that count.
+        student: `h (T, d)`.
         weight: `W (V, d)`.
-        teacher: `h' (T, d')`, without gradient.
+        teacher: `h' (T, d')`.
         teacher_weight: `W' (V', d')`.
+        labels: `(T,)` int64, or -100.
+        divisor: `count` of the formula.
         divergence: which one.
-        beta: the teacher's share in `m`, between 0 and 1; for "jsd" only.
-        temperature: `tau > 0`.
-        labels: `(T,)` int64, or -100; needed for `label_share > 0`.
-        label_share: `c` in [0, 1].
-        count: divisor; None is `T`, so that the result is the mean over tokens. With gradient accumulation it is the
-            number of tokens of the whole batch.
-        vocabulary: number of tokens; rows of both heads from there on are padding. None is `min(V, V')`, never more.
-        chunk_elements: how many logits may exist at once.
+        beta: the teacher's share in `m`.
+        temperature: `tau`.
+        label_share: `c`.
+        tokens: rows of both heads from there on are padding; at most `min(V, V')`.
+        chunk: tokens whose logits exist at once.
+        need_student: whether the gradient of `student` is wanted.
+        need_weight: whether that of `weight` is.
     """
     width = min(weight.shape[0], teacher_weight.shape[0])
-    tokens = width if vocabulary is None else min(vocabulary, width)
-    if divergence not in ("forward", "reverse", "jsd"):
-        raise ValueError(f"divergence {divergence!r} is unknown. Known: forward, reverse, jsd.")
-    if divergence == "jsd" and not 0 < beta < 1:
-        raise ValueError(f"beta {beta} is not between 0 and 1. Give 'forward' or 'reverse' for the limits.")
-    if temperature <= 0:
-        raise ValueError(f"temperature {temperature} is not positive.")
-    if label_share and labels is None:
-        raise ValueError("label_share needs labels.")
-    if len(student) != len(teacher):
-        raise ValueError(f"{len(student)} student positions, {len(teacher)} teacher positions.")
-    divisor = max(1, len(student)) if count is None else count
-    chunk = max(1, chunk_elements // width)
-    settings = (divergence, beta, temperature, label_share, divisor, chunk, width, tokens)
-    return _LinearKL.apply(student, weight, teacher.detach(), teacher_weight.detach(), labels, settings)
-
-
-class _LinearKL(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        weight: Tensor,
-        teacher: Tensor,
-        teacher_weight: Tensor,
-        labels: Tensor | None,
-        settings: tuple[Any, ...],
-    ) -> Tensor:
-        divergence, beta, tau, share, divisor, chunk, width, tokens = settings
-        exact = torch.float64 if student.dtype == torch.float64 else torch.float32
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(student) if need_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if need_weight else None
-        head, teacher_head = weight[:width], teacher_weight[:width]
-        loss = torch.zeros((), dtype=exact, device=student.device)
-        for start in range(0, len(student), chunk):
-            rows = slice(start, start + chunk)
-            # Padding is masked and not cut, since matrix products of an odd width are slow on GPUs.
-            logits = (student[rows] @ head.T).to(exact)
-            logits[:, tokens:] = PADDING
-            total = logits.new_zeros(())
-            grad: Tensor | None = None
-            if share < 1:
-                log_q = torch.log_softmax(logits / tau if tau != 1 else logits, -1)
-                theirs = (teacher[rows] @ teacher_head.T).to(exact)
-                theirs[:, tokens:] = PADDING
-                log_p = torch.log_softmax(theirs / tau if tau != 1 else theirs, -1)
-                per_token, grad_kl = _divergence(log_q, log_p, divergence, beta)
-                total = total + (1 - share) * tau * tau * per_token.sum()
-                grad = grad_kl.mul_((1 - share) * tau)
-            if labels is not None and share:
-                entropy, grad_ce = _cross_entropy(logits, labels[rows])
-                total = total + share * entropy
-                grad = grad_ce.mul_(share) if grad is None else grad.add_(grad_ce, alpha=share)
-            loss += total / divisor
-            assert grad is not None  # share < 1, or share and labels
-            grad = (grad / divisor).to(student.dtype)
-            if grad_hidden is not None:
-                torch.matmul(grad, head, out=grad_hidden[rows])
-            if grad_weight is not None:
-                grad_weight[:width] += (grad.T @ student[rows]).to(exact)
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        scaled = [None if g is None else g * upstream.to(g.dtype) for g in (grad_hidden, grad_weight)]
-        return (*scaled, None, None, None, None)
+    exact = torch.float64 if student.dtype == torch.float64 else torch.float32
+    grad_hidden = torch.empty_like(student) if need_student else None
+    grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if need_weight else None
+    head, teacher_head = weight[:width], teacher_weight[:width]
+    tau, share = temperature, label_share
+    loss = torch.zeros((), dtype=exact, device=student.device)
+    for start in range(0, len(student), chunk):
+        rows = slice(start, start + chunk)
+        # Padding is masked and not cut, since matrix products of an odd width are slow on GPUs.
+        logits = (student[rows] @ head.T).to(exact)
+        logits[:, tokens:] = PADDING
+        total = logits.new_zeros(())
+        grad: Tensor | None = None
+        if share < 1:
+            log_q = torch.log_softmax(logits / tau if tau != 1 else logits, -1)
+            theirs = (teacher[rows] @ teacher_head.T).to(exact)
+            theirs[:, tokens:] = PADDING
+            log_p = torch.log_softmax(theirs / tau if tau != 1 else theirs, -1)
+            per_token, grad_kl = _divergence(log_q, log_p, divergence, beta)
+            total = total + (1 - share) * tau * tau * per_token.sum()
+            grad = grad_kl.mul_((1 - share) * tau)
+        if labels is not None and share:
+            entropy, grad_ce = _cross_entropy(logits, labels[rows])
+            total = total + share * entropy
+            grad = grad_ce.mul_(share) if grad is None else grad.add_(grad_ce, alpha=share)
+        loss += total / divisor
+        assert grad is not None  # share < 1, or share and labels
+        grad = (grad / divisor).to(student.dtype)
+        if grad_hidden is not None:
+            torch.matmul(grad, head, out=grad_hidden[rows])
+        if grad_weight is not None:
+            grad_weight[:width] += (grad.T @ student[rows]).to(exact)
+    return loss, grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
 
 
 def _divergence(log_q: Tensor, log_p: Tensor, divergence: Divergence, beta: float) -> tuple[Tensor, Tensor]:
