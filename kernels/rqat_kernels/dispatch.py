@@ -44,6 +44,11 @@ def use_triton(*tensors: Tensor) -> bool:
     return all(tensor.is_cuda for tensor in tensors) and torch.cuda.get_device_capability(tensors[0].device) >= OLDEST
 
 
+def plain_call(tensor: Tensor) -> bool:
+    """Whether an operation may call its reference without a detour through torch's dispatcher: eagerly on the CPU."""
+    return tensor.is_cpu and not torch.compiler.is_compiling()
+
+
 def gpu_slug(name: str) -> str:
     """The name of a GPU as a file name: 'NVIDIA H100 80GB HBM3' is 'h100-80gb-hbm3'."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia")).strip("-")

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rqat_kernels.grid import dequantize, quantize, snap_scale
+from rqat_kernels.grid import dequantize, quantize, requantize
+from rqat_kernels.latent_adam import scale_of
 from rqat_kernels.latent_step import latent_step
 
 from ..contracts import QuantizedWeight
@@ -57,7 +58,7 @@ class Bucket:
 
     def scale(self) -> Tensor:
         """`s (R, 1)`, snapped, as it is in the model."""
-        return snap_scale(self.origin * self.ratio.detach().exp())
+        return scale_of(self.origin, self.ratio.detach())
 
     def whole_zero(self) -> Tensor:
         """`z (R, 1)`, rounded, as it is in the model."""
@@ -90,7 +91,7 @@ class Bucket:
     def write(self, max_code: int) -> None:
         """Puts `w_hat` into the model, in place."""
         scale, zero = self.scale(), self.whole_zero()
-        exact = dequantize(quantize(self.rows, scale, zero, max_code), scale, zero, self.latent.dtype)
+        exact = requantize(self.rows, scale, zero, max_code, self.latent.dtype)
         for weight, part in zip(self.weights, self._split(exact), strict=True):
             weight.copy_(part.view(weight.shape))
 

@@ -12,6 +12,8 @@ Scales are `s = snap_scale(s_0 * exp(r))` with `r` trained from 0, so that their
 itself: Adam at `scale_lr=1e-3` moves a scale by about 0.1 % per step. Zero points are trained in units of codes,
 clamped to the codes' range and rounded, straight through.
 
+With AdamW or Adam on CUDA a bucket's three parts are one kernel: `fused.py`.
+
 Everything else that is trained (norms, biases, linear layers left out) has a float32 master here, and the model
 receives it rounded to bfloat16, so that saving a checkpoint in bfloat16 moves nothing.
 """
@@ -29,6 +31,7 @@ from ..contracts import QuantizedWeight
 from ..errors import ModelError, NumericsError, RqatError, RunError
 from ..scheme import Scheme
 from .buckets import Bucket, plan_buckets
+from .fused import FusedAdam, all_finite
 
 FORMAT = 1
 """Version of `state_dict`'s layout."""
@@ -129,6 +132,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     def _share_inner(self) -> None:
         self.state = self.inner.state
         self.param_groups = self.inner.param_groups
+        self._fused = FusedAdam(self.inner, self.scheme.max_code, lsq=self.lsq)
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -146,10 +150,27 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.steps_done += 1
-        for bucket in self.buckets:
-            self._step_bucket(bucket)
-        self._step_others()
+        fused = [self._fused.takes(bucket) for bucket in self.buckets]
+        if any(fused):
+            self._check_finite([bucket for bucket, is_fused in zip(self.buckets, fused, strict=True) if is_fused])
+        for bucket, is_fused in zip(self.buckets, fused, strict=True):
+            if is_fused:
+                self._fused.step(bucket)
+            else:
+                self._step_bucket(bucket)
+        self._step_others(checked=any(fused))
         return loss
+
+    def _check_finite(self, buckets: list[Bucket]) -> None:
+        """Looks at all gradients of `buckets` and of everything not quantized at once, before anything is changed."""
+        if all_finite([*(w.grad for b in buckets for w in b.weights), *(p.grad for p in self.others.values())]):
+            return
+        for bucket in buckets:
+            if not all_finite(weight.grad for weight in bucket.weights):
+                raise self._not_finite(bucket)
+        for name, parameter in self.others.items():
+            if not all_finite([parameter.grad]):
+                raise self._other_not_finite(name)
 
     def _step_bucket(self, bucket: Bucket) -> None:
         grad = bucket.gradient()
@@ -158,10 +179,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         scale, zero = bucket.scale(), bucket.whole_zero()
         gw, gs, gz = bucket.straight_through(grad, scale, zero, self.scheme.max_code, lsq=self.lsq)
         if not torch.isfinite(gs.sum()):
-            raise NumericsError(
-                f"step {self.steps_done}: the gradient of {bucket.describe()} is not finite.",
-                hint="Lower the learning rate; the last lines of training.jsonl show where it starts.",
-            )
+            raise self._not_finite(bucket)
         bucket.latent.grad = gw.view_as(bucket.latent)
         if self._trains_scale:
             bucket.ratio.grad = gs.mul_(scale)
@@ -172,16 +190,23 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         bucket.zero.clamp_(0, self.scheme.max_code)
         bucket.write(self.scheme.max_code)
 
-    def _step_others(self) -> None:
+    def _not_finite(self, bucket: Bucket) -> NumericsError:
+        return NumericsError(
+            f"step {self.steps_done}: the gradient of {bucket.describe()} is not finite.",
+            hint="Lower the learning rate; the last lines of training.jsonl show where it starts.",
+        )
+
+    def _other_not_finite(self, name: str) -> NumericsError:
+        return NumericsError(f"step {self.steps_done}: the gradient of '{name}' is not finite.", hint="Lower other_lr.")
+
+    def _step_others(self, *, checked: bool) -> None:
         if not self.masters:
             return
         for name, master in self.masters.items():
             grad = self.others[name].grad
             master.grad = None if grad is None else grad.to(master.dtype)
-            if master.grad is not None and not torch.isfinite(master.grad).all():
-                raise NumericsError(
-                    f"step {self.steps_done}: the gradient of '{name}' is not finite.", hint="Lower other_lr."
-                )
+            if not checked and master.grad is not None and not torch.isfinite(master.grad).all():
+                raise self._other_not_finite(name)
         self.inner.step()
         for name, master in self.masters.items():
             master.grad = None

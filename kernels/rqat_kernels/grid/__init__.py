@@ -1,5 +1,78 @@
-"""The uniform grid: weights to codes and back. `reference.py` is the definition."""
+"""The uniform grid: weights to codes and back. `reference.py` is the definition.
 
-from .reference import dequantize, fit_clip, fit_minmax, quantize, snap_scale
+On CUDA one Triton kernel each, for float32, bfloat16 and float16; equal to the reference to the bit. On the CPU the
+reference is called without a detour through torch's dispatcher, which costs tens of microseconds.
+"""
 
-__all__ = ["dequantize", "fit_clip", "fit_minmax", "quantize", "snap_scale"]
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dispatch import plain_call, use_triton
+from . import reference
+from .reference import fit_clip, fit_minmax, snap_scale
+
+__all__ = ["dequantize", "fit_clip", "fit_minmax", "quantize", "requantize", "snap_scale"]
+
+IN_KERNELS = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of weights the kernels read and write; float64 is left to the reference."""
+
+
+@torch.library.custom_op("rqat::quantize", mutates_args=())
+def _quantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
+    if use_triton(weight, scale, zero) and weight.dtype in IN_KERNELS:
+        from . import kernel
+
+        return kernel.quantize(weight, scale, zero, max_code)
+    return reference.quantize(weight, scale, zero, max_code)
+
+
+@_quantize.register_fake
+def _(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
+    return torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+
+
+@torch.library.custom_op("rqat::dequantize", mutates_args=())
+def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    if use_triton(codes, scale, zero) and dtype in IN_KERNELS:
+        from . import kernel
+
+        return kernel.dequantize(codes, scale, zero, dtype)
+    return reference.dequantize(codes, scale, zero, dtype)
+
+
+@_dequantize.register_fake
+def _(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(codes.shape, dtype=dtype, device=codes.device)
+
+
+@torch.library.custom_op("rqat::requantize", mutates_args=())
+def _requantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, dtype: torch.dtype) -> Tensor:
+    if use_triton(weight, scale, zero) and weight.dtype in IN_KERNELS and dtype in IN_KERNELS:
+        from . import kernel
+
+        return kernel.requantize(weight, scale, zero, max_code, dtype)
+    return reference.requantize(weight, scale, zero, max_code, dtype)
+
+
+@_requantize.register_fake
+def _(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(weight.shape, dtype=dtype, device=weight.device)
+
+
+def quantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
+    """Codes `(O, I)` uint8 of `weight (O, I)` on the grid of `scale (O, G)` and `zero (O, G)`; float32 arithmetic."""
+    return (reference.quantize if plain_call(weight) else _quantize)(weight, scale, zero, max_code)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`w_hat (O, I)` in `dtype`: computed in float32, where it is exact, then rounded once."""
+    return (reference.dequantize if plain_call(codes) else _dequantize)(codes, scale, zero, dtype)
+
+
+def requantize(
+    weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The grid's values `(O, I)` nearest to `weight`: `dequantize` of `quantize`, without the codes in between."""
+    return (reference.requantize if plain_call(weight) else _requantize)(weight, scale, zero, max_code, dtype)

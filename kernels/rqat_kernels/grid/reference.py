@@ -30,7 +30,7 @@ def snap_scale(scale: Tensor) -> Tensor:
 def quantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
     """Codes `(O, I)` uint8 of `weight (O, I)` on the grid of `scale (O, G)` and `zero (O, G)`; float32 arithmetic."""
     out, groups = scale.shape
-    grouped = weight.float().view(out, groups, -1)
+    grouped = weight.float().reshape(out, groups, -1)
     codes = torch.round(grouped / scale.float()[..., None]) + zero.float()[..., None]
     return codes.clamp_(0, max_code).to(torch.uint8).view(weight.shape)
 
@@ -38,8 +38,15 @@ def quantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tens
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`w_hat (O, I)` in `dtype`: computed in float32, where it is exact, then rounded once."""
     out, groups = scale.shape
-    grouped = codes.view(out, groups, -1).float() - zero.float()[..., None]
+    grouped = codes.reshape(out, groups, -1).float() - zero.float()[..., None]
     return (grouped * scale.float()[..., None]).view(codes.shape).to(dtype)
+
+
+def requantize(
+    weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The grid's values `(O, I)` nearest to `weight`: `dequantize` of `quantize`."""
+    return dequantize(quantize(weight, scale, zero, max_code), scale, zero, dtype)
 
 
 def fit_minmax(weight: Tensor, groups: int, max_code: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:

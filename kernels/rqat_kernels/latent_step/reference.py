@@ -14,13 +14,19 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+
+
+def arithmetic(weight: Tensor) -> torch.dtype:
+    """The dtype of everything in between, and of `gs` and `gz`: float64 for float64, else float32."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def latent_step(
     grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, *, lsq: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients `gw (O, I)`, `gs (O, G)`, `gz (O, G)` in the dtype of `weight`.
+    """Gradients `gw (O, I)` in the dtype of `weight`, `gs (O, G)` and `gz (O, G)` in float32 (float64 for float64).
 
     Args:
         grad: `D (O, I)`, the gradient on `w_hat`.
@@ -31,16 +37,17 @@ def latent_step(
         lsq: multiply `gs` and `gz` by `1 / sqrt(g Q)` (arXiv 1902.08153, section 2.2).
     """
     out, groups = scale.shape
-    d = grad.to(weight.dtype).view(out, groups, -1)
-    s, z = scale.to(weight.dtype)[..., None], zero.to(weight.dtype)[..., None]
-    u = weight.view(out, groups, -1) / s
+    dtype = arithmetic(weight)
+    d = grad.to(dtype).reshape(out, groups, -1)
+    s, z = scale.to(dtype)[..., None], zero.to(dtype)[..., None]
+    u = weight.to(dtype).reshape(out, groups, -1) / s
     v = u.round() + z
     q = v.clamp(0, max_code)
-    inside = (v == q).to(weight.dtype)
+    inside = (v == q).to(dtype)
     gw = d * inside
     gs = (d * (q - z - inside * u)).sum(-1)
     gz = -s.squeeze(-1) * (d - gw).sum(-1)
     if lsq:
         factor = 1.0 / math.sqrt(d.shape[-1] * max_code)
         gs, gz = gs * factor, gz * factor
-    return gw.view(weight.shape), gs, gz
+    return gw.view(weight.shape).to(weight.dtype), gs, gz
