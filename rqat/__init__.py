@@ -3,6 +3,10 @@
 This is the public face, and all a plugin author needs; importing it does not import torch.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from .contracts import (
     Block,
     Exporter,
@@ -25,6 +29,12 @@ from .contracts import (
 from .errors import DataError, ModelError, NumericsError, PluginError, RecipeError, RqatError, RunError, UnknownName
 from .hookspecs import hookimpl
 from .scheme import ROW, Scheme
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    import transformers
 
 __version__ = "0.1.0"
 
@@ -58,4 +68,23 @@ __all__ = [
     "Verdict",
     "__version__",
     "hookimpl",
+    "load_packed",
 ]
+
+
+def load_packed(
+    path: str | Path, device: str | None = None, dtype: torch.dtype | None = None
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """Loads an exported checkpoint, or a step of a run, on packed weights; see `rqat.packed.load.load_packed`.
+
+    Args:
+        device: "cuda", "cuda:1", "cpu"; None: CUDA where there is one.
+        dtype: of activations; None: bfloat16 on CUDA, float32 on the CPU.
+
+    Raises:
+        ModelError: the checkpoint is not quantized, or not in a way that can be packed; it is damaged or incomplete;
+            there is no such device.
+    """
+    from .packed.load import load_packed as load
+
+    return load(path, device, dtype)

@@ -31,6 +31,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "recipe": ("registry", "keys", "problems", "yaml_lines", "errors"),
     "model": ("contracts", "keys", "scheme", "errors", "storage"),
     "evals": ("contracts", "keys", "scheme", "errors", "storage"),
+    "packed": ("model", "contracts", "keys", "scheme", "errors"),
     "train": ("model", "contracts", "keys", "scheme", "errors", "storage"),
     "facts": ("registry", "model", "keys", "storage", "contracts"),
     "plan": ("facts", "recipe", "registry", "problems", "model", "keys", "storage", "contracts", "scheme", "errors"),

@@ -16,12 +16,13 @@ from .values import pairs
 
 if TYPE_CHECKING:
     from ..contracts import Task
+    from ..evals.generate import Writer
     from ..evals.harness import Evaluation
     from ..problems import Place
     from ..registry import Registry
 
-    Run = Callable[[Any, Any], Evaluation]
-    """Evaluates a model with its tokenizer."""
+    Run = Callable[[Any, Any, Writer | None], Evaluation]
+    """Evaluates a model with its tokenizer, and what writes in the model's place."""
 
 LM_EVAL = "lm-eval:"
 """What recipes put before a task of lm-eval's own; here it may be left out."""
@@ -42,13 +43,14 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="[default: results/<task>-<model>]")
     ] = None,
+    backend: options.Backend = "transformers",
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Evaluate a model on a task. The model may be an original, a quantized or an exported one."""
     from ..storage import explained, write_json, write_text
-    from .models import load_any
+    from .models import load_any, writer_for
 
     if task.startswith("builtin:") or (Path(task) / "config.json").is_file():
         raise RqatError(f"'{task}' is a model; the task comes first.", hint=f"rqat eval {model} {task}")
@@ -59,10 +61,10 @@ def evaluate(
     _refuse_foreign(folder)
     display.only_our_bars()
     loaded, tokenizer = load_any(
-        model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code
+        model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code, backend=backend
     )
-    found = run(loaded, tokenizer)
-    results = {"model": model, **found.results, "options": raw, "limit": limit}
+    found = run(loaded, tokenizer, writer_for(loaded, backend))
+    results = {"model": model, **found.results, "options": raw, "limit": limit, "backend": backend}
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.samples))
@@ -82,9 +84,9 @@ def _own(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | Non
     task: Task = registry.make(card, registry.options(card, raw, _place(raw)))
     total = number_of_completions(task, limit)
 
-    def run(model: Any, tokenizer: Any) -> Evaluation:
+    def run(model: Any, tokenizer: Any, writer: Writer | None) -> Evaluation:
         with display.Bars().task(f"evaluate {name}", total) as bar:
-            found = run_task(task, name, model, tokenizer, limit=limit, batch=batch, report=bar.update)
+            found = run_task(task, name, model, tokenizer, limit=limit, batch=batch, report=bar.update, writer=writer)
             bar.update(total, f"{found.results['accuracy']:.1%} correct")
             return found
 
@@ -107,7 +109,8 @@ def _of_lm_eval(registry: Registry, name: str, raw: Mapping[str, Any], limit: in
     except ValidationError as error:
         raise RecipeError(problems_of(error, TaskOptions, _place(raw))) from None
 
-    def run(model: Any, tokenizer: Any) -> Evaluation:
+    def run(model: Any, tokenizer: Any, writer: Writer | None) -> Evaluation:
+        # Its tasks may want likelihoods: the packed model is asked through transformers then.
         display.note(f"evaluate {name}, by lm-eval ...")
         return run_lm_eval_task(name, model, tokenizer, chosen, limit=limit, batch=batch, known=known)
 

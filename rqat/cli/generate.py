@@ -23,6 +23,7 @@ def generate(
     chat: Annotated[
         bool | None, typer.Option("--chat/--no-chat", help="Use the chat template; else if there is one.")
     ] = None,
+    backend: options.Backend = "transformers",
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
@@ -30,8 +31,8 @@ def generate(
     import torch
     import transformers
 
-    from ..evals.generate import context_length, encode
-    from .models import load_any
+    from ..evals.generate import context_length, encode, end_tokens
+    from .models import load_any, writer_for
 
     if prompt == "-":
         prompt = typer.get_text_stream("stdin").read()
@@ -40,7 +41,7 @@ def generate(
     display.only_our_bars()
     loaded: Any
     loaded, tokenizer = load_any(
-        model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code
+        model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code, backend=backend
     )
     chosen: Literal["auto", "yes", "no"] = "auto" if chat is None else "yes" if chat else "no"
     [encoded] = encode([prompt], tokenizer, chosen)
@@ -54,13 +55,28 @@ def generate(
     if max_new_tokens is not None and room < max_new_tokens:
         display.note(f"The context leaves room for {room} new tokens.")
     transformers.set_seed(seed)
+    streamer = transformers.TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    limit = min(max_new_tokens or 1024, room)
+    writer = writer_for(loaded, backend)
+    if writer is not None:
+        streamer.put(torch.tensor(encoded.tokens))
+        writer.write(
+            [encoded.tokens],
+            limit,
+            temperature=temperature,
+            top_p=top_p,
+            ends=end_tokens(loaded, tokenizer),
+            stream=lambda tokens: streamer.put(torch.tensor(tokens)),
+        )
+        streamer.end()
+        return
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     ids = torch.tensor([encoded.tokens], device=loaded.device)
     loaded.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=min(max_new_tokens or 1024, room),
-        streamer=transformers.TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        max_new_tokens=limit,
+        streamer=streamer,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         **sampling,
     )

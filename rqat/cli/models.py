@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import ModelError
 
 if TYPE_CHECKING:
     import transformers
+
+    from ..packed.engine import Engine
 
 
 def default_device() -> str:
@@ -19,12 +21,18 @@ def default_device() -> str:
 
 
 def load_any(
-    path: str, *, offline: bool, revision: str | None = None, trust_remote_code: bool = False
+    path: str,
+    *,
+    offline: bool,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    backend: Literal["transformers", "packed"] = "transformers",
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """The model at `path`, on the device there is, and its tokenizer.
 
     Raises:
-        ModelError: there is none, it is damaged, or `path` is a whole run and not one of its steps.
+        ModelError: there is none, it is damaged, or `path` is a whole run and not one of its steps; the backend is
+            "packed" and the model is not quantized, or not in a way that can be packed.
     """
     from ..keys import ModelKeys
     from ..model.checkpoint import load_checkpoint
@@ -33,12 +41,29 @@ def load_any(
 
     folder = Path(path)
     device = default_device()
-    if (folder / QUANTIZED_FILE).is_file():
+    if backend == "transformers" and (folder / QUANTIZED_FILE).is_file():
         checkpoint = load_checkpoint(folder, device=device)
         return checkpoint.model, checkpoint.tokenizer
     if folder.is_dir() and not (folder / "config.json").is_file():
         steps = sorted(str(found.parent) for found in folder.glob("*/config.json"))
         if steps:
             raise ModelError(f"'{path}' is a run, not a model.", hint=f"Name one of its models: {', '.join(steps)}.")
+    if backend == "packed":
+        from ..packed.load import load_packed
+
+        return load_packed(path, device, revision=revision, offline=offline)
     keys = ModelKeys(path=path, revision=revision, trust_remote_code=trust_remote_code)
     return load_model(keys, device=device, offline=offline, quantizable=False)
+
+
+def writer_for(model: transformers.PreTrainedModel, backend: Literal["transformers", "packed"]) -> Engine | None:
+    """What writes in place of the model's own `generate`; None for the backend "transformers".
+
+    Raises:
+        ModelError: the model cannot be decoded by the packed backend.
+    """
+    if backend == "transformers":
+        return None
+    from ..packed.engine import Engine
+
+    return Engine(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,10 @@ Changes = Annotated[
 ]
 RunFolder = Annotated[
     Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder.  [default: runs/<recipe's name>]")
+]
+Backend = Annotated[
+    Literal["transformers", "packed"],
+    typer.Option(help="packed: compute on packed weights, for exported checkpoints and steps of runs."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 Revision = Annotated[str | None, typer.Option(help="Hub revision of the model.")]

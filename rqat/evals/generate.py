@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -155,16 +155,46 @@ def plan_batches(
     ]
 
 
+class Writer(Protocol):
+    """What writes in place of transformers' `generate`; `rqat.packed.engine.Engine` is one."""
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        temperature: float,
+        top_p: float,
+        ends: frozenset[int],
+        tell: Callable[[int, int], None] | None,
+    ) -> list[list[int]]:
+        """New tokens of every prompt: `max_new_tokens`, or fewer when the last is the first of `ends`.
+
+        Args:
+            temperature: 0 is greedy; else tokens are drawn with torch's global generators.
+            tell: called now and then with the number of finished completions and of new tokens.
+        """
+
+
 class Generator:
-    """A model with its tokenizer, ready to complete batches of prompts."""
+    """A model with its tokenizer, ready to complete batches of prompts.
+
+    Args:
+        writer: writes in place of the model's own `generate`, when there is one.
+    """
 
     def __init__(
-        self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, sampling: Sampling
+        self,
+        model: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        sampling: Sampling,
+        writer: Writer | None = None,
     ) -> None:
         self.model = model
+        self.writer = writer
         self.tokenizer = tokenizer
         self.sampling = sampling
-        self.ends = _end_tokens(model, tokenizer)
+        self.ends = end_tokens(model, tokenizer)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.ends)
 
     def complete(
@@ -189,13 +219,27 @@ class Generator:
         try:
             with torch.inference_mode(), torch.random.fork_rng(devices=devices), _plain_defaults(self.model):
                 torch.manual_seed(seed)
-                rows = self._generate(prompts, max_new_tokens, report)
+                rows = self._new_tokens(prompts, max_new_tokens, report)
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"Out of memory while generating {len(prompts)} completions of up to {max_new_tokens} tokens at once.",
                 hint=f"Use a smaller batch: {max(1, len(prompts) // 2)} or less.",
             ) from error
         return [self._completion(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
+
+    def _new_tokens(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, report: Callable[[int, int], None] | None
+    ) -> list[list[int]]:
+        if self.writer is None:
+            return self._generate(prompts, max_new_tokens, report)
+        return self.writer.write(
+            [prompt.tokens for prompt in prompts],
+            max_new_tokens,
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            ends=self.ends,
+            tell=report,
+        )
 
     def _generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, report: Callable[[int, int], None] | None
@@ -344,7 +388,7 @@ def _plain_defaults(model: transformers.PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-def _end_tokens(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> frozenset[int]:
+def end_tokens(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that end a completion: the checkpoint's own and the tokenizer's."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}

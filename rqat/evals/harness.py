@@ -26,6 +26,7 @@ from .generate import (
     Prompt,
     Report,
     Sampling,
+    Writer,
     complete_all,
     context_length,
     encode,
@@ -61,6 +62,7 @@ def run_task(
     batch: int = 32,
     partial: Path | None = None,
     report: Report | None = None,
+    writer: Writer | None = None,
 ) -> Evaluation:
     """Asks a model every problem of a task, once per seed, and grades what it writes.
 
@@ -70,6 +72,7 @@ def run_task(
         batch: prompts completed together.
         partial: file that finished batches are appended to, and read from when an evaluation goes on.
         report: receives how many of `number_of_completions(task, limit)` completions are done.
+        writer: writes the completions in place of the model's own `generate`.
 
     Raises:
         DataError: no problems, or a prompt that does not fit into the model's context.
@@ -82,7 +85,7 @@ def run_task(
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
     prompts = encode([problem["prompt"] for problem in problems], tokenizer, options.chat)
     batches, notes = plan_batches(prompts, batch, sampling, context_length(model))
-    generator = Generator(model, tokenizer, sampling)
+    generator = Generator(model, tokenizer, sampling, writer)
     saved = _Saved(partial)
     samples: list[dict[str, Any]] = []
     began = time.perf_counter()

@@ -1,0 +1,1 @@
+"""Exported checkpoints on packed weights: `load.py` opens them, `engine.py` writes with them."""

@@ -1,0 +1,193 @@
+"""A dense decoder as few operations per token: fused projections, a static cache, and no modules in between.
+
+Built on a loaded Hugging Face model, whose weights it shares. Linear layers may be packed, plain, or anything callable:
+the same code decodes with 16-bit weights, so that what packing gains can be told from what the engine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, linear, scaled_dot_product_attention
+
+from rqat_kernels.decode import add_rms_norm, attend, rope_append, silu_mul
+
+from ..errors import ModelError
+from ..model.layers import FAMILIES
+from .fused import fuse
+
+if TYPE_CHECKING:
+    import transformers
+
+ROTARIES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angles depend on the position alone, so that they can be tabulated."""
+
+
+@dataclass
+class Cache:
+    """Keys and values of a fixed number of slots with a fixed number of positions.
+
+    Attributes:
+        keys, values: `(L, S, K, P, D)`: layers, slots, key heads, positions, width of a head.
+        cos, sin: `(P, D)` of the rotary embedding.
+    """
+
+    keys: Tensor
+    values: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass
+class _Layer:
+    input_norm: Tensor
+    qkv: Callable[[Tensor], Tensor]
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Callable[[Tensor], Tensor]
+    mlp_norm: Tensor
+    gate_up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor], Tensor]
+    window: int
+
+
+class Decoder:
+    """The computation of one of rqat's model families, for prompts and for single tokens.
+
+    Raises:
+        ModelError: the model is of another family, or has something this decoder lacks.
+    """
+
+    def __init__(self, model: transformers.PreTrainedModel) -> None:
+        check_decodable(model)
+        config: Any = model.config.get_text_config()
+        inner: Any = model.model
+        self.heads: int = config.num_attention_heads
+        self.key_heads: int = config.num_key_value_heads
+        self.width: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.eps: float = config.rms_norm_eps
+        self.embeddings: Tensor = inner.embed_tokens.weight
+        self.norm: Tensor = inner.norm.weight
+        self.head: Tensor = model.lm_head.weight
+        self._rotary = inner.rotary_emb
+        self.layers = [_layer(block, config, index) for index, block in enumerate(inner.layers)]
+
+    def cache_bytes(self, positions: int) -> int:
+        """Size of one slot."""
+        return 2 * len(self.layers) * self.key_heads * positions * self.width * self.embeddings.element_size()
+
+    def make_cache(self, slots: int, positions: int) -> Cache:
+        """An empty cache; what it holds is undefined until it is written."""
+        shape = (len(self.layers), slots, self.key_heads, positions, self.width)
+        places = torch.arange(positions, device=self.embeddings.device)[None]
+        cos, sin = self._rotary(self.embeddings[:1, None], places)
+        keys, values = (self.embeddings.new_zeros(shape) for _ in range(2))
+        return Cache(keys, values, cos[0].contiguous(), sin[0].contiguous())
+
+    def prefill(self, tokens: Tensor, lengths: Tensor, slots: Tensor, cache: Cache) -> Tensor:
+        """Reads prompts into the cache.
+
+        Args:
+            tokens: `(R, T)`, padded on the right with anything.
+            lengths, slots: `(R,)`.
+
+        Returns:
+            Logits `(R, V)` of the token after each prompt.
+        """
+        rows, longest = tokens.shape
+        x = embedding(tokens, self.embeddings).flatten(0, 1)
+        delta: Tensor | None = None
+        cos, sin = cache.cos[:longest, None], cache.sin[:longest, None]
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            x, h = add_rms_norm(x, delta, layer.input_norm, self.eps)
+            split = layer.qkv(h).view(rows, longest, -1, self.width)
+            q, k, v = split.split([self.heads, self.key_heads, self.key_heads], dim=2)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q, k = self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)
+            q, k = _rotate(q, cos, sin).transpose(1, 2), _rotate(k, cos, sin).transpose(1, 2)
+            v = v.transpose(1, 2)
+            keys[slots, :, :longest] = k
+            values[slots, :, :longest] = v
+            seen = None
+            if 0 < layer.window < longest:
+                place = torch.arange(longest, device=x.device)
+                distance = place[:, None] - place
+                seen = (distance >= 0) & (distance < layer.window)
+            # Nothing real looks at padding, which comes last.
+            found = scaled_dot_product_attention(
+                q, k, v, attn_mask=seen, is_causal=seen is None, scale=self.width**-0.5, enable_gqa=True
+            )
+            x, h = add_rms_norm(x, layer.o(found.transpose(1, 2).reshape(len(x), -1)), layer.mlp_norm, self.eps)
+            delta = layer.down(silu_mul(layer.gate_up(h)))
+        ends = torch.arange(rows, device=x.device) * longest + lengths - 1
+        assert delta is not None
+        _, last = add_rms_norm(x[ends], delta[ends], self.norm, self.eps)
+        return linear(last, self.head)
+
+    def step(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: Cache) -> Tensor:
+        """Logits `(B, V)` of the token after `tokens (B,)`, which stand at `positions (B,)` of `slots (B,)`."""
+        x = embedding(tokens, self.embeddings)
+        delta: Tensor | None = None
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            x, h = add_rms_norm(x, delta, layer.input_norm, self.eps)
+            query = rope_append(
+                layer.qkv(h), layer.q_norm, layer.k_norm, cache.cos, cache.sin, keys, values, slots, positions, self.eps
+            )
+            found = attend(query, keys, values, slots, positions, self.width**-0.5, layer.window)
+            x, h = add_rms_norm(x, layer.o(found), layer.mlp_norm, self.eps)
+            delta = layer.down(silu_mul(layer.gate_up(h)))
+        return linear(add_rms_norm(x, delta, self.norm, self.eps)[1], self.head)
+
+    def _head_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return add_rms_norm(x.reshape(-1, self.width), None, weight, self.eps)[1].view(x.shape)
+
+
+def check_decodable(model: transformers.PreTrainedModel) -> None:
+    """Refuses models whose computation is not the one written down here.
+
+    Raises:
+        ModelError: saying what is different.
+    """
+    config: Any = model.config.get_text_config()
+    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    problem = ""
+    if config.model_type not in FAMILIES:
+        problem = f"its family is {config.model_type}, not one of {', '.join(FAMILIES)}"
+    elif config.hidden_act != "silu":
+        problem = f"its activation is {config.hidden_act}, not silu"
+    elif rotary not in ROTARIES:
+        problem = f"its rotary embedding is of type {rotary}, not one of {', '.join(ROTARIES)}"
+    if problem:
+        raise ModelError(
+            f"'{config._name_or_path}' cannot be decoded by the packed backend: {problem}.",
+            hint="Use --backend transformers.",
+        )
+
+
+def _layer(block: Any, config: Any, index: int) -> _Layer:
+    attention, mlp = block.self_attn, block.mlp
+    kinds: Sequence[str] | None = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None) or 0
+    # Mistral has a window in every layer and, in some releases of transformers, no list of kinds.
+    sliding = kinds[index] == "sliding_attention" if kinds else config.model_type == "mistral"
+    q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    return _Layer(
+        input_norm=block.input_layernorm.weight,
+        qkv=fuse(attention.q_proj, attention.k_proj, attention.v_proj),
+        q_norm=None if q_norm is None else q_norm.weight,
+        k_norm=None if k_norm is None else k_norm.weight,
+        o=attention.o_proj,
+        mlp_norm=block.post_attention_layernorm.weight,
+        gate_up=fuse(mlp.gate_proj, mlp.up_proj),
+        down=mlp.down_proj,
+        window=window if sliding else 0,
+    )
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    one, two = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-two, one], dim=-1) * sin

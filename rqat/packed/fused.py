@@ -1,0 +1,69 @@
+"""Linear layers that read the same input, as one: q, k and v; gate and up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rqat_kernels.packed_linear import PackedLinear
+from rqat_kernels.packing import PackedWeight
+
+
+def fuse(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
+    """One call in place of several, whose outputs stand side by side.
+
+    The layers become views of the one weight, so that nothing is stored twice (but scales and zero points of packed
+    weights). Layers of different kinds, or on different grids, are called one by one.
+    """
+    if all(type(layer) is nn.Linear for layer in layers):
+        return _fuse_plain(layers)  # type: ignore[arg-type]
+    if all(isinstance(layer, PackedLinear) for layer in layers):
+        kinds = {(layer.in_features, layer.bits, layer.group) for layer in layers}
+        if len(kinds) == 1:
+            return _fuse_packed(layers)  # type: ignore[arg-type]
+    return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
+
+
+def _fuse_plain(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    bias = _biases(layers)
+    for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
+        layer.weight.data = part
+    return lambda x: nn.functional.linear(x, weight, bias)
+
+
+def _fuse_packed(layers: Sequence[PackedLinear]) -> Callable[[Tensor], Tensor]:
+    weights = [layer.weight for layer in layers]
+    params = [weight.params for weight in weights]
+    if len({part.dtype for part in params}) > 1:
+        params = [part.float() for part in params]
+    extras = [weight.extra for weight in weights if weight.extra is not None]
+    fused = PackedWeight(
+        sum(layer.out_features for layer in layers),
+        layers[0].in_features,
+        layers[0].bits,
+        layers[0].group,
+        torch.cat([weight.words for weight in weights]),
+        torch.cat(extras) if extras else None,
+        torch.cat(params, dim=1),
+    )
+    start = 0
+    for layer in layers:
+        stop = start + layer.out_features
+        layer.words = fused.words[start:stop]
+        if fused.extra is not None:
+            layer.extra = fused.extra[start:stop]
+        start = stop
+    return PackedLinear(fused, _biases(layers))
+
+
+def _biases(layers: Sequence[nn.Linear] | Sequence[PackedLinear]) -> Tensor | None:
+    """All biases side by side, 0 for layers that have none; None when no layer has one."""
+    found: list[Tensor | None] = [layer.bias if layer.bias is None else layer.bias.detach() for layer in layers]
+    there = [bias for bias in found if bias is not None]
+    if not there:
+        return None
+    widths = [int(layer.out_features) for layer in layers]
+    return torch.cat([there[0].new_zeros(n) if bias is None else bias for n, bias in zip(widths, found, strict=True)])

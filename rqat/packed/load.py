@@ -1,0 +1,214 @@
+"""Opens a quantized checkpoint on packed weights: `rqat.load_packed`.
+
+No quantizer of transformers is involved: the model is built empty from config.json, its quantized linear layers are
+replaced, and everything else is read as it is. What comes out is a plain Hugging Face model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rqat_kernels.packed_linear import PackedLinear
+from rqat_kernels.packing import PackedWeight
+
+from ..errors import ModelError
+from ..keys import ModelKeys
+from ..model.checkpoint import DENSE_FILE, GENERATION_FILE, damaged, load_layers, read_tensors
+from ..model.config import ModelConfig, read_config, weight_files
+from ..model.hub import QUANTIZED_FILE
+from ..model.layers import FAMILIES
+from ..model.load import check_finite, check_tokenizer, default_dtype, load_tokenizer
+from .formats import ANOTHER, check_bits, pack_layer, reader
+
+if TYPE_CHECKING:
+    import transformers
+
+
+def load_packed(
+    path: str | Path,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """Loads a quantized checkpoint on packed weights, in eval mode, and its tokenizer.
+
+    Args:
+        path: an exported checkpoint (compressed-tensors or gptq), a step of a run, or a hub name of the former.
+        device: "cuda", "cuda:1", "cpu"; None: CUDA where there is one.
+        dtype: of activations and of what is not quantized; None: bfloat16 on CUDA, float32 on the CPU. On the CPU,
+            weights are dequantized once, but for few rows of bfloat16, which torch's int4 product takes.
+
+    Returns:
+        A Hugging Face model whose quantized layers are `rqat_kernels.packed_linear.PackedLinear`.
+
+    Raises:
+        ModelError: the checkpoint is not quantized, or not in a way that can be packed; it is damaged or incomplete;
+            there is no such device.
+    """
+    place = _device(device)
+    keys = ModelKeys(path=str(path), revision=revision)
+    config = read_config(keys, offline=offline)
+    if config.model_type not in FAMILIES:
+        raise ModelError(
+            f"'{path}' is of the family '{config.model_type}'; packed models are {', '.join(FAMILIES)}.", hint=ANOTHER
+        )
+    if config.quantization is None and not (config.folder and (config.folder / QUANTIZED_FILE).is_file()):
+        raise ModelError(
+            f"'{path}' is not quantized: its config.json has no quantization_config.",
+            hint="Name an exported checkpoint or a step of a run, or use --backend transformers.",
+        )
+    folder = config.fetch(offline=offline)
+    tokenizer = load_tokenizer(keys, offline=offline)
+    layers, dense = _contents(config, folder, place)
+    model = _build(keys.path, folder, layers, dense, dtype or default_dtype(place.type), place)
+    check_tokenizer(keys.path, model, tokenizer)
+    check_finite(keys.path, model)
+    return model, tokenizer
+
+
+def _device(name: str | None) -> torch.device:
+    """The device called so, or the best there is.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        there = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
+    except RuntimeError:
+        there = False
+    if not there:
+        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise ModelError(f"There is no device '{name}' here.", hint=f"Known: {', '.join(known)}.")
+    return device
+
+
+def _contents(
+    config: ModelConfig, folder: Path, device: torch.device
+) -> tuple[dict[str, PackedWeight], dict[str, Tensor]]:
+    """Packed layers by name, on `device`, and all other tensors, on the CPU."""
+    path = config.keys.path
+    if (folder / QUANTIZED_FILE).is_file():
+        layers, scheme = load_layers(folder / QUANTIZED_FILE)
+        check_bits(path, scheme.bits)
+        return {name: pack_layer(layer, scheme, device) for name, layer in layers.items()}, read_tensors(
+            folder / DENSE_FILE
+        )[0]
+    assert config.quantization is not None
+    suffixes, pack = reader(path, config.quantization)
+    stored = _Stored(folder)
+    names = [name.removesuffix(f".{suffixes[0]}") for name in stored.names if name.endswith(f".{suffixes[0]}")]
+    if not names:
+        raise damaged(folder, f"no tensor is called <layer>.{suffixes[0]}, as config.json says")
+    packed, taken = {}, set()
+    for name in names:
+        parts = {suffix: stored.read(f"{name}.{suffix}") for suffix in suffixes}
+        taken |= {f"{name}.{suffix}" for suffix in suffixes}
+        try:
+            packed[name] = pack(name, {suffix: part.to(device) for suffix, part in parts.items()})
+        except (ValueError, RuntimeError, IndexError) as error:
+            raise damaged(folder, f"{name}: {' '.join(str(error).split())[:200]}") from error
+    return packed, {name: stored.read(name) for name in stored.names if name not in taken}
+
+
+class _Stored:
+    """The tensors of all weight files of a folder, read one by one.
+
+    Raises:
+        ModelError: a file or a tensor is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: dict[str, Any] = {}
+        for path in weight_files(folder):
+            with _readable(path):
+                file = safe_open(path, framework="pt")
+                self._file |= dict.fromkeys(file.keys(), file)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._file)
+
+    def read(self, name: str) -> Tensor:
+        if name not in self._file:
+            raise damaged(self._folder, f"{name} is missing")
+        with _readable(self._folder):
+            return self._file[name].get_tensor(name)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def _build(
+    path: str,
+    folder: Path,
+    layers: Mapping[str, PackedWeight],
+    dense: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> transformers.PreTrainedModel:
+    """An empty model, filled."""
+    import accelerate
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        # Buffers are real: the rotary embedding computes its own.
+        with accelerate.init_empty_weights(include_buffers=False):
+            model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise damaged(folder, " ".join(str(error).split())[:300]) from error
+    state = {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype) for name, tensor in dense.items()
+    }
+    for name, weight in layers.items():
+        _replace(folder, model, name, weight, state)
+    # Missing are tied weights, and those of packed layers; what else is missing is still empty afterwards.
+    unexpected = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
+    model.tie_weights()
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty or unexpected:
+        wrong = [f"{name} is missing" for name in empty] + [f"{name} is unknown" for name in unexpected]
+        raise damaged(folder, f"{', '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}")
+    model.config._name_or_path = path
+    if (folder / GENERATION_FILE).is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def _replace(folder: Path, model: nn.Module, name: str, weight: PackedWeight, state: dict[str, Tensor]) -> None:
+    """Puts a packed layer where the linear layer called so was; takes its bias out of `state`."""
+    try:
+        linear = model.get_submodule(name)
+    except AttributeError:
+        linear = None
+    if not isinstance(linear, nn.Linear) or linear.weight.shape != (weight.out_features, weight.in_features):
+        found = f"{weight.out_features} x {weight.in_features}"
+        wanted = " x ".join(map(str, linear.weight.shape)) if isinstance(linear, nn.Linear) else "no linear layer"
+        raise damaged(folder, f"{name} is {found}, and {wanted} in config.json")
+    bias = state.pop(f"{name}.bias", None)
+    if bias is None and linear.bias is not None:
+        raise damaged(folder, f"{name}.bias is missing")
+    if bias is not None and linear.bias is None and not bool(bias.any()):
+        bias = None  # some writers of gptq store a bias of zeros everywhere
+    model.set_submodule(name, PackedLinear(weight, bias))
