@@ -1,0 +1,244 @@
+"""Tokens per second of decoding: transformers, the engine with 16-bit weights, the engine with packed ones.
+
+    python kernels/bench/decode_speed.py --model 0.6b --bits 2 --batches 1,8,64 --out DIR [--profile]
+
+A Qwen3 of random weights is made on the GPU and rounded to the grid, so that all three compute the same model. First
+the logits of prompts and steps are compared with transformers', then each is timed: `1 + NEW` new tokens less one, median
+of three, at a context of 512; then their greedy tokens are compared. Everything is printed as it is found, and written to
+DIR/decode_speed.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+# Not the folder of this file: its modules have names such as `table`.
+sys.path[:1] = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "kernels")]
+# ruff: noqa: E402
+
+import torch
+from torch import Tensor, nn
+
+from rqat.packed.engine import Engine
+from rqat_kernels.grid import dequantize, fit_minmax, quantize
+from rqat_kernels.packed_linear import PackedLinear
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 512, "tie_word_embeddings": True},
+    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+             "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True},
+    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True},
+    "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False},
+}  # fmt: skip
+
+GROUP = 128
+CONTEXT = 512
+NEW = 128
+NEW_SLOW = 24
+"""New tokens that transformers is timed with."""
+
+TOLERANCE = 0.05
+"""Relative L2 of logits. bfloat16 rounds every activation to 2**-9; over 28 to 36 layers of random weights two ways of
+computing the same model come out 1 to 3 % apart. A wrong zero point, position or head moves logits by more than half."""
+
+
+def main() -> None:
+    """Builds, checks, times."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(SHAPES), default="0.6b")
+    parser.add_argument("--bits", type=int, choices=(2, 3, 4), default=2)
+    parser.add_argument("--batches", default="1,8,64")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--profile", action="store_true", help="show what a packed step of one row spends its time on")
+    parser.add_argument("--skip-transformers", action="store_true")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    began = time.perf_counter()
+    plain, packed = build(SHAPES[arguments.model], arguments.bits, device)
+    say(began, f"{arguments.model} built and packed to {arguments.bits} bits")
+    engines = {"engine, bf16": Engine(plain), f"engine, {arguments.bits} bits": Engine(packed)}
+    good = True
+    for name, engine in engines.items():
+        good &= check(name, engine, plain)
+        say(began, "checked")
+    table = Table(arguments.out, arguments.model, arguments.bits)
+    for batch in map(int, arguments.batches.split(",")):
+        prompts = torch.randint(plain.config.vocab_size, (batch, CONTEXT), device=device)
+        firsts: dict[str, list[list[int]]] = {}
+        contenders: dict[str, tuple[Callable[[int], Any], int]] = {}
+        if not arguments.skip_transformers:
+            contenders["transformers, bf16"] = (lambda new, p=prompts: by_transformers(plain, p, new), NEW_SLOW)  # type: ignore[misc]
+        for name, engine in engines.items():
+            rows = prompts.tolist()
+            contenders[name] = (lambda new, e=engine, r=rows: e.write(r, new), NEW)  # type: ignore[misc]
+        for name, (write, new) in contenders.items():
+            firsts[name] = write(1 + new)  # compiles and captures
+            table.add(name, batch, new, seconds(write, new))
+        agree(firsts)
+        say(began, f"batch {batch} done")
+    if arguments.profile and device == "cuda":
+        for name, engine in engines.items():
+            profile(name, engine)
+    sys.exit(0 if good else 1)
+
+
+def build(shape: dict[str, Any], bits: int, device: str) -> tuple[Any, Any]:
+    """The same random model twice: with weights on the grid, and with packed ones; what is not quantized is shared."""
+    import accelerate
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        **shape, max_position_embeddings=40960, rope_parameters={"rope_theta": 1e6, "rope_type": "default"}
+    )
+    config.dtype = torch.bfloat16
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            plain = Qwen3ForCausalLM(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+    with accelerate.init_empty_weights(include_buffers=False):
+        packed = Qwen3ForCausalLM(config)
+    for name, module in list(plain.model.named_modules(prefix="model")):
+        if isinstance(module, nn.Linear):
+            groups = module.in_features // GROUP
+            scale, zero = fit_minmax(module.weight, groups, 2**bits - 1, symmetric=False)
+            codes = quantize(module.weight, scale, zero, 2**bits - 1)
+            module.weight.data = dequantize(codes, scale, zero, torch.bfloat16)
+            packed.set_submodule(name, PackedLinear.from_codes(codes, scale, zero, bits))
+    state = {name: tensor for name, tensor in plain.state_dict().items() if "_proj." not in name}
+    packed.load_state_dict(state, strict=False, assign=True)
+    packed.tie_weights()
+    return plain, packed.to(device).eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def check(name: str, engine: Engine, plain: Any) -> bool:
+    """Logits of two prompts of unequal length, and of eight steps after them, against transformers'."""
+    decoder, vocabulary = engine.decoder, plain.config.vocab_size
+    whole = torch.randint(vocabulary, (2, 78), device=engine.device)
+    lengths = torch.tensor([70, 33], device=engine.device)
+    slots = torch.tensor([2, 0], device=engine.device)
+    cache = decoder.make_cache(3, 128)
+    found = [decoder.prefill(whole[:, :70], lengths, slots, cache)]
+    for step in range(8):
+        at = lengths + step
+        found.append(decoder.step(whole[torch.arange(2, device=at.device), at], at, slots, cache))
+    expected = plain(whole).logits
+    errors = []
+    for step, logits in enumerate(found):
+        right = expected[torch.arange(2, device=engine.device), lengths + step - 1].float()
+        errors.append(float((logits.float() - right).norm() / right.norm()))
+    good = max(errors) <= TOLERANCE
+    print(
+        f"{name}: relative error of logits {errors[0]:.4f} after the prompt, {max(errors[1:]):.4f} in steps", flush=True
+    )
+    if not good:
+        print(f"WRONG: {max(errors):.4f} is more than {TOLERANCE}", flush=True)
+    return good
+
+
+@torch.inference_mode()
+def by_transformers(model: Any, prompts: Tensor, new: int) -> list[list[int]]:
+    """Greedy tokens by `generate` with its growing cache."""
+    out = model.generate(
+        input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new, min_new_tokens=new,
+        do_sample=False, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return out[:, prompts.shape[1] :].tolist()  # type: ignore[no-any-return]
+
+
+def seconds(write: Callable[[int], Any], new: int) -> list[float]:
+    """Three times: that of `new` steps alone."""
+    found = []
+    for _ in range(3):
+        times = []
+        for tokens in (1, 1 + new):
+            wait()
+            start = time.perf_counter()
+            write(tokens)
+            wait()
+            times.append(time.perf_counter() - start)
+        found.append(times[1] - times[0])
+    return found
+
+
+def wait() -> None:
+    """Until the device has done everything."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def agree(firsts: dict[str, list[list[int]]]) -> None:
+    """Says for how many tokens the contenders write the same; they part where two logits are nearly equal."""
+    names = list(firsts)
+    for name in names[1:]:
+        same = []
+        for one, two in zip(firsts[names[0]], firsts[name], strict=True):
+            pairs = list(zip(one, two, strict=False))
+            same.append(next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs)))
+        print(f"  same greedy tokens as {names[0]}: {name}: at least {min(same)}, mean {sum(same) / len(same):.1f}")
+
+
+class Table:
+    """What was timed, on the screen and in a file that is whole after every line."""
+
+    def __init__(self, out: Path, model: str, bits: int) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.path = out / "decode_speed.csv"
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        self.facts = [gpu, torch.__version__, model, bits]
+        if not self.path.exists():
+            self._write(["gpu", "torch", "model", "bits", "batch", "context", "new", "provider", "tokens_per_s",
+                         "ms_per_step", "slowest_ms", "fastest_ms"])  # fmt: skip
+
+    def add(self, name: str, batch: int, new: int, times: list[float]) -> None:
+        """A row: median, and the ends of the spread."""
+        middle = statistics.median(times)
+        steps = [1000 * value / new for value in (middle, max(times), min(times))]
+        self._write(
+            [*self.facts, batch, CONTEXT, new, name, round(batch * new / middle, 1), *(round(s, 4) for s in steps)]
+        )
+        print(
+            f"{name:<20} batch {batch:<4} {batch * new / middle:9.0f} tok/s   {steps[0]:.3f} ms per step "
+            f"({steps[2]:.3f} to {steps[1]:.3f})",
+            flush=True,
+        )
+
+    def _write(self, row: list[Any]) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow(row)
+
+
+@torch.inference_mode()
+def profile(name: str, engine: Engine) -> None:
+    """Time of every kernel in a step of one row."""
+    prompt = torch.randint(1000, (1, CONTEXT)).tolist()
+    engine.write(prompt, 33)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        engine.write(prompt, 33)
+        wait()
+    print(f"{name}, batch 1: kernels of 32 steps and one prompt")
+    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=14, max_name_column_width=60), flush=True)
+
+
+def say(began: float, what: str) -> None:
+    """A line with the time since the start."""
+    print(f"[{time.perf_counter() - began:5.1f} s] {what}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
