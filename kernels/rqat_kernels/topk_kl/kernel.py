@@ -134,7 +134,7 @@ def linear_topk_kl(
     stride, tiles = buffer.stride(0), -(-width // (8 * plan.lanes))
     kept = torch.empty(plan.student_tokens, k, dtype=torch.float32, device=device)
     partial = torch.empty(plan.student_tokens, plan.splits, 8, dtype=torch.float32, device=device)
-    sums = WeightGradient(weight, width, count > plan.student_tokens) if need_weight else None
+    sums = WeightGradient(weight, width, -(-count // plan.student_tokens), plan.few) if need_weight else None
     tau, c = temperature, LOG2E / temperature
     block = triton.next_power_of_2(k)
     shape = {"SPLITS": plan.splits, "LANES": plan.lanes, "FAST": not interpreted(), "num_warps": plan.warps}
