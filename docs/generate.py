@@ -1,4 +1,6 @@
-"""Writes docs/reference/{cli,recipe-keys,hooks}.md from the code; `--check` only says whether they are up to date.
+"""Writes docs/reference/{cli,recipe-keys,hooks,performance}.md; `--check` only says whether they are up to date.
+
+The first three come from the code, the last one from the results in kernels/bench/results.
 
 python docs/generate.py
 """
@@ -9,8 +11,10 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 REFERENCE = Path(__file__).parent / "reference"
+NOTE_RESULTS = "<!-- Written by docs/generate.py from kernels/bench/results; measure again instead of editing. -->\n\n"
 NOTE = "<!-- Written by docs/generate.py; edit the docstrings instead. -->\n\n"
 
 
@@ -72,6 +76,25 @@ def cli_page() -> str:
     return NOTE + text
 
 
+def performance_page() -> str:
+    """Every figure measured on a GPU, from the CSV files of the bench."""
+    return NOTE_RESULTS + _bench().page()
+
+
+def performance_plots() -> dict[str, str]:
+    """The plots on that page, by file name."""
+    return _bench().plots()  # type: ignore[no-any-return]
+
+
+def _bench() -> Any:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+    try:
+        from bench import page
+    finally:
+        del sys.path[0]
+    return page
+
+
 def _table(model: type) -> str:
     """A pydantic model as a table; meanings come from the docstring's `Attributes:`."""
     meanings: dict[str, str] = {}
@@ -112,15 +135,16 @@ def _code(text: str) -> str:
     return f"```text\n{text}\n```\n"
 
 
-PAGES = {"cli.md": cli_page, "recipe-keys.md": keys_page, "hooks.md": hooks_page}
+PAGES = {"cli.md": cli_page, "recipe-keys.md": keys_page, "hooks.md": hooks_page, "performance.md": performance_page}
 
 
 def main() -> int:
     """Writes the pages, or with `--check` lists those that differ; 1 when any does."""
     stale = []
-    for name, page in PAGES.items():
+    texts = {name: page() for name, page in PAGES.items()} | performance_plots()
+    for name, text in texts.items():
         path = REFERENCE / name
-        text = page().rstrip() + "\n"
+        text = text.rstrip() + "\n"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(name)
             if "--check" not in sys.argv:

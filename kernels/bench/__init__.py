@@ -1,0 +1,1 @@
+"""The bench of rqat's kernels: `python kernels/bench/run.py --out DIR`."""

@@ -1,0 +1,56 @@
+"""Fitting a grid and rounding to it, per layer: plain torch, for the share of GPTQ and of export it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..bench import Bench, relative
+from ..registry import Job
+from ..shapes import GROUP, LINEARS, Linear
+from ..table import Row
+from ..timing import Contender
+
+OPS = ("grid",)
+MAX_CODE = 3
+
+
+def jobs() -> list[Job]:
+    """A check and one layer."""
+    largest = next(linear for linear in LINEARS if linear.label == "8b.down")
+    return [
+        Job("grid", "odd shapes", 2, _check, check=True),
+        Job("grid", largest.label, 2, lambda bench: _time(bench, largest), 45, 5),
+    ]
+
+
+def _check(bench: Bench) -> Iterator[Row]:
+    from rqat_kernels.grid import dequantize, fit_minmax, quantize
+
+    weight = bench.normal(37, 384, dtype=torch.float32)
+    scale, zero = fit_minmax(weight, 3, MAX_CODE, symmetric=False)
+    got = dequantize(quantize(weight, scale, zero, MAX_CODE), scale, zero)
+    exact = weight.double().view(37, 3, -1)
+    s, z = scale.double()[..., None], zero.double()[..., None]
+    expected = ((torch.round(exact / s) + z).clamp(0, MAX_CODE) - z) * s
+    # float32 divides correctly rounded; a tie of the float32 quotient that is none in float64 may go the other way.
+    yield bench.checked("grid", "37x384 g128", relative(got, expected.view(37, 384)), 1e-6)
+
+
+def _time(bench: Bench, linear: Linear) -> Iterator[Row]:
+    from rqat_kernels.grid import dequantize, fit_clip, fit_minmax, quantize
+
+    out, inp = (64, 512) if bench.small else (linear.out, linear.inp)
+    weight = bench.normal(out, inp, dtype=torch.float32)
+    groups = inp // GROUP
+    scale, zero = fit_minmax(weight, groups, MAX_CODE, symmetric=False)
+    codes = quantize(weight, scale, zero, MAX_CODE)
+    work = {
+        "quantize": (lambda i: quantize(weight, scale, zero, MAX_CODE), 5 * out * inp),
+        "dequantize": (lambda i: dequantize(codes, scale, zero, torch.bfloat16), 3 * out * inp),
+        "fit_clip": (lambda i: fit_clip(weight, groups, MAX_CODE, symmetric=False), 4 * out * inp),
+    }
+    for mode, (call, least) in work.items():
+        base = Row("grid", "", mode, x_name="weights", x=out * inp, config={"shape": linear.label})
+        yield from bench.compare(base, {"torch": Contender(call, graph=False)}, limits={"": (least, 0)}, rounds=7)

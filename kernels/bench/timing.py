@@ -1,0 +1,226 @@
+"""Timing of several ways to do one thing: interleaved, with a cold cache, median and quantiles.
+
+On a GPU, work of less than `SHORT_US` is captured as a graph of many calls that rotate over distinct inputs of at least
+`COLD_BYTES` in total, so that no input is in the cache when it is read; the graph's time is divided by the number of
+calls. Longer work is timed call by call with device events, after a write of `COLD_BYTES` has emptied the cache; that
+write also lets the host run ahead, so that launching is not part of the time where the work is longer than it.
+
+Contenders take turns (A, B, A, B, ...), so that clocks and temperature are the same for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+COLD_BYTES = 256 << 20
+SHORT_US = 50.0
+LEAST_CALLS = 20
+"""Calls in a graph, at least."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the work.
+
+    Attributes:
+        call: does it once, on input number `i % copies`.
+        copies: distinct inputs there are.
+        graph: None captures short work only; True always, False never (work that waits for the host).
+    """
+
+    call: Callable[[int], Any]
+    copies: int = 1
+    graph: bool | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds of one call: median, 20 % and 80 % quantile; or the reason why there are none."""
+
+    p50: float = 0.0
+    p20: float = 0.0
+    p80: float = 0.0
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was measured."""
+        return self.p50 > 0
+
+
+class ContextLost(Exception):
+    """The device no longer answers: no later call in this process can succeed."""
+
+
+def copies_for(n_bytes: float) -> int:
+    """How many inputs of `n_bytes` fill the cache several times over."""
+    return max(1, min(1024, -(-COLD_BYTES // max(1, int(n_bytes)))))
+
+
+def interleave(
+    contenders: Mapping[str, Contender], *, device: str = "cuda", rounds: int = 15, warmup: int = 2
+) -> dict[str, Timing]:
+    """Times every contender; one that fails gets a note and does not stop the others.
+
+    Raises:
+        ContextLost: a contender broke the device's context.
+    """
+    clock = _DeviceClock() if device == "cuda" else _HostClock()
+    ready: dict[str, Callable[[], Callable[[], float]]] = {}
+    timings: dict[str, Timing] = {}
+    for name, contender in contenders.items():
+        try:
+            ready[name] = clock.prepare(contender, warmup)
+        except Exception as error:
+            timings[name] = Timing(note=describe(error))
+            check_device(device, error)
+    samples: dict[str, list[Callable[[], float]]] = {name: [] for name in ready}
+    for turn in range(rounds):
+        for name in ready if turn % 2 == 0 else reversed(ready):
+            if name in timings:
+                continue
+            try:
+                samples[name].append(ready[name]())
+            except Exception as error:
+                timings[name] = Timing(note=describe(error))
+                check_device(device, error)
+    clock.finish()
+    for name, taken in samples.items():
+        if name not in timings:
+            timings[name] = _quantiles([read() for read in taken])
+    return {name: timings[name] for name in contenders}
+
+
+def once(work: Callable[[], Any], *, device: str = "cuda", rounds: int = 3, warmup: int = 1) -> Timing:
+    """Wall time of long work in microseconds, the device idle before and after."""
+    taken = []
+    for turn in range(warmup + rounds):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if turn >= warmup:
+            taken.append((time.perf_counter() - start) * 1e6)
+    return _quantiles(taken)
+
+
+def peak_megabytes(work: Callable[[], Any]) -> float:
+    """Device memory that `work` takes at its peak, beyond what was allocated before, in 10^6 bytes."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    kept = work()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    del kept
+    return peak / 1e6
+
+
+def check_device(device: str, error: BaseException) -> None:
+    """Raises ContextLost when the device no longer answers after `error`."""
+    if device != "cuda":
+        return
+    try:
+        torch.cuda.synchronize()
+        torch.ones(1, device="cuda").item()
+    except Exception as fatal:
+        raise ContextLost(describe(error)) from fatal
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:240]
+
+
+class _DeviceClock:
+    """Device events around graph replays or single calls."""
+
+    def __init__(self) -> None:
+        self._flush = torch.empty(COLD_BYTES, dtype=torch.uint8, device="cuda")
+
+    def prepare(self, contender: Contender, warmup: int) -> Callable[[], Callable[[], float]]:
+        """Warms up and captures; what it returns takes one sample, read when all is done."""
+        for turn in range(max(1, warmup)):
+            contender.call(turn)
+        torch.cuda.synchronize()
+        graph = contender.graph
+        if graph is None:
+            guess = min(self._events(lambda: contender.call(0), 1)() for _ in range(3))
+            graph = guess < 3 * SHORT_US  # events of single calls include the launch
+        if not graph:
+            return lambda: self._events(lambda: contender.call(0), 1)
+        calls = max(LEAST_CALLS, contender.copies)
+        recorded = self._capture(contender, calls)
+        recorded.replay()
+        torch.cuda.synchronize()
+        return lambda: self._events(recorded.replay, calls, flush=contender.copies == 1)
+
+    def finish(self) -> None:
+        """Waits for everything queued."""
+        torch.cuda.synchronize()
+
+    def _capture(self, contender: Contender, calls: int) -> torch.cuda.CUDAGraph:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            contender.call(0)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded):
+            for turn in range(calls):
+                contender.call(turn)
+        return recorded
+
+    def _events(self, work: Callable[[], Any], calls: int, *, flush: bool = True) -> Callable[[], float]:
+        if flush:
+            self._flush.zero_()
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        stop.record()
+
+        def read() -> float:
+            stop.synchronize()
+            return start.elapsed_time(stop) * 1e3 / calls
+
+        return read
+
+
+class _HostClock:
+    """The same on the CPU, for trying the bench out."""
+
+    def prepare(self, contender: Contender, warmup: int) -> Callable[[], Callable[[], float]]:
+        """Warms up; what it returns takes one sample."""
+        for turn in range(max(1, warmup)):
+            contender.call(turn)
+
+        def sample() -> Callable[[], float]:
+            start = time.perf_counter()
+            contender.call(0)
+            took = (time.perf_counter() - start) * 1e6
+            return lambda: took
+
+        return sample
+
+    def finish(self) -> None:
+        """Nothing is queued."""
+
+
+def _quantiles(samples: list[float]) -> Timing:
+    if not samples:
+        return Timing(note="no sample was taken")
+    values = torch.tensor(samples, dtype=torch.float64)
+    p50, p20, p80 = (torch.quantile(values, torch.tensor(q, dtype=torch.float64)).item() for q in (0.5, 0.2, 0.8))
+    return Timing(p50, p20, p80)
