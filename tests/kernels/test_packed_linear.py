@@ -87,3 +87,98 @@ def test_layer_travels_in_a_state_dict() -> None:
     target(x)
     target.load_state_dict(source.state_dict())
     assert torch.equal(target(x), source(x))
+
+
+CONFIGS = [
+    (1, {"block": 16, "warps": 1, "stages": 2}),
+    (5, {"block": 32, "warps": 2, "stages": 2}),
+    (9, {"block": 16, "warps": 1, "stages": 2, "splits": 2}),
+    (3, {"block": 64, "warps": 4, "stages": 2, "variant": "tall"}),
+    (17, {"block": 64, "warps": 2, "stages": 3, "splits": 3, "variant": "tall"}),
+]
+"""Rows of x, and how the work is cut."""
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize(("out", "width", "group"), [(33, 640, 128), (20, 77, 77), (17, 1100, 1100), (48, 1536, 256)])
+@pytest.mark.parametrize(("rows", "config"), CONFIGS)
+def test_kernel(out: int, width: int, group: int, bits: int, rows: int, config: dict, device: str) -> None:
+    """Odd sizes, more warps and splits than slabs. By the interpreter this is the plain branch of the decoding."""
+    kernel = pytest.importorskip("rqat_kernels.packed_linear.kernel")
+    from rqat_kernels.packed_linear.choose import Config
+
+    weight = draw(out, width, group, bits, seed=rows, device=device)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    x, bias = torch.randn(rows, width, device=device).to(dtype), torch.randn(out, device=device).to(dtype)
+    found = kernel.packed_linear(x, weight, bias, Config(**config))
+    # float32: the offset of 128 costs 7 of 24 bits. bfloat16: the output is rounded to 8 bits.
+    assert relative(found, exact(x, weight, bias)) < (4e-3 if device == "cuda" else 2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_kernel_reads_other_scales(dtype: torch.dtype, device: str) -> None:
+    """Scales that only float16 or float32 hold, and zero points between codes."""
+    kernel = pytest.importorskip("rqat_kernels.packed_linear.kernel")
+    from rqat_kernels.packed_linear.choose import Config
+
+    codes = torch.randint(0, 8, (20, 256)).to(torch.uint8)
+    scale = (torch.rand(20, 2) + 0.1).to(dtype).float()
+    weight = PackedWeight.from_codes(codes, scale, (torch.rand(20, 2) * 7).to(dtype), 3).to(device)
+    assert weight.params.dtype == dtype
+    x = torch.randn(2, 256, device=device).half()
+    found = kernel.packed_linear(x, weight, None, Config(16, 1, 2))
+    # The output is rounded to float16, and the offset of 1024 costs 10 of float32's 24 bits.
+    assert relative(found, exact(x, weight)) < 1e-3
+    dense = pytest.importorskip("rqat_kernels.packing.kernel").dequantize(weight, torch.float32)
+    assert torch.equal(dense, dequantize_reference(weight, torch.float32))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize(("out", "width"), [(4096, 1024), (2560, 9728), (6144, 2560), (1000, 4096)])
+@pytest.mark.parametrize("rows", [1, 2, 8, 16, 33, 64, 100])
+def test_operator_on_a_gpu(rows: int, out: int, width: int, bits: int, dtype: torch.dtype) -> None:
+    weight = draw(out, width, 128, bits, device="cuda")
+    x = torch.randn(rows, width, device="cuda", dtype=dtype)
+    found = packed_linear(x, weight)
+    # Rounding of the output (8 bits of bfloat16); above 64 rows, of the dense weight too.
+    assert relative(found, exact(x, weight)) < (5e-3 if dtype == torch.bfloat16 else 1e-3)
+    assert torch.equal(found, packed_linear(x, weight)), "not the same from run to run"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "variant", [(16, 4, 3, 1, False), (32, 8, 2, 1, True), (16, 2, 2, 4, True), (32, 4, 3, 2, False)]
+)
+@pytest.mark.parametrize("rows", [1, 8, 16])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_configurations_on_a_gpu(bits: int, rows: int, variant: tuple) -> None:
+    from rqat_kernels.packed_linear import choose, kernel
+
+    block, warps, stages, splits, pdl = variant
+    config = choose.Config(block, warps, stages, splits, pdl)
+    if choose.shared_bytes(config, rows, bits) > choose.SHARED_BYTES:
+        pytest.skip("does not fit")
+    weight = draw(4096, 4096, 128, bits, device="cuda")
+    x = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
+    assert relative(kernel.packed_linear(x, weight, None, config), exact(x, weight)) < 4e-3
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rows", [1, 16, 100])
+def test_layer_in_a_cuda_graph(rows: int) -> None:
+    layer = PackedLinear(draw(4096, 1024, 128, 2)).to("cuda")
+    x = torch.randn(rows, 1024, device="cuda", dtype=torch.bfloat16)
+    expected = layer(x).clone()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = layer(x)
+    y.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, expected)

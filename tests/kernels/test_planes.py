@@ -150,3 +150,25 @@ def test_zero_points_a_format_cannot_hold_are_refused() -> None:
         to_compressed_tensors(PackedWeight.from_codes(codes, scale, torch.zeros_like(zero), 4), symmetric=True)
     with pytest.raises(ValueError, match="whole"):
         to_gptq(PackedWeight.from_codes(codes, scale, zero + 0.5, 4), version=2)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize(("out", "width", "group"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_dense_matrix_by_kernel(out: int, width: int, group: int, bits: int, dtype, device: str, poison) -> None:
+    kernel = pytest.importorskip("rqat_kernels.packing.kernel")
+    codes, scale, zero = draw(out, width, group, bits, seed=5)
+    weight = PackedWeight.from_codes(codes, scale, zero, bits).to(device)
+    found = kernel.dequantize(weight, dtype, poison(out, width, dtype=dtype, device=device))
+    assert torch.equal(found, dequantize_reference(weight, dtype))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("out", "width", "group"), [(4096, 2560, 128), (1000, 4096, 32), (512, 12288, 12288)])
+def test_dense_matrix_on_a_gpu(out: int, width: int, group: int, bits: int, dtype: torch.dtype) -> None:
+    codes, scale, zero = draw(out, width, group, bits, seed=6)
+    weight = PackedWeight.from_codes(codes, scale, zero, bits).to("cuda")
+    assert torch.equal(dequantize_packed(weight, dtype), dequantize_reference(weight, dtype))

@@ -69,17 +69,18 @@ def _(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup(ctx, inputs, output) -> None:
     _, words, extra, params, *sizes, bias = inputs
     ctx.save_for_backward(words, extra, params)
     ctx.sizes, ctx.biased = sizes, bias is not None
 
 
-def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
+def _backward(ctx, gradient):
     words, extra, params = ctx.saved_tensors
     to_x = to_bias = None
     if ctx.needs_input_grad[0]:
-        to_x = gradient @ dequantize_packed(PackedWeight(*ctx.sizes, words, extra, params), gradient.dtype)
+        weight = PackedWeight(*ctx.sizes, words=words, extra=extra, params=params)
+        to_x = gradient @ dequantize_packed(weight, gradient.dtype)
     if ctx.biased and ctx.needs_input_grad[8]:
         to_bias = gradient.flatten(0, -2).sum(0)
     return to_x, None, None, None, None, None, None, None, to_bias

@@ -80,12 +80,12 @@ class PackedLinear(nn.Module):
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{sizes}, bits={self.bits}, group={self.group}"
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn, recurse: bool = True):
         # What was derived from the arrays is on the device they leave.
         self._dense, self._int4 = {}, None
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, *args, **kwargs):
         self._dense, self._int4 = {}, None
         return super()._load_from_state_dict(*args, **kwargs)
 

@@ -1,7 +1,7 @@
 """Bit packing of codes: words of checkpoint files, and planes that kernels read.
 
-`reference.py` is the definition of the words of files, `planes.py` that of the planes, `formats.py` goes from one to the
-other; `dequantize.py` makes a dense matrix of planes.
+`reference.py` is the definition of the words of files, `planes.py` that of the planes, `formats.py` goes from one to
+the other; `dequantize.py` makes a dense matrix of planes.
 """
 
 from .dequantize import dequantize_packed, dequantize_reference

@@ -20,8 +20,7 @@ def from_gptq(
 
     Args:
         qweight: `(W, O)` int32. qzeros: `(G, W')` int32. scales: `(G, O)`.
-        version: 1 stores each zero point minus one, 0 as the largest code plus one's wrap is read as `2**bits`; 2 stores
-            it as it is.
+        version: 1 stores each zero point minus one, which goes from 1 to `2**bits`; 2 stores it as it is.
     """
     codes = unpack(qweight, bits, in_features, dim=0).T
     zero = unpack(qzeros, bits, scales.shape[1]).T.to(torch.int16)
@@ -97,5 +96,5 @@ def _whole(zero: Tensor) -> Tensor:
 
 
 def _check_range(stored: Tensor, bits: int, who: str) -> None:
-    if stored.numel() and not (0 <= int(stored.min()) and int(stored.max()) < 2**bits):
+    if stored.numel() and (int(stored.min()) < 0 or int(stored.max()) >= 2**bits):
         raise ValueError(f"{who} cannot hold these zero points in {bits} bits")
