@@ -33,18 +33,19 @@ def toy(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 
 
 def built(
-    scheme: Scheme, dtype: torch.dtype = torch.float32, **options: Any
+    scheme: Scheme, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any
 ) -> tuple[nn.Sequential, QuantizedOptimizer]:
     model = toy(dtype)
     layers = quantized(model, scheme)
+    model.to(device)
     options = {"lr": 1e-2, "scale_lr": 1e-2, "zero_lr": 1e-2, "other_lr": 1e-2, **options}
     return model, QuantizedOptimizer(model, layers, scheme, **options)
 
 
 def backward(model: nn.Module, seed: int, rows: int = 8, share: float = 1.0) -> float:
     generator = torch.Generator().manual_seed(seed)
-    dtype = next(model.parameters()).dtype
-    x, y = torch.randn(rows, 32, generator=generator).to(dtype), torch.randn(rows, 32, generator=generator).to(dtype)
+    like = next(model.parameters())
+    x, y = torch.randn(rows, 32, generator=generator).to(like), torch.randn(rows, 32, generator=generator).to(like)
     loss = (model(x) - y).square().mean() * share
     loss.backward()
     return loss.item()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rqat import Scheme
-from rqat_kernels.grid import dequantize, fit_clip, fit_minmax, quantize, snap_scale
+from rqat_kernels.dispatch import has_triton
+from rqat_kernels.grid import dequantize, fit_clip, fit_minmax, quantize, reference, requantize, snap_scale
 
 SCHEMES = [
     f"w{bits}{group}{sym}" for bits in (2, 3, 4, 8) for group in ("g32", "g64", "g128", "-row") for sym in ("", "-sym")
@@ -128,3 +129,72 @@ def test_dequantize_rounds_once() -> None:
     exact = (codes.view(24, 2, 128).double() - zero.double()[..., None]) * scale.double()[..., None]
     assert torch.equal(dequantize(codes, scale, zero).double(), exact.view(24, 256))
     assert torch.equal(dequantize(codes, scale, zero, torch.bfloat16), exact.view(24, 256).to(torch.bfloat16))
+
+
+def on_borders(out: int, groups: int, group: int, max_code: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """Weights on the borders between codes and one float beside them, beyond the grid's ends, and huge ones."""
+    g = torch.Generator().manual_seed(seed)
+    scale = snap_scale(torch.exp(3 * torch.randn(out, groups, generator=g)))
+    zero = torch.randint(0, max_code + 1, (out, groups), generator=g).float()
+    halves = torch.randint(-3, 2 * max_code + 4, (out, groups, group), generator=g) / 2
+    weight = (halves - zero[..., None]) * scale[..., None]
+    aside = torch.randint(-1, 2, weight.shape, generator=g)
+    weight = torch.where(aside == 0, weight, torch.nextafter(weight, aside * torch.inf))
+    weight[0, 0, :: max(2, group // 3)] *= 1e9
+    return weight.view(out, -1), scale, zero
+
+
+@pytest.mark.skipif(not has_triton(), reason="the kernels are written in Triton; the dev extra has it")
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_kernels_equal_the_reference_to_the_bit(bits: int, device: str) -> None:
+    from rqat_kernels.grid import kernel
+
+    shapes = [(6, 3, 16), (20, 2, 128), (2, 1, 3000), (1, 7, 1), (17, 1, 160)]
+    dtypes = [torch.float32, torch.float16]
+    if device == "cuda":
+        shapes += [(2048, 8, 128), (300, 1, 12288), (1001, 3, 1000)]
+        dtypes.append(torch.bfloat16)
+    for number, shape in enumerate(shapes):
+        exact, *grid = (t.to(device) for t in on_borders(*shape, 2**bits - 1, number))
+        for dtype in dtypes:
+            weight = exact.to(dtype).nan_to_num()  # the huge ones do not fit float16
+            codes = kernel.quantize(weight, *grid, 2**bits - 1)
+            assert torch.equal(codes, reference.quantize(weight, *grid, 2**bits - 1))
+            transposed = weight.T.contiguous().T
+            assert torch.equal(kernel.quantize(transposed, *grid, 2**bits - 1), codes)
+            for out in dtypes:
+                values = reference.dequantize(codes, *grid, out)
+                assert torch.equal(kernel.dequantize(codes, *grid, out), values)
+                assert torch.equal(kernel.requantize(weight, *grid, 2**bits - 1, out), values)
+
+
+def test_the_quotient_by_the_reciprocal_is_the_rounded_one() -> None:
+    """The kernels' three instructions per division, in float64 (which holds every product), as a GPU rounds them."""
+    g = torch.Generator().manual_seed(0)
+    s = snap_scale(torch.exp(4 * torch.randn(1 << 20, generator=g)))
+    w = torch.randn(1 << 20, generator=g) * s * torch.randint(1, 300, (1 << 20,), generator=g)
+    for weight in (w, torch.round(2 * w / s) / 2 * s, torch.nextafter(torch.round(2 * w / s) / 2 * s, w)):
+        y = (1 / s).double()
+        a = (weight * y.float()).double()
+        rest = (weight.double() - a * s.double()).float().double()
+        normal = weight.abs() > 1e-30  # below, quotients may vanish that torch keeps; their codes are the same
+        assert torch.equal((a + rest * y).float()[normal], (weight / s)[normal])
+
+
+def test_requantize_is_dequantize_of_quantize(device: str) -> None:
+    weight = weights().to(device)
+    grid = fit_minmax(weight, 2, 7, symmetric=False)
+    values = dequantize(quantize(weight, *grid, 7), *grid, torch.bfloat16)
+    assert torch.equal(requantize(weight, *grid, 7, torch.bfloat16), values)
+
+
+@pytest.mark.parametrize("name", ["quantize", "dequantize", "requantize"])
+def test_operators_are_known_to_torch(name: str, device: str) -> None:
+    weight = weights().to(device)
+    grid = fit_minmax(weight, 2, 7, symmetric=False)
+    arguments = {
+        "quantize": (weight, *grid, 7),
+        "dequantize": (quantize(weight, *grid, 7), *grid, torch.float16),
+        "requantize": (weight, *grid, 7, torch.bfloat16),
+    }[name]
+    torch.library.opcheck(getattr(torch.ops.rqat, name), arguments, test_utils=("test_schema", "test_faketensor"))

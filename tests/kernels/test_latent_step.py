@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rqat_kernels.latent_step import latent_step
+from rqat_kernels.dispatch import has_triton
+from rqat_kernels.grid import snap_scale
+from rqat_kernels.latent_step import latent_step, reference
 
 OUT, IN = 6, 48
 
@@ -96,3 +99,52 @@ def test_gradients_in_16_bits_are_mapped_in_the_latents_dtype(dtype: torch.dtype
     ):
         assert mine.dtype == torch.float32
         assert torch.equal(mine, exact)
+
+
+def kernel_cases(device: str) -> list[tuple[int, int, int, torch.dtype, torch.dtype]]:
+    """Rows, features, groups, dtype of gradient and of latent; some fill no tile, some groups are no power of 2."""
+    cases = [
+        (6, 48, 3, torch.float32, torch.float32),
+        (20, 256, 2, torch.float16, torch.float32),
+        (3, 5000, 1, torch.float32, torch.float32),
+        (1, 7, 7, torch.float16, torch.float16),
+        (17, 160, 1, torch.float16, torch.float32),
+    ]
+    if device == "cuda":
+        cases += [
+            (1000, 1024, 8, torch.bfloat16, torch.float32),
+            (257, 3072, 24, torch.bfloat16, torch.bfloat16),
+            (300, 12288, 1, torch.bfloat16, torch.float32),
+        ]
+    return cases
+
+
+@pytest.mark.skipif(not has_triton(), reason="the kernel is written in Triton; the dev extra has it")
+@pytest.mark.parametrize("lsq", [False, True])
+def test_kernel(lsq: bool, device: str) -> None:
+    """`gw` to the bit; the sums as close to float64 as float32 sums of these terms come."""
+    from rqat_kernels.latent_step import kernel
+
+    for number, (out, features, groups, d_type, w_type) in enumerate(kernel_cases(device)):
+        g = torch.Generator().manual_seed(number)
+        scale = snap_scale(torch.rand(out, groups, generator=g) + 0.1)
+        zero = torch.randint(0, 8, (out, groups), generator=g).float()
+        codes = torch.rand(out, groups, features // groups, generator=g) * 16 - 4
+        weight = ((codes - zero[..., None]) * scale[..., None]).view(out, features).to(w_type).to(device)
+        grad = torch.randn(features, out, generator=g).T.to(device, d_type)  # not contiguous
+        scale, zero = scale.to(device), zero.to(device)
+        gw, gs, gz = kernel.latent_step(grad, weight, scale, zero, 7, lsq=lsq)
+        assert torch.equal(gw, reference.latent_step(grad, weight, scale, zero, 7)[0])
+        exact = reference.latent_step(grad.double(), weight.double(), scale.double(), zero.double(), 7, lsq=lsq)
+        for mine, true in zip((gs, gz), exact[1:], strict=True):
+            assert mine.dtype == torch.float32
+            # Terms of up to 16, summed in float32; u = w / s is rounded as well.
+            torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-5 * math.sqrt(features / groups))
+
+
+def test_operator_is_known_to_torch(device: str) -> None:
+    grad, weight, scale, zero = (t.to(device) for t in case(2, 3, dtype=torch.float32))
+    operator: Callable[..., Any] = torch.ops.rqat.latent_step
+    torch.library.opcheck(
+        operator, (grad, weight, scale, zero, 3, False), test_utils=("test_schema", "test_faketensor")
+    )

@@ -45,7 +45,7 @@ def quotient(weight, scale):
     With `y = 1/s` rounded, `a = w y` is within 1.5 units in the last place of `w/s`. A snapped `s` has 8 significant
     bits: so `w - a s` is exact, and `w/s` is at least 1/512 unit away from every midpoint between two floats, where the
     second product's error, below 2**-23 units, cannot reach. Any other scale errs by one unit, once in some 2**23. All
-    this for finite weights below 2**110, above which `a` overflows.
+    this for finite weights below 2**110, above which `a` overflows; subnormal quotients may vanish.
     """
     if FUSES:
         y = tl.div_rn(1.0, scale)
