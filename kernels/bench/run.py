@@ -1,6 +1,6 @@
 """Checks and times every kernel on this machine's GPU; writes a CSV file per part, plots and a short table.
 
-    python kernels/bench/run.py --out DIR [--part 1|2|3] [--minutes 8] [--only OP]
+    python kernels/bench/run.py --out DIR [--part 1|2|3] [--minutes 8] [--only OP] [--match TEXT]
 
 Correctness comes first, on odd shapes, with poisoned outputs, against float64; an operation that fails is reported and
 not timed. Then the device's ceilings, then every operation against its limit and against what else there is. Rows are
@@ -10,6 +10,7 @@ written as they come, and each part ends within its minutes, so that a run cut o
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,10 @@ HERE = Path(__file__).resolve().parent
 def main() -> int:
     """Runs the parts asked for; 1 when a check failed."""
     options = _options()
+    if options.part is None:
+        # A process per part: a part that loses the device does not take the others with it.
+        calls = [[sys.executable, *sys.argv, f"--part={part}"] for part in (1, 2, 3)]
+        return max(subprocess.run(call, check=False).returncode for call in calls)
     root = HERE.parents[1]
     sys.path[:] = [str(root), str(root / "plugins"), str(root / "kernels"), *(p for p in sys.path if p != str(HERE))]
     import torch
@@ -38,35 +43,34 @@ def main() -> int:
         print(f"'{options.only}' is not measured. Known: {', '.join(registry.known())}.", file=sys.stderr)
         return 2
     facts = machine()
-    failed = False
-    for part in [options.part] if options.part else list(registry.PARTS):
-        deadline = options.deadline or time.time() + 60 * options.minutes
-        bench = Bench(device, seed=options.seed, rounds=3 if options.small else 15, small=options.small)
-        path = options.out / f"{gpu_slug(facts['gpu_name'])}-part{part}.csv"
-        table = Table(path, facts, seed=options.seed, resume=options.first > 0)
-        print(f"part {part}: {registry.PARTS[part]}; {facts['gpu_name']}, torch {facts['torch']}", flush=True)
-        for row in measure(bench):
-            if options.first == 0:
-                table.add(row)
-        work = registry.jobs(part, options.only)
-        outcome = runner.run(work, bench, table, deadline, first=options.first)
-        table.close()
-        print(compact(table.rows))
-        for title, labels in (("no time for", outcome.left), ("failed", outcome.failed)):
-            if labels:
-                print(f"{title} {len(labels)}: {'; '.join(labels)[:600]}")
-        if outcome.red:
-            print(f"RED, not timed: {', '.join(sorted(outcome.red))}")
-        failed = failed or bool(outcome.red)
-        if outcome.lost is not None and options.part:
-            runner.start_again(outcome.lost, deadline)
-        print(f"part {part} took {time.time() - deadline + 60 * options.minutes:.0f} s: {path}", flush=True)
+    part = options.part
+    deadline = options.deadline or time.time() + 60 * options.minutes
+    start = time.time()
+    bench = Bench(device, seed=options.seed, rounds=3 if options.small else 15, small=options.small)
+    path = options.out / f"{gpu_slug(facts['gpu_name'])}-part{part}.csv"
+    table = Table(path, facts, seed=options.seed, resume=options.first > 0)
+    print(f"part {part}: {registry.PARTS[part]}; {facts['gpu_name']}, torch {facts['torch']}", flush=True)
+    for row in measure(bench):
+        if options.first == 0:
+            table.add(row)
+    work = [job for job in registry.jobs(part, options.only) if job.check or options.match in job.label]
+    outcome = runner.run(work, bench, table, deadline, first=options.first)
+    table.close()
+    print(compact(table.rows))
+    for title, labels in (("no time for", outcome.left), ("failed", outcome.failed)):
+        if labels:
+            print(f"{title} {len(labels)}: {'; '.join(labels)[:600]}")
+    if outcome.red:
+        print(f"RED, not timed: {', '.join(sorted(outcome.red))}")
+    print(f"part {part} took {time.time() - start:.0f} s: {path}", flush=True)
+    if outcome.lost is not None:
+        runner.start_again(outcome.lost, deadline)
     if options.plots:
         from bench.plots import draw
 
         for drawn in draw(sorted(options.out.glob("*-part*.csv")), options.out):
             print(drawn)
-    return int(failed)
+    return int(bool(outcome.red))
 
 
 def _options() -> argparse.Namespace:
@@ -75,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--part", type=int, choices=(1, 2, 3), help="one part only")
     parser.add_argument("--minutes", type=float, default=8.0, help="time for each part (default 8)")
     parser.add_argument("--only", help="one operation only")
+    parser.add_argument("--match", default="", help="only what has this text in its name, checks excepted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-plots", dest="plots", action="store_false", help="CSV files only")
     parser.add_argument("--small", action="store_true", help="tiny shapes, to try the bench itself")

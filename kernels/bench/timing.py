@@ -10,6 +10,7 @@ Contenders take turns (A, B, A, B, ...), so that clocks and temperature are the 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -161,7 +162,12 @@ class _DeviceClock:
         if not graph:
             return lambda: self._events(lambda: contender.call(0), 1)
         calls = max(LEAST_CALLS, contender.copies)
-        recorded = self._capture(contender, calls)
+        try:
+            recorded = self._capture(contender, calls)
+        except Exception as error:
+            check_device("cuda", error)
+            print(f"not captured, timed call by call: {describe(error)}", file=sys.stderr, flush=True)
+            return lambda: self._events(lambda: contender.call(0), 1)
         recorded.replay()
         torch.cuda.synchronize()
         return lambda: self._events(recorded.replay, calls, flush=contender.copies == 1)
