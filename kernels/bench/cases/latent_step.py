@@ -12,7 +12,7 @@ from ..registry import Job
 from ..shapes import GROUP, LINEARS, Linear
 from ..switch import plain_torch
 from ..table import Row
-from ..timing import Contender
+from ..timing import Contender, copies_for
 
 OPS = ("latent_step",)
 BITS = 2
@@ -55,15 +55,16 @@ def _time(bench: Bench, linear: Linear, *, compiled: bool = False) -> Iterator[R
     from rqat_kernels.latent_step.reference import latent_step as reference
 
     out, inp = (64, 256) if bench.small else (linear.out, linear.inp)
-    inputs = _inputs(bench, out, inp)
-    contenders = {
-        "rqat": Contender(lambda i: latent_step(*inputs, 2**BITS - 1)),
-        "torch": Contender(plain_torch(lambda i: latent_step(*inputs, 2**BITS - 1))),
-    }
+    least = 10 * out * inp + 16 * out * inp // GROUP  # D in 16 bits, w and gw in 32; s, z, gs, gz
+    count = min(copies_for(least), 16)
+    inputs = [_inputs(bench, out, inp) for _ in range(count)]
+
+    def ours(i: int) -> tuple[Tensor, ...]:
+        return latent_step(*inputs[i % count], 2**BITS - 1)
+
+    contenders = {"rqat": Contender(ours, count), "torch": Contender(plain_torch(ours), count)}
     if compiled:
         fused = torch.compile(reference, dynamic=False)
-        contenders["compile"] = Contender(lambda i: fused(*inputs, 2**BITS - 1))
-    groups = out * inp // GROUP
-    least = inputs[0].nbytes + 2 * inputs[1].nbytes + 16 * groups
+        contenders["compile"] = Contender(lambda i: fused(*inputs[i % count], 2**BITS - 1), count)
     base = Row("latent_step", "", "backward", x_name="weights", x=out * inp, config={"shape": linear.label})
     yield from bench.compare(base, contenders, baseline="torch", limits={"": (least, 0)})
