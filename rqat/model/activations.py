@@ -1,7 +1,8 @@
 """Hidden states of the calibration tokens on their way through the decoder blocks, and the statistics taken from them.
 
-Blocks are run one at a time: between two of them the hidden states of all tokens wait on the CPU, so that statistics of
-only one block have to be held, and every block sees what the already quantized blocks before it put out.
+Blocks are run one at a time, so that statistics of only one block have to be held, and every block sees what the
+already quantized blocks before it put out. Between two of them the hidden states of all tokens wait on the model's
+device where they fit, else in the CPU's memory.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rqat_kernels.hessian import add_gram
+
 from ..contracts import Block, LinearStats, Statistic
 from ..errors import NumericsError
 
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
     import transformers
 
 CHUNK = 512
-"""Columns of a Hessian computed at once, from the diagonal on to the right; the rest is mirrored at the end."""
+"""Columns of a Hessian that are mirrored at once."""
+
+ROOM = 0.5
+"""Share of a GPU's free memory that hidden states may take up; statistics, factors and a block's activations follow."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class Activations:
         self._tick = tick
         self._device = next(model.parameters()).device
         self._hidden: list[Tensor] = []
+        self._rows: dict[int, Tensor] = {}
+        self._keywords: dict[torch.Size, list[dict[str, Any]]] = {}
         self._at = 0
 
     @torch.inference_mode()
@@ -75,15 +83,17 @@ class Activations:
             NumericsError: a block puts out values that are not finite.
         """
         if not self._hidden:
-            self._hidden = [self._arguments(batch)[0].cpu() for batch in self._batches]
-            self._check_finite("model.embed_tokens")
+            self._embed()
         while self._at < index:
             name, module = self._blocks[self._at]
+            finite = []
             for number, batch in enumerate(self._batches):
-                out = module(self._hidden[number].to(self._device), **self._arguments(batch)[1][self._at])
-                self._hidden[number] = (out[0] if isinstance(out, tuple) else out).cpu()
+                out = module(self._states(number), **self._arguments(batch)[self._at])
+                hidden = out[0] if isinstance(out, tuple) else out
+                finite.append(torch.isfinite(hidden).all())
+                self._put(number, hidden)
                 self._tick((number + 1) / len(self._batches) / 2)
-            self._check_finite(name)
+            _check_finite(finite, f"the output of {name}")
             self._at += 1
 
     def collect(self, block: Block, needs: frozenset[Statistic]) -> dict[str, LinearStats]:
@@ -95,14 +105,14 @@ class Activations:
             NumericsError: an input holds values that are not finite.
         """
         stats = [self._empty(block.linear(group.names[0]).in_features, needs) for group in block.inputs]
-        mask: Tensor | None = None
+        real: Tensor | None = None
         seen = 0
 
         def hook(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             def observe(module: nn.Module, inputs: tuple[Any, ...]) -> None:
                 nonlocal seen
-                x = inputs[0]
-                accumulate(stats[index], x.flatten(0, 1) if mask is None else x[mask])
+                x = inputs[0].flatten(0, 1)
+                accumulate(stats[index], x if real is None else x.index_select(0, real))
                 seen += 1
                 if seen == len(stats):
                     raise _Collected
@@ -116,10 +126,10 @@ class Activations:
         try:
             with torch.inference_mode():
                 for number, batch in enumerate(self._batches):
-                    mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
+                    real = self._real(number)
                     seen = 0
                     with suppress(_Collected):
-                        block.module(self._hidden[number].to(self._device), **self._arguments(batch)[1][self._at])
+                        block.module(self._states(number), **self._arguments(batch)[self._at])
                     self._tick((1 + (number + 1) / len(self._batches)) / 2)
         finally:
             for handle in handles:
@@ -137,11 +147,58 @@ class Activations:
             absmean=torch.zeros(width, device=self._device) if "absmean" in needs else None,
         )
 
-    def _arguments(self, batch: TokenBatch) -> tuple[Tensor, list[dict[str, Any]]]:
-        """What the model hands to each of its blocks: embedded tokens, and keywords (mask, positions) per block.
+    def _embed(self) -> None:
+        """The tokens' embeddings, and a place for the hidden states of every batch."""
+        finite = []
+        states = (self._call(batch)[0] for batch in self._batches)
+        for number, (batch, hidden) in enumerate(zip(self._batches, states, strict=True)):
+            if not number:
+                tokens = sum(one.input_ids.numel() for one in self._batches)
+                fits = _fits(hidden.nbytes // batch.input_ids.numel() * tokens, self._device)
+            place = hidden if fits else torch.empty_like(hidden, device="cpu", pin_memory=True)
+            self._hidden.append(place)
+            self._put(number, hidden)
+            finite.append(torch.isfinite(hidden).all())
+        _check_finite(finite, "the output of model.embed_tokens")
+
+    def _states(self, number: int) -> Tensor:
+        """Hidden states of a batch, on the model's device."""
+        return self._hidden[number].to(self._device, non_blocking=True)
+
+    def _put(self, number: int, hidden: Tensor) -> None:
+        """Keeps new hidden states of a batch."""
+        if self._hidden[number].device == hidden.device:
+            self._hidden[number] = hidden
+        else:  # to pinned memory that only this stream reads again, so there is nothing to wait for
+            self._hidden[number].copy_(hidden, non_blocking=True)
+
+    def _real(self, number: int) -> Tensor | None:
+        """Places of a batch's tokens that are no padding, in `(B T)`; None without padding."""
+        mask = self._batches[number].attention_mask
+        if mask is None:
+            return None
+        if number not in self._rows:
+            self._rows[number] = mask.flatten().nonzero()[:, 0].to(self._device)
+        return self._rows[number]
+
+    def _arguments(self, batch: TokenBatch) -> list[dict[str, Any]]:
+        """What the model hands to each of its blocks beside hidden states: masks and positions.
+
+        Without padding they are the same for all batches of a shape; with padding, masks of all batches could be larger
+        than the hidden states, and are made anew.
+        """
+        if batch.attention_mask is not None:
+            return self._call(batch)[1]
+        shape = batch.input_ids.shape
+        if shape not in self._keywords:
+            self._keywords[shape] = self._call(batch)[1]
+        return self._keywords[shape]
+
+    def _call(self, batch: TokenBatch) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Embedded tokens, and the keywords with which the model calls each block.
 
         Masks differ between blocks with and without a sliding window; the model itself knows best. Its blocks pass
-        their input on unchanged meanwhile, so this costs next to nothing and no mask is kept.
+        their input on unchanged meanwhile, so this costs next to nothing.
         """
         seen: list[tuple[Tensor, dict[str, Any]]] = []
         with _recording([module for _, module in self._blocks], seen):
@@ -149,9 +206,16 @@ class Activations:
             self._base(input_ids=batch.input_ids.to(self._device), attention_mask=mask, use_cache=False)
         return seen[0][0], [keywords for _, keywords in seen]
 
-    def _check_finite(self, name: str) -> None:
-        if not all(bool(torch.isfinite(hidden).all()) for hidden in self._hidden):
-            raise _not_finite(f"the output of {name}")
+
+def _fits(states: int, device: torch.device) -> bool:
+    """Whether that many bytes of hidden states may stay on the device."""
+    return device.type != "cuda" or states <= ROOM * torch.cuda.mem_get_info(device)[0]
+
+
+def _check_finite(finite: Sequence[Tensor], what: str) -> None:
+    """Looks at the verdicts of all batches at once: on a GPU, looking means waiting."""
+    if not bool(torch.stack(list(finite)).all()):
+        raise _not_finite(what)
 
 
 @contextmanager
@@ -173,14 +237,11 @@ def _recording(modules: Sequence[nn.Module], seen: list[tuple[Tensor, dict[str, 
 
 def accumulate(stats: LinearStats, x: Tensor) -> None:
     """Adds inputs `x (N, I)` to sums of `x x^T` and `|x|` in float32; `finish` makes means of them."""
-    x = x.float()
     stats.tokens += x.shape[0]
     if stats.absmean is not None:
-        stats.absmean.add_(x.abs().sum(0))
+        stats.absmean.add_(x.float().abs().sum(0))
     if stats.hessian is not None:
-        for start in range(0, x.shape[1], CHUNK):
-            stop = start + CHUNK
-            stats.hessian[start:stop, start:].addmm_(x[:, start:stop].T, x[:, start:])
+        add_gram(stats.hessian, x)
 
 
 def finish(stats: LinearStats) -> None:

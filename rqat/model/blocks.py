@@ -25,6 +25,7 @@ from ..scheme import Scheme
 from .activations import Activations, TokenBatch
 from .block_store import BlockStore, LayerReport
 from .layers import BLOCKS, SHARED_INPUTS, choose_layers
+from .unloading import Unloading
 
 if TYPE_CHECKING:
     import transformers
@@ -121,17 +122,18 @@ def quantize_model(
     store = BlockStore(resume_dir, scheme)
     layers: dict[str, QuantizedWeight] = {}
     reports: list[LayerReport] = []
-    for current, block in enumerate(blocks):
-        kept = store.load(block)
-        if kept is None:
-            store.forget()
-            kept = _quantize_block(block, quantizer, scheme, activations, current)
-            store.save(block, *kept)
-        for name, weight in kept[0].items():
-            layers[f"{block.name}.{name}"] = weight
-        reports.extend(kept[1])
-        progress(current + 1, block.name)
-    return layers, reports
+    with Unloading(store, next(model.parameters()).device) as unloading:
+        for current, block in enumerate(blocks):
+            kept = store.load(block)
+            if kept is None:
+                store.forget()
+                kept = _quantize_block(block, quantizer, scheme, activations, current)
+                unloading.take(block, *kept)
+            else:
+                layers.update((f"{block.name}.{name}", layer) for name, layer in kept[0].items())
+            reports.extend(kept[1])
+            progress(current + 1, block.name)
+    return layers | unloading.layers, reports  # what was kept comes before what was not
 
 
 @torch.no_grad()
@@ -168,7 +170,7 @@ def _quantize_block(
         layer = result[name]
         linear = block.linear(name)
         linear.weight.copy_(dequantize(layer.codes, layer.scale, layer.zero, linear.weight.dtype))
-        ordered[name] = QuantizedWeight(layer.codes.cpu(), layer.scale.cpu(), layer.zero.cpu(), layer.note)
+        ordered[name] = layer
     for name, parameter in block.module.named_parameters():
         if name.rpartition(".")[0] in moved and not torch.isfinite(parameter).all():
             raise NumericsError(f"{type(quantizer).__name__} left values that are not finite in {block.name}.{name}.")
@@ -209,15 +211,35 @@ def input_scale(block: Block, group: SharedInput, before: Mapping[str, Tensor]) 
 def relative_error(weight: Tensor, w_hat: Tensor, hessian: Tensor | None) -> float:
     """Share of the squared output that quantization moves: `tr(D H D^T) / tr(W H W^T)` with `D = w_hat - W`.
 
-    All float32. Without a Hessian it is taken as the identity, which gives the relative squared error of the weights.
+    All float32, or close to it: see `_product`. Without a Hessian it is taken as the identity, which gives the relative
+    squared error of the weights.
     """
     delta = w_hat - weight
 
     def energy(matrix: Tensor) -> float:
-        return float(((matrix if hessian is None else matrix @ hessian) * matrix).sum(dtype=torch.float64))
+        return float(((matrix if hessian is None else _product(matrix, hessian)) * matrix).sum(dtype=torch.float64))
 
     whole = energy(weight)
     return max(0.0, energy(delta)) / whole if whole > 0 else 0.0
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right`, float32.
+
+    On a GPU from two bfloat16 parts of each matrix, without the product of the small ones: that keeps sixteen bits of
+    every factor, and runs on matrix units, which have nothing for float32.
+    """
+    if not left.is_cuda:
+        return left @ right
+    (a, a_rest), (b, b_rest) = _parts(left), _parts(right)
+    result = torch.mm(a, b, out_dtype=torch.float32)
+    return result.add_(torch.mm(a_rest, b, out_dtype=torch.float32)).add_(torch.mm(a, b_rest, out_dtype=torch.float32))
+
+
+def _parts(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A float32 matrix as a sum of two in bfloat16."""
+    first = matrix.bfloat16()
+    return first, (matrix - first).bfloat16()
 
 
 def check_result(block: Block, result: dict[str, QuantizedWeight], scheme: Scheme, who: str) -> None:

@@ -83,9 +83,8 @@ def save_checkpoint(
     parameters = dict(model.named_parameters())
     for name, layer in layers.items():
         weight = parameters[f"{name}.weight"].detach()
-        if not torch.equal(
-            weight.cpu(), dequantize(layer.codes.cpu(), layer.scale.cpu(), layer.zero.cpu(), weight.dtype)
-        ):
+        codes, scale, zero = (part.to(weight.device) for part in (layer.codes, layer.scale, layer.zero))
+        if not torch.equal(weight, dequantize(codes, scale, zero, weight.dtype)):
             raise ValueError(f"the weight of {name} is not what its codes decode to")
     quantized = {f"{name}.weight" for name in layers}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - parameters.keys()

@@ -1,0 +1,71 @@
+"""Takes finished blocks off the GPU, and to disk, while the next block is being worked on."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+
+import torch
+
+from ..contracts import Block, QuantizedWeight
+from .block_store import BlockStore, LayerReport
+
+
+class Unloading:
+    """Copies layers to the CPU and keeps them in a `BlockStore`; to be used in a `with` statement.
+
+    On a GPU this happens in a second thread and a stream of its own, one block at a time, and a failure comes up when
+    the next block is handed over or at the end. On the CPU there is nothing to copy, and it happens at once.
+
+    Attributes:
+        layers: everything handed over, on the CPU, by full name; complete after the `with` statement.
+    """
+
+    def __init__(self, store: BlockStore, device: torch.device) -> None:
+        self.layers: dict[str, QuantizedWeight] = {}
+        self._store = store
+        self._thread = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> Unloading:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+        if kind is None:
+            self._wait()
+
+    def take(self, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]) -> None:
+        """Hands over a block; its layers must not be changed any more."""
+        if self._thread is None or self._stream is None:
+            self._unload(block, layers, reports)
+            return
+        self._wait()
+        ready = torch.cuda.current_stream(self._stream.device).record_event()
+        self._running = self._thread.submit(self._unload_after, ready, block, layers, reports)
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
+            self._running = None
+
+    def _unload_after(
+        self, ready: torch.cuda.Event, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]
+    ) -> None:
+        assert self._stream is not None
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
+            self._unload(block, layers, reports)
+
+    def _unload(self, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]) -> None:
+        here = {
+            name: replace(layer, codes=layer.codes.cpu(), scale=layer.scale.cpu(), zero=layer.zero.cpu())
+            for name, layer in layers.items()
+        }
+        self._store.save(block, here, reports)
+        self.layers.update((f"{block.name}.{name}", layer) for name, layer in here.items())
