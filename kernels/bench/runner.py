@@ -57,6 +57,9 @@ def run(jobs: Sequence[Job], bench: Bench, table: Table, deadline: float, *, fir
                 table.add(row)
                 if job.check and row.note.startswith("RED"):
                     outcome.red.add(job.op)
+        except KeyboardInterrupt:
+            outcome.left += [f"{left.op} {left.label}" for left in jobs[number:]]
+            return outcome
         except ContextLost as error:
             table.add(_reason(job, f"RED: the device was lost: {error}"))
             outcome.failed.append(f"{job.op} {job.label}")

@@ -138,6 +138,17 @@ def test_jobs_end_within_their_time(bench, table):
     assert len(outcome.left) == 50 - len(read(table.path))
 
 
+def test_an_interrupted_run_still_says_what_it_did(bench, table):
+    def interrupted(bench):
+        yield row(1)
+        raise KeyboardInterrupt
+
+    jobs = [Job("toy", "a", 1, interrupted, seconds=0), Job("toy", "b", 1, lambda b: [row(2)], seconds=0)]
+    outcome = runner.run(jobs, bench, table, time.time() + 60)
+    assert outcome.left == ["toy a", "toy b"]
+    assert [r.x for r in read(table.path)] == [1]
+
+
 def test_contenders_take_turns_and_fail_alone(bench):
     order = []
 
