@@ -82,7 +82,7 @@ def row_kernels() -> None:
     losses = torch.empty(tokens, device="cuda")
     for divergence in ("forward", "jsd"):
         for lanes, warps, splits in product((128, 256, 512), (4, 8, 16), (1, 2, 4, 8)):
-            if not 16 <= lanes // warps <= 64 or (divergence == "jsd" and splits == 1):
+            if not 32 <= lanes // warps <= 64 or (divergence == "jsd" and splits == 1):
                 continue
             plan = kernel.Plan(tokens, tokens, splits, lanes, warps)
             loop = kernel.RowLoop(plan, VOCABULARY, VOCABULARY, divergence, 1.0, mine.device)  # type: ignore[arg-type]

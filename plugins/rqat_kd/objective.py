@@ -70,10 +70,11 @@ class DistillationTrainer(SFTTrainer):
     ) -> Any:
         """Loss of one micro-batch: the sum over its tokens divided by the tokens of the whole batch."""
         student = self.accelerator.unwrap_model(model)
-        labels = inputs["labels"][:, 1:]
-        counted = labels != -100
-        theirs = _hidden(self.teacher, inputs["input_ids"], counted, train=False)
-        mine = _hidden(student, inputs["input_ids"], counted, train=True)
+        # Counted once: a GPU has to be waited for, to know how many there are.
+        row, column = (inputs["labels"][:, 1:] != -100).nonzero(as_tuple=True)
+        places = row * inputs["labels"].shape[1] + column
+        theirs = _hidden(self.teacher, inputs["input_ids"], places, train=False)
+        mine = _hidden(student, inputs["input_ids"], places, train=True)
         loss = linear_kl(
             mine,
             student.get_output_embeddings().weight,
@@ -82,7 +83,7 @@ class DistillationTrainer(SFTTrainer):
             divergence=self.options.divergence,
             beta=self.options.beta,
             temperature=self.options.temperature,
-            labels=labels[counted],
+            labels=inputs["labels"].flatten()[places + 1],
             label_share=self.options.sft_weight,
             count=num_items_in_batch,
             vocabulary=self.vocabulary,
@@ -92,13 +93,14 @@ class DistillationTrainer(SFTTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def _hidden(model: transformers.PreTrainedModel, input_ids: Tensor, counted: Tensor, *, train: bool) -> Tensor:
-    """Last hidden states `(N, d)` at the positions that predict a counted token.
+def _hidden(model: transformers.PreTrainedModel, input_ids: Tensor, places: Tensor, *, train: bool) -> Tensor:
+    """Last hidden states `(N, d)` at the places `row * length + column` that predict a counted token.
 
     Rows are padded on the right, where causal attention never looks: without a mask the faster kernel is used.
     """
     with torch.set_grad_enabled(train):
-        return model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1][counted]
+        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[places]
 
 
 def _check_head(model: transformers.PreTrainedModel) -> None:
