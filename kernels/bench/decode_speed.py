@@ -3,9 +3,9 @@
     python kernels/bench/decode_speed.py --model 0.6b --bits 2 --batches 1,8,64 --out DIR [--profile]
 
 A Qwen3 of random weights is made on the GPU and rounded to the grid, so that all three compute the same model. First
-the logits of prompts and steps are compared with transformers', then each is timed: `1 + NEW` new tokens less one, median
-of three, at a context of 512; then their greedy tokens are compared. Everything is printed as it is found, and written to
-DIR/decode_speed.csv.
+the logits of prompts and steps are compared with transformers', then each is timed: `1 + NEW` new tokens less one,
+median of three, at a context of 512; then their greedy tokens are compared. Everything is printed as it is found, and
+written to DIR/decode_speed.csv.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ NEW_SLOW = 24
 
 TOLERANCE = 0.05
 """Relative L2 of logits. bfloat16 rounds every activation to 2**-9; over 28 to 36 layers of random weights two ways of
-computing the same model come out 1 to 3 % apart. A wrong zero point, position or head moves logits by more than half."""
+computing the same model come out 1 to 3 % apart. A wrong zero point, position or head moves them by more than half."""
 
 
 def main() -> None:
