@@ -74,3 +74,8 @@ def test_first_quantization_runs(tmp_path):
     shown = subprocess.run(load, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr[-2000:]
     assert "Mia starts with 20 figs" in shown.stdout
+
+    packed = [sys.executable, DOCS / "examples" / "run_packed.py", "tiny-gptq"]
+    written = subprocess.run(packed, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert written.returncode == 0, written.stderr[-2000:]
+    assert "\\boxed{" in written.stdout

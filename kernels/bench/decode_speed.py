@@ -96,7 +96,6 @@ def main() -> None:
 
 def build(shape: dict[str, Any], bits: int, device: str) -> tuple[Any, Any]:
     """The same random model twice: with weights on the grid, and with packed ones; what is not quantized is shared."""
-    import accelerate
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
@@ -110,8 +109,9 @@ def build(shape: dict[str, Any], bits: int, device: str) -> tuple[Any, Any]:
             plain = Qwen3ForCausalLM(config).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(before)
-    with accelerate.init_empty_weights(include_buffers=False):
+    with torch.device("meta"):
         packed = Qwen3ForCausalLM(config)
+    packed.model.rotary_emb = plain.model.rotary_emb
     for name, module in list(plain.model.named_modules(prefix="model")):
         if isinstance(module, nn.Linear):
             groups = module.in_features // GROUP
