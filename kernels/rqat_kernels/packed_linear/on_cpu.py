@@ -1,8 +1,9 @@
 """Few rows of bfloat16 on the CPU: codes of up to 4 bits in the layout of torch's own int4 product.
 
-`aten::_weight_int4pack_mm_for_cpu` reads `w_hat = (q - 8) s + z'` with `z' = (8 - z) s` in bfloat16, which rounds z':
-codes are exact, the output is off by about 6e-3 of its norm. It beats the dense product up to about four rows (4096 x
-1024, one core: 0.21 instead of 0.31 ms at 1 row, even at 4 rows), and only in bfloat16.
+`aten::_weight_int4pack_mm_for_cpu` reads `w_hat = (q' - 8) s + z'`. With `q' = q - z + 8` and `z' = 0` it is exact;
+every weight of 2 and 3 bits, and symmetric ones of 4, leave q' in 4 bits. For others `q' = q`, and `z' = (8 - z) s` is
+rounded to bfloat16: the output is off by up to 6e-3 of its norm. The product beats the dense one up to about four rows
+(4096 x 1024, one core: 0.21 instead of 0.31 ms at 1 row, even at 4 rows), and only in bfloat16.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ class Int4Weight:
 
     def __init__(self, weight: PackedWeight) -> None:
         self.group = weight.group
-        self.words = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes().to(torch.int32), 1)
-        scale, zero = weight.scale.T, weight.zero.T
-        self.params = torch.stack((scale, (8 - zero) * scale), -1).to(torch.bfloat16).contiguous()
+        codes, scale, offset = weight.codes().to(torch.int32), weight.scale, 8 - weight.zero
+        shifted = codes + offset.repeat_interleave(self.group, 1)
+        if torch.equal(shifted, shifted.round().clamp(0, 15)):
+            codes, offset = shifted.to(torch.int32), torch.zeros_like(offset)
+        self.words = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        self.params = torch.stack((scale.T, (offset * scale).T), -1).to(torch.bfloat16).contiguous()
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """`(..., O)` of bfloat16 `x (..., I)`."""

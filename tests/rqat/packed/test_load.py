@@ -30,12 +30,12 @@ COMMON = ["quantize", "--method", "rtn"]
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`exports(scheme, format)`: a tiny model, rounded and exported; made once."""
     root = tmp_path_factory.mktemp("exports")
-    made: dict[tuple[str, str, bool], Path] = {}
+    made: dict[tuple[str, str, bool, int], Path] = {}
 
-    def export(scheme: str, format_name: str = "compressed-tensors", tied: bool = True) -> Path:
-        key = (scheme, format_name, tied)
+    def export(scheme: str, format_name: str = "compressed-tensors", tied: bool = True, context: int = 512) -> Path:
+        key = (scheme, format_name, tied, context)
         if key not in made:
-            source = save_tiny(root / f"tiny-{tied}", tied=tied)
+            source = save_tiny(root / f"tiny-{tied}-{context}", tied=tied, context=context)
             folder = root / "-".join(map(str, key))
             arguments = [*COMMON, str(source), "--scheme", scheme, "--format", format_name, "-o", str(folder)]
             result = CliRunner().invoke(build(), arguments)
@@ -238,3 +238,13 @@ def test_the_packed_backend_refuses_a_model_that_is_not_quantized() -> None:
         assert "is not quantized" in result.stderr
         assert "--backend transformers" in result.stderr
         assert not list(Path().iterdir())
+
+
+def test_a_task_of_lm_eval_runs_on_packed_weights(exports: Any, tmp_path: Path) -> None:
+    row = {"question": "What is 1 + 2?", "answer": "It is <<1+2=3>>3\n#### 3"}
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(6 * f"{json.dumps(row)}\n")
+    more = ["--limit", 2, "--data", tmp_path, "--set", "max_new_tokens=4", "--backend", "packed", "-o", "found"]
+    result = run("eval", "lm-eval:gsm8k", exports("w4g64", context=4096), *more)
+    assert result.exit_code == 0, result.output
+    assert json.loads(Path("found/results.json").read_text())["n"] == 2
