@@ -59,11 +59,11 @@ def _table(name: str) -> dict[str, Any]:
     folder = files(__package__) / "measured"
     for file in (folder / f"{name}.json", folder / "default.json"):
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+            return json.loads(file.read_text(encoding="utf-8"))
     return {}
 
 
 def measured(operation: str, device: torch.device) -> dict[str, Any]:
     """What was measured for an operation on the GPU of `device`, or on the default one; {} when nothing was."""
     name = gpu_slug(torch.cuda.get_device_name(device)) if device.type == "cuda" else "default"
-    return _table(name).get(operation, {})  # type: ignore[no-any-return]
+    return _table(name).get(operation, {})

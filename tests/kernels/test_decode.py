@@ -1,4 +1,4 @@
-"""Kernels of a decoding step against plain torch in float64; odd sizes, slots in any order, caches with rubbish in them."""
+"""Kernels of a decoding step against plain torch in float64; odd sizes, slots in any order, rubbish in the cache."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Attention of one token per row over a cache with gaps, in Triton; formula and shapes as in `reference.attend`.
 
-A program works on one row, one key head and one part of the positions (split-KV, arXiv 2311.01282): the query heads that
-share the key head are the rows of its matrix products. With several parts, each leaves its share and the logarithm of
+A program works on one row, one key head and one part of the positions (split-KV, arXiv 2311.01282): the query heads
+that share the key head are the rows of its matrix products. With several parts, each leaves its share and the logarithm of
 its sum of exponentials, and a second kernel adds them up in fixed order, so that results do not depend on timing.
 """
 
@@ -30,7 +30,8 @@ def attend_kernel(
 ):  # fmt: skip
     """Online softmax (arXiv 1805.02867) in base 2 over the positions of one part.
 
-    out: `(B, H, D)`, or `(B, H, SPLITS, D)` float32 with `sums (B, H, SPLITS)` float32, log2 of the sum; -inf: no position.
+    out: `(B, H, D)`, or `(B, H, SPLITS, D)` float32 with `sums (B, H, SPLITS)` float32, log2 of the sum; -inf stands for
+    no position.
     """
     row = tl.program_id(0).to(tl.int64)
     key_head = tl.program_id(1)

@@ -1,6 +1,6 @@
 """One decoding step of a dense decoder layer, without its linear layers, in plain torch: the definition.
 
-Letters: `B` rows, `H` query heads, `K` key heads (`H` is a multiple of `K`), `D` width of a head, `S` slots of the cache,
+Letters: `B` rows, `H` query heads, `K` key heads (`H` is a multiple of `K`), `D` width of a head, `S` slots of a cache,
 `P` positions of a slot, `F` width of the MLP. Row `b` is in slot `slots[b]`, and its token is at `positions[b]`.
 
 All of them round where transformers' modules round, so that in float32 the two agree to the last few bits.

@@ -79,7 +79,8 @@ def _backward(ctx, gradient):
     words, extra, params = ctx.saved_tensors
     to_x = to_bias = None
     if ctx.needs_input_grad[0]:
-        weight = PackedWeight(*ctx.sizes, words=words, extra=extra, params=params)
+        out_features, in_features, bits, group = ctx.sizes
+        weight = PackedWeight(out_features, in_features, bits, group, words, extra, params)
         to_x = gradient @ dequantize_packed(weight, gradient.dtype)
     if ctx.biased and ctx.needs_input_grad[8]:
         to_bias = gradient.flatten(0, -2).sum(0)

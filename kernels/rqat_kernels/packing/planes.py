@@ -8,7 +8,8 @@ The input features are cut into slabs of 512, the last one filled up with code 0
     rq4   128 words of 16 bits; code `k = 128 p + c` is bits `4p ... 4p + 3` of word `c`, for planes p = 0 ... 3
 
 So words hold `bits` bits per weight exactly; a field of neighbouring words belongs to neighbouring features; and a
-plane lies in one group of 128. The order of the high bits is the one in which a shift aligns two of them with their low bits.
+plane lies in one group of 128. The order of the high bits is the one in which a shift aligns two of them with their
+low bits.
 """
 
 from __future__ import annotations

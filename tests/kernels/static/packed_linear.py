@@ -1,7 +1,7 @@
 """Machine code of the linear layers on packed weights. Gates: issue slots per weight.
 
-At 4.3 TB/s an H200 issues 2.19 instructions per weight of 2 bits (scale and zero point included) in the time in which the
-weight arrives, 3.16 of 3 bits and 4.13 of 4: above that, memory waits for the processor.
+At 4.3 TB/s an H200 issues 2.19 instructions per weight of 2 bits (scale and zero point included) in the time in which
+the weight arrives, 3.16 of 3 bits and 4.13 of 4: above that, memory waits for the processor.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def dequantize(bits: int) -> Case:
             "width": "i32",
             "slabs": "i32",
             "group": "i32",
-        },  # fmt: skip
+        },
         constexprs={"BITS": bits, "TILED": True, "FULL": False, "HALF": False, "ROWS": 32},
         unaligned=("slabs",),
         elements=32 * 512,

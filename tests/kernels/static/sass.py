@@ -122,7 +122,9 @@ def broken_gates(case: Case, capability: int, found: Mapping[str, Any]) -> list[
     if case.wide is not None:
         wide = found["loads"].get(16, 0) / max(1, sum(found["loads"].values()))
         if wide < case.wide:
-            broken.append(f"{wide:.0%} of the global loads are 16 bytes wide, {case.wide:.0%} asked for: {found['loads']}")
+            broken.append(
+                f"{wide:.0%} of the global loads are 16 bytes wide, {case.wide:.0%} asked for: {found['loads']}"
+            )
     return broken
 
 
@@ -150,9 +152,7 @@ def _compiled(case: Case, capability: int) -> Any:
     if key not in _done:
         module, _, function = case.kernel.partition(":")
         kernel = getattr(importlib.import_module(module), function)
-        kinds = {
-            name: "constexpr" if name in case.constexprs else case.signature[name] for name in kernel.arg_names
-        }
+        kinds = {name: "constexpr" if name in case.constexprs else case.signature[name] for name in kernel.arg_names}
         constexprs = {(kernel.arg_names.index(name),): value for name, value in case.constexprs.items()}
         aligned = [
             index
@@ -190,7 +190,10 @@ def _innermost_loop(lines: list[str]) -> int:
             loops.append((labels[jump[1]], position))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     return max(
-        (sum(1 for line in lines[start : stop + 1] if (name := _mnemonic(line)) and name != "NOP") for start, stop in inner),
+        (
+            sum(1 for line in lines[start : stop + 1] if (name := _mnemonic(line)) and name != "NOP")
+            for start, stop in inner
+        ),
         default=0,
     )
 
@@ -206,7 +209,9 @@ def main(wanted: list[str]) -> None:
             if os.environ.get("RQAT_JSON"):
                 print(json.dumps({"case": case.name, "capability": capability, "found": found, "broken": broken}))
             else:
-                print(f"{case.name} sm_{capability}: {found}{''.join(f'{chr(10)}    BROKEN {line}' for line in broken)}")
+                print(
+                    f"{case.name} sm_{capability}: {found}{''.join(f'{chr(10)}    BROKEN {line}' for line in broken)}"
+                )
 
 
 if __name__ == "__main__":
