@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..dispatch import interpreted
 from ..packing import PackedWeight
-from ..packing.kernel import decode, factor_of, params_at, params_of
+from ..packing.kernel import decode, factor_of, offset_of, params_at, params_of
 from .choose import Config, choose
 
 

@@ -44,6 +44,18 @@ def extra_shift_of(plane, half):
 
 
 @triton.constexpr_function
+def extra_place_of(plane, half):
+    """Which bit of a word of high bits belongs to a plane."""
+    return EXTRA_BIT[plane] + 8 * half
+
+
+@triton.constexpr_function
+def offset_of(dtype):
+    """OFFSET of a type."""
+    return 1024 if dtype == tl.float16 else 128
+
+
+@triton.constexpr_function
 def decode_asm(shift, mask, magic):
     """PTX for a pair of words: `(word >> shift) & mask | magic`."""
     move = f"shr.u32 t, $1, {shift};" if shift else "mov.b32 t, $1;"
@@ -70,6 +82,7 @@ def decode(
     FACTOR: tl.constexpr = factor_of(BITS, plane)
     MASK: tl.constexpr = ((1 << (2 if BITS == 3 else BITS)) - 1) * FACTOR
     EXTRA_SHIFT: tl.constexpr = extra_shift_of(plane if BITS == 3 else 0, half)
+    OFFSET: tl.constexpr = offset_of(DTYPE)
     if USE_ASM:
         MAGIC: tl.constexpr = 0x6400 if tl.float16 == DTYPE else 0x4300
         if BITS == 3:
@@ -131,8 +144,7 @@ def _dequantize(
             k = slab * 512 + plane * (512 // PLANES) + half * WIDE + column
             field = (words.to(tl.int32) >> (4 * plane if BITS == 4 else 2 * plane)) & (15 if BITS == 4 else 3)
             if BITS == 3:
-                SHIFT: tl.constexpr = extra_shift_of(plane, half) + (2 if factor_of(3, plane) == 1 else 6)
-                field |= ((extra.to(tl.int32) >> SHIFT) & 1) << 2
+                field |= ((extra.to(tl.int32) >> extra_place_of(plane, half)) & 1) << 2
             if TILED:
                 tile = slab * 4 + plane * 4 // PLANES
                 scale, zero = params_at(params_ptr, tile * rows + inside, FULL, HALF)
