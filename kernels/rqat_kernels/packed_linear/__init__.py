@@ -76,6 +76,7 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, gradient):
+    words, extra, params = ctx.saved_tensors
     to_x = to_bias = None
     if ctx.needs_input_grad[0]:
         out_features, in_features, bits, group = ctx.sizes

@@ -36,7 +36,7 @@ def _skinny(
     PDL: tl.constexpr, USE_ASM: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    OFFSET: tl.constexpr = 1024.0 if tl.float16 == DTYPE else 128.0
+    OFFSET: tl.constexpr = offset_of(DTYPE)
     WORDS: tl.constexpr = 128 if BITS == 4 else 64
     WIDE: tl.constexpr = 128 if BITS == 4 else (32 if BITS == 3 else 64)
     HALVES: tl.constexpr = 2 if BITS == 3 else 1
@@ -112,7 +112,7 @@ def _tall(
     PDL: tl.constexpr, USE_ASM: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    OFFSET: tl.constexpr = 1024.0 if tl.float16 == DTYPE else 128.0
+    OFFSET: tl.constexpr = offset_of(DTYPE)
     WORDS: tl.constexpr = 128 if BITS == 4 else 64
     WIDE: tl.constexpr = 128 if BITS == 4 else (32 if BITS == 3 else 64)
     HALVES: tl.constexpr = 2 if BITS == 3 else 1

@@ -4,7 +4,7 @@
 
 `decode` leaves codes in the shape in which tensor cores take them. A 16-bit float whose exponent makes its last place 1
 is `OFFSET + field` when the field is or-ed into its fraction: 128 in bfloat16 (0x4300), 1024 in float16 (0x6400). So
-one `lop3` per pair of weights turns fields into floats `OFFSET + F q`, where F = 4**i for a field that lies i fields up.
+one `lop3` per pair of weights turns fields into floats `OFFSET + F q`, where F = 4**i for a field i fields up.
 Shifts of 0, 2, 8 and 10 bits bring both planes of a group of 128 to the same i, 0 or 2.
 """
 
@@ -84,7 +84,7 @@ def decode(
     EXTRA_SHIFT: tl.constexpr = extra_shift_of(plane if BITS == 3 else 0, half)
     OFFSET: tl.constexpr = offset_of(DTYPE)
     if USE_ASM:
-        MAGIC: tl.constexpr = 0x6400 if tl.float16 == DTYPE else 0x4300
+        MAGIC: tl.constexpr = 0x4300 if OFFSET == 128 else 0x6400
         if BITS == 3:
             WITH_EXTRA: tl.constexpr = decode_with_extra_asm(SHIFT, MASK, EXTRA_SHIFT, 4 * FACTOR, MAGIC)
             pairs = tl.inline_asm_elementwise(
@@ -101,7 +101,7 @@ def decode(
             field |= (wide >> EXTRA_SHIFT) & (4 * FACTOR)
         else:
             field |= (wide << (-EXTRA_SHIFT)) & (4 * FACTOR)
-    return (field + (1024 if tl.float16 == DTYPE else 128)).to(DTYPE)
+    return (field + OFFSET).to(DTYPE)
 
 
 @triton.jit
