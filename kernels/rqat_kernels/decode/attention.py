@@ -30,8 +30,8 @@ def attend_kernel(
 ):  # fmt: skip
     """Online softmax (arXiv 1805.02867) in base 2 over the positions of one part.
 
-    out: `(B, H, D)`, or `(B, H, SPLITS, D)` float32 with `sums (B, H, SPLITS)` float32, log2 of the sum; -inf stands for
-    no position.
+    out: `(B, H, D)`, or `(B, H, SPLITS, D)` float32 with `sums (B, H, SPLITS)` float32, log2 of the sum; -inf
+    stands for no position.
     """
     row = tl.program_id(0).to(tl.int64)
     key_head = tl.program_id(1)
