@@ -32,10 +32,10 @@ def save_latents(folder: Path, latents: Mapping[str, Tensor], layers: Mapping[st
     """Writes the offsets of `latents (O, I)` from the values of their codes."""
     offsets = {}
     for name, latent in latents.items():
-        codes, scale, zero = _grouped(layers[name])
-        grouped = latent.detach().cpu().float().view(codes.shape)
+        codes, scale, zero = _grouped(layers[name])  # on the latents' device
+        grouped = latent.detach().float().view(codes.shape)
         offset = (grouped / scale - (codes - zero)).clamp_(-0.5, 0.5)
-        offsets[name] = offset.to(torch.float16).view(latent.shape).contiguous()
+        offsets[name] = offset.to(torch.float16).view(latent.shape).contiguous().cpu()
     save_file(offsets, folder / FILE)
 
 
