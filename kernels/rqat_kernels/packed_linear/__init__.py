@@ -17,6 +17,7 @@ from torch import Tensor
 from ..dispatch import measured, use_triton
 from ..packing import PackedWeight, dequantize_packed
 from ..packing.dequantize import arguments
+from .choose import choose
 from .module import PackedLinear
 
 __all__ = ["PackedLinear", "packed_linear"]
@@ -56,7 +57,9 @@ def _op(
     if half and weight.tiled and 0 < rows <= most_rows(bits, x.device) and use_triton(x, words):
         from .kernel import packed_linear as kernel
 
-        return kernel(x, weight, bias)
+        config = choose(rows, out_features, in_features, bits, x.device)
+        if config.variant != "dense":
+            return kernel(x, weight, bias, config)
     dense = dequantize_packed(weight, x.dtype)
     return torch.nn.functional.linear(x, dense, bias)
 

@@ -27,7 +27,7 @@ class Config:
         stages: of the loop's pipeline.
         splits: programs that share a block of rows.
         pdl: whether the launch may overlap the end of the kernel before it.
-        variant: "skinny" or "tall", see `kernel.py`.
+        variant: "skinny" or "tall", see `kernel.py`; "dense" for a dense copy and cuBLAS.
     """
 
     block: int
@@ -50,9 +50,14 @@ def choose(rows: int, out_features: int, in_features: int, bits: int, device: to
 
 @cache
 def _choose(rows: int, out_features: int, in_features: int, bits: int, device: torch.device) -> Config:
-    key = f"b{bits}-m{rows}-n{out_features}-k{in_features}"
-    found = measured("packed_linear", device).get("configs", {}).get(key)
-    return Config(**found) if found else by_rule(rows, out_features, in_features, bits)
+    configs = measured("packed_linear", device).get("configs", {})
+    # 1 to 8 rows run the same code, so one of these numbers speaks for another; the nearest first.
+    others = sorted((1, 2, 4, 8), key=lambda other: (abs(other - rows), other)) if rows <= 8 else [rows]
+    for other in others:
+        found = configs.get(f"b{bits}-m{other}-n{out_features}-k{in_features}")
+        if found:
+            return Config(**found)
+    return by_rule(rows, out_features, in_features, bits)
 
 
 def by_rule(rows: int, out_features: int, in_features: int, bits: int) -> Config:

@@ -28,7 +28,7 @@ from ..packing.kernel import decode, factor_of, offset_of, params_at, params_of
 from .choose import Config, choose
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "slabs", "turns"])
 def _skinny(
     x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, M, N, K, slabs, turns,
     BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
@@ -104,7 +104,7 @@ def _skinny(
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "slabs", "turns"])
 def _tall(
     x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, M, N, K, slabs, turns,
     BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
