@@ -70,7 +70,9 @@ def generate(
         )
         streamer.end()
         return
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+    # 0 switches top-k off, which would be 50 or whatever the checkpoint says; evaluations sample in the same way.
+    nucleus = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    sampling = nucleus if temperature else {"do_sample": False}
     ids = torch.tensor([encoded.tokens], device=loaded.device)
     loaded.generate(
         input_ids=ids,
