@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,11 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 from rqat_kernels.linear_kl import kernel, linear_kl, reference
+from rqat_kernels.linear_kl.rows import PADDING, VECTOR, _take, load_end, nothing
 
 SMALL = kernel.Plan(student_tokens=6, teacher_tokens=4, splits=2, lanes=32, warps=1)
 """Several chunks of both kinds and two programs a row, of which the second has less to do."""
@@ -125,10 +130,39 @@ def test_extreme_logits_stay_finite(device: str, divergence: str) -> None:
     torch.testing.assert_close(mine[0].double(), exact[0], rtol=1e-4, atol=1e-6)
 
 
-def test_a_nan_is_not_hidden(device: str) -> None:
+@triton.jit
+def statistics_of_a_tile(logits, sums, ends, tokens, c, LANES: tl.constexpr, FAST: tl.constexpr):
+    """Sums and maxima of the lanes of one tile, with the vocabulary ending in it."""
+    lanes = tl.arange(0, LANES)
+    columns = lanes[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    x = load_end(logits, columns, tokens, LANES * VECTOR)
+    top, total = nothing(LANES)
+    top, total, _, _, _, _ = _take(x, x, top, total, top, total, total, total, c, 0, False, FAST)
+    tl.store(sums + lanes, total)
+    tl.store(ends + lanes, top)
+
+
+@pytest.mark.parametrize("tau", [0.7, 1.0, 2.0, 2.5])
+def test_a_lane_of_padding_holds_nothing(device: str, tau: float) -> None:
+    """A fused `x c - max c` rounds once. The interpreter has none, hence its result in exact numbers too."""
+    logits = torch.randn(256, device=device) - 50
+    sums, ends = torch.empty(32, device=device), torch.empty(32, device=device)
+    fast = not kernel.interpreted()
+    statistics_of_a_tile[(1,)](logits, sums, ends, 100, kernel.LOG2E / tau, 32, fast, num_warps=1)
+    assert (sums[:13] > 0.99).all()
+    assert not sums[13:].any()
+    c = torch.tensor(kernel.LOG2E / tau, dtype=torch.float32, device=device)
+    for start in (ends[12], ends[13]):
+        fused = torch.tensor(PADDING.value, device=device).double() * c.double() - (start * c).double()
+        assert fused < -1000
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_a_nan_is_not_hidden(device: str, divergence: str, whose: str) -> None:
     inputs = case(device, t=3)
-    inputs["student"][1, 2] = torch.nan
-    mine, _ = both(inputs, torch.float32, SMALL, tokens=571)
+    inputs[whose][1, 2] = torch.nan
+    mine, _ = both(inputs, torch.float32, SMALL, tokens=571, divergence=divergence)
     assert torch.isnan(mine[0])
     assert torch.isnan(mine[1][1]).all()
     assert torch.isfinite(mine[1][[0, 2]]).all()
@@ -169,6 +203,12 @@ def test_hidden_gradients_from_parts_of_the_vocabulary(device: str, parts: int) 
     assert distance(out, buffer[:, :160].double() @ head.double()) < 1e-5
 
 
+def test_rows_may_be_taken_a_few_at_a_time(device: str) -> None:
+    plans = (SMALL, replace(SMALL, rows=3))
+    one, other = (both(case(device), torch.float32, plan, tokens=571, label_share=0.3)[0] for plan in plans)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_plans_of_any_size_fit() -> None:
     for tokens, width in ((8192, 151936), (1, 151936), (1100, 151936), (100_000, 32_000), (7, 30)):
         plan = kernel.Plan().sized(tokens, width, 2)
@@ -198,13 +238,17 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("label_share", [0.0, 0.2])
 def test_on_a_gpu(divergence: str, dtype: torch.dtype, label_share: float) -> None:
-    """A real vocabulary's width in the plan it would run with. Tolerance: logits and gradients are rounded to 8 bits
-    (bfloat16); the loss averages the roundings of 150,000 logits and 300 positions."""
+    """A real vocabulary's width in the plan it would run with.
+
+    Tolerance: logits and gradients are rounded to 8 bits (bfloat16); the loss averages the roundings of 150,000 logits
+    and 300 positions. Of the gradients' error most is that of the logits: in float64 but for those, dW is 2.5e-3 away,
+    and 5.4e-3 with the reverse divergence, a product of q and log q; sums of two chunks in bfloat16 add 5e-4.
+    """
     inputs = case("cuda", t=300, v=151_669, wider=(267, 300), scale=1.0)
     plan = kernel.Plan(student_tokens=256, teacher_tokens=112)
     mine, exact = both(inputs, dtype, plan, tokens=151_669, divergence=divergence, label_share=label_share)
     torch.testing.assert_close(mine[0].double(), exact[0], rtol=1e-4, atol=0)
-    limit = 1e-5 if dtype == torch.float32 else 5e-3
+    limit = 1e-5 if dtype == torch.float32 else 1e-2 if divergence == "reverse" else 5e-3
     assert distance(mine[1], exact[1]) < limit
     assert distance(mine[2], exact[2]) < limit
 
@@ -215,6 +259,7 @@ def test_on_a_gpu(divergence: str, dtype: torch.dtype, label_share: float) -> No
 def test_entry_on_a_gpu_does_not_wait(count: Any) -> None:
     """The entry, forward and backward, with synchronization forbidden; against the same call in plain torch."""
     inputs = case("cuda", t=64, v=2000)
+    inputs["labels"].clamp_(max=1989)
     results = []
     for dtype in (torch.bfloat16, torch.float64):
         made = {k: v.to(torch.bfloat16).to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}

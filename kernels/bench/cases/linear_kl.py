@@ -23,16 +23,19 @@ PAIRS = ((1024, 2560), (2560, 4096), (4096, 4096))
 
 
 def jobs() -> list[Job]:
-    """A check; 8,192 tokens at three widths, then other lengths; the other divergences; compiled torch."""
+    """A check; 8,192 tokens at three widths, with a head that is trained and with a frozen one, as `kd` runs it; then
+    other lengths; the other divergences; compiled torch."""
 
     def timed(tokens: int, widths: tuple[int, int], order: float, seconds: float, **options: Any) -> Job:
-        label = f"{tokens} tokens, {widths[0]} and {widths[1]} wide {' '.join(map(str, options.values()))}".rstrip()
+        variant = " ".join(name if value is True else str(value) for name, value in options.items())
+        label = f"{tokens} tokens, {widths[0]} and {widths[1]} wide {variant}".rstrip()
         run = lambda bench: _time(bench, tokens, *widths, **options)  # noqa: E731
         return Job("linear_kl", label, 2, run, order, seconds)
 
     return [
         Job("linear_kl", "odd shapes", 2, _check, check=True),
         *(timed(8192, widths, 10 + place, 10) for place, widths in enumerate(PAIRS)),
+        *(timed(8192, widths, 20 + place, 9, frozen=True) for place, widths in enumerate(PAIRS)),
         *(timed(tokens, PAIRS[0], 30 + place, 8) for place, tokens in enumerate((4096, 16384, 1024))),
         *(timed(8192, PAIRS[0], 50 + place, 8, divergence=kind) for place, kind in enumerate(("jsd", "reverse"))),
         timed(8192, PAIRS[0], 70, 45, compiled=True),
@@ -93,16 +96,25 @@ def _exact(inputs: list[Tensor], divergence: str) -> Tensor:
 
 
 def _time(
-    bench: Bench, tokens: int, width: int, teacher: int, *, divergence: str = "forward", compiled: bool = False
+    bench: Bench,
+    tokens: int,
+    width: int,
+    teacher: int,
+    *,
+    divergence: str = "forward",
+    frozen: bool = False,
+    compiled: bool = False,
 ) -> Iterator[Row]:
     from rqat_kernels.linear_kl import linear_kl
 
     vocabulary = 1000 if bench.small else VOCABULARY
     tokens = 32 if bench.small else tokens
     inputs = _inputs(bench, tokens, width, teacher, vocabulary)
+    inputs[1].requires_grad_(not frozen)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
 
     def trained(loss: Callable[[], Tensor]) -> Contender:
-        return Contender(lambda i: torch.autograd.grad(loss(), inputs[:2]), graph=False)
+        return Contender(lambda i: torch.autograd.grad(loss(), wanted), graph=False)
 
     def liger() -> Contender:
         beta = {"forward": 0.0, "reverse": 1.0, "jsd": 0.5}[divergence]
@@ -118,9 +130,9 @@ def _time(
         contenders["torch chunks"] = Contender(plain_torch(ours.call), graph=False)
         contenders["torch"] = trained(lambda: _whole(*inputs, divergence))
         contenders["liger"] = liger
-    config = {"divergence": divergence, "width": width, "teacher": teacher}
-    flops = 2.0 * tokens * vocabulary * (3 * width + teacher)
-    least = sum(tensor.nbytes for tensor in inputs) + inputs[0].nbytes + inputs[1].nbytes
+    config = {"divergence": divergence, "width": width, "teacher": teacher} | ({"head": "frozen"} if frozen else {})
+    flops = 2.0 * tokens * vocabulary * ((1 + len(wanted)) * width + teacher)
+    least = sum(tensor.nbytes for tensor in (*inputs, *wanted))
     base = Row("linear_kl", "", "full", x_name="tokens", x=tokens, config=config)
     yield from bench.compare(base, contenders, baseline="torch", limits={"": (least, flops)}, rounds=7)
     if bench.device == "cuda":

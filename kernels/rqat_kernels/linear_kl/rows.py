@@ -14,7 +14,10 @@ thread: maximum and sums are kept per lane, with one rescaling for 8 logits, and
 The programs' results meet in `partial (rows, SPLITS, FIELDS)` float32, which the next kernel combines. Nothing is
 atomic: two runs give the same bits.
 
-Everything is float32, whatever the logits' dtype. Logits of padding and beyond the row count as `PADDING`.
+Everything is float32, whatever the logits' dtype. Logits of padding and beyond the row count as `PADDING`. Maxima start
+at `LOWEST`, far above it: compilers fuse `x c - max c` into one operation that does not round `x c`, so that for
+`x = max = -1e30` the difference is no 0 but a rounding error of 1e22 or -1e22, and its power infinite or 0. With
+`LOWEST` a lane of nothing but padding holds sums of exactly 0.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ import triton.language as tl
 
 VECTOR = tl.constexpr(8)
 PADDING = tl.constexpr(-1e30)
+LOWEST = tl.constexpr(-1e20)
+"""What maxima start with: below every logit, and so far above `PADDING` that `2^(PADDING - LOWEST)` is 0."""
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 FAR = tl.constexpr(115.0)
@@ -83,6 +88,12 @@ def span(split, tiles, tokens, TILE: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def nothing(LANES: tl.constexpr):
+    """Maximum and sum of lanes that have seen no logit."""
+    return tl.full((LANES,), LOWEST, tl.float32), tl.zeros((LANES,), tl.float32)
+
+
+@triton.jit
 def _online(top, x, c, FAST: tl.constexpr):
     """New maximum per lane, `2^((x - max) c)`, and what sums so far are multiplied with."""
     higher = tl.maximum(top, tl.max(x, 1))
@@ -120,9 +131,8 @@ def statistics(
     mine = student + row.to(tl.int64) * student_stride
     theirs = teacher + row.to(tl.int64) * teacher_stride
     inside = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
-    ms = tl.full((LANES,), PADDING, tl.float32)
-    mt = tl.full((LANES,), PADDING, tl.float32)
-    ls, lt = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.float32)
+    ms, ls = nothing(LANES)
+    mt, lt = nothing(LANES)
     a, l1 = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.float32)
     first, whole, some, _last = span(split, tiles, tokens, TILE, SPLITS)
     for tile in range(first, whole):
@@ -197,8 +207,9 @@ def combined(partial, row, c, KIND: tl.constexpr, PLAIN: tl.constexpr, SPLITS: t
 
 @triton.jit
 def _log_ratio(x, y, beta, FAST: tl.constexpr):
-    """`log2(q / m)` from `x = log2 q`, `y = log2 p`: exactly 0 where they are equal."""
-    gap = tl.minimum(tl.maximum(y - x, -FAR), FAR)
+    """`log2(q / m)` from `x = log2 q`, `y = log2 p`: exactly 0 where they are equal. A NaN stays one."""
+    gap = tl.maximum(y - x, -FAR, propagate_nan=tl.PropagateNan.ALL)
+    gap = tl.minimum(gap, FAR, propagate_nan=tl.PropagateNan.ALL)
     return gap, -log2(1.0 + beta * (exp2(gap, FAST) - 1.0), FAST)
 
 

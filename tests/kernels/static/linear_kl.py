@@ -9,8 +9,8 @@ from __future__ import annotations
 from sass import Case
 
 ROWS = "rqat_kernels.linear_kl.rows"
-LANES, WARPS = 256, 8
-COMMON = {"SPLITS": 4, "LANES": LANES, "FAST": True}
+LANES, WARPS = 512, 16
+COMMON = {"SPLITS": 8, "LANES": LANES, "FAST": True}
 READ = {
     "student": "*bf16", "teacher": "*bf16", "labels": "*i64", "partial": "*fp32", "student_stride": "i32",
     "teacher_stride": "i32", "tiles": "i32", "tokens": "i32", "c": "fp32",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sass import Case
 
-COMMON = {"SPLITS": 4, "LANES": 256, "FAST": True}
+COMMON = {"SPLITS": 8, "LANES": 512, "FAST": True}
 TAIL = {
     "student": "*bf16", "kept": "*fp32", "logp": "*bf16", "partial": "*fp32", "inverse": "*fp32", "stride": "i32",
     "tiles": "i32", "tokens": "i32", "k": "i32", "c": "fp32", "tau": "fp32",
@@ -21,8 +21,8 @@ CASES = [
         signature=TAIL,
         constexprs=COMMON | {"BLOCK": 64},
         unaligned=("tiles", "tokens", "k"),
-        warps=8,
-        elements=2048,
+        warps=16,
+        elements=4096,
         per_element={80: 7, 90: 7},
         registers=48,
     ),
@@ -32,8 +32,8 @@ CASES = [
         signature=STATISTICS,
         constexprs=COMMON | {"KIND": 0, "LABELS": False, "PLAIN": False},
         unaligned=("tiles", "tokens"),
-        warps=8,
-        elements=2048,
+        warps=16,
+        elements=4096,
         per_element={80: 8, 90: 8},
         wide=1.0,
         registers=40,
