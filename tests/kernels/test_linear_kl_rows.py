@@ -257,7 +257,10 @@ def test_on_a_gpu(divergence: str, dtype: torch.dtype, label_share: float) -> No
 @needs_gpu
 @pytest.mark.parametrize("count", [None, 7, "tensor"])
 def test_entry_on_a_gpu_does_not_wait(count: Any) -> None:
-    """The entry, forward and backward, with synchronization forbidden; against the same call in plain torch."""
+    """The entry, forward and backward, with synchronization forbidden; against the same call in plain torch.
+
+    Tolerance: bfloat16 logits of magnitude 8 alone move dW by 1e-2, dh by 4e-3 and the loss by 2e-4.
+    """
     inputs = case("cuda", t=64, v=2000)
     inputs["labels"].clamp_(max=1989)
     results = []
@@ -278,5 +281,5 @@ def test_entry_on_a_gpu_does_not_wait(count: Any) -> None:
     mine, exact = results
     torch.testing.assert_close(mine[0].double(), exact[0], rtol=1e-3, atol=0)
     assert distance(mine[1], exact[1]) < 1e-2
-    assert distance(mine[2], exact[2]) < 1e-2
+    assert distance(mine[2], exact[2]) < 2e-2
     assert not mine[2][1990:].any()
