@@ -1,4 +1,4 @@
-"""FusedAdam: the whole step of a bucket in one kernel, where the optimizer inside is torch's Adam or AdamW on CUDA.
+"""FusedAdam: the step of all buckets in a few launches, where the optimizer inside is torch's Adam or AdamW on CUDA.
 
 The kernel (`rqat_kernels.latent_adam`) reads gradients from the model's parameters and writes `w_hat` into them: no
 copy of either is made. Its state is torch's own, under torch's own names, so that checkpoints do not know which of the
@@ -8,14 +8,17 @@ two ways a step was made, and either may go on from the other's.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from rqat_kernels.latent_adam import Rates, fits, latent_adam
+from rqat_kernels.latent_adam import Rates, fits, runs_on
 
 from .buckets import Bucket
+
+if TYPE_CHECKING:
+    from rqat_kernels.latent_adam.kernel import Launches, Search
 
 LEFT_OUT = ("amsgrad", "maximize", "capturable", "differentiable")
 """Options of Adam that the kernel does not have."""
@@ -33,48 +36,121 @@ class FusedAdam:
     def __init__(self, inner: torch.optim.Optimizer, max_code: int, *, lsq: bool) -> None:
         self.inner, self.max_code, self.lsq = inner, max_code, lsq
         self._done: dict[int, int] = {}
+        self._fits: dict[int, tuple[list[Any], bool]] = {}
+        self._launches: dict[tuple[int, ...], tuple[list[int], Launches]] = {}
+        self._searches: dict[torch.device, Search] = {}
 
-    def takes(self, bucket: Bucket) -> bool:
-        """Whether the next step of `bucket` can be made here; False as well when it has no gradient."""
-        grads = [weight.grad for weight in bucket.weights]
-        if (
-            type(self.inner) in (torch.optim.Adam, torch.optim.AdamW)
-            and any(grad is not None for grad in grads)
+    def taken(self, buckets: list[Bucket]) -> list[Bucket]:
+        """Those whose next step can be made here; none without a gradient can."""
+        usable = (
+            bool(buckets)
+            and type(self.inner) in (torch.optim.Adam, torch.optim.AdamW)
+            and runs_on(buckets[0].latent)
             and self._is_plain()
-            and fits(list(bucket.weights), grads, [bucket.latent], bucket.origin)
-        ):
-            return True
-        self._done.pop(id(bucket.latent), None)
-        return False
+        )
+        taken = [bucket for bucket in buckets if usable and self._suits(bucket)]
+        kept = {id(bucket.latent) for bucket in taken}
+        self._done = {key: done for key, done in self._done.items() if key in kept}
+        return taken
 
-    def step(self, bucket: Bucket) -> None:
-        """One update of latents, scales and zero points, and of the model's weights; in place."""
+    def _suits(self, bucket: Bucket) -> bool:
+        """Whether its tensors are such; asked anew only when they are others than last time."""
+        grads = [weight.grad for weight in bucket.weights]
+        facts: list[Any] = [weight.data_ptr() for weight in bucket.weights]
+        facts += [None if grad is None else (grad.data_ptr(), grad.dtype) for grad in grads]
+        before, verdict = self._fits.get(id(bucket.latent), (None, False))
+        if facts != before:
+            verdict = any(grad is not None for grad in grads) and fits(
+                list(bucket.weights), grads, [bucket.latent], bucket.origin
+            )
+            self._fits[id(bucket.latent)] = facts, verdict
+        return verdict
+
+    def step(self, buckets: list[Bucket], others: list[Tensor]) -> bool:
+        """One update of latents, scales, zero points and the model's weights, in place, of buckets that are `taken`.
+
+        The host waits for the gradients to be looked through; the update itself is still running when this returns.
+
+        Args:
+            buckets: which.
+            others: gradients that must be finite, too.
+
+        Returns:
+            Whether all gradients are finite. Nothing has changed if they are not.
+        """
+        from rqat_kernels.latent_adam.kernel import DTYPES, Search
+
+        devices = {bucket.latent.device: None for bucket in buckets}
+        apart = [grad for grad in others if grad.device not in devices or grad.dtype not in DTYPES]
+        if not all_finite(apart):
+            return False
+        refused = {}
+        for device in devices:
+            if device not in self._searches:
+                self._searches[device] = Search(device)
+            mine = [w.grad for b in buckets if b.latent.device == device for w in b.weights if w.grad is not None]
+            mine += [grad for grad in others if grad.device == device and grad.dtype in DTYPES]
+            refused[device] = self._searches[device].start(mine)
+        # Where several devices take part, none may go on alone.
+        if len(devices) > 1 and not all(self._searches[device].all_finite() for device in devices):
+            return False
         groups = self._groups()
-        states = [
-            self._state(parameter, groups[name]) if name in groups else None
-            for name, parameter in (("latents", bucket.latent), ("scales", bucket.ratio), ("zeros", bucket.zero))
+        alike: dict[tuple[torch.device, torch.dtype, int], list[Bucket]] = {}
+        for bucket in buckets:
+            grad = next(weight.grad for weight in bucket.weights if weight.grad is not None)
+            alike.setdefault((bucket.latent.device, grad.dtype, self._next_step(bucket, groups)), []).append(bucket)
+        for (device, _, step), some in alike.items():
+            self._launch(some, groups).step(
+                [weight.grad for bucket in some for weight in bucket.weights],
+                self.max_code,
+                self._rates(groups, step),
+                refused[device],
+                lsq=self.lsq,
+            )
+        if not all(self._searches[device].all_finite() for device in devices):
+            return False
+        for (_, _, step), some in alike.items():
+            counters = [state["step"] for bucket in some for state in self._states(bucket, groups) if state is not None]
+            torch._foreach_add_(counters, 1)
+            torch.autograd.graph.increment_version([weight for bucket in some for weight in bucket.weights])
+            self._done.update((id(bucket.latent), step) for bucket in some)
+        return True
+
+    def _next_step(self, bucket: Bucket, groups: dict[str, dict[str, Any]]) -> int:
+        """Read from the device once; the counters of a bucket are equal, since they are only ever stepped together."""
+        done = self._done.get(id(bucket.latent))
+        if done is None:
+            done = int(next(state for state in self._states(bucket, groups) if state is not None)["step"].item())
+        return done + 1
+
+    def _launch(self, buckets: list[Bucket], groups: dict[str, dict[str, Any]]) -> Launches:
+        """Launches for `buckets`: those of the step before, while every tensor is where it was."""
+        from rqat_kernels.latent_adam.kernel import Launches, Stack
+
+        stacks = []
+        for bucket in buckets:
+            latent, ratio, zero = (
+                [parameter.detach()] + ([] if state is None else [state["exp_avg"], state["exp_avg_sq"]])
+                for parameter, state in zip(
+                    (bucket.latent, bucket.ratio, bucket.zero), self._states(bucket, groups), strict=True
+                )
+            )
+            stacks.append(Stack(bucket.weights, latent, bucket.origin, ratio, zero))
+        where = [
+            tensor.data_ptr()
+            for stack in stacks
+            for tensor in (*stack.weights, *stack.latent, stack.origin, *stack.ratio, *stack.zero)
         ]
-        counters = [state["step"] for state in states if state is not None]
-        # Read from the device once; all three are equal, since they are only ever stepped together.
-        step = self._done.get(id(bucket.latent), None)
-        step = 1 + (int(counters[0].item()) if step is None else step)
-        latent, ratio, zero = (
-            [parameter.detach()] + ([] if state is None else [state["exp_avg"], state["exp_avg_sq"]])
-            for parameter, state in zip((bucket.latent, bucket.ratio, bucket.zero), states, strict=True)
-        )
-        latent_adam(
-            [weight.detach() for weight in bucket.weights],
-            [weight.grad for weight in bucket.weights],
-            latent,
-            bucket.origin,
-            ratio,
-            zero,
-            self.max_code,
-            self._rates(groups, step),
-            lsq=self.lsq,
-        )
-        torch._foreach_add_(counters, 1)
-        self._done[id(bucket.latent)] = step
+        key = tuple(id(bucket.latent) for bucket in buckets)
+        before = self._launches.get(key)
+        if before is None or before[0] != where:
+            self._launches[key] = before = where, Launches(stacks)
+        return before[1]
+
+    def _states(self, bucket: Bucket, groups: dict[str, dict[str, Any]]) -> list[dict[str, Any] | None]:
+        """Torch's states of latents, scales and zero points; None for what is frozen."""
+        parts = (("latents", bucket.latent), ("scales", bucket.ratio), ("zeros", bucket.zero))
+        return [self._state(parameter, groups[name]) if name in groups else None for name, parameter in parts]
 
     def _groups(self) -> dict[str, dict[str, Any]]:
         return {group["name"]: group for group in self.inner.param_groups if group["name"] != "others"}

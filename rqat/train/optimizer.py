@@ -150,27 +150,23 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.steps_done += 1
-        fused = [self._fused.takes(bucket) for bucket in self.buckets]
-        if any(fused):
-            self._check_finite([bucket for bucket, is_fused in zip(self.buckets, fused, strict=True) if is_fused])
-        for bucket, is_fused in zip(self.buckets, fused, strict=True):
-            if is_fused:
-                self._fused.step(bucket)
-            else:
+        fused = self._fused.taken(self.buckets)
+        others = [parameter.grad for parameter in self.others.values() if parameter.grad is not None]
+        if fused and not self._fused.step(fused, others):
+            raise self._first_not_finite(fused)
+        here = {id(bucket) for bucket in fused}
+        for bucket in self.buckets:
+            if id(bucket) not in here:
                 self._step_bucket(bucket)
-        self._step_others(checked=any(fused))
+        self._step_others(checked=bool(fused))
         return loss
 
-    def _check_finite(self, buckets: list[Bucket]) -> None:
-        """Looks at all gradients of `buckets` and of everything not quantized at once, before anything is changed."""
-        if all_finite([*(w.grad for b in buckets for w in b.weights), *(p.grad for p in self.others.values())]):
-            return
+    def _first_not_finite(self, buckets: list[Bucket]) -> NumericsError:
+        """Which of `buckets`, or else which parameter that is not quantized, has a gradient that is not finite."""
         for bucket in buckets:
             if not all_finite(weight.grad for weight in bucket.weights):
-                raise self._not_finite(bucket)
-        for name, parameter in self.others.items():
-            if not all_finite([parameter.grad]):
-                raise self._other_not_finite(name)
+                return self._not_finite(bucket)
+        return self._other_not_finite(next(name for name, p in self.others.items() if not all_finite([p.grad])))
 
     def _step_bucket(self, bucket: Bucket) -> None:
         grad = bucket.gradient()
@@ -202,22 +198,36 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     def _step_others(self, *, checked: bool) -> None:
         if not self.masters:
             return
+        wide, given = [], []
         for name, master in self.masters.items():
             grad = self.others[name].grad
-            master.grad = None if grad is None else grad.to(master.dtype)
-            if not checked and master.grad is not None and not torch.isfinite(master.grad).all():
+            if grad is None:
+                continue
+            if not checked and not torch.isfinite(grad).all():
                 raise self._other_not_finite(name)
+            master.grad = torch.empty_like(master)
+            wide.append(master.grad)
+            given.append(grad)
+        # One call for all: there are hundreds, and each is tiny.
+        if given:
+            torch._foreach_copy_(wide, given)
         self.inner.step()
-        for name, master in self.masters.items():
+        for master in self.masters.values():
             master.grad = None
-            _write_rounded(self.others[name], master)
+        self._write_others()
+
+    @torch.no_grad()
+    def _write_others(self) -> None:
+        """Puts what is not quantized into the model, rounded to bfloat16."""
+        if self.masters:
+            rounded = [master.to(torch.bfloat16) for master in self.masters.values()]
+            torch._foreach_copy_([parameter.detach() for parameter in self.others.values()], rounded)
 
     def _write_model(self) -> None:
         with torch.no_grad():
             for bucket in self.buckets:
                 bucket.write(self.scheme.max_code)
-            for name, master in self.masters.items():
-                _write_rounded(self.others[name], master)
+            self._write_others()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the model's trained parameters."""
@@ -290,10 +300,6 @@ def _identity_of(state: Mapping[str, Any]) -> dict[str, Any]:
         "layers": state.get("layout"),
         "other parameters": {name: tuple(master.shape) for name, master in state.get("masters", {}).items()},
     }
-
-
-def _write_rounded(parameter: nn.Parameter, master: Tensor) -> None:
-    parameter.copy_(master.to(torch.bfloat16))
 
 
 def _weights_of(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Parameter]:

@@ -84,6 +84,51 @@ def test_kernel_equals_the_steps_one_after_the_other(group: int, decoupled: bool
         close(mine, exact)
 
 
+def test_many_stacks_are_stepped_at_once_and_not_at_all_when_refused(device: str) -> None:
+    """Groups of several sizes, with and without trained scales; gradients that move between steps, and are missing."""
+    from rqat_kernels.latent_adam import kernel
+
+    frozen = {32: False, 48: True, 128: False}
+    mine, exact = (
+        [state(group, device, torch.float16, frozen=still) for group, still in frozen.items()] for _ in range(2)
+    )
+    launches = kernel.Launches([kernel.Stack(**stack) for stack in mine])
+    refused = torch.zeros(1, dtype=torch.int32, device=device)
+    for step in range(2):
+        grads = [gradients(group, step, device, torch.float16) for group in frozen]
+        grads[2][0] = None
+        flat = [grad for some in grads for grad in some]
+        numbers = rates(step=step + 1)
+        before = [stack["latent"][0].clone() for stack in mine]
+        launches.step(flat, 3, numbers, refused + 1)
+        assert all(torch.equal(one, stack["latent"][0]) for one, stack in zip(before, mine, strict=True))
+        launches.step(flat, 3, numbers, refused)
+        for one, other, some in zip(mine, exact, grads, strict=True):
+            reference.latent_adam(**other, grads=some, max_code=3, rates=numbers)
+            close(one, other)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_every_number_is_searched_for_infinities(bad: float, device: str) -> None:
+    from rqat_kernels.latent_adam import kernel
+
+    search = kernel.Search(torch.device(device))
+    sizes = [1, 7, kernel.BLOCK, kernel.BLOCK + 1, 0, 3 * kernel.BLOCK - 5]
+    tensors = [torch.full((size,), 6e4, dtype=torch.float16, device=device) for size in sizes]
+    tensors.append(torch.full((5, 3), -3e38, device=device).t())
+    tensors.append(torch.ones(9, device=device)[1:])
+    assert not search.start(tensors).any()
+    assert search.all_finite()
+    for tensor, place in ((0, 0), (1, 6), (2, 0), (3, kernel.BLOCK), (5, 2 * kernel.BLOCK + 3), (6, (2, 4)), (7, 7)):
+        kept = tensors[tensor][place].clone()
+        tensors[tensor][place] = bad
+        assert search.start(tensors).any()
+        assert not search.all_finite()
+        tensors[tensor][place] = kept
+    assert not search.start(tensors).any()
+    assert search.all_finite()
+
+
 def test_frozen_scales_and_zero_points_stay(device: str) -> None:
     from rqat_kernels.latent_adam import kernel
 
@@ -160,10 +205,11 @@ def through_the_kernel(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
 @pytest.mark.usefixtures("through_the_kernel")
 def test_the_optimizer_goes_on_from_its_state_by_either_way(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps through the kernel; the next one by torch from the saved state, and through the kernel, agree."""
-    from rqat.train import fused
+    from rqat.train.fused import FusedAdam
 
     taken = []
-    monkeypatch.setattr(fused, "latent_adam", lambda *a, **k: (taken.append(1), latent_adam(*a, **k)))
+    step_fused = FusedAdam.step
+    monkeypatch.setattr(FusedAdam, "step", lambda *a: (taken.append(1), step_fused(*a))[1])
     scheme = Scheme.parse("w2g16")
 
     def make() -> tuple[torch.nn.Module, Any]:
@@ -188,7 +234,7 @@ def test_the_optimizer_goes_on_from_its_state_by_either_way(device: str, monkeyp
         file.seek(0)
         other.load_state_dict(torch.load(file, weights_only=True))
         if way == "torch":
-            monkeypatch.setattr(other._fused, "takes", lambda bucket: False)
+            monkeypatch.setattr(other._fused, "taken", lambda buckets: [])
         feed(other_model, 3)
         other.step()
         results.append(other)

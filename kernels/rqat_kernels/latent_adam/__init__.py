@@ -13,7 +13,12 @@ from ..dispatch import plain_call, use_triton
 from . import reference
 from .reference import Rates
 
-__all__ = ["Rates", "fits", "latent_adam", "scale_of"]
+__all__ = ["Rates", "fits", "latent_adam", "runs_on", "scale_of"]
+
+
+def runs_on(tensor: Tensor) -> bool:
+    """Whether there is a fused kernel on the device of `tensor` at all."""
+    return use_triton(tensor)
 
 
 def fits(weights: list[Tensor], grads: list[Tensor | None], latent: list[Tensor], origin: Tensor) -> bool:

@@ -1,9 +1,12 @@
-"""One optimizer step of quantization-aware training in Triton, in one launch: formulas in `reference.py`.
+"""One optimizer step of quantization-aware training in Triton: formulas in `reference.py`.
 
 A group of weights with its scale and zero point depends on no other, so a program takes a few groups from the gradient
 to the new `w_hat` in registers: it reads `D, w, m, v` and writes `w, m, v, w_hat`, 28 bytes per weight where both ends
 are in 16 bits. Gradients are read from, and `w_hat` is written to, the tensors of the single layers, whose addresses
-stand in a small table: nothing is gathered before and scattered after.
+stand in a small table: nothing is gathered before and scattered after, and one launch does any number of layers.
+
+That all gradients are finite is looked up by a kernel before it, whose answer it reads on the device: the host need not
+wait between the two.
 
 Scales are computed anew from `s_0` and `r` here and by `scale_of`, with the same instructions: the model holds what
 `scale_of` and `requantize` say, to the bit.
@@ -12,7 +15,9 @@ Scales are computed anew from `s_0` and `r` here and by `scale_of`, with the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -23,11 +28,17 @@ from ..grid.kernel import code_of, round_half_even, snapped
 from ..latent_step.kernel import straight_through
 from .reference import Rates
 
-TILE = 2048
+TILE = 1024
 """Elements per program, unless one group has more."""
 
 WIDEST = 16384
 """Largest group, in weights: a program holds all of it in registers."""
+
+BLOCK = 2048
+"""Gradients that a program looks at in one turn."""
+
+PARTS = 64
+"""Programs that look for infinities in one tensor."""
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -46,70 +57,104 @@ def _scale_of(origin, ratio, out, R, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def adam(value, grad, first, second, at, mask, size, beta1, rest1, beta2, rest2, widen, eps):
-    """The new value; moments at the pointers `first + at`, `second + at` are updated.
+def adam(value, grad, m, v, size, beta1, rest1, beta2, rest2, widen, eps):
+    """The new value and moments.
 
     Root and quotient are the fast ones, 2 units in the last place off: of a step, which is small beside the value.
     """
-    m = beta1 * tl.load(first + at, mask=mask, other=0) + rest1 * grad
-    v = beta2 * tl.load(second + at, mask=mask, other=0) + rest2 * (grad * grad)
-    tl.store(first + at, m, mask=mask)
-    tl.store(second + at, v, mask=mask)
-    return value - size * (m / (tl.sqrt(v) * widen + eps))
+    m = beta1 * m + rest1 * grad
+    v = beta2 * v + rest2 * (grad * grad)
+    return value - size * (m / (tl.sqrt(v) * widen + eps)), m, v
 
 
 @triton.jit
+def numbers_at(address):
+    """The float32 numbers at an address that stands in a table."""
+    return tl.load(address).to(tl.pointer_type(tl.float32))
+
+
+@triton.jit(do_not_specialize=["first_layer", "rows"])
 def _latent_adam(
-    table, latent, latent_first, latent_second, origin, ratio, ratio_first, ratio_second, zero, zero_first, zero_second,
+    table, grads, refused, first_layer, rows,
     factor, keep, decay, size, size_scale, size_zero, beta1, rest1, beta2, rest2, widen, eps,
     MAX_CODE: tl.constexpr, SCALES: tl.constexpr, ZEROS: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile, layer); a row of `table` is a layer's first row, its number of rows, and two addresses."""
-    entry = table + tl.program_id(1) * 4
-    rows = tl.load(entry + 1)
-    if tl.program_id(0) * ROWS >= rows:
+    """Program (tile, layer); a row of `table` is a layer's addresses. All is loaded before anything is computed."""
+    if tl.load(refused) != 0:
         return
-    own = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    present = own < rows
-    row = tl.load(entry) + own
+    layer = first_layer + tl.program_id(1)
+    entry = table + layer * 11
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    present = row < rows
     column = tl.arange(0, COLUMNS)
     mask = present[:, None]
     if GROUP != COLUMNS:
         mask = mask & (column < GROUP)[None, :]
-    inner = own[:, None] * GROUP + column[None, :]
     at = row[:, None] * GROUP + column[None, :]
 
     # A layer without a gradient has address 0, which is never read.
-    address = tl.load(entry + 2)
-    from_grad = address.to(tl.pointer_type(GRAD)) + inner
-    to_weight = tl.load(entry + 3).to(tl.pointer_type(WEIGHT)) + inner
-    if GROUP % 16 == 0:
+    address = tl.load(grads + layer)
+    from_grad = address.to(tl.pointer_type(GRAD)) + at
+    to_weight = tl.load(entry).to(tl.pointer_type(WEIGHT)) + at
+    latent, first, second = numbers_at(entry + 1) + at, numbers_at(entry + 2) + at, numbers_at(entry + 3) + at
+    if GROUP % 8 == 0:
         from_grad, to_weight = tl.multiple_of(from_grad, [16, 16]), tl.multiple_of(to_weight, [16, 16])
+        latent = tl.multiple_of(latent, [16, 16])
+        first, second = tl.multiple_of(first, [16, 16]), tl.multiple_of(second, [16, 16])
+    ratio, zero = numbers_at(entry + 5) + row, numbers_at(entry + 8) + row
     d = tl.load(from_grad, mask=mask & (address != 0), other=0).to(tl.float32)
-    w = tl.load(latent + at, mask=mask, other=0)
-    s_0 = tl.load(origin + row, mask=present, other=1)
-    r = tl.load(ratio + row, mask=present, other=0)
-    z = tl.load(zero + row, mask=present, other=0)
+    w = tl.load(latent, mask=mask, other=0)
+    m = tl.load(first, mask=mask, other=0)
+    v = tl.load(second, mask=mask, other=0)
+    s_0 = tl.load(numbers_at(entry + 4) + row, mask=present, other=1)
+    r = tl.load(ratio, mask=present, other=0)
+    z = tl.load(zero, mask=present, other=0)
     s = scale_from(s_0, r)
 
     gw, to_scale, outside = straight_through(d, w, s[:, None], round_half_even(z)[:, None], MAX_CODE)
     gs = tl.sum(to_scale, axis=1) * factor
     gz = -s * tl.sum(outside, axis=1) * factor
 
-    w = adam(
-        w * keep, gw + decay * w, latent_first, latent_second, at, mask, size, beta1, rest1, beta2, rest2, widen, eps
-    )
-    tl.store(latent + at, w, mask=mask)
+    w, m, v = adam(w * keep, gw + decay * w, m, v, size, beta1, rest1, beta2, rest2, widen, eps)
+    tl.store(latent, w, mask=mask)
+    tl.store(first, m, mask=mask)
+    tl.store(second, v, mask=mask)
     if SCALES:
-        r = adam(r, gs * s, ratio_first, ratio_second, row, present, size_scale, beta1, rest1, beta2, rest2, widen, eps)
-        tl.store(ratio + row, r, mask=present)
+        first, second = numbers_at(entry + 6) + row, numbers_at(entry + 7) + row
+        m, v = tl.load(first, mask=present, other=0), tl.load(second, mask=present, other=0)
+        r, m, v = adam(r, gs * s, m, v, size_scale, beta1, rest1, beta2, rest2, widen, eps)
+        tl.store(ratio, r, mask=present)
+        tl.store(first, m, mask=present)
+        tl.store(second, v, mask=present)
     if ZEROS:
-        z = adam(z, gz, zero_first, zero_second, row, present, size_zero, beta1, rest1, beta2, rest2, widen, eps)
+        first, second = numbers_at(entry + 9) + row, numbers_at(entry + 10) + row
+        m, v = tl.load(first, mask=present, other=0), tl.load(second, mask=present, other=0)
+        z, m, v = adam(z, gz, m, v, size_zero, beta1, rest1, beta2, rest2, widen, eps)
         z = tl.minimum(tl.maximum(z, 0.0), MAX_CODE)
-        tl.store(zero + row, z, mask=present)
+        tl.store(zero, z, mask=present)
+        tl.store(first, m, mask=present)
+        tl.store(second, v, mask=present)
     s, z = scale_from(s_0, r)[:, None], round_half_even(z)[:, None]
     tl.store(to_weight, ((code_of(w, s, z, MAX_CODE) - z) * s).to(WEIGHT), mask=mask)
+
+
+@triton.jit
+def _look_for_infinity(table, refused, TYPE: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr):
+    """Program (part, tensor) writes 1 to `refused` if it meets an infinity or NaN; a table's row: address, numbers."""
+    entry = table + tl.program_id(1) * 2
+    count = tl.load(entry + 1)
+    place = tl.arange(0, BLOCK)
+    base = tl.multiple_of(tl.load(entry).to(tl.pointer_type(TYPE)) + place, [16])
+    fine = tl.full([BLOCK], True, tl.int1)
+    whole = count // BLOCK
+    for block in range(tl.program_id(0), whole, PROGRAMS):
+        fine = fine & (tl.abs(tl.load(base + block * BLOCK).to(tl.float32)) < float("inf"))
+    if tl.program_id(0) == 0:
+        rest = tl.load(base + whole * BLOCK, mask=whole * BLOCK + place < count, other=0)
+        fine = fine & (tl.abs(rest.to(tl.float32)) < float("inf"))
+    if tl.min(fine.to(tl.int32), axis=0) == 0:
+        tl.store(refused, 1)
 
 
 def tile(group: int) -> tuple[int, int, int]:
@@ -143,6 +188,137 @@ def scale_of(origin: Tensor, ratio: Tensor) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Layers that are stacked as `R` rows, but for their gradients; see the package for the attributes."""
+
+    weights: Sequence[Tensor]
+    latent: Sequence[Tensor]
+    origin: Tensor
+    ratio: Sequence[Tensor]
+    zero: Sequence[Tensor]
+
+    @property
+    def group(self) -> int:
+        """`g`."""
+        return self.latent[0].numel() // len(self.origin)
+
+    def addresses(self) -> Iterator[tuple[int, list[int]]]:
+        """Of each layer the number of its rows and where its numbers begin."""
+        start = 0
+        # Frozen scales and zero points have no moments; any address will do.
+        ratio, zero = (list(of) if len(of) == 3 else [of[0]] * 3 for of in (self.ratio, self.zero))
+        per_row = [self.origin, *ratio, *zero]
+        for weight in self.weights:
+            row = [weight.data_ptr()]
+            row += [tensor.data_ptr() + 4 * start * self.group for tensor in self.latent]
+            row += [tensor.data_ptr() + 4 * start for tensor in per_row]
+            yield weight.numel() // self.group, row
+            start += weight.numel() // self.group
+
+
+class Numbers:
+    """Whole numbers on a device, sent there again only when they have changed."""
+
+    def __init__(self) -> None:
+        self.sent: list[int] | None = None
+        self.there = torch.empty(0)
+
+    def at(self, numbers: list[int], device: torch.device) -> Tensor:
+        """`numbers` on `device`, int64; does not wait."""
+        if numbers != self.sent:
+            there = torch.tensor(numbers, dtype=torch.int64)
+            # From pinned memory, so that the copy does not wait for the kernels before it.
+            self.there = there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there
+            self.sent = numbers
+        return self.there
+
+
+class Launches:
+    """Steps of many stacks on one device: one launch for all layers that have equally many groups of one size.
+
+    A launch per size leaves no program without work, and a model has few sizes. Addresses stand in tables that stay on
+    the device; those of the gradients are looked at anew in every step.
+    """
+
+    def __init__(self, stacks: Sequence[Stack]) -> None:
+        self.device = stacks[0].latent[0].device
+        self._runs: dict[tuple[Any, ...], list[tuple[int, list[int]]]] = {}
+        place = 0
+        for stack in stacks:
+            trained = len(stack.ratio) == 3, len(stack.zero) == 3
+            for weight, (rows, addresses) in zip(stack.weights, stack.addresses(), strict=True):
+                key = (stack.group, rows, weight.dtype, *trained)
+                self._runs.setdefault(key, []).append((place, addresses))
+                place += 1
+        self._order = [place for run in self._runs.values() for place, _ in run]
+        flat = [number for run in self._runs.values() for _, addresses in run for number in addresses]
+        self._table = Numbers().at(flat, self.device)
+        self._grads = Numbers()
+
+    def step(
+        self, grads: Sequence[Tensor | None], max_code: int, rates: Rates, refused: Tensor, *, lsq: bool = False
+    ) -> None:
+        """One update; nothing happens if the number in `refused` (int32, on the device) is not 0 by then.
+
+        Args:
+            grads: of every layer of every stack, of one dtype.
+            max_code, rates, lsq: as the reference.
+        """
+        dense = [None if grad is None else aligned(grad) for grad in grads]
+        addresses = [0 if grad is None else grad.data_ptr() for grad in dense]
+        where = self._grads.at([addresses[place] for place in self._order], self.device)
+        grad_dtype = DTYPES[next(grad.dtype for grad in dense if grad is not None)]
+        decay, start = rates.weight_decay, 0
+        with torch.cuda.device_of(where):
+            for (group, rows, weight_dtype, scales, zeros), run in self._runs.items():
+                per_tile, columns, warps = tile(group)
+                _latent_adam[(triton.cdiv(rows, per_tile), len(run))](
+                    self._table, where, refused, start, rows,
+                    1.0 / math.sqrt(group * max_code) if lsq else 1.0,
+                    1.0 - rates.latent * decay if rates.decoupled else 1.0,
+                    0.0 if rates.decoupled else decay,
+                    rates.size(rates.latent), rates.size(rates.scale), rates.size(rates.zero),
+                    rates.beta1, 1.0 - rates.beta1, rates.beta2, 1.0 - rates.beta2, 1.0 / rates.spread, rates.eps,
+                    max_code, scales, zeros, grad_dtype, DTYPES[weight_dtype], group, per_tile, columns,
+                    num_warps=warps,
+                )  # fmt: skip
+                start += len(run)
+
+
+class Search:
+    """Looks for infinities and NaNs in many tensors of one device, without waiting before the answer is asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._tables: dict[torch.dtype, Numbers] = {}
+        self._answer = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._done = torch.cuda.Event() if device.type == "cuda" else None
+
+    def start(self, tensors: Sequence[Tensor]) -> Tensor:
+        """A number (int32, on the device) that will be 0 only if all is finite."""
+        refused = torch.zeros(1, dtype=torch.int32, device=self.device)
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            if tensor.numel():
+                by_dtype.setdefault(tensor.dtype, []).append(aligned(tensor))
+        with torch.cuda.device_of(refused):
+            for dtype, some in by_dtype.items():
+                rows = [number for tensor in some for number in (tensor.data_ptr(), tensor.numel())]
+                table = self._tables.setdefault(dtype, Numbers()).at(rows, self.device)
+                _look_for_infinity[(PARTS, len(some))](table, refused, DTYPES[dtype], PARTS, BLOCK)
+            self._answer.copy_(refused, non_blocking=True)
+            if self._done is not None:
+                self._done.record()
+        return refused
+
+    def all_finite(self) -> bool:
+        """What was found; waits for what was started, not for anything after it."""
+        if self._done is not None:
+            self._done.synchronize()
+        return not self._answer.item()
+
+
 def latent_adam(
     weights: Sequence[Tensor],
     grads: Sequence[Tensor | None],
@@ -156,39 +332,12 @@ def latent_adam(
     lsq: bool = False,
 ) -> None:
     """As the reference, for what `fits`."""
-    group = latent[0].numel() // len(origin)
-    dense = [None if grad is None else _dense(grad) for grad in grads]
-    table, start = [], 0
-    for weight, grad in zip(weights, dense, strict=True):
-        count = weight.numel() // group
-        table += [start, count, 0 if grad is None else grad.data_ptr(), weight.data_ptr()]
-        start += count
-    addresses = torch.tensor(table, dtype=torch.int64)
-    if latent[0].is_cuda:
-        # From pinned memory, so that the copy does not wait for the kernels before it.
-        addresses = addresses.pin_memory().to(latent[0].device, non_blocking=True)
-    rows, columns, warps = tile(group)
-    where = (triton.cdiv(max(table[1::4]), rows), len(weights))
-    grad_dtype = next(grad.dtype for grad in dense if grad is not None)
-    # Frozen scales and zero points have no moments; any pointer will do.
-    ratio, zero = (list(values) if len(values) == 3 else [values[0]] * 3 for values in (ratio, zero))
-    trained = ratio[1] is not ratio[0], zero[1] is not zero[0]
-    decay = rates.weight_decay
-    with torch.cuda.device_of(latent[0]):
-        _latent_adam[where](
-            addresses, *latent, origin, *ratio, *zero,
-            1.0 / math.sqrt(group * max_code) if lsq else 1.0,
-            1.0 - rates.latent * decay if rates.decoupled else 1.0,
-            0.0 if rates.decoupled else decay,
-            rates.size(rates.latent), rates.size(rates.scale), rates.size(rates.zero),
-            rates.beta1, 1.0 - rates.beta1, rates.beta2, 1.0 - rates.beta2, 1.0 / rates.spread, rates.eps,
-            max_code, *trained, DTYPES[grad_dtype], DTYPES[weights[0].dtype], group, rows, columns, num_warps=warps,
-        )  # fmt: skip
+    launches = Launches([Stack(weights, latent, origin, ratio, zero)])
+    launches.step(grads, max_code, rates, torch.zeros(1, dtype=torch.int32, device=origin.device), lsq=lsq)
 
 
-def _dense(grad: Tensor) -> Tensor:
-    return (
-        grad
-        if grad.is_contiguous() and grad.data_ptr() % 16 == 0
-        else grad.clone(memory_format=torch.contiguous_format)
-    )
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor itself if it lies densely from a multiple of 16 bytes on, or a copy that does."""
+    if tensor.is_contiguous() and tensor.data_ptr() % 16 == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

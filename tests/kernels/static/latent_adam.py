@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from sass import Case
 
-STATE = [f"{of}{moment}" for of in ("latent", "ratio", "zero") for moment in ("", "_first", "_second")]
+ADDRESSES = {"table": "*i64", "grads": "*i64", "refused": "*i32", "first_layer": "i32", "rows": "i32"}
 NUMBERS = [
     "factor", "keep", "decay", "size", "size_scale", "size_zero", "beta1", "rest1", "beta2", "rest2", "widen", "eps",
 ]  # fmt: skip
+
+
+def tl_bfloat16() -> object:
+    """Triton is imported late: a file of cases is read without it, too."""
+    import triton.language as tl
+
+    return tl.bfloat16
 
 
 def case(name: str, group: int, rows: int, columns: int, warps: int, **more: float) -> Case:
@@ -16,11 +23,12 @@ def case(name: str, group: int, rows: int, columns: int, warps: int, **more: flo
     return Case(
         name=f"latent_adam-{name}",
         kernel="rqat_kernels.latent_adam.kernel:_latent_adam",
-        signature={"table": "*i64"} | dict.fromkeys([*STATE, "origin"], "*fp32") | dict.fromkeys(NUMBERS, "fp32"),
+        signature=ADDRESSES | dict.fromkeys(NUMBERS, "fp32"),
         constexprs={
             "MAX_CODE": 3, "SCALES": True, "ZEROS": True, "GRAD": tl.bfloat16, "WEIGHT": tl.bfloat16,
             "GROUP": group, "ROWS": rows, "COLUMNS": columns,
         },
+        unaligned=("first_layer", "rows"),
         warps=warps,
         elements=rows * columns,
         per_element={90: 110},
@@ -29,7 +37,17 @@ def case(name: str, group: int, rows: int, columns: int, warps: int, **more: flo
 
 
 CASES = [
-    case("g128", 128, 16, 128, 4, wide=0.3, registers=168),
+    case("g128", 128, 8, 128, 4, wide=0.25, registers=96),
     # 32 weights per thread and all of their state: a handful of numbers may go through local memory.
+    Case(
+        name="latent_adam-search",
+        kernel="rqat_kernels.latent_adam.kernel:_look_for_infinity",
+        signature={"table": "*i64", "refused": "*i32"},
+        constexprs={"TYPE": tl_bfloat16(), "PROGRAMS": 64, "BLOCK": 2048},
+        elements=2048,
+        per_element={90: 20},
+        wide=0.1,
+        registers=64,
+    ),
     case("row", 12288, 1, 16384, 16, wide=0.3, spills=8),
 ]
