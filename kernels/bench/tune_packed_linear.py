@@ -2,10 +2,11 @@
 
     python kernels/bench/tune_packed_linear.py --seconds 200 --out DIR
 
-All kernels are compiled first, by many processes. Then each candidate is checked against the reference and timed in a
-graph that rotates over distinct weights of 256 MB, so that none is in the cache. What was found so far is written after
-every shape: `packed_linear.json` in DIR holds what goes under "packed_linear" in `rqat_kernels/measured/<gpu>.json`,
-`tune_packed_linear.csv` every time taken. The table at the end adds up the four layers of a block, against cuBLAS.
+Kernels are compiled by many processes, later ones while the first are timed. Each candidate is checked against
+the reference and timed in a graph that rotates over distinct weights of 256 MB, so that none is in the cache. What was
+found so far is written again and again: `packed_linear.json` in DIR holds what goes under "packed_linear" in
+`rqat_kernels/measured/<gpu>.json`, `tune_packed_linear.csv` every time taken. The table at the end adds up the four
+layers of a block, against cuBLAS. Ctrl-C ends it early.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -40,30 +41,45 @@ TOLERANCE = 4e-3
 
 
 def candidates(rows: int) -> list[Config]:
-    """All ways to cut the work that are worth compiling, the most promising first."""
+    """All ways to cut the work that are worth compiling: block, across, warps, stages."""
     if rows <= 8:
-        skinny = [Config(*cut) for cut in ((16, 8, 2), (32, 8, 2), (16, 4, 3), (32, 4, 3), (16, 4, 2), (32, 4, 2))]
-        skinny += [Config(16, 8, 3), Config(16, 2, 3)]
-        tall = [(64, 4, 3), (64, 4, 5), (32, 2, 4), (128, 8, 3)]
+        cuts = [(64, 2, 4, 3), (64, 1, 4, 3), (64, 1, 4, 5), (64, 4, 8, 2), (32, 4, 4, 3), (32, 4, 8, 3), (32, 8, 8, 2)]
+        cuts += [(16, 8, 8, 2), (16, 4, 4, 3), (16, 4, 4, 2), (32, 2, 4, 3), (128, 1, 8, 3), (16, 2, 2, 3)]
     elif rows <= 16:
-        skinny = [Config(32, 4, 2), Config(16, 4, 2), Config(16, 4, 3)]
-        tall = [(64, 4, 3), (64, 4, 4), (128, 4, 3), (128, 8, 3)]
+        cuts = [
+            (64, 1, 4, 3),
+            (64, 1, 4, 4),
+            (64, 2, 4, 2),
+            (32, 2, 4, 3),
+            (32, 4, 4, 2),
+            (128, 1, 8, 3),
+            (128, 2, 8, 2),
+        ]
     else:
-        skinny = []
-        tall = [(64, 4, 2), (64, 4, 3), (128, 8, 2), (128, 8, 3)]
-    return [*skinny, *(Config(block, warps, stages, variant="tall") for block, warps, stages in tall)]
+        cuts = [(64, 1, 4, 2), (128, 1, 8, 2), (64, 1, 4, 3), (128, 1, 8, 3)]
+    found = [Config(*cut, variant="wide" if rows > 16 else "skinny") for cut in cuts]
+    if rows <= 8:
+        found += [
+            Config(*cut, variant="stream") for cut in ((64, 2, 4, 3), (32, 4, 4, 3), (16, 8, 8, 3), (64, 1, 4, 3))
+        ]
+    elif rows <= 16:
+        found += [Config(*cut, variant="stream") for cut in ((64, 1, 4, 3),)]
+        found += [Config(*cut, variant="wide") for cut in ((64, 1, 4, 3), (64, 1, 4, 4))]
+    return found
 
 
 def launches(config: Config, out: int, width: int, rows: int, bits: int) -> Iterator[Config]:
     """The same kernel with the splits and overlaps that make sense for a shape."""
     slabs = -(-width // SLAB)
-    together = config.warps if config.variant == "skinny" else 1
-    if shared_bytes(config, rows, bits) > SHARED_BYTES or together >= 2 * slabs:
+    if shared_bytes(config, rows, bits) > SHARED_BYTES or config.across >= 2 * slabs:
         return
     programs = -(-out // config.block)
+    if config.variant == "stream":
+        yield from (replace(config, splits=each) for each in (1, 2, 3) if each == 1 or programs > each * PROCESSORS)
+        return
     for splits in (1, 2, 3, 4, 6, 8):
-        turns = -(-slabs // (together * splits))
-        if -(-slabs // (together * turns)) != splits or (splits > 1 and not splittable(config)):
+        turns = -(-slabs // (config.across * splits))
+        if -(-slabs // (config.across * turns)) != splits or (splits > 1 and config.across >= 8):
             continue
         if splits > 1 and programs * splits > 4 * PROCESSORS:
             continue
@@ -72,14 +88,9 @@ def launches(config: Config, out: int, width: int, rows: int, bits: int) -> Iter
             yield replace(config, pdl=True)
 
 
-def splittable(config: Config) -> bool:
-    """Whether partial sums are tried: not where eight warps share a row of slabs already."""
-    return config.variant == "tall" or config.warps < 8
-
-
 def overlaps(rows: int) -> bool:
-    """Whether launches that overlap are tried: where a launch is a good part of the time."""
-    return rows <= 16
+    """Whether launches that overlap are tried: where a launch is a good part of the time, on Hopper."""
+    return rows <= 16 and torch.cuda.get_device_capability() >= (9, 0)
 
 
 def random_weight(linear: Linear, bits: int) -> PackedWeight:
@@ -113,24 +124,20 @@ def compile_some(work: Sequence[tuple[int, int, Config]]) -> int:
     return done
 
 
-def compile_all(bits: Sequence[int], rows: Sequence[int], processes: int) -> None:
-    """Compiles every kernel of `candidates`, with and without partial sums and overlap."""
+def to_compile(bits: int, rows: int) -> list[tuple[int, int, Config]]:
+    """Every kernel of `candidates`, with and without partial sums and overlap."""
     work: list[tuple[int, int, Config]] = []
-    for width in bits:
-        for count in sorted({max(8, count) for count in rows}):
-            for config in candidates(count):
-                if shared_bytes(config, count, width) > SHARED_BYTES:
-                    continue
-                work.append((width, count, config))
-                if splittable(config):
-                    work.append((width, count, replace(config, splits=2)))
-                if overlaps(count):
-                    work.append((width, count, replace(config, pdl=True)))
-    start = time.time()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        done = sum(pool.map(compile_some, [work[place::processes] for place in range(processes)]))
-    print(f"{done} of {len(work)} kernels compiled in {time.time() - start:.0f} s", flush=True)
+    for config in candidates(rows):
+        if shared_bytes(config, rows, bits) > SHARED_BYTES:
+            continue
+        work.append((bits, rows, config))
+        if config.variant == "stream":
+            continue
+        if config.across < 8:
+            work.append((bits, rows, replace(config, splits=2)))
+        if overlaps(rows):
+            work.append((bits, rows, replace(config, pdl=True)))
+    return work
 
 
 def microseconds(call: Callable[[int], Any], copies: int, rounds: int = 7) -> float:
@@ -160,10 +167,17 @@ def microseconds(call: Callable[[int], Any], copies: int, rounds: int = 7) -> fl
     return sorted(taken[1:])[(rounds - 1) // 2]
 
 
+def cells(models: Sequence[str], bits: Sequence[int], rows: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Model, bits and rows, the most telling first: 2 bits of the largest model, then what is least far from it."""
+    far = {"8b": 0.0, "0.6b": 2.0, "4b": 3.0}, {2: 0.0, 4: 2.5, 3: 2.7}, {1: 0.0, 8: 0.5, 16: 1.1, 64: 1.2, 32: 2.1}
+    every = [(model, width, count) for model in models for width in bits for count in rows]
+    return sorted(every, key=lambda cell: sum(place.get(key, 3.0) for place, key in zip(far, cell, strict=True)))
+
+
 def tune(
-    shapes: Sequence[Linear], bits: Sequence[int], rows: Sequence[int], seconds: float, out: Path | None = None
+    models: Sequence[str], bits: Sequence[int], rows: Sequence[int], seconds: float, out: Path
 ) -> list[dict[str, Any]]:
-    """Times every launch of every cell until the time is up.
+    """Compiles and times every launch of every cell until the time is up, or Ctrl-C.
 
     Returns:
         A mapping per cell: shape, bits, rows, us, config, gb_per_s, cublas_us, ratio; the most telling cells first.
@@ -172,31 +186,45 @@ def tune(
     found: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
     base: dict[tuple[str, int], float] = {}
-    models = list(dict.fromkeys(linear.model for linear in shapes))
-    for batch in [(count, model) for count in rows for model in models]:
-        count, model = batch
-        for linear in (linear for linear in shapes if linear.model == model):
-            x = torch.randn(count, linear.inp, device="cuda", dtype=torch.bfloat16)
-            if time.time() > deadline:
-                return found
-            base[linear.label, count] = cublas(linear, x)
-            for width in bits:
+    order = cells(models, bits, rows)
+    processes = max(1, (os.cpu_count() or 2) - 2)
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        # Up to 8 rows are the same code. What comes later is compiled while the first cells are timed.
+        compiled: dict[tuple[int, int], list[Future[int]]] = {}
+        for _, width, count in order:
+            if (width, max(8, count)) not in compiled:
+                work = to_compile(width, max(8, count))
+                jobs = [pool.submit(compile_some, [one]) for one in work]
+                compiled[width, max(8, count)] = jobs
+        for model, width, count in order:
+            for job in compiled[width, max(8, count)]:
+                job.result(timeout=max(0.0, deadline - time.time()))
+            for linear in (linear for linear in LINEARS if linear.model == model):
                 if time.time() > deadline:
                     return found
-                cell = best(linear, width, x, every)
-                if cell is None:
-                    continue
-                cell |= {"cublas_us": base[linear.label, count], "ratio": base[linear.label, count] / cell["us"]}
-                found.append(cell)
-                config = " ".join(f"{name}={value}" for name, value in cell["config"].items())
-                print(
-                    f"{cell['shape']:12} b{width} M{count:<3} {cell['us']:7.2f} us {cell['gb_per_s']:5.0f} GB/s "
-                    f"x{cell['ratio']:.2f}  {config}",
-                    flush=True,
-                )
-            if out is not None:
-                write(out, found, every)
+                x = torch.randn(count, linear.inp, device="cuda", dtype=torch.bfloat16)
+                if (linear.label, count) not in base:
+                    base[linear.label, count] = cublas(linear, x)
+                cell = best(linear, width, x, every, deadline)
+                if cell is not None:
+                    us = base[linear.label, count]
+                    found.append(cell | {"cublas_us": us, "ratio": us / cell["us"]})
+                    print(line(found[-1]), flush=True)
+            write(out, found, every)
+    except (KeyboardInterrupt, TimeoutError):
+        print("cut off", flush=True)
+    finally:
+        write(out, found, every)
+        pool.shutdown(wait=False, cancel_futures=True)
     return found
+
+
+def line(cell: dict[str, Any]) -> str:
+    """A cell for the table that is printed on the way."""
+    config = " ".join(str(value) for value in cell["config"].values())
+    speed = f"{cell['us']:7.2f} us {cell['gb_per_s']:5.0f} GB/s x{cell['ratio']:.2f}"
+    return f"{cell['shape']:12} b{cell['bits']} M{cell['rows']:<3} {speed}  {config}"
 
 
 def cublas(linear: Linear, x: torch.Tensor) -> float:
@@ -206,7 +234,9 @@ def cublas(linear: Linear, x: torch.Tensor) -> float:
     return microseconds(lambda i: torch.nn.functional.linear(x, weights[i]), copies)
 
 
-def best(linear: Linear, bits: int, x: torch.Tensor, every: list[dict[str, Any]]) -> dict[str, Any] | None:
+def best(
+    linear: Linear, bits: int, x: torch.Tensor, every: list[dict[str, Any]], deadline: float
+) -> dict[str, Any] | None:
     """The fastest launch of a cell; all that were timed are added to `every`."""
     from rqat_kernels.packed_linear.kernel import packed_linear
     from rqat_kernels.packing import dequantize_packed
@@ -219,11 +249,13 @@ def best(linear: Linear, bits: int, x: torch.Tensor, every: list[dict[str, Any]]
     calls: dict[Config, Callable[[int], torch.Tensor]] = {}
     for config in work:
         calls[config] = partial(lambda config, i: packed_linear(x, copies[i], None, config), config)
-    if rows > 16:
-        dense = Config(0, 0, 0, variant="dense")
+    if rows >= 16:
+        dense = Config(0, 0, 0, 0, variant="dense")
         calls[dense] = lambda i: torch.nn.functional.linear(x, dequantize_packed(copies[i], x.dtype))
     times: dict[Config, float] = {}
     for config, call in calls.items():
+        if time.time() > deadline:
+            break
         try:
             error = float((call(0).double() - wanted).norm() / wanted.norm())
             if not error < TOLERANCE:
@@ -244,12 +276,27 @@ def best(linear: Linear, bits: int, x: torch.Tensor, every: list[dict[str, Any]]
 def write(out: Path, found: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]]) -> None:
     """The winners as `measured` reads them, and every time taken."""
     configs = {f"b{c['bits']}-m{c['rows']}-n{c['out']}-k{c['inp']}": c["config"] for c in found}
-    (out / "packed_linear.json").write_text(json.dumps({"configs": configs}, indent=1), encoding="utf-8")
+    table = {"configs": configs, "rows": most_rows(every)}
+    (out / "packed_linear.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
     if every:
         with (out / "tune_packed_linear.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(every[0]))
-            table.writeheader()
-            table.writerows(every)
+            rows = csv.DictWriter(file, list(every[0]))
+            rows.writeheader()
+            rows.writerows(every)
+
+
+def most_rows(every: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """By bits: the most rows at which packed kernels beat a dense copy and cuBLAS, over the shapes that were timed."""
+    most: dict[str, int] = {}
+    for bits, rows in sorted({(row["bits"], row["rows"]) for row in every if row["variant"] == "dense"}):
+        packed = dense = 0.0
+        for shape in {row["shape"] for row in every if (row["bits"], row["rows"]) == (bits, rows)}:
+            cell = [row for row in every if (row["bits"], row["rows"], row["shape"]) == (bits, rows, shape)]
+            packed += min((row["us"] for row in cell if row["variant"] != "dense"), default=1e9)
+            dense += min((row["us"] for row in cell if row["variant"] == "dense"), default=1e9)
+        if packed < dense:
+            most[str(bits)] = rows
+    return most
 
 
 def summary(found: Sequence[dict[str, Any]]) -> str:
@@ -272,17 +319,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for what was found")
     parser.add_argument("--bits", type=int, nargs="+", default=list(BITS))
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
-    parser.add_argument("--models", nargs="+", default=["8b", "0.6b", "4b"])
+    parser.add_argument("--models", nargs="+", default=["8b", "0.6b", "4b"], choices=["8b", "0.6b", "4b"])
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("There is no GPU here.", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.time()
-    compile_all(options.bits, options.rows, max(1, (os.cpu_count() or 2) - 2))
-    shapes = [linear for linear in LINEARS if linear.model in options.models]
-    left = options.seconds - (time.time() - start) - 2
-    found = tune(shapes, options.bits, options.rows, left, options.out)
+    found = tune(options.models, options.bits, options.rows, options.seconds - 3, options.out)
     print(summary(found))
     print(f"{len(found)} cells in {time.time() - start:.0f} s; {options.out / 'packed_linear.json'}")
     return 0

@@ -90,11 +90,14 @@ def test_layer_travels_in_a_state_dict() -> None:
 
 
 CONFIGS = [
-    (1, {"block": 16, "warps": 1, "stages": 2}),
-    (5, {"block": 32, "warps": 2, "stages": 2}),
-    (9, {"block": 16, "warps": 1, "stages": 2, "splits": 2}),
-    (3, {"block": 64, "warps": 4, "stages": 2, "variant": "tall"}),
-    (17, {"block": 64, "warps": 2, "stages": 3, "splits": 3, "variant": "tall"}),
+    (1, (16, 1, 1, 2)),
+    (5, (32, 2, 4, 2)),
+    (9, (32, 1, 2, 2, 2)),
+    (16, (64, 1, 2, 3, 3)),
+    (3, (64, 1, 4, 2, 1, False, "tall")),
+    (17, (64, 1, 4, 3, 3, False, "tall")),
+    (5, (32, 2, 4, 2, 1, False, "stream")),
+    (33, (64, 1, 4, 2, 3, False, "wide")),
 ]
 """Rows of x, and how the work is cut."""
 
@@ -102,7 +105,7 @@ CONFIGS = [
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize(("out", "width", "group"), [(33, 640, 128), (20, 77, 77), (17, 1100, 1100), (48, 1536, 256)])
 @pytest.mark.parametrize(("rows", "config"), CONFIGS)
-def test_kernel(out: int, width: int, group: int, bits: int, rows: int, config: dict, device: str) -> None:
+def test_kernel(out: int, width: int, group: int, bits: int, rows: int, config: tuple, device: str) -> None:
     """Odd sizes, more warps and splits than slabs. By the interpreter this is the plain branch of the decoding."""
     kernel = pytest.importorskip("rqat_kernels.packed_linear.kernel")
     from rqat_kernels.packed_linear.choose import Config
@@ -110,7 +113,7 @@ def test_kernel(out: int, width: int, group: int, bits: int, rows: int, config: 
     weight = draw(out, width, group, bits, seed=rows, device=device)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     x, bias = torch.randn(rows, width, device=device).to(dtype), torch.randn(out, device=device).to(dtype)
-    found = kernel.packed_linear(x, weight, bias, Config(**config))
+    found = kernel.packed_linear(x, weight, bias, Config(*config))
     # float32: the offset of 128 costs 7 of 24 bits. bfloat16: the output is rounded to 8 bits.
     assert relative(found, exact(x, weight, bias)) < (4e-3 if device == "cuda" else 2e-5)
 
@@ -126,7 +129,7 @@ def test_kernel_reads_other_scales(dtype: torch.dtype, device: str) -> None:
     weight = PackedWeight.from_codes(codes, scale, (torch.rand(20, 2) * 7).to(dtype), 3).to(device)
     assert weight.params.dtype == dtype
     x = torch.randn(2, 256, device=device).half()
-    found = kernel.packed_linear(x, weight, None, Config(16, 1, 2))
+    found = kernel.packed_linear(x, weight, None, Config(16, 1, 1, 2))
     # The output is rounded to float16, and the offset of 1024 costs 10 of float32's 24 bits.
     assert relative(found, exact(x, weight)) < 1e-3
     dense = pytest.importorskip("rqat_kernels.packing.kernel").dequantize(weight, torch.float32)
@@ -151,20 +154,80 @@ def test_operator_on_a_gpu(rows: int, out: int, width: int, bits: int, dtype: to
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(
-    "variant", [(16, 4, 3, 1, False), (32, 8, 2, 1, True), (16, 2, 2, 4, True), (32, 4, 3, 2, False)]
+    "config",
+    [(16, 8, 8, 2), (32, 4, 8, 2, 1, True), (64, 2, 4, 2, 4), (64, 1, 4, 4, 1, True), (128, 1, 8, 3, 2), (32, 2, 4, 3)],
 )
 @pytest.mark.parametrize("rows", [1, 8, 16])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_configurations_on_a_gpu(bits: int, rows: int, variant: tuple) -> None:
+def test_configurations_on_a_gpu(bits: int, rows: int, config: tuple) -> None:
     from rqat_kernels.packed_linear import choose, kernel
 
-    block, warps, stages, splits, pdl = variant
-    config = choose.Config(block, warps, stages, splits, pdl)
-    if choose.shared_bytes(config, rows, bits) > choose.SHARED_BYTES:
+    cut = choose.Config(*config)
+    if choose.shared_bytes(cut, rows, bits) > choose.SHARED_BYTES:
         pytest.skip("does not fit")
+    if cut.pdl and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("launches do not overlap here")
     weight = draw(4096, 4096, 128, bits, device="cuda")
     x = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
-    assert relative(kernel.packed_linear(x, weight, None, config), exact(x, weight)) < 4e-3
+    # Rounding of the output to 8 bits.
+    assert relative(kernel.packed_linear(x, weight, None, cut), exact(x, weight)) < 4e-3
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_overlapping_launches_wait_for_their_input() -> None:
+    """Each layer of a chain reads what the one before wrote, in a graph, many times."""
+    from rqat_kernels.packed_linear import choose, kernel
+
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("launches do not overlap here")
+    layers = [draw(2048, 2048, 128, 2, seed=seed, device="cuda") for seed in range(16)]
+    x = torch.randn(1, 2048, device="cuda", dtype=torch.bfloat16)
+
+    def chain(pdl: bool) -> torch.Tensor:
+        y = x
+        for weight in layers:
+            y = kernel.packed_linear(y * 0.05, weight, None, choose.Config(16, 4, 4, 2, 1, pdl))
+            y = kernel.packed_linear(y, weight, None, choose.Config(32, 2, 4, 2, 1, pdl)) * 0.05
+        return y
+
+    expected = chain(pdl=False)
+    chain(pdl=True)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = chain(pdl=True)
+    for _ in range(20):
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("rows", "cut"),
+    [
+        (1, (64, 2, 4, 3, 4, False, "skinny")),
+        (8, (64, 2, 4, 3, 2, False, "stream")),
+        (5, (16, 8, 8, 3, 1, False, "stream")),
+        (16, (64, 1, 4, 3, 1, False, "stream")),
+        (16, (64, 1, 4, 3, 8, True, "wide")),
+        (33, (64, 1, 4, 2, 3, False, "wide")),
+        (64, (128, 1, 8, 2, 4, False, "wide")),
+        (64, (64, 1, 4, 2, 2, False, "tall")),
+    ],
+)
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_variants_on_a_gpu(bits: int, rows: int, cut: tuple) -> None:
+    """Many times over: sums of several programs are the same whoever ends last, and counters go back to zero."""
+    from rqat_kernels.packed_linear import choose, kernel
+
+    weight = draw(4096, 4096, 128, bits, device="cuda")
+    x, bias = (torch.randn(*size, device="cuda", dtype=torch.bfloat16) for size in ((rows, 4096), (4096,)))
+    found = [kernel.packed_linear(x, weight, bias, choose.Config(*cut)) for _ in range(50)]
+    assert relative(found[0], exact(x, weight, bias)) < 4e-3
+    assert all(torch.equal(found[0], other) for other in found)
 
 
 @pytest.mark.cuda

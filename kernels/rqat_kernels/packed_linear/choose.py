@@ -22,15 +22,19 @@ class Config:
     """What a launch is made of.
 
     Attributes:
-        block: rows of the weight per program, 16 to 128.
-        warps: per program; each takes slabs of its own.
+        block: rows of the weight per program.
+        across: slabs that a program works on at a time; a power of 2 that divides `warps`.
+        warps: per program; `warps / across` of them share a slab and have `block * across / warps` rows each, 16 or
+            more.
         stages: of the loop's pipeline.
-        splits: programs that share a block of rows.
-        pdl: whether the launch may overlap the end of the kernel before it.
-        variant: "skinny" or "tall", see `kernel.py`; "dense" for a dense copy and cuBLAS.
+        splits: programs that share a block of rows; of "stream", programs on each processor.
+        pdl: whether the launch may overlap the end of the kernel before it (Hopper).
+        variant: "skinny", "stream", "tall" or "wide" (`across` is 1 in the last two), see `kernel.py`; "dense" for a
+            dense copy and cuBLAS.
     """
 
     block: int
+    across: int
     warps: int
     stages: int
     splits: int = 1
@@ -61,25 +65,28 @@ def _choose(rows: int, out_features: int, in_features: int, bits: int, device: t
 
 
 def by_rule(rows: int, out_features: int, in_features: int, bits: int) -> Config:
-    """Enough programs for two on each processor, then blocks as tall as that leaves, so that x is read less often."""
+    """Two programs for each processor, the taller the better, since each reads x again."""
     slabs = -(-in_features // SLAB)
+    most = 1 << (slabs.bit_length() - 1) if slabs else 1
     if rows > 8:
-        blocks = -(-out_features // 64)
-        splits = min(max(1, 2 * PROCESSORS // blocks), max(1, slabs // 2), 8)
-        return Config(64, 4, 2 if rows > 32 else 3, splits, variant="tall")
-    warps = 8 if slabs >= 8 else 4 if slabs >= 4 else 2 if slabs >= 2 else 1
-    block = 32 if -(-out_features // 32) >= 2 * PROCESSORS else 16
-    stages = 3 if slabs > warps else 2
-    while shared_bytes(Config(block, warps, stages), rows, bits) > SHARED_BYTES:
-        if stages > 2:
-            stages -= 1
-        else:
-            warps //= 2
-    return Config(block, warps, stages)
+        # Up to 64 rows a program is large: one on each processor, with twice as many rows where there are enough.
+        block = 128 if rows > 32 and -(-out_features // 128) * slabs >= PROCESSORS else 64
+        programs = -(-out_features // block)
+        room = PROCESSORS if rows > 32 else 2 * PROCESSORS
+        splits = max(1, min(room // programs, slabs if rows > 16 else slabs // 2, 8))
+        warps, stages = block // 16, 2 if rows > 16 else 3
+        return Config(block, 1, warps, stages, splits, variant="wide" if rows > 16 else "skinny")
+    if -(-out_features // 64) >= 2 * PROCESSORS:
+        return Config(64, min(2, most), 4, 3)
+    if -(-out_features // 32) >= 2 * PROCESSORS:
+        return Config(32, min(4, most), 4, 3 if slabs > 4 else 2)
+    across = min(8, most)
+    return Config(16, across, across, 2)
 
 
 def shared_bytes(config: Config, rows: int, bits: int) -> int:
     """Bytes of shared memory of the pipeline: weights, scales and x of the slabs of a turn, per stage."""
-    slabs = config.warps if config.variant == "skinny" else 1
     slab = config.block * (SLAB * bits // 8 + 16) + max(8, rows) * SLAB * 2
-    return slabs * slab * max(1, config.stages - 1)
+    # Products of several warps at once read a buffer while the next ones are filled.
+    buffers = config.stages if config.variant in ("tall", "wide") else config.stages - 1
+    return config.across * slab * max(1, buffers)

@@ -9,10 +9,13 @@ Fields of words become floats `OFFSET + F q` with one `lop3` per pair (`packing/
 and the sum of x comes out of the same tensor cores, as a dot with ones. The weight stands on the left, y^T = w x^T:
 there it goes from registers into the product, and the rows of x are the short side, 8 at least.
 
-Two kernels cut the work. In `_skinny`, for the fewest rows, each warp has slabs of its own (the first dimension of all
-tiles; tensor cores of different warps share no sum), and at the end a program adds up what its warps found, always in
-the same order. In `_tall`, warps have rows of the weight of their own and share x. In both, `splits` programs can share
-a block of rows, and leave float32 partial sums for a second, small kernel.
+Kernels differ in how they cut the work. In `_skinny`, for up to 16 rows, the first dimension of all tiles is the
+warps': each has a slab and a few rows of the weight of its own and shares x with the warps of the same slab, and at the
+end a program adds up what its slabs gave, always in the same order. `_stream` is the same with only as many programs as
+run at a time, each with several blocks. `_tall` is for tensor cores that four warps feed together (Hopper's); `wide.py`
+is `_tall` without the dot with ones. `splits` programs can share a block of rows, and the last of them to arrive adds
+up what all found (`ending.py`). An FMA kernel for one row was compiled as well: 5 to 12 instructions per weight, so it
+is not here.
 """
 
 from __future__ import annotations
@@ -25,91 +28,160 @@ from torch import Tensor
 from ..dispatch import interpreted
 from ..packing import PackedWeight
 from ..packing.kernel import decode, factor_of, offset_of, params_at, params_of
-from .choose import Config, choose
+from .choose import PROCESSORS, Config, choose
+from .ending import finish, zero_counters
+from .wide import _wide
 
 
-@triton.jit(do_not_specialize=["M", "slabs", "turns"])
-def _skinny(
-    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, M, N, K, slabs, turns,
-    BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr, PARTIAL: tl.constexpr,
-    PDL: tl.constexpr, USE_ASM: tl.constexpr,
+@triton.jit
+def add_turn(
+    total, turn, x_ptr, words_ptr, extra_ptr, params_ptr, warp, row, m, M, N, K, slabs,
+    BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, USE_ASM: tl.constexpr,
 ):  # fmt: skip
+    """`total` and what the ACROSS slabs of a turn add to it."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     OFFSET: tl.constexpr = offset_of(DTYPE)
     WORDS: tl.constexpr = 128 if BITS == 4 else 64
     WIDE: tl.constexpr = 128 if BITS == 4 else (32 if BITS == 3 else 64)
     HALVES: tl.constexpr = 2 if BITS == 3 else 1
     PLANES: tl.constexpr = 1 if BITS == 4 else 2
-    split = tl.program_id(1)
-    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.minimum(n, N - 1)
-    m = tl.arange(0, ROWS)
-    warp = tl.arange(0, WARPS)
+    # Warps stand in ACROSS slabs and DOWN blocks of EACH rows.
+    DOWN: tl.constexpr = WARPS // ACROSS
+    EACH: tl.constexpr = BLOCK // DOWN
     column = tl.arange(0, WIDE)
-    far = row.to(tl.int64)[None, :, None] * slabs
+    far = row.to(tl.int64)[:, :, None] * slabs
     words_at = words_ptr + far * WORDS + column[None, None, :]
     extra_at = extra_ptr + far * 32 + column[None, None, :]
     x_at = x_ptr + m.to(tl.int64)[None, :, None] * K + column[None, None, :]
+    ones = tl.full([WARPS, 16, WIDE], 1.0, DTYPE)
+    inside = tl.minimum(turn * ACROSS + warp // DOWN, slabs - 1)
+    words = tl.load(words_at + (inside * WORDS)[:, None, None])
+    other = words
+    extra = words
+    if BITS == 3:
+        other = tl.load(words_at + (inside * WORDS)[:, None, None] + 32)
+        extra = tl.load(extra_at + (inside * 32)[:, None, None])
+    slab = turn * ACROSS + tl.arange(0, ACROSS)
+    real = (m < M)[None, :, None] & (slab < slabs)[:, None, None]
+    for tile in tl.static_range(4):
+        scale, zero = params_at(params_ptr, (inside[:, None] * 4 + tile) * N + row, FULL, HALF)
+        sums = tl.zeros([WARPS, 16, ROWS], tl.float32)
+        dots = tl.zeros([WARPS, EACH, ROWS], tl.float32)
+        for part in tl.static_range(PLANES * HALVES):
+            k = slab * 512 + tile * 128 + part * WIDE
+            if WHOLE:
+                x = tl.load(x_at + k[:, None, None], mask=real, other=0.0)
+            else:
+                inner = (k[:, None] + column[None, :] < K)[:, None, :]
+                x = tl.load(x_at + k[:, None, None], mask=real & inner, other=0.0)
+            x = tl.permute(x, (0, 2, 1))
+            if DOWN > 1:
+                x = tl.reshape(x, [ACROSS, 1, WIDE, ROWS])
+                x = tl.reshape(tl.broadcast_to(x, [ACROSS, DOWN, WIDE, ROWS]), [WARPS, WIDE, ROWS])
+            sums = tl.dot(ones, x, sums, input_precision="ieee")
+            if part % HALVES == 0:
+                fields = decode(words, extra, BITS, tile * PLANES + part // HALVES, 0, DTYPE, USE_ASM)
+            else:
+                fields = decode(other, extra, BITS, tile * PLANES + part // HALVES, 1, DTYPE, USE_ASM)
+            dots = tl.dot(fields, x, dots, input_precision="ieee")
+        factor = factor_of(BITS, tile * PLANES)
+        same = tl.broadcast_to(tl.reshape(sums, [WARPS, 1, 16, ROWS]), [WARPS, EACH // 16, 16, ROWS])
+        dots -= tl.reshape(same, [WARPS, EACH, ROWS]) * (OFFSET + factor * zero)[:, :, None]
+        total += dots * (scale * (1.0 / factor))[:, :, None]
+    return total
+
+
+@triton.jit
+def over_warps(
+    total, BLOCK: tl.constexpr, ACROSS: tl.constexpr, DOWN: tl.constexpr, EACH: tl.constexpr, ROWS: tl.constexpr
+):
+    """`(BLOCK, ROWS)` of what each warp found."""
+    if ACROSS > 1:
+        y = tl.reshape(tl.sum(tl.reshape(total, [ACROSS, DOWN, EACH, ROWS]), 0), [BLOCK, ROWS])
+    else:
+        y = tl.reshape(total, [BLOCK, ROWS])
+    return y
+
+
+@triton.jit(do_not_specialize=["M", "slabs", "turns", "splits"])
+def _skinny(
+    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr, M, N, K, slabs, turns, splits,
+    BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
+    PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr,
+):  # fmt: skip
+    WORDS: tl.constexpr = 128 if BITS == 4 else 64
+    # Warps stand in ACROSS slabs and DOWN blocks of EACH rows.
+    DOWN: tl.constexpr = WARPS // ACROSS
+    EACH: tl.constexpr = BLOCK // DOWN
+    split = tl.program_id(1)
+    warp = tl.arange(0, WARPS)
+    n = tl.program_id(0) * BLOCK + (warp % DOWN)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    row = tl.minimum(n, N - 1)
+    m = tl.arange(0, ROWS)
     if PDL:
         # Weights do not depend on the kernel before: they are on their way to L2 while it ends.
-        first = tl.minimum(split * turns * WARPS + warp, slabs - 1)[:, None]
-        line = words_ptr + row.to(tl.int64)[None, :] * (slabs * WORDS) + first * WORDS
+        first = tl.minimum(split * turns * ACROSS + warp // DOWN, slabs - 1)[:, None]
+        line = words_ptr + row.to(tl.int64) * (slabs * WORDS) + first * WORDS
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1
         )
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    ones = tl.full([WARPS, 16, WIDE], 1.0, DTYPE)
-    total = tl.zeros([WARPS, BLOCK, ROWS], tl.float32)
+    total = tl.zeros([WARPS, EACH, ROWS], tl.float32)
     for turn in tl.range(split * turns, split * turns + turns, num_stages=STAGES):
-        slab = turn * WARPS + warp
-        inside = tl.minimum(slab, slabs - 1)
-        words = tl.load(words_at + (inside * WORDS)[:, None, None])
-        other = words
-        extra = words
-        if BITS == 3:
-            other = tl.load(words_at + (inside * WORDS)[:, None, None] + 32)
-            extra = tl.load(extra_at + (inside * 32)[:, None, None])
-        real = (m < M)[None, :, None] & (slab < slabs)[:, None, None]
-        for tile in tl.static_range(4):
-            scale, zero = params_at(params_ptr, (inside[:, None] * 4 + tile) * N + row[None, :], FULL, HALF)
-            sums = tl.zeros([WARPS, 16, ROWS], tl.float32)
-            dots = tl.zeros([WARPS, BLOCK, ROWS], tl.float32)
-            for part in tl.static_range(PLANES * HALVES):
-                k = slab * 512 + tile * 128 + part * WIDE
-                if WHOLE:
-                    x = tl.load(x_at + k[:, None, None], mask=real, other=0.0)
-                else:
-                    x = tl.load(
-                        x_at + k[:, None, None], mask=real & (k[:, None] + column[None, :] < K)[:, None, :], other=0.0
-                    )
-                x = tl.permute(x, (0, 2, 1))
-                sums = tl.dot(ones, x, sums, input_precision="ieee")
-                if part % HALVES == 0:
-                    fields = decode(words, extra, BITS, tile * PLANES + part // HALVES, 0, DTYPE, USE_ASM)
-                else:
-                    fields = decode(other, extra, BITS, tile * PLANES + part // HALVES, 1, DTYPE, USE_ASM)
-                dots = tl.dot(fields, x, dots, input_precision="ieee")
-            factor = factor_of(BITS, tile * PLANES)
-            same = tl.broadcast_to(tl.reshape(sums, [WARPS, 1, 16, ROWS]), [WARPS, BLOCK // 16, 16, ROWS])
-            dots -= tl.reshape(same, [WARPS, BLOCK, ROWS]) * (OFFSET + factor * zero)[:, :, None]
-            total += dots * (scale * (1.0 / factor))[:, :, None]
-    y = tl.sum(total, 0)
-    if HAS_BIAS:
-        y += tl.load(bias_ptr + row).to(tl.float32)[:, None]
-    at = m.to(tl.int64)[None, :] * N + n[:, None]
-    if PARTIAL:
-        at += split.to(tl.int64) * M * N
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :])
+        total = add_turn(
+            total, turn, x_ptr, words_ptr, extra_ptr, params_ptr, warp, row, m, M, N, K, slabs,
+            BITS, FULL, HALF, WHOLE, ROWS, BLOCK, ACROSS, WARPS, USE_ASM,
+        )  # fmt: skip
+    y = over_warps(total, BLOCK, ACROSS, DOWN, EACH, ROWS)
+    out = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(0)
+    finish(y, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, split, splits, out, m, M, N, HAS_BIAS, PARTIAL)
 
 
-@triton.jit(do_not_specialize=["M", "slabs", "turns"])
-def _tall(
-    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, M, N, K, slabs, turns,
+@triton.jit(do_not_specialize=["M", "slabs", "turns", "splits"])
+def _stream(
+    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr, M, N, K, slabs, turns, splits,
     BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr, PARTIAL: tl.constexpr,
-    PDL: tl.constexpr, USE_ASM: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
+    PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr,
+):  # fmt: skip
+    # Warps stand in ACROSS slabs and DOWN blocks of EACH rows.
+    DOWN: tl.constexpr = WARPS // ACROSS
+    EACH: tl.constexpr = BLOCK // DOWN
+    first = tl.program_id(0)
+    blocks = tl.cdiv(N, BLOCK)
+    programs = tl.num_programs(0)
+    warp = tl.arange(0, WARPS)
+    m = tl.arange(0, ROWS)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    total = tl.zeros([WARPS, EACH, ROWS], tl.float32)
+    # One loop over the turns of all blocks of a program, so that weights of the next block arrive while one ends.
+    for step in tl.range(0, tl.cdiv(blocks - first, programs) * turns, num_stages=STAGES):
+        block = first + step // turns * programs
+        turn = step % turns
+        n = block * BLOCK + (warp % DOWN)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+        total = add_turn(
+            total, turn, x_ptr, words_ptr, extra_ptr, params_ptr, warp, tl.minimum(n, N - 1), m, M, N, K, slabs,
+            BITS, FULL, HALF, WHOLE, ROWS, BLOCK, ACROSS, WARPS, USE_ASM,
+        )  # fmt: skip
+        if turn == turns - 1:
+            y = over_warps(total, BLOCK, ACROSS, DOWN, EACH, ROWS)
+            out = block * BLOCK + tl.arange(0, BLOCK)
+            finish(y, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, 0, 1, out, m, M, N, HAS_BIAS, False)
+            total = tl.zeros([WARPS, EACH, ROWS], tl.float32)
+
+
+@triton.jit(do_not_specialize=["M", "slabs", "turns", "splits"])
+def _tall(
+    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr, M, N, K, slabs, turns, splits,
+    BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
+    PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     OFFSET: tl.constexpr = offset_of(DTYPE)
@@ -165,23 +237,11 @@ def _tall(
             same = tl.broadcast_to(tl.reshape(sums, [1, ONES, ROWS]), [BLOCK // ONES, ONES, ROWS])
             dots -= tl.reshape(same, [BLOCK, ROWS]) * (OFFSET + factor * zero)[:, None]
             total += dots * (scale * (1.0 / factor))[:, None]
-    if HAS_BIAS:
-        total += tl.load(bias_ptr + row).to(tl.float32)[:, None]
-    at = m.to(tl.int64)[None, :] * N + n[:, None]
-    if PARTIAL:
-        at += split.to(tl.int64) * M * N
-    tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :])
+    block = tl.program_id(0)
+    finish(total, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, split, splits, n, m, M, N, HAS_BIAS, PARTIAL)
 
 
-@triton.jit
-def _add_up(partial_ptr, bias_ptr, y_ptr, size, N, splits, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float32)
-    for split in range(splits):
-        total += tl.load(partial_ptr + split * size + at, mask=at < size, other=0.0)
-    if HAS_BIAS:
-        total += tl.load(bias_ptr + at % N, mask=at < size, other=0.0).to(tl.float32)
-    tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=at < size)
+KERNELS = {"skinny": _skinny, "stream": _stream, "tall": _tall, "wide": _wide}
 
 
 def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, config: Config | None = None) -> Tensor:
@@ -196,25 +256,33 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, c
         config = choose(rows, out, width, weight.bits, x.device)
     params, full, half = params_of(weight)
     slabs = weight.padded // 512
-    together = config.warps if config.variant == "skinny" else 1
-    turns = triton.cdiv(slabs, together * config.splits)
-    splits = triton.cdiv(slabs, together * turns)
-    partial = splits > 1
-    target = torch.empty((splits, rows, out), dtype=torch.float32, device=x.device) if partial else y
-    kernel = _skinny if config.variant == "skinny" else _tall
+    turns = triton.cdiv(slabs, config.across * config.splits)
+    splits = triton.cdiv(slabs, config.across * turns)
+    blocks = triton.cdiv(out, config.block)
+    grid = (blocks, splits)
+    if config.variant == "stream":
+        turns, splits = triton.cdiv(slabs, config.across), 1
+        grid = (min(blocks, config.splits * PROCESSORS), 1)
+    partial, seen = y, y
+    if splits > 1:
+        partial = torch.empty((splits, rows, out), dtype=torch.float32, device=x.device)
+        seen = zero_counters(x.device, blocks)
+    kernel = KERNELS[config.variant]
+    if config.variant == "wide" and not holds(x.dtype, weight.params.dtype):
+        kernel = _tall
     options = {"launch_pdl": True} if config.pdl else {}
     with torch.cuda.device_of(x):
-        kernel[triton.cdiv(out, config.block), splits](
+        kernel[grid](
             flat, weight.words, weight.words if weight.extra is None else weight.extra, params,
-            flat if bias is None else bias, target, rows, out, width, slabs, turns,
-            BITS=weight.bits, FULL=full, HALF=half, HAS_BIAS=bias is not None and not partial, WHOLE=width % 512 == 0,
-            ROWS=max(8, triton.next_power_of_2(rows)), BLOCK=config.block, WARPS=config.warps, STAGES=config.stages,
-            PARTIAL=partial, PDL=config.pdl, USE_ASM=not interpreted(), num_warps=config.warps,
-            num_stages=config.stages, **options,
+            flat if bias is None else bias, y, partial, seen, rows, out, width, slabs, turns, splits,
+            BITS=weight.bits, FULL=full, HALF=half, HAS_BIAS=bias is not None, WHOLE=width % 512 == 0,
+            ROWS=max(8, triton.next_power_of_2(rows)), BLOCK=config.block, ACROSS=config.across, WARPS=config.warps,
+            STAGES=config.stages, PARTIAL=splits > 1, PDL=config.pdl, USE_ASM=not interpreted(),
+            num_warps=config.warps, num_stages=config.stages, **options,
         )  # fmt: skip
-        if partial:
-            _add_up[(triton.cdiv(rows * out, 512),)](
-                target, flat if bias is None else bias, y, rows * out, out, splits,
-                HAS_BIAS=bias is not None, BLOCK=512, num_warps=4,
-            )  # fmt: skip
     return y.view(*x.shape[:-1], out)
+
+
+def holds(dtype: torch.dtype, kept: torch.dtype) -> bool:
+    """Whether the type of x holds zero points of a type, so that they can be taken off codes in it."""
+    return kept in (dtype, torch.bfloat16) or dtype == torch.float32

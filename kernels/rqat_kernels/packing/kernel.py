@@ -104,6 +104,30 @@ def decode(
     return (field + OFFSET).to(DTYPE)
 
 
+@triton.constexpr_function
+def center_asm(dtype):
+    """PTX for a pair of fields: `field - OFFSET - F z`, the first difference exact."""
+    kind, one, minus, offset = (
+        ("f16x2", 0x3C00, 0xBC00, 0xE400) if dtype == tl.float16 else ("bf16x2", 0x3F80, 0xBF80, 0xC300)
+    )
+    return (
+        f"{{.reg .b32 one, minus, off, t; mov.b32 one, {one * 0x10001}; mov.b32 minus, {minus * 0x10001}; "
+        f"mov.b32 off, {offset * 0x10001}; fma.rn.{kind} t, $1, one, off; fma.rn.{kind} $0, $2, minus, t;}}"
+    )
+
+
+@triton.jit
+def center(fields, zeros, DTYPE: tl.constexpr, USE_ASM: tl.constexpr):
+    """`F (q - z)` in DTYPE of decoded fields and `zeros = F z`, which broadcasts to their shape."""
+    OFFSET: tl.constexpr = offset_of(DTYPE)
+    if USE_ASM:
+        ASM: tl.constexpr = center_asm(DTYPE)
+        same = tl.broadcast_to(zeros.to(DTYPE), fields.shape)
+        pairs = tl.inline_asm_elementwise(ASM, "=r,r,r", [fields, same], dtype=tl.int16, is_pure=True, pack=2)
+        return pairs.to(DTYPE, bitcast=True)
+    return (fields.to(tl.float32) - OFFSET - zeros).to(DTYPE)
+
+
 @triton.jit
 def params_at(params_ptr, index, FULL: tl.constexpr, HALF: tl.constexpr):
     """Scale and zero point, float32, number `index`: pairs of float32 (FULL), float16 (HALF) or bfloat16."""

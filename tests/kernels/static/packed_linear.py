@@ -17,42 +17,61 @@ SIGNATURE = {
     "params_ptr": "*i32",
     "bias_ptr": "*bf16",
     "y_ptr": "*bf16",
+    "partial_ptr": "*fp32",
+    "seen_ptr": "*i32",
     "M": "i32",
     "N": "i32",
     "K": "i32",
     "slabs": "i32",
     "turns": "i32",
+    "splits": "i32",
 }
 
 
-def case(variant: str, bits: int, rows: int, block: int, warps: int, stages: int = 3, **changes) -> Case:
+def case(
+    variant: str,
+    bits: int,
+    rows: int,
+    block: int,
+    across: int,
+    warps: int,
+    stages: int = 3,
+    capabilities=(80, 90),
+    **changes,
+) -> Case:
     """One launch; `changes` replace constexprs."""
     constexprs = {
         "BITS": bits, "FULL": False, "HALF": False, "HAS_BIAS": False, "WHOLE": True, "ROWS": rows, "BLOCK": block,
-        "WARPS": warps, "STAGES": stages, "PARTIAL": False, "PDL": False, "USE_ASM": True,
+        "ACROSS": across, "WARPS": warps, "STAGES": stages, "PARTIAL": False, "PDL": False, "USE_ASM": True,
     }  # fmt: skip
     marks = "".join(f"-{name.lower()}" for name in changes)
     return Case(
-        name=f"packed_linear-{variant}-b{bits}-m{rows}-n{block}-w{warps}-s{stages}{marks}",
-        kernel=f"rqat_kernels.packed_linear.kernel:_{variant}",
+        name=f"packed_linear-{variant}-b{bits}-m{rows}-n{block}-a{across}-w{warps}-s{stages}{marks}",
+        kernel=f"rqat_kernels.packed_linear.{'wide' if variant == 'wide' else 'kernel'}:_{variant}",
         signature=SIGNATURE,
         constexprs=constexprs | changes,
-        unaligned=("M", "slabs", "turns"),
+        unaligned=("M", "slabs", "turns", "splits"),
         # Launches that overlap are Hopper's.
-        capabilities=(90,) if "PDL" in changes else (80, 90),
+        capabilities=(90,) if "PDL" in changes else capabilities,
         warps=warps,
         stages=stages,
-        elements=(warps if variant == "skinny" else 1) * block * 512,
+        elements=across * block * 512,
         matrix="any",
-        per_element={90: BUDGET[bits]},
+        # Scales and zero points come 4 bytes at a time; rows of 3-bit planes are cut in halves of 64 bytes.
+        wide=0.1 if bits == 3 else 0.3,
+        # From 17 rows on, tensor cores are the limit.
+        per_element={90: BUDGET[bits] if rows <= 16 else 3.9},
     )
 
 
 CASES = [
-    case("skinny", 2, 8, 32, 8, 2),
-    case("skinny", 3, 8, 32, 4),
-    case("skinny", 4, 8, 16, 4),
-    case("skinny", 2, 16, 32, 4),
-    case("tall", 2, 8, 64, 4),
-    case("skinny", 2, 8, 16, 4, PDL=True),
+    case("skinny", 2, 8, 32, 8, 8, 2),
+    case("skinny", 3, 8, 32, 4, 4),
+    case("skinny", 4, 8, 16, 4, 4),
+    case("skinny", 2, 16, 64, 1, 4),
+    case("skinny", 3, 16, 64, 1, 4),
+    case("skinny", 4, 16, 128, 1, 4),
+    case("skinny", 2, 8, 16, 4, 4, PDL=True, PARTIAL=True),
+    case("stream", 2, 8, 64, 2, 4),
+    case("wide", 2, 64, 128, 1, 8, 2, capabilities=(90,)),
 ]
