@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--no-parity", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    begun = time.perf_counter()
     sys.path[:] = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "kernels"), *(p for p in sys.path if p != str(HERE))]
     import torch
 
@@ -96,7 +97,11 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = dict(SHAPES[options.model])
     whole, target = shape.pop("blocks"), shape.pop("target")
+    imported = time.perf_counter()
     model = build(shape, options.layers, device)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    print(f"imports {imported - begun:.1f} s, weights {time.perf_counter() - imported:.1f} s", flush=True)
     timers = Timers(device)
     timers.wrap(activations.Activations, "advance", "output forward")
     timers.wrap(activations.Activations, "collect", "statistics forward and Hessian")
@@ -157,6 +162,7 @@ def main() -> None:
     if not options.no_parity:
         facts["parity"] = parity(model, batches[0], device)
         path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(f"  this command took {time.perf_counter() - begun:.1f} s", flush=True)
 
 
 def build(shape: dict[str, int], layers: int, device: str) -> Any:

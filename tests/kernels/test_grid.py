@@ -198,3 +198,67 @@ def test_operators_are_known_to_torch(name: str, device: str) -> None:
         "requantize": (weight, *grid, 7, torch.bfloat16),
     }[name]
     torch.library.opcheck(getattr(torch.ops.rqat, name), arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def grid_costs(
+    weight: torch.Tensor, grid: tuple[torch.Tensor, ...], max_code: int, costs: torch.Tensor
+) -> torch.Tensor:
+    """What each group's rounding error costs `(O, G)`, in float64."""
+    out, groups = grid[0].shape
+    scale, zero = (t.double()[..., None] for t in grid)
+    grouped = weight.double().view(out, groups, -1)
+    codes = (torch.round(grouped / scale) + zero).clamp(0, max_code)
+    return (((codes - zero) * scale - grouped).square() * costs.double().view(groups, -1)).sum(-1)
+
+
+@pytest.mark.skipif(not has_triton(), reason="the kernels are written in Triton; the dev extra has it")
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_clip_kernel_chooses_as_the_reference(bits: int, symmetric: bool, device: str) -> None:
+    from rqat_kernels.grid import clip
+
+    shapes = [(24, 2, 128), (5, 3, 48), (3, 1, 300)]
+    dtypes = [torch.float32, torch.float16]
+    if device == "cuda":
+        shapes += [(2048, 8, 128), (300, 1, 8192), (1001, 3, 1000)]
+        dtypes.append(torch.bfloat16)
+    same = total = 0
+    for number, (out, groups, group) in enumerate(shapes):
+        exact = weights(out, groups * group, seed=number).to(device)
+        costs = torch.rand(groups * group, generator=torch.Generator().manual_seed(number)).to(device) ** 4
+        for dtype in dtypes:
+            weight = exact.to(dtype)
+            for given in (None, costs):
+                for how in ({}, {"shrinks": 7, "narrowest": 0.8}):
+                    arguments = {"symmetric": symmetric, "importance": given, **how}
+                    got = clip.fit_clip(weight, groups, 2**bits - 1, **arguments)
+                    want = reference.fit_clip(weight, groups, 2**bits - 1, **arguments)
+                    equal = (got[0] == want[0]) & (got[1] == want[1])
+                    same, total = same + int(equal.sum()), total + equal.numel()
+                    weighting = torch.ones_like(costs) if given is None else costs
+                    ours, theirs = (grid_costs(weight, grid, 2**bits - 1, weighting) for grid in (got, want))
+                    # Costs are float32 sums in another order: of two grids as good as equal either may win.
+                    assert (ours <= theirs * (1 + 1e-6)).all()
+    assert same >= 0.999 * total, f"{total - same} of {total} grids differ"
+
+
+@pytest.mark.skipif(not has_triton(), reason="the kernels are written in Triton; the dev extra has it")
+def test_the_clip_kernel_takes_any_layout_and_few_tries(device: str) -> None:
+    from rqat_kernels.grid import clip
+
+    weight = weights().to(device)
+    assert not clip.takes(weight, 2, torch.ones(2, 128, 128, device=device))
+    assert not clip.takes(weight.double(), 2, None)
+    for shrinks in (0, 1):
+        got = clip.fit_clip(weight.T.contiguous().T, 2, 3, symmetric=False, shrinks=shrinks)
+        assert all(torch.equal(a, b) for a, b in zip(got, fit_minmax(weight, 2, 3, symmetric=False), strict=True))
+    assert clip.fit_clip(weight[:0], 2, 3, symmetric=False)[0].shape == (0, 2)
+
+
+@pytest.mark.parametrize("importance", [None, torch.rand(256) + 0.1])
+def test_the_clip_search_is_known_to_torch(importance: torch.Tensor | None) -> None:
+    arguments = (weights(), 2, 3, False, importance, 5, 0.4)
+    torch.library.opcheck(torch.ops.rqat.fit_clip, arguments, test_utils=("test_schema", "test_faketensor"))
+    got = torch.ops.rqat.fit_clip(*arguments)
+    want = fit_clip(weights(), 2, 3, symmetric=False, importance=importance, shrinks=5)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -10,6 +10,13 @@ from rqat_kernels.hessian import add_gram, reference
 SUMS = 2e-5
 """Float32 sums of exact products, relative to the largest entry; matrix units round each step of the sum downwards."""
 
+LONG_SUMS = 4e-5
+"""The same for sums over thousands of tokens. Matrix units align the 16 products of a step and the sum so far to the
+largest of them and cut off what lies two bits behind float32's last: half of 2**-25 on average, for each of 17 terms.
+On the diagonal all terms are positive, and the loss grows with the sum: `steps * 17 * 2**-26 / 2`, 4e-5 for 5000 tokens
+in 313 steps, the longest share here. A sum is 0.7 of the power of two above it on average: a GPU measured 2.6e-5.
+"""
+
 
 def upper(matrix: torch.Tensor) -> torch.Tensor:
     return matrix.double().triu()
@@ -72,4 +79,4 @@ def test_full_sizes_on_a_gpu(tokens: int, width: int, dtype: torch.dtype) -> Non
     expected = torch.zeros_like(first)
     reference.add_gram(expected, x)
     error = (first - expected).triu().norm() / expected.triu().norm()
-    assert error < SUMS
+    assert error < LONG_SUMS

@@ -1,7 +1,8 @@
 """The uniform grid: weights to codes and back. `reference.py` is the definition.
 
-On CUDA one Triton kernel each, for float32, bfloat16 and float16; equal to the reference to the bit. On the CPU the
-reference is called without a detour through torch's dispatcher, which costs tens of microseconds.
+On CUDA one Triton kernel each, for float32, bfloat16 and float16; equal to the reference to the bit, but for the clip
+search, which sums its costs in another order (see `clip.py`). On the CPU the reference is called without a detour
+through torch's dispatcher, which costs tens of microseconds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..dispatch import plain_call, use_triton
 from . import reference
-from .reference import fit_clip, fit_minmax, snap_scale
+from .reference import fit_minmax, snap_scale
 
 __all__ = ["dequantize", "fit_clip", "fit_minmax", "quantize", "requantize", "snap_scale"]
 
@@ -59,6 +60,77 @@ def _requantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, dtyp
 @_requantize.register_fake
 def _(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(weight.shape, dtype=dtype, device=weight.device)
+
+
+@torch.library.custom_op("rqat::fit_clip", mutates_args=())
+def _fit_clip(
+    weight: Tensor,
+    groups: int,
+    max_code: int,
+    symmetric: bool,
+    importance: Tensor | None,
+    shrinks: int,
+    narrowest: float,
+) -> tuple[Tensor, Tensor]:
+    fit = reference.fit_clip
+    if use_triton(weight, *(() if importance is None else (importance,))):
+        from . import clip
+
+        if clip.takes(weight, groups, importance):
+            fit = clip.fit_clip
+    return fit(
+        weight,
+        groups,
+        max_code,
+        symmetric=symmetric,
+        importance=importance,
+        shrinks=shrinks,
+        narrowest=narrowest,
+    )
+
+
+@_fit_clip.register_fake
+def _(
+    weight: Tensor,
+    groups: int,
+    max_code: int,
+    symmetric: bool,
+    importance: Tensor | None,
+    shrinks: int,
+    narrowest: float,
+) -> tuple[Tensor, Tensor]:
+    scale = torch.empty((weight.shape[0], groups), dtype=torch.float32, device=weight.device)
+    return scale, torch.empty_like(scale)
+
+
+def fit_clip(
+    weight: Tensor,
+    groups: int,
+    max_code: int,
+    *,
+    symmetric: bool,
+    importance: Tensor | None = None,
+    shrinks: int = 20,
+    narrowest: float = 0.4,
+) -> tuple[Tensor, Tensor]:
+    """Like `fit_minmax`, with the span of each group narrowed to the one of least squared rounding error.
+
+    Args:
+        importance: what an error costs: `(I,)`, a weight per input feature, e.g. the Hessian's diagonal; `(G, g, g)`, a
+            quadratic form per group, e.g. the Hessian's blocks; None is the plain square.
+        shrinks: number of spans tried, evenly from 1 down to `narrowest`.
+    """
+    if plain_call(weight):
+        return reference.fit_clip(
+            weight,
+            groups,
+            max_code,
+            symmetric=symmetric,
+            importance=importance,
+            shrinks=shrinks,
+            narrowest=narrowest,
+        )
+    return _fit_clip(weight, groups, max_code, symmetric, importance, shrinks, narrowest)
 
 
 def quantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:

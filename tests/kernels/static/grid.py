@@ -37,4 +37,22 @@ CASES = [
         per_element={90: 28},
         registers=128,
     ),
+    Case(
+        name="grid-clip",
+        kernel="rqat_kernels.grid.clip:_fit_clip",
+        signature={
+            "weight": "*fp32",
+            "importance": "*fp32",
+            "shrinks": "*fp32",
+            "scale": "*fp32",
+            "zero": "*fp32",
+            "R": "i32",
+            "groups": "i32",
+            "tries": "i32",
+        },
+        constexprs={"MAX_CODE": 3, "SYMMETRIC": False, "WEIGHTED": True, **TILE},
+        elements=2048,
+        per_element={90: 36},  # per try: the loop is what counts, and it is run twenty times
+        registers=128,
+    ),
 ]
