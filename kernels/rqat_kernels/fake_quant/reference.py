@@ -55,14 +55,19 @@ def fake_quant_activations(x: Tensor, bits: int, group: int | None = None, *, sy
     max_code = 2**bits - 1
     if symmetric:
         middle = (max_code + 1) // 2
-        scale = rows.abs().amax(-1, keepdim=True) / (middle - 1)
+        scale = _quotient(rows.abs().amax(-1, keepdim=True), middle - 1)
         zero = torch.full_like(scale, middle)
     else:
         low, high = rows.amin(-1, keepdim=True).clamp(max=0), rows.amax(-1, keepdim=True).clamp(min=0)
-        scale = (high - low) / max_code
+        scale = _quotient(high - low, max_code)
         zero = low
     scale = torch.where(scale > SMALLEST_SCALE, scale, 1.0)
     if not symmetric:
         zero = torch.round(-zero / scale)
     codes = (torch.round(rows / scale) + zero).clamp_(0, max_code)
     return ((codes - zero) * scale).to(x.dtype).view(x.shape)
+
+
+def _quotient(value: Tensor, by: int) -> Tensor:
+    """A true quotient on every device: by a plain number, CUDA multiplies with its rounded reciprocal."""
+    return value / torch.full_like(value, by)

@@ -80,7 +80,7 @@ def _latent_adam(
     MAX_CODE: tl.constexpr, SCALES: tl.constexpr, ZEROS: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile, layer); a row of `table` is a layer's addresses. All is loaded before anything is computed."""
+    """Program (tile, layer); a row of `table` is a layer's addresses. All is loaded before anything is stored."""
     if tl.load(refused) != 0:
         return
     layer = first_layer + tl.program_id(1)
@@ -110,8 +110,16 @@ def _latent_adam(
     s_0 = tl.load(numbers_at(entry + 4) + row, mask=present, other=1)
     r = tl.load(ratio, mask=present, other=0)
     z = tl.load(zero, mask=present, other=0)
-    s = scale_from(s_0, r)
+    if SCALES:
+        ratio_first, ratio_second = numbers_at(entry + 6) + row, numbers_at(entry + 7) + row
+        m_r, v_r = tl.load(ratio_first, mask=present, other=0), tl.load(ratio_second, mask=present, other=0)
+    if ZEROS:
+        zero_first, zero_second = numbers_at(entry + 9) + row, numbers_at(entry + 10) + row
+        m_z, v_z = tl.load(zero_first, mask=present, other=0), tl.load(zero_second, mask=present, other=0)
+    # Every warp loads all numbers that a row has once, and the first warp stores them: it must not be early.
+    tl.debug_barrier()
 
+    s = scale_from(s_0, r)
     gw, to_scale, outside = straight_through(d, w, s[:, None], round_half_even(z)[:, None], MAX_CODE)
     gs = tl.sum(to_scale, axis=1) * factor
     gz = -s * tl.sum(outside, axis=1) * factor
@@ -121,20 +129,16 @@ def _latent_adam(
     tl.store(first, m, mask=mask)
     tl.store(second, v, mask=mask)
     if SCALES:
-        first, second = numbers_at(entry + 6) + row, numbers_at(entry + 7) + row
-        m, v = tl.load(first, mask=present, other=0), tl.load(second, mask=present, other=0)
-        r, m, v = adam(r, gs * s, m, v, size_scale, beta1, rest1, beta2, rest2, widen, eps)
+        r, m_r, v_r = adam(r, gs * s, m_r, v_r, size_scale, beta1, rest1, beta2, rest2, widen, eps)
         tl.store(ratio, r, mask=present)
-        tl.store(first, m, mask=present)
-        tl.store(second, v, mask=present)
+        tl.store(ratio_first, m_r, mask=present)
+        tl.store(ratio_second, v_r, mask=present)
     if ZEROS:
-        first, second = numbers_at(entry + 9) + row, numbers_at(entry + 10) + row
-        m, v = tl.load(first, mask=present, other=0), tl.load(second, mask=present, other=0)
-        z, m, v = adam(z, gz, m, v, size_zero, beta1, rest1, beta2, rest2, widen, eps)
+        z, m_z, v_z = adam(z, gz, m_z, v_z, size_zero, beta1, rest1, beta2, rest2, widen, eps)
         z = tl.minimum(tl.maximum(z, 0.0), MAX_CODE)
         tl.store(zero, z, mask=present)
-        tl.store(first, m, mask=present)
-        tl.store(second, v, mask=present)
+        tl.store(zero_first, m_z, mask=present)
+        tl.store(zero_second, v_z, mask=present)
     s, z = scale_from(s_0, r)[:, None], round_half_even(z)[:, None]
     tl.store(to_weight, ((code_of(w, s, z, MAX_CODE) - z) * s).to(WEIGHT), mask=mask)
 
