@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +107,21 @@ def copy_of(weight: PackedWeight) -> PackedWeight:
     return replace(weight, words=weight.words.clone(), extra=extra, params=weight.params.clone())
 
 
+@cache
+def small_weight(bits: int) -> PackedWeight:
+    """A weight that every kernel runs on in no time."""
+    return random_weight(Linear("", "", 256, 8192), bits)
+
+
 def compile_some(work: Sequence[tuple[int, int, Config]]) -> int:
     """Runs configurations once on a small weight, which leaves their machine code in Triton's cache."""
     from rqat_kernels.packed_linear.kernel import packed_linear
 
     done = 0
-    weights = {bits: random_weight(Linear("", "", 256, 8192), bits) for bits in BITS}
     for bits, rows, config in work:
         x = torch.zeros(rows, 8192, device="cuda", dtype=torch.bfloat16)
         try:
-            packed_linear(x, weights[bits], None, config)
+            packed_linear(x, small_weight(bits), None, config)
             torch.cuda.synchronize()
             done += 1
         except Exception as error:

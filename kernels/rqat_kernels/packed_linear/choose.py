@@ -73,7 +73,7 @@ def by_rule(rows: int, out_features: int, in_features: int, bits: int) -> Config
         block = 128 if rows > 32 and -(-out_features // 128) * slabs >= PROCESSORS else 64
         programs = -(-out_features // block)
         room = PROCESSORS if rows > 32 else 2 * PROCESSORS
-        splits = max(1, min(room // programs, slabs if rows > 16 else slabs // 2, 8))
+        splits = max(1, min(room // programs, slabs, 8))
         warps, stages = block // 16, 2 if rows > 16 else 3
         return Config(block, 1, warps, stages, splits, variant="wide" if rows > 16 else "skinny")
     if -(-out_features // 64) >= 2 * PROCESSORS:
