@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +16,7 @@ from torch import Tensor
 
 from rqat import Scheme
 from rqat_kernels.dispatch import interpreted
-from rqat_kernels.grid import fit_minmax
+from rqat_kernels.grid import fit_minmax, requantize
 from rqat_kernels.latent_adam import Rates, latent_adam, reference
 from tests.toys import built
 
@@ -293,3 +297,26 @@ def test_bfloat16_and_large_groups(group: int, dtype: torch.dtype, monkeypatch: 
             assert torch.isclose(one, other, rtol=rtol, atol=rtol).float().mean() > 0.995
     for one, other in zip(mine["weights"], exact["weights"], strict=True):
         assert (one == other).float().mean() > 0.99
+    # To the bit: every thread of a row must have worked with the one scale that was stored.
+    scale = kernel.scale_of(mine["origin"], mine["ratio"][0])
+    w_hat = requantize(mine["latent"][0], scale, mine["zero"][0].round(), 7, dtype)
+    assert torch.equal(torch.cat([weight.view(-1, group) for weight in mine["weights"]]), w_hat)
+
+
+@pytest.mark.slow
+def test_nothing_is_stored_before_all_is_loaded() -> None:
+    """A row's numbers are loaded by every warp and stored by one; the interpreter knows no warps."""
+    folder = Path(__file__).parent / "static"
+    script = (
+        "import re, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import latent_adam, sass\n"
+        "for case in latent_adam.CASES:\n"
+        "    if case.kernel.endswith(':_latent_adam'):\n"
+        "        code = ''.join(re.findall(r'\\b(LDG|BAR|STG)\\b', sass.listing(case, 90)))\n"
+        "        assert re.fullmatch('(BAR)*(LDG)+(BAR)+((BAR)|(STG))+', code), code\n"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
