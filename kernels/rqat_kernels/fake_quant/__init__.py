@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
-from ..grid import IN_KERNELS, requantize
+from ..grid import IN_KERNELS
 from ..latent_step import latent_step
 from . import reference
 from .reference import whole_zero
@@ -23,9 +23,12 @@ __all__ = ["fake_quant", "fake_quant_activations"]
 
 @torch.library.custom_op("rqat::fake_quant", mutates_args=())
 def _fake_quant(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, lsq: bool) -> Tensor:
-    if weight.dtype == torch.float64:
-        return reference.fake_quant(weight, scale, zero, max_code)
-    return requantize(weight, scale, whole_zero(zero, max_code), max_code, weight.dtype)
+    if use_triton(weight, scale, zero) and weight.dtype in IN_KERNELS:
+        # Not through the operator of `grid`: one inside another costs as much as the kernel of a small layer.
+        from ..grid import kernel
+
+        return kernel.requantize(weight, scale, whole_zero(zero, max_code), max_code, weight.dtype)
+    return reference.fake_quant(weight, scale, zero, max_code)
 
 
 @_fake_quant.register_fake
