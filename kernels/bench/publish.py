@@ -1,23 +1,40 @@
-"""Puts the results of `run.py` into the repository: `python kernels/bench/publish.py DIR`.
+"""Puts what was measured into the repository: `python kernels/bench/publish.py DIR`.
 
-The parts in DIR become `kernels/bench/results/<gpu>.csv`; then docs/reference/performance.md is written anew.
+The parts in DIR, and what the scripts for whole models left there, become `kernels/bench/results/<gpu>.csv`; the
+winners of tune_packed_linear.py go into `kernels/rqat_kernels/measured/<gpu>.json`; then docs/reference/performance.md
+is written anew. `--measured` does no more than the second, so that a run after tuning uses what tuning found;
+`--targets` only prints the table of targets.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+# Not the folder of this file: its modules have names such as `table`.
+sys.path[:] = [str(HERE.parent), *(p for p in sys.path if p != str(HERE))]
+# ruff: noqa: E402
+
+from bench.collect import collected
+from bench.table import Table, machine_of, read
+from bench.targets import lines as target_lines
+
+MEASURED = HERE.parent / "rqat_kernels" / "measured"
+PART = re.compile(r"-(part[123]|qat)\.csv$")
 
 
 def publish(folder: Path, results: Path) -> list[Path]:
     """Joins the parts of each GPU in `folder` into one file in `results`; its ceilings are those of the first part."""
     parts: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*-part[123].csv")):
-        parts.setdefault(re.sub(r"-part[123]\.csv$", "", path.name), []).append(path)
+    for path in sorted(folder.rglob("*.csv")):
+        if PART.search(path.name):
+            parts.setdefault(PART.sub("", path.name), []).append(path)
     written = []
     results.mkdir(parents=True, exist_ok=True)
     for name, paths in parts.items():
@@ -27,16 +44,64 @@ def publish(folder: Path, results: Path) -> list[Path]:
             lines += rows if lines else [header, *rows]
         target = results / f"{name}.csv"
         target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        machine = machine_of(target)
+        facts = {key: machine[key] for key in ("gpu_name", "version", "torch", "triton", "driver") if machine}
+        table = Table(target, facts, seed=0, resume=True)
+        for row in collected(folder, facts.get("gpu_name", "")):
+            table.add(row)
+        table.close()
         written.append(target)
     return written
 
 
+def merge(folder: Path, slug: str, measured: Path) -> Path | None:
+    """Adds what packed_linear.json in `folder` found to the table of a GPU; None when there is no such file.
+
+    What the new file lacks stays, so that a tuning run cut short loses nothing.
+    """
+    found = next(iter(sorted(folder.rglob("packed_linear.json"))), None)
+    if found is None:
+        return None
+    target = measured / f"{slug}.json"
+    table = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    entry = table.setdefault("packed_linear", {})
+    for key, value in json.loads(found.read_text(encoding="utf-8")).items():
+        entry[key] = entry.get(key, {}) | value if isinstance(value, dict) else value
+    target.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return target
+
+
 def main() -> int:
     """Publishes and writes the page."""
-    written = publish(Path(sys.argv[1]), HERE / "results")
-    print("\n".join(map(str, written)) or "no results there")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--measured", action="store_true", help="only the table that kernels read")
+    parser.add_argument(
+        "--gpu", help="file name of the GPU that packed_linear.json is of; default: that of the CSV files"
+    )
+    parser.add_argument("--targets", action="store_true", help="write nothing; print the table of targets")
+    options = parser.parse_args()
+    if options.targets:
+        with tempfile.TemporaryDirectory() as scratch:
+            for path in publish(options.folder, Path(scratch)):
+                print("\n".join([path.stem, *target_lines(read(path))]))
+        return 0
+    written = [] if options.measured else publish(options.folder, HERE / "results")
+    slug = options.gpu or (written[0].stem if len(written) == 1 else _this_gpu())
+    table = merge(options.folder, slug, MEASURED) if slug else None
+    print("\n".join(map(str, [*written, *([table] if table else [])])) or "no results there")
+    if not written:
+        return 0 if table else 1
     root = HERE.parents[1]
-    return subprocess.run([sys.executable, root / "docs" / "generate.py"], check=False).returncode if written else 1
+    return subprocess.run([sys.executable, root / "docs" / "generate.py"], check=False).returncode
+
+
+def _this_gpu() -> str | None:
+    import torch
+
+    from rqat_kernels.dispatch import gpu_slug
+
+    return gpu_slug(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
 if __name__ == "__main__":

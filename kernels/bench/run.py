@@ -1,6 +1,6 @@
 """Checks and times every kernel on this machine's GPU; writes a CSV file per part, plots and a short table.
 
-    python kernels/bench/run.py --out DIR [--part 1|2|3] [--minutes 8] [--only OP] [--match TEXT]
+    python kernels/bench/run.py --out DIR [--part 1|2|3] [--minutes 8] [--only OP] [--match PATTERN]
 
 Correctness comes first, on odd shapes, with poisoned outputs, against float64; an operation that fails is reported and
 not timed. Then the device's ceilings, then every operation against its limit and against what else there is. Rows are
@@ -10,6 +10,7 @@ written as they come, and each part ends within its minutes, so that a run cut o
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -53,7 +54,8 @@ def main() -> int:
     for row in measure(bench):
         if options.first == 0:
             table.add(row)
-    work = [job for job in registry.jobs(part, options.only) if job.check or options.match in job.label]
+    wanted = re.compile(options.match)
+    work = [job for job in registry.jobs(part, options.only) if job.check or wanted.search(f"{job.op} {job.label}")]
     outcome = runner.run(work, bench, table, deadline, first=options.first)
     table.close()
     print(compact(table.rows))
@@ -79,7 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--part", type=int, choices=(1, 2, 3), help="one part only")
     parser.add_argument("--minutes", type=float, default=8.0, help="time for each part (default 8)")
     parser.add_argument("--only", help="one operation only")
-    parser.add_argument("--match", default="", help="only what has this text in its name, checks excepted")
+    parser.add_argument("--match", default="", help="only jobs whose name has this pattern, checks excepted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-plots", dest="plots", action="store_false", help="CSV files only")
     parser.add_argument("--small", action="store_true", help="tiny shapes, to try the bench itself")

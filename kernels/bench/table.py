@@ -163,7 +163,10 @@ def compact(rows: Iterable[Row], *, most: int = 9000) -> str:
     reasons: dict[tuple[str, str, str], int] = {}
     passed: dict[str, int] = {}
     for row in rows:
-        if row.p50 is None or row.note.startswith("RED"):
+        if row.note.startswith("RED"):
+            key = (row.op, str(row.x), row.note)
+            reasons[key] = reasons.get(key, 0) + 1
+        elif row.p50 is None:
             key = (row.op, row.provider, row.note)
             reasons[key] = reasons.get(key, 0) + 1
         elif row.mode == "check":
@@ -174,7 +177,7 @@ def compact(rows: Iterable[Row], *, most: int = 9000) -> str:
             config = ",".join(str(value) for value in row.config.values())
             lines.setdefault((row.op, row.mode, metric, config, row.provider, unit), []).append(_cell(row))
     text = [" ".join(filter(None, key)) + "| " + " ".join(cells) for key, cells in lines.items()]
-    text += [f"{op} {who}: {note[:120]}" + (f" ({count} times)" if count > 1 else "")
+    text += [f"{op} {who}: {note[:180]}" + (f" ({count} times)" if count > 1 else "")
              for (op, who, note), count in reasons.items()]  # fmt: skip
     if passed:
         text.insert(0, "checks passed: " + ", ".join(f"{op} {count}" for op, count in passed.items()))

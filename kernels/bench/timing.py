@@ -141,8 +141,10 @@ def check_device(device: str, error: BaseException) -> None:
 
 def describe(error: BaseException) -> str:
     """An exception in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:240]
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip(" ^")]
+    # A compiler's first line is a place in the source; what was wrong there comes last.
+    said = lines[:1] + (lines[-1:] if len(lines) > 1 and lines[0].startswith("at ") else [])
+    return f"{type(error).__name__}: {' '.join(said)}"[:240]
 
 
 class _DeviceClock:

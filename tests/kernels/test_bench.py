@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import page, plots, publish, registry, runner
+from bench import page, plots, publish, registry, runner, targets
 from bench.bench import Absent, Bench, poisoned, relative
 from bench.registry import Job
 from bench.table import COLUMNS, Row, Table, compact, machine, read
@@ -232,6 +233,48 @@ def test_the_page_holds_every_figure(tmp_path, monkeypatch):
         assert page.plots()[name].startswith("<svg")
 
 
+def test_targets_stand_beside_what_was_measured(tmp_path):
+    lines = targets.lines(read(results(tmp_path)))
+    assert "| M=1: 4.00x, M=8: 4.00x | 4.0x | 5x | M=1: 8.0x, M=8: 8.0x | 2.6x |" in lines[0]
+    assert len(lines) == 13
+    assert all("| not measured |" in line for line in lines[1:])
+
+
+def test_whole_models_are_published_too(tmp_path):
+    out = tmp_path / "out"
+    results(out)
+    (out / "decode_speed.csv").write_text(
+        "gpu,torch,model,bits,batch,context,new,provider,tokens_per_s,ms_per_step,slowest_ms,fastest_ms\n"
+        'Toy GPU,2,0.6b,2,8,512,24,"transformers, bf16",400,20,40,10\n'
+        'Toy GPU,2,0.6b,2,8,512,128,"engine, 2 bits",8000,1,2,0.8\n'
+        'Other GPU,2,0.6b,2,8,512,128,"engine, 2 bits",9000,1,2,0.8\n'
+    )
+    facts = {"model": "8b", "gpu": "Toy GPU", "blocks_s": [9.0, 2.0, 4.0], "per_block_s": 3.0, "whole_s": 108.0}
+    (out / "gptq-8b.json").write_text(json.dumps(facts))
+    (written,) = publish.publish(out, tmp_path / "results")
+    decoding = [row for row in read(written) if row.op == "decoding"]
+    assert [(row.provider, row.p50, row.p20, row.p80, row.ratio) for row in decoding] == [
+        ("transformers bf16", 400, 200, 800, 1),
+        ("rqat", 8000, 4000, 10000, 20),
+    ]
+    whole = next(row for row in read(written) if row.op == "whole_gptq")
+    assert (whole.x, whole.p50, whole.p20, whole.p80) == (36, 108, 72, 144)
+    text = "\n".join(targets.lines(read(written)))
+    assert "not measured / not measured / 108.0 s" in text
+
+
+def test_what_tuning_found_is_added_to_what_kernels_read(tmp_path):
+    measured = tmp_path / "measured"
+    measured.mkdir()
+    assert publish.merge(tmp_path, "toy-gpu", measured) is None
+    for found in ({"a": {"block": 1}, "b": {"block": 2}}, {"b": {"block": 3}}):
+        (tmp_path / "packed_linear.json").write_text(json.dumps({"configs": found, "thresholds": {"dense": 48}}))
+        target = publish.merge(tmp_path, "toy-gpu", measured)
+    assert json.loads(target.read_text()) == {
+        "packed_linear": {"configs": {"a": {"block": 1}, "b": {"block": 3}}, "thresholds": {"dense": 48}}
+    }
+
+
 def test_without_results_the_page_says_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "RESULTS", tmp_path)
     assert "no results" in page.page()
@@ -253,6 +296,13 @@ def test_the_closing_table_is_short(tmp_path):
     assert "packed_linear forward 8b.o rqat 2 bits| 1:10 50% 4.00x; 8:10 50% 4.00x;" in text
     assert "linear_kl liger: Absent: no (2 times)" in text
     assert len(compact(rows * 500, most=9000)) < 9100
+
+
+def test_what_is_wrong_is_named_with_its_numbers(bench):
+    rows = [bench.checked("toy", what, error, 1e-3) for what, error in (("odd", 0.5), ("even", math.inf))]
+    text = compact(rows)
+    assert "toy odd: RED: 0.5 is above 0.001" in text
+    assert "toy even: RED: inf is above 0.001" in text
 
 
 def test_names_are_checked(tmp_path):

@@ -1,14 +1,16 @@
-"""Fitting a grid and rounding to it, per layer: plain torch, for the share of GPTQ and of export it takes."""
+"""Fitting a grid and rounding to it, per layer: the share of GPTQ, of training and of export it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from ..bench import Bench, relative
 from ..registry import Job
 from ..shapes import GROUP, LINEARS, Linear
+from ..switch import plain_torch
 from ..table import Row
 from ..timing import Contender
 
@@ -39,18 +41,25 @@ def _check(bench: Bench) -> Iterator[Row]:
 
 
 def _time(bench: Bench, linear: Linear) -> Iterator[Row]:
-    from rqat_kernels.grid import dequantize, fit_clip, fit_minmax, quantize
+    from rqat_kernels import grid
 
     out, inp = (64, 512) if bench.small else (linear.out, linear.inp)
     weight = bench.normal(out, inp, dtype=torch.float32)
     groups = inp // GROUP
-    scale, zero = fit_minmax(weight, groups, MAX_CODE, symmetric=False)
-    codes = quantize(weight, scale, zero, MAX_CODE)
-    work = {
-        "quantize": (lambda i: quantize(weight, scale, zero, MAX_CODE), 5 * out * inp),
-        "dequantize": (lambda i: dequantize(codes, scale, zero, torch.bfloat16), 3 * out * inp),
-        "fit_clip": (lambda i: fit_clip(weight, groups, MAX_CODE, symmetric=False), 4 * out * inp),
+    scale, zero = grid.fit_minmax(weight, groups, MAX_CODE, symmetric=False)
+    codes = grid.quantize(weight, scale, zero, MAX_CODE)
+    half = torch.bfloat16
+    work: dict[str, tuple[Callable[[int], Any], int]] = {
+        "quantize": (lambda i: grid.quantize(weight, scale, zero, MAX_CODE), 5 * out * inp),
+        "dequantize": (lambda i: grid.dequantize(codes, scale, zero, half), 3 * out * inp),
+        "requantize": (lambda i: grid.requantize(weight, scale, zero, MAX_CODE, half), 6 * out * inp),
+        "fit_minmax": (lambda i: grid.fit_minmax(weight, groups, MAX_CODE, symmetric=False), 4 * out * inp),
+        "fit_clip": (lambda i: grid.fit_clip(weight, groups, MAX_CODE, symmetric=False), 4 * out * inp),
     }
     for mode, (call, least) in work.items():
         base = Row("grid", "", mode, x_name="weights", x=out * inp, config={"shape": linear.label})
-        yield from bench.compare(base, {"torch": Contender(call, graph=False)}, limits={"": (least, 0)}, rounds=7)
+        contenders = {
+            "rqat": Contender(call, graph=False),
+            "torch": Contender(plain_torch(call), graph=False),
+        }
+        yield from bench.compare(base, contenders, baseline="torch", limits={"": (least, 0)}, rounds=7)

@@ -30,9 +30,11 @@ def jobs() -> list[Job]:
 
 
 def _inputs(bench: Bench, out: int, inp: int, group: int = GROUP) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from rqat_kernels.grid import snap_scale
+
     grad = bench.normal(out, inp)
     weight = bench.normal(out, inp, dtype=torch.float32)
-    scale = bench.normal(out, inp // group, dtype=torch.float32).abs_().add_(0.5)
+    scale = snap_scale(bench.normal(out, inp // group, dtype=torch.float32).abs_().add_(0.5))
     return grad, weight, scale, bench.integers(2**BITS, out, inp // group, dtype=torch.float32)
 
 

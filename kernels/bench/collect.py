@@ -1,0 +1,53 @@
+"""Rows out of what the scripts for whole models leave behind: decode_speed.csv and gptq-<model>.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from .table import Row
+
+PROVIDERS = {"transformers, bf16": "transformers bf16", "engine, bf16": "rqat bf16"}
+"""What a table calls them; packed weights are "rqat"."""
+
+
+def collected(folder: Path, gpu: str) -> list[Row]:
+    """Rows of all such files below `folder` that were measured on `gpu`."""
+    rows = [row for path in sorted(folder.rglob("decode_speed.csv")) for row in decoding(path, gpu)]
+    return rows + [row for path in sorted(folder.rglob("gptq-*.json")) for row in gptq(path, gpu)]
+
+
+def decoding(path: Path, gpu: str) -> list[Row]:
+    """Tokens per second of new tokens alone, by batch and provider; ratios are over transformers."""
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["gpu"] == gpu]
+    base = {(x["model"], x["batch"]): float(x["tokens_per_s"]) for x in lines if x["provider"].startswith("transf")}
+    rows = []
+    for line in lines:
+        batch, rate = int(line["batch"]), float(line["tokens_per_s"])
+        slowest, fastest = (1e3 * batch / float(line[name]) for name in ("slowest_ms", "fastest_ms"))
+        config = {"model": line["model"], "bits": int(line["bits"]), "context": int(line["context"])}
+        other = base.get((line["model"], line["batch"]))
+        provider = PROVIDERS.get(line["provider"], "rqat")
+        row = Row("decoding", provider, "decode", "rate", "tok/s", "batch", line["batch"], batch, config)
+        row.p50, row.p20, row.p80, row.ratio = rate, slowest, fastest, rate / other if other else None
+        rows.append(row)
+    return rows
+
+
+def gptq(path: Path, gpu: str) -> list[Row]:
+    """The whole model and one block, in seconds."""
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if facts["gpu"] != gpu:
+        return []
+    measured = len(facts["blocks_s"])
+    blocks = round(facts["whole_s"] / facts["per_block_s"])
+    rest = facts["blocks_s"][1:] or facts["blocks_s"]
+    config = {"model": facts["model"], "tokens": 128 * 2048, "blocks measured": measured, "bits": 2}
+    note = f"{measured} of {blocks} blocks measured; all at the mean of those behind the first"
+    whole = Row("whole_gptq", "rqat", "full", "time", "s", "blocks", str(blocks), blocks, config, note=note)
+    whole.p50, whole.p20, whole.p80 = facts["whole_s"], blocks * min(rest), blocks * max(rest)
+    block = Row("whole_gptq", "rqat", "block", "time", "s", "blocks", "1", 1, config)
+    block.p50, block.p20, block.p80 = facts["per_block_s"], min(rest), max(rest)
+    return [whole, block]

@@ -1,0 +1,178 @@
+"""What the kernels were meant to reach, beside what was measured: kernels.md's table of targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from .table import Row
+
+Finder = Callable[[Sequence[Row]], "tuple[str, str] | None"]
+"""From a GPU's rows: what was measured, and the limit; None where it was not."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A line of the table; `find` gives what was measured, and the limit."""
+
+    item: str
+    target: str
+    moonshot: str
+    peer: str
+    find: Finder
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """The table's lines: item, measured, target, moonshot, limit, peer."""
+    cells = []
+    for target in TARGETS:
+        found, limit = target.find(rows) or ("not measured", "")
+        cells.append(f"| {target.item} | {found} | {target.target} | {target.moonshot} | {limit} | {target.peer} |")
+    return cells
+
+
+def mix(rows: Iterable[Row], model: str, provider: str, x: int) -> tuple[float, float] | None:
+    """Speedup over cuBLAS of the four linears of a block together, measured and at the limit; the sweep's rows only."""
+    ours, base = {}, {}
+    for row in rows:
+        if row.op != "packed_linear" or row.mode == "check" or row.x != x or row.p50 is None or "with" in row.config:
+            continue
+        name = str(row.config.get("shape", ""))
+        if name.startswith(f"{model}.") and not name.endswith(".head"):
+            if row.provider == provider:
+                ours[name] = row
+            elif row.provider == "cublas bf16":
+                base[name] = row
+    if len(ours) < 4 or len(base) < 4:
+        return None
+    reference = sum(row.p50 or 0.0 for row in base.values())
+    limit = sum(row.limit_us or 0.0 for row in ours.values())
+    return reference / sum(row.p50 or 0.0 for row in ours.values()), reference / limit if limit else 0.0
+
+
+def _mixes(model: str, bits: Sequence[int], xs: Sequence[int], *, label: str) -> Finder:
+    def find(rows: Sequence[Row]) -> tuple[str, str] | None:
+        found, limits = [], []
+        for b in bits:
+            for x in xs:
+                name = label.format(b=b, x=x)
+                got = mix(rows, model, f"rqat {b} bits", x)
+                found.append(f"{name}{got[0]:.2f}x" if got else f"{name}not measured")
+                limits.append(f"{name}{got[1]:.1f}x" if got else "")
+        return (", ".join(found), ", ".join(filter(None, limits))) if any(limits) else None
+
+    return find
+
+
+def _small_models(rows: Sequence[Row]) -> tuple[str, str] | None:
+    got = {model: mix(rows, model, "rqat 2 bits", 1) for model in ("4b", "0.6b")}
+    if not any(got.values()):
+        return None
+    cells = [f"{model}: {pair[0]:.2f}x" if pair else f"{model}: not measured" for model, pair in got.items()]
+    return ", ".join(cells), ", ".join(f"{model}: {pair[1]:.1f}x" for model, pair in got.items() if pair)
+
+
+def _pick(rows: Iterable[Row], op: str, provider: str, x: float | None = None, **config: object) -> Row | None:
+    """The last row of that kind that holds a time or a rate."""
+    found = None
+    for row in rows:
+        same = (
+            row.op == op and row.provider == provider and x in (None, row.x) and row.metric not in ("memory", "error")
+        )
+        if same and row.mode != "check" and row.p50 and all(row.config.get(k) == v for k, v in config.items()):
+            found = row
+    return found
+
+
+def _decoding(model: str, batch: int) -> Finder:
+    def find(rows: Sequence[Row]) -> tuple[str, str] | None:
+        row = _pick(rows, "decoding", "rqat", batch, model=model)
+        return (f"{row.p50:,.0f} tok/s", "") if row else None
+
+    return find
+
+
+def _steps(rows: Sequence[Row]) -> tuple[str, str] | None:
+    cells = []
+    for tokens in (4096, 16384):
+        ours, base = (_pick(rows, "training", name, tokens) for name in ("rqat", "bf16"))
+        more = f"{ours.p50 / base.p50 - 1:+.1%}" if ours and base and ours.p50 and base.p50 else "not measured"
+        cells.append(f"{tokens // 1024}k: {more}")
+    return (", ".join(cells), "") if any("%" in cell for cell in cells) else None
+
+
+def _latent_step(rows: Sequence[Row]) -> tuple[str, str] | None:
+    shape = "8b.gate_up"
+    ours, eager, compiled = (_pick(rows, "latent_step", name, shape=shape) for name in ("rqat", "torch", "compile"))
+    if not ours or not ours.p50:
+        return None
+    cells = [f"{other.p50 / ours.p50:.1f}x" if other and other.p50 else "not measured" for other in (eager, compiled)]
+    if compiled and compiled.p50:
+        cells[1] = f"{compiled.p50 / ours.p50:.2f}x"
+    share = "" if ours.fraction is None else f"{ours.fraction:.0%} of bandwidth reached"
+    return " / ".join(cells), share
+
+
+def _distillation(rows: Sequence[Row]) -> tuple[str, str] | None:
+    trained = [row for row in rows if "head" not in row.config]  # a frozen head needs one product less
+    row = _pick(trained, "linear_kl", "rqat", 8192, divergence="forward")
+    if not row or not row.p50 or not row.limit_us:
+        return None
+    memory = [
+        other
+        for other in rows
+        if other.op == "linear_kl" and other.provider == "rqat" and other.metric == "memory" and other.x == 8192
+    ]
+    extra = [other.p50 for other in memory if other.p50 is not None and other.config == row.config]
+    more = f"{extra[-1] / 1e3:.2f} GB" if extra else "memory not measured"
+    return f"{row.p50 / row.limit_us:.2f}x; {more}", "1x"
+
+
+def _whole_gptq(rows: Sequence[Row]) -> tuple[str, str] | None:
+    whole = [row for row in rows if row.mode == "full"]
+    found = [_pick(whole, "whole_gptq", "rqat", model=model) for model in ("0.6b", "4b", "8b")]
+    if not any(found):
+        return None
+    return " / ".join(f"{row.p50:.1f} s" if row else "not measured" for row in found), ""
+
+
+def _nothing(rows: Sequence[Row]) -> None:
+    return None
+
+
+TARGETS = (
+    Target(
+        "`packed_linear`, 2 bits, linears of an 8B block, 1 / 8 rows, over cuBLAS bf16",
+        "4.0x", "5x", "2.6x", _mixes("8b", (2,), (1, 8), label="M={x}: "),
+    ),
+    Target(
+        "`packed_linear`, 3 / 4 bits, the same",
+        "3.2x / 2.8x", "3.8x / 3.2x", "2.4x / 2.2-2.6x", _mixes("8b", (3, 4), (1, 8), label="{b} bits M={x}: "),
+    ),
+    Target(
+        "`packed_linear`, 2 bits, 16 / 32 / 64 rows",
+        "3.5x / 2.5x / 1.5x", "4x / 3x / 2x", "2.5x / - / 1.5x (4 bits)",
+        _mixes("8b", (2,), (16, 32, 64), label="M={x}: "),
+    ),
+    Target("`packed_linear`, 2 bits, 4B and 0.6B blocks, 1 row", "3.2x, 1.8x", "4x, 2.2x", "-", _small_models),
+    Target(
+        "128 and more rows (dense copy and cuBLAS), 2 bits",
+        ">= 0.95x", "1.0x", "0.5-1.0x", _mixes("8b", (2,), (128, 256), label="M={x}: "),
+    ),
+    Target("Decoding 0.6B, 1 sequence", "2,000 tok/s", "3,500", "1,033 (bf16, RTX 5090)", _decoding("0.6b", 1)),
+    Target("Decoding 8B, 1 sequence", "800 tok/s", "1,000", "200-280 (bf16)", _decoding("8b", 1)),
+    Target(
+        "Decoding 0.6B, 256 sequences", "30,000 tok/s", "60,000", "10,000 (A800)", _decoding("0.6b", 256)
+    ),
+    Target("Training step over a bf16 step, 4k / 16k tokens", "+3 % / +1 %", "< 1 %", "-7 to -55 % throughput", _steps),
+    Target("`latent_step` over eager / compiled torch", "12x / 1.3x", "18x / 1.6x", "2.1x (eager)", _latent_step),
+    Target(
+        "`linear_kl`, 8k tokens: time over its matrix products; extra memory",
+        "1.35x; 0.7 GB", "1.15x; 0.4 GB", "2.2x; 2-9 GB (Liger)", _distillation,
+    ),
+    Target(
+        "GPTQ with 262k tokens: 0.6B / 4B / 8B", "8 / 45 / 80 s", "4 / 25 / 50 s", "8B about 30 min (A100)", _whole_gptq
+    ),
+    Target("GPTQ's column loop on one CPU core, over plain torch", "5-10x", "40 GF/s", "plain torch", _nothing),
+)  # fmt: skip
+"""The lines in the order of kernels.md."""
