@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import statistics
 import sys
 import time
@@ -48,6 +49,12 @@ NEW = 128
 NEW_SLOW = 24
 """New tokens that transformers is timed with."""
 
+TRACED = 20
+"""Steps that are timed before one is traced."""
+
+LINES = 14
+"""Kinds of kernels that a profile names."""
+
 TOLERANCE = 0.05
 """Relative L2 of logits. bfloat16 rounds every activation to 2**-9; over 28 to 36 layers of random weights two ways of
 computing the same model come out 1 to 3 % apart. A wrong zero point, position or head moves them by more than half."""
@@ -60,7 +67,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, choices=(2, 3, 4), default=2)
     parser.add_argument("--batches", default="1,8,64")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--profile", action="store_true", help="show what a packed step of one row spends its time on")
+    parser.add_argument("--profile", action="store_true", help="show what steps spend their time on")
     parser.add_argument("--skip-transformers", action="store_true")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,10 +94,10 @@ def main() -> None:
             firsts[name] = write(1 + new)  # compiles and captures
             table.add(name, batch, new, seconds(write, new))
         agree(firsts)
+        if arguments.profile and device == "cuda":
+            for name, engine in engines.items():
+                profile(name, engine, batch)
         say(began, f"batch {batch} done")
-    if arguments.profile and device == "cuda":
-        for name, engine in engines.items():
-            profile(name, engine)
     sys.exit(0 if good else 1)
 
 
@@ -224,15 +231,52 @@ class Table:
 
 
 @torch.inference_mode()
-def profile(name: str, engine: Engine) -> None:
-    """Time of every kernel in a step of one row."""
-    prompt = torch.randint(1000, (1, CONTEXT)).tolist()
-    engine.write(prompt, 33)
+def profile(name: str, engine: Engine, batch: int) -> None:
+    """Prints what one replay of the captured step of `batch` rows spends its time on.
+
+    A kernel's own time is what it adds to the step: from the end of all kernels before it to its own end. So gaps and
+    starts count, waiting for the kernel before does not, and own times add up to the step, which is slower while it is
+    traced. Equal kernels are told apart by their neighbours: the same one computes all linear layers.
+    """
+    engine.write(torch.randint(1000, (batch, CONTEXT)).tolist(), 20)
+    graph = engine._captured[engine._size(batch), "greedy"]
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    graph.replay()
+    start.record()
+    for _ in range(TRACED):
+        graph.replay()
+    stop.record()
+    wait()
+    step = start.elapsed_time(stop) * 1000 / TRACED
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
-        engine.write(prompt, 33)
+        graph.replay()
         wait()
-    print(f"{name}, batch 1: kernels of 32 steps and one prompt")
-    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=14, max_name_column_width=60), flush=True)
+    kernels = sorted(
+        (event for event in found.events() if event.device_type == torch.autograd.DeviceType.CUDA),
+        key=lambda event: event.time_range.start,
+    )
+    print(f"profile of {name}, batch {batch}: {step:.0f} us per step, {len(kernels)} kernels", flush=True)
+    if not kernels:
+        return
+    names = [short(event.name) for event in kernels]
+    reached = first = kernels[0].time_range.start
+    own: dict[tuple[str, str, str], list[float]] = {}
+    for event, *around in zip(kernels, ["", *names[:-1]], names, [*names[1:], ""], strict=True):
+        own.setdefault((around[1], around[0], around[2]), []).append(max(0.0, event.time_range.end - reached))
+        reached = max(reached, event.time_range.end)
+    print(f"  {'us':>7} {'%':>5} {'count':>5} {'mean':>6}  kernel (after, before); {reached - first:.0f} us traced")
+    ranked = sorted(own.items(), key=lambda item: -sum(item[1]))
+    rest = [value for _, values in ranked[LINES:] for value in values]
+    rows = [(f"{name} ({before}, {after})", values) for (name, before, after), values in ranked[:LINES]]
+    for label, values in [*rows, *([("others", rest)] if rest else [])]:
+        total = sum(values)
+        share = 100 * total / (reached - first)
+        print(f"  {total:7.1f} {share:5.1f} {len(values):5} {total / len(values):6.2f}  {label}", flush=True)
+
+
+def short(name: str) -> str:
+    """A kernel's name without namespaces, template arguments and parameters."""
+    return re.sub(r"^void |<.*|\(.*|\b\w+::", "", name.replace("(anonymous namespace)::", ""))[:26]
 
 
 def say(began: float, what: str) -> None:
