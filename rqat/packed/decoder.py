@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, scaled_dot_product_attention
 
-from rqat_kernels.decode import add_rms_norm, attend, rope_append, silu_mul
+from rqat_kernels.decode import add_rms_norm, attend, silu_mul
 
 from ..errors import ModelError
 from ..model.layers import FAMILIES
@@ -131,13 +131,12 @@ class Decoder:
     def step(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: Cache) -> Tensor:
         """Logits `(B, V)` of the token after `tokens (B,)`, which stand at `positions (B,)` of `slots (B,)`."""
         x = embedding(tokens, self.embeddings)
+        cos, sin = cache.cos[positions], cache.sin[positions]
         delta: Tensor | None = None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x, h = add_rms_norm(x, delta, layer.input_norm, self.eps)
-            query = rope_append(
-                layer.qkv(h), layer.q_norm, layer.k_norm, cache.cos, cache.sin, keys, values, slots, positions, self.eps
-            )
-            found = attend(query, keys, values, slots, positions, self.width**-0.5, layer.window)
+            norms = (layer.q_norm, layer.k_norm)
+            found = attend(layer.qkv(h), *norms, cos, sin, keys, values, slots, positions, self.eps, layer.window)
             x, h = add_rms_norm(x, layer.o(found), layer.mlp_norm, self.eps)
             delta = layer.down(silu_mul(layer.gate_up(h)))
         return linear(add_rms_norm(x, delta, self.norm, self.eps)[1], self.head)

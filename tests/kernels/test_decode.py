@@ -47,39 +47,8 @@ def test_add_rms_norm(device: str, dtype: torch.dtype, rows: int, width: int, wi
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "key_heads", "width"), [(4, 2, 16), (3, 3, 10), (8, 1, 64)])
-@pytest.mark.parametrize("normed", [False, True])
-def test_rope_append(
-    poison, device: str, dtype: torch.dtype, heads: int, key_heads: int, width: int, normed: bool
-) -> None:
-    rows, capacity, slots = 3, 9, torch.tensor([2, 0, 3], dtype=torch.int32, device=device)
-    positions = torch.tensor([4, 0, 8], dtype=torch.int32, device=device)
-    qkv = random(rows, (heads + 2 * key_heads) * width, seed=0, dtype=dtype, device=device)
-    weights = [random(width, seed=seed, dtype=dtype, device=device) for seed in (1, 2)] if normed else [None, None]
-    angle = random(capacity, width // 2, seed=3).repeat(1, 2)
-    cos, sin = angle.cos().to(device, dtype), angle.sin().to(device, dtype)
-    keys, values = (poison(4, key_heads, capacity, width, dtype=dtype, device=device) for _ in range(2))
-    wide_keys, wide_values = keys.double(), values.double()
-    query = kernel.rope_append(qkv, *weights, cos, sin, keys, values, slots, positions, 1e-6)
-    expected = reference.rope_append(
-        qkv.double(),
-        *(None if weight is None else weight.double() for weight in weights),
-        cos.double(),
-        sin.double(),
-        wide_keys,
-        wide_values,
-        slots,
-        positions,
-        1e-6,
-    )
-    close(query, expected)
-    for found, wide in ((keys, wide_keys), (values, wide_values)):
-        assert torch.equal(found.isnan(), wide.isnan())  # written where it should be, and nowhere else
-        close(found.nan_to_num(0), wide.nan_to_num(0))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "key_heads", "width"), [(4, 2, 16), (3, 3, 20), (8, 1, 64)])
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("window", [0, 50])
 @pytest.mark.parametrize("splits", [1, 4])
 def test_attend(
@@ -90,21 +59,64 @@ def test_attend(
     heads: int,
     key_heads: int,
     width: int,
+    normed: bool,
     window: int,
     splits: int,
 ) -> None:
+    """What is appended, and what is found; lengths of no, one and several parts, ending with a tile or inside."""
     monkeypatch.setattr(attention, "splits_for", lambda *_: splits)
-    capacity, lengths = 150, [1, 64, 131]
-    slots = torch.tensor([3, 1, 0], dtype=torch.int32, device=device)
-    positions = torch.tensor(lengths, dtype=torch.int32, device=device) - 1
-    keys, values = (poison(4, key_heads, capacity, width, dtype=dtype, device=device) for _ in range(2))
+    capacity, lengths = 150, [0, 1, 64, 130]
+    slots = torch.tensor([3, 1, 0, 4], dtype=torch.int32, device=device)
+    positions = torch.tensor(lengths, dtype=torch.int32, device=device)
+    keys, values = (poison(5, key_heads, capacity, width, dtype=dtype, device=device) for _ in range(2))
     for slot, length in zip(slots.tolist(), lengths, strict=True):
         for seed, cache in enumerate((keys, values)):
             cache[slot, :, :length] = random(key_heads, length, width, seed=seed, dtype=dtype, device=device)
-    query = random(3, heads, width, seed=2, dtype=dtype, device=device)
-    found = attention.attend(query, keys, values, slots, positions, width**-0.5, window)
+    qkv = random(4, (heads + 2 * key_heads) * width, seed=2, dtype=dtype, device=device)
+    weights = [random(width, seed=seed, dtype=dtype, device=device) for seed in (3, 4)] if normed else [None, None]
+    angle = random(4, width // 2, seed=5).repeat(1, 2)
+    cos, sin = angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+    before = [cache.clone() for cache in (keys, values)]
+    found = attention.attend(qkv, *weights, cos, sin, keys, values, slots, positions, 1e-6, window)
+    wide = [cache.double() for cache in before]
+    reference.attend(
+        qkv.double(),
+        *(None if weight is None else weight.double() for weight in weights),
+        cos.double(), sin.double(), *wide, slots, positions, 1e-6, window,
+    )  # fmt: skip
+    for cache, expected in zip((keys, values), wide, strict=True):
+        assert torch.equal(cache.isnan(), expected.isnan())  # written where it should be, and nowhere else
+        close(cache.nan_to_num(0), expected.nan_to_num(0))
+    # Sums over what was really appended: rounding it is the check above.
+    rest = (slots, positions, 1e-6, window)
+    turned = reference.attend(qkv, *weights, cos, sin, *(cache.nan_to_num(0) for cache in before), *rest)
     whole = [cache.double().nan_to_num(0) for cache in (keys, values)]
-    close(found, reference.attend(query.double(), *whole, slots, positions, width**-0.5, window))
+    expected = softly(qkv, weights, cos, sin, *whole, *rest)
+    close(found, expected)
+    close(turned, expected)
+
+
+def softly(
+    qkv: Tensor, weights: list[Tensor | None], cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor,
+    positions: Tensor, eps: float, window: int,
+) -> Tensor:  # fmt: skip
+    """The formula, row by row and head by head in float64, of queries rounded as the reference rounds them."""
+    key_heads, width = keys.shape[1], keys.shape[3]
+    heads = qkv.shape[1] // width - 2 * key_heads
+    query = qkv.view(len(qkv), -1, width)[:, :heads]
+    if weights[0] is not None:
+        query = reference.add_rms_norm(query.flatten(0, 1), None, weights[0], eps)[1].view(query.shape)
+    one, two = query.double().chunk(2, dim=-1)
+    query = query.double() * cos.double()[:, None] + torch.cat([-two, one], -1) * sin.double()[:, None]
+    query = query.to(qkv.dtype).double()
+    rows = []
+    for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
+        seen = slice(max(0, position + 1 - window) if window else 0, position + 1)
+        for head in range(heads):
+            key_head = head // (heads // key_heads)
+            score = keys[slot, key_head, seen] @ query[row, head] * width**-0.5
+            rows.append(score.softmax(0) @ values[slot, key_head, seen])
+    return torch.stack(rows).view(len(qkv), -1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -125,4 +137,5 @@ def test_parts_keep_every_processor_busy_and_are_never_finer_than_a_tile() -> No
     assert attention.splits_for(1000, 4096, cpu) == 1
     assert attention.splits_for(1, 4096, cpu) == attention.processors(cpu)
     assert attention.splits_for(1, 2 * attention.TILE, cpu) == 2
+    assert attention.splits_for(1, 3 * attention.TILE, cpu) == 4
     assert attention.splits_for(1, attention.TILE, cpu) == 1

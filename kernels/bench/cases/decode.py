@@ -30,25 +30,29 @@ def jobs() -> list[Job]:
     ]
 
 
-def _cache(bench: Bench, batch: int, heads: int, key_heads: int, length: int) -> tuple[Tensor, ...]:
-    query = bench.normal(batch, heads, 128)
+def _cache(
+    bench: Bench, batch: int, heads: int, key_heads: int, length: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor], Tensor]:
+    qkv = bench.normal(batch, (heads + 2 * key_heads) * 128)
+    norms = [bench.normal(128) for _ in range(2)]
+    angle = bench.normal(batch, 64).repeat(1, 2)
     keys, values = (bench.normal(batch + 1, key_heads, length, 128) for _ in range(2))
     slots = torch.randperm(batch + 1, generator=bench.random, device=bench.device)[:batch]
-    return query, keys, values, slots
+    return (qkv, *norms, angle.cos(), angle.sin()), (keys, values), slots
 
 
 def _check(bench: Bench) -> Iterator[Row]:
     from rqat_kernels.decode import add_rms_norm, attend, reference, silu_mul
 
     for batch, heads, key_heads, length in ((3, 4, 2, 77), (1, 16, 8, 300)):
-        query, keys, values, slots = _cache(bench, batch, heads, key_heads, length)
+        inputs, cache, slots = _cache(bench, batch, heads, key_heads, length)
         positions = bench.integers(length, batch)
+        wide = [tensor.double() for tensor in (*inputs, *cache)]
         with poisoned():
-            got = attend(query, keys, values, slots, positions, 128**-0.5, 0)
-        wide = (tensor.double() for tensor in (query, keys, values))
-        expected = reference.attend(*wide, slots, positions, 128**-0.5, 0)
-        # Probabilities and the output are rounded to bfloat16: 2^-9 each.
-        yield bench.checked("decode", f"attend {batch}x{heads}x{length}", relative(got, expected), 6e-3)
+            got = attend(*inputs, *cache, slots, positions, EPS, 0)
+        expected = reference.attend(*wide, slots, positions, EPS, 0)
+        # Queries are rounded to bfloat16 three times, probabilities and the output once: 2^-9 each.
+        yield bench.checked("decode", f"attend {batch}x{heads}x{length}", relative(got, expected), 1e-2)
     x, delta, weight = bench.normal(5, 1000), bench.normal(5, 1000), bench.normal(1000)
     with poisoned():
         _, normed = add_rms_norm(x, delta, weight, EPS)
@@ -63,13 +67,13 @@ def _attend(bench: Bench, batch: int, length: int) -> Iterator[Row]:
 
     model = MODELS["0.6b"]
     length = 64 if bench.small else length
-    query, keys, values, slots = _cache(bench, batch, model.heads, model.kv_heads, length)
+    inputs, cache, slots = _cache(bench, batch, model.heads, model.kv_heads, length)
     positions = torch.full((batch,), length - 1, device=bench.device)
     least = 2 * batch * model.kv_heads * length * 128 * 2
-    copies = [(keys, values), *((keys.clone(), values.clone()) for _ in range(copies_for(least) - 1))]
+    copies = [cache, *(tuple(part.clone() for part in cache) for _ in range(copies_for(least) - 1))]
 
     def ours(i: int) -> Tensor:
-        return attend(query, *copies[i % len(copies)], slots, positions, 128**-0.5, 0)
+        return attend(*inputs, *copies[i % len(copies)], slots, positions, EPS, 0)
 
     contenders = {
         "rqat": Contender(ours, len(copies)),

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..dispatch import use_triton
 from . import reference
 
-__all__ = ["add_rms_norm", "attend", "rope_append", "silu_mul"]
+__all__ = ["add_rms_norm", "attend", "silu_mul"]
 
 
 @torch.library.custom_op("rqat::add_rms_norm", mutates_args=())
@@ -30,61 +30,44 @@ def _(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tup
     return torch.empty_like(residual), torch.empty_like(residual)
 
 
-@torch.library.custom_op("rqat::rope_append", mutates_args=("keys", "values"))
-def rope_append(
-    qkv: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    eps: float,
-) -> Tensor:
-    """See `reference.rope_append`."""
-    if use_triton(qkv, keys, values):
-        from . import kernel
-
-        return kernel.rope_append(qkv, q_weight, k_weight, cos, sin, keys, values, slots, positions, eps)
-    return reference.rope_append(qkv, q_weight, k_weight, cos, sin, keys, values, slots, positions, eps)
-
-
-@rope_append.register_fake
-def _(
-    qkv: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    eps: float,
-) -> Tensor:
-    width = keys.shape[3]
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // width - 2 * keys.shape[1], width)
-
-
-@torch.library.custom_op("rqat::attend", mutates_args=())
+@torch.library.custom_op("rqat::attend", mutates_args=("keys", "values"))
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float, window: int
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    eps: float,
+    window: int,
 ) -> Tensor:
     """See `reference.attend`."""
-    if use_triton(query, keys, values):
+    arguments = (qkv, q_weight, k_weight, cos, sin, keys, values, slots, positions, eps, window)
+    if use_triton(qkv, keys, values):
         from . import attention
 
-        return attention.attend(query, keys, values, slots, positions, scale, window)
-    return reference.attend(query, keys, values, slots, positions, scale, window)
+        return attention.attend(*arguments)
+    return reference.attend(*arguments)
 
 
 @attend.register_fake
 def _(
-    query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float, window: int
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    eps: float,
+    window: int,
 ) -> Tensor:
-    return query.new_empty(query.shape[0], query.shape[1] * query.shape[2])
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1] - 2 * keys.shape[1] * keys.shape[3])
 
 
 @torch.library.custom_op("rqat::silu_mul", mutates_args=())

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on_device
+from .launch import early, on_device, options
 
 BLOCK = 1024
 """Elements of one program of `silu_mul`."""
@@ -18,12 +18,18 @@ BLOCK = 1024
 
 @triton.jit
 def add_rms_norm_kernel(
-    residual, delta, weight, total, normed, width, eps, HAS_DELTA: tl.constexpr, WIDTH: tl.constexpr
+    residual, delta, weight, total, normed, width, eps,
+    HAS_DELTA: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """`r = residual + delta`; `normed = weight * round(r / sqrt(mean(r^2) + eps))`; a row per program."""
     row = tl.program_id(0).to(tl.int64) * width
     i = tl.arange(0, WIDTH)
     inside = i < width
+    # Weights do not depend on the kernel before, so they need not wait for it.
+    scale = tl.load(weight + i, mask=inside, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     r = tl.load(residual + row + i, mask=inside, other=0.0)
     if HAS_DELTA:
         r = r + tl.load(delta + row + i, mask=inside, other=0.0)
@@ -31,58 +37,18 @@ def add_rms_norm_kernel(
     wide = r.to(tl.float32)
     factor = tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
     scaled = (wide * factor).to(r.dtype)
-    tl.store(normed + row + i, scaled * tl.load(weight + i, mask=inside, other=0.0), mask=inside)
+    tl.store(normed + row + i, scaled * scale, mask=inside)
 
 
 @triton.jit
-def rope_append_kernel(
-    qkv, q_weight, k_weight, cos, sin, keys, values, slots, positions, query,
-    heads, key_heads, width, capacity, eps, HAS_NORM: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    """A head per program: queries, then keys, then values. The halves of a head are loaded apart, to be rotated."""
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    half = width // 2
-    i = tl.arange(0, HALF)
-    inside = i < half
-    source = qkv + (row * (heads + 2 * key_heads) + head) * width
-    one = tl.load(source + i, mask=inside, other=0.0)
-    two = tl.load(source + half + i, mask=inside, other=0.0)
-    position = tl.load(positions + row).to(tl.int64)
-    slot = tl.load(slots + row).to(tl.int64)
-    if head >= heads + key_heads:
-        target = values + ((slot * key_heads + head - heads - key_heads) * capacity + position) * width
-        tl.store(target + i, one, mask=inside)
-        tl.store(target + half + i, two, mask=inside)
-    else:
-        a = one.to(tl.float32)
-        b = two.to(tl.float32)
-        if HAS_NORM:
-            factor = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / width + eps)
-            weight = q_weight
-            if head >= heads:
-                weight = k_weight
-            a = (a * factor).to(one.dtype).to(tl.float32) * tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
-            b = (b * factor).to(one.dtype).to(tl.float32) * tl.load(weight + half + i, mask=inside, other=0.0).to(
-                tl.float32
-            )
-            a = a.to(one.dtype).to(tl.float32)
-            b = b.to(one.dtype).to(tl.float32)
-        c = tl.load(cos + position * width + i, mask=inside, other=0.0).to(tl.float32)
-        s = tl.load(sin + position * width + i, mask=inside, other=0.0).to(tl.float32)
-        target = query + (row * heads + head) * width
-        if head >= heads:
-            target = keys + ((slot * key_heads + head - heads) * capacity + position) * width
-        tl.store(target + i, (a * c - b * s).to(one.dtype), mask=inside)
-        tl.store(target + half + i, (b * c + a * s).to(one.dtype), mask=inside)
-
-
-@triton.jit
-def silu_mul_kernel(gate_up, product, width, BLOCK: tl.constexpr):
+def silu_mul_kernel(gate_up, product, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """`round(silu(gate)) * up`; a piece of a row per program."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < width
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     gate = tl.load(gate_up + row * 2 * width + i, mask=inside, other=0.0)
     up = tl.load(gate_up + row * 2 * width + width + i, mask=inside, other=0.0)
     wide = gate.to(tl.float32)
@@ -108,52 +74,11 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
             eps,
             HAS_DELTA=delta is not None,
             WIDTH=block,
+            PDL=early(residual.device),
             num_warps=4 if block <= 2048 else 8,
+            **options(residual.device),
         )
     return total, normed
-
-
-def rope_append(
-    qkv: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    eps: float,
-) -> Tensor:
-    """See `reference.rope_append`; the cache must be contiguous."""
-    qkv = qkv.contiguous()
-    rows, (_, key_heads, capacity, width) = len(qkv), keys.shape
-    heads = qkv.shape[1] // width - 2 * key_heads
-    query = qkv.new_empty(rows, heads, width)
-    if rows == 0:
-        return query
-    with on_device(qkv):
-        rope_append_kernel[(rows, heads + 2 * key_heads)](
-            qkv,
-            qkv if q_weight is None else q_weight,
-            qkv if k_weight is None else k_weight,
-            cos,
-            sin,
-            keys,
-            values,
-            slots,
-            positions,
-            query,
-            heads,
-            key_heads,
-            width,
-            capacity,
-            eps,
-            HAS_NORM=q_weight is not None,
-            HALF=triton.next_power_of_2(width // 2),
-            num_warps=1,
-        )
-    return query
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -165,5 +90,13 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     if rows == 0:
         return product
     with on_device(gate_up):
-        silu_mul_kernel[(rows, triton.cdiv(width, BLOCK))](gate_up, product, width, BLOCK=BLOCK, num_warps=4)
+        silu_mul_kernel[(rows, triton.cdiv(width, BLOCK))](
+            gate_up,
+            product,
+            width,
+            BLOCK=BLOCK,
+            PDL=early(gate_up.device),
+            num_warps=4,
+            **options(gate_up.device),
+        )
     return product

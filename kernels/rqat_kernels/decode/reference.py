@@ -27,7 +27,7 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
     return total.clone() if delta is None else total, _rms_norm(total, weight, eps)
 
 
-def rope_append(
+def attend(
     qkv: Tensor,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
@@ -38,45 +38,32 @@ def rope_append(
     slots: Tensor,
     positions: Tensor,
     eps: float,
+    window: int,
 ) -> Tensor:
-    """Norms (Qwen3) and rotates (arXiv 2104.09864) queries and keys; appends keys and values to the cache.
+    """Norms (Qwen3) and rotates (arXiv 2104.09864) queries and keys, appends keys and values to the cache, and attends.
+
+    `softmax(q k^T / sqrt(D)) v` of every row's one token over positions 0 to `positions[b]` of its slot.
 
     Args:
-        qkv: `(B, (H + 2K) D)`, contiguous: queries, keys, values, head by head.
+        qkv: `(B, (H + 2K) D)`: queries, keys, values, head by head; head `h` reads key head `h // (H / K)`.
         q_weight, k_weight: `(D,)` of the norms of heads; None: there are none.
-        cos, sin: `(P', D)` with `P' >= P`; both halves of a row are equal.
+        cos, sin: `(B, D)`, of the rows' positions; both halves are equal.
         keys, values: `(S, K, P, D)`; position `positions[b]` of slot `slots[b]` is overwritten.
-        slots, positions: `(B,)`, whole numbers.
+        slots, positions: `(B,)`, whole numbers. Rows that share a slot must not be looked at.
+        window: how many of the last positions are seen; 0: all.
 
     Returns:
-        Queries `(B, H, D)`.
+        `(B, H D)`.
     """
     heads, width = keys.shape[1], keys.shape[3]
     split = qkv.view(len(qkv), -1, width)
     query, key, value = split.split([split.shape[1] - 2 * heads, heads, heads], dim=1)
     if q_weight is not None and k_weight is not None:
         query, key = _rms_norm(query, q_weight, eps), _rms_norm(key, k_weight, eps)
-    at = positions.long()
-    turn, lean = cos[at][:, None], sin[at][:, None]
+    at, turn, lean = positions.long(), cos[:, None], sin[:, None]
     keys[slots.long(), :, at] = key * turn + _quarter_turn(key) * lean
     values[slots.long(), :, at] = value
-    return query * turn + _quarter_turn(query) * lean
-
-
-def attend(
-    query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, positions: Tensor, scale: float, window: int
-) -> Tensor:
-    """`softmax(scale q k^T) v` of every row's one token over positions 0 to `positions[b]` of its slot.
-
-    Args:
-        query: `(B, H, D)`; head `h` reads key head `h // (H / K)`.
-        keys, values: `(S, K, P, D)`.
-        slots, positions: `(B,)`, whole numbers.
-        window: how many of the last positions are seen; 0: all.
-
-    Returns:
-        `(B, H D)`.
-    """
+    query = query * turn + _quarter_turn(query) * lean
     # The host may look at lengths on the CPU only; elsewhere that would wait for the device.
     end = int(positions.max()) + 1 if positions.device.type == "cpu" else keys.shape[2]
     places = torch.arange(end, device=positions.device)
@@ -84,9 +71,7 @@ def attend(
     if window:
         seen &= places > positions[:, None] - window
     key, value = (cache[slots.long(), :, :end] for cache in (keys, values))
-    found = scaled_dot_product_attention(
-        query[:, :, None], key, value, attn_mask=seen[:, None, None], scale=scale, enable_gqa=True
-    )
+    found = scaled_dot_product_attention(query[:, :, None], key, value, attn_mask=seen[:, None, None], enable_gqa=True)
     return found.flatten(1)
 
 

@@ -20,41 +20,40 @@ CASES = [
             "width": "i32",
             "eps": "fp32",
         },
-        {"HAS_DELTA": True, "WIDTH": 1024},
+        {"HAS_DELTA": True, "WIDTH": 1024, "PDL": False},
         wide=0.6,  # three loads of the row; the exchange between warps goes through shared memory
-    ),
-    Case(
-        "decode-rope_append",
-        f"{SMALL}:rope_append_kernel",
-        {
-            **dict.fromkeys(("qkv", "q_weight", "k_weight", "cos", "sin", "keys", "values", "query"), "*bf16"),
-            "slots": "*i64",
-            "positions": "*i64",
-            **dict.fromkeys(("heads", "key_heads", "width", "capacity"), "i32"),
-            "eps": "fp32",
-        },
-        {"HAS_NORM": True, "HALF": 64},
-        warps=1,
-        registers=64,
     ),
     *(
         Case(
             f"decode-attend-{splits}",
             f"{ATTENTION}:attend_kernel",
             {
-                **dict.fromkeys(("query", "keys", "values"), "*bf16"),
+                **dict.fromkeys(("qkv", "q_weight", "k_weight", "cos_at", "sin_at", "keys", "values"), "*bf16"),
                 "slots": "*i64",
                 "positions": "*i64",
-                "out": "*bf16" if splits == 1 else "*fp32",
-                "sums": "*fp32",
+                "out": "*bf16",
+                "parts": "*bf16" if splits == 1 else "*fp32",
+                "sums": "*bf16" if splits == 1 else "*fp32",
+                "seen": "*bf16" if splits == 1 else "*i32",
                 **dict.fromkeys(("heads", "key_heads", "capacity", "width"), "i32"),
                 "scale": "fp32",
+                "eps": "fp32",
                 "window": "i32",
             },
-            {"GROUP": 2, "ROWS": 16, "TILE": 64, "WIDTH": 128, "SPLITS": splits},
+            {
+                "GROUP": 2,
+                "ROWS": 16,
+                "TILE": 64,
+                "WIDTH": 128,
+                "SPLITS": splits,
+                "HAS_NORM": True,
+                "STAGES": 3,
+                "PDL": False,
+            },
             unaligned=("key_heads", "window"),
+            stages=3,
             matrix="any",
-            wide=0.8,  # all of the cache; a row's slot and position are single numbers
+            wide=0.6,  # all of the cache; a row's slot and position are single numbers, and sums of parts are few
             elements=64 * 128,
             # Per element of keys and of values: two matrix products padded to 16 rows, and the addresses of the loads.
             per_element={80: 7, 90: 7},
@@ -62,17 +61,10 @@ CASES = [
         for splits in (1, 16)
     ),
     Case(
-        "decode-merge",
-        f"{ATTENTION}:merge_kernel",
-        {"parts": "*fp32", "sums": "*fp32", "out": "*bf16", "width": "i32"},
-        {"WIDTH": 128, "SPLITS": 16},
-        warps=2,
-    ),
-    Case(
         "decode-silu_mul",
         f"{SMALL}:silu_mul_kernel",
         {"gate_up": "*bf16", "product": "*bf16", "width": "i32"},
-        {"BLOCK": 1024},
+        {"BLOCK": 1024, "PDL": False},
         wide=1.0,
     ),
 ]
