@@ -85,10 +85,19 @@ class _Sizes:
         sequences = keys.micro_batch or keys.batch
         tokens = sequences * keys.max_tokens
         logits = LOGITS_COPIES * tokens * self.config.vocab * FLOAT32
-        kept = tokens * self.config.hidden * self.width * (self.config.blocks + 16)  # one block is recomputed at a time
+        kept = tokens * self.width * self._activations(keys)
         cache = self._cache(sequences, keys.max_tokens) if step.parts["objective"].card.rollouts else 0
         memory = self.model + teacher + optimizer + gradients + logits + kept + cache
         return memory, self.checkpoint + self.quantized * FLOAT32, optimizer + self.model
+
+    def _activations(self, keys: TrainKeys) -> int:
+        """Numbers per token that the backward pass needs."""
+        blocks, hidden = self.config.blocks, self.config.hidden
+        recomputed = self.device != "cpu" if keys.gradient_checkpointing is None else keys.gradient_checkpointing
+        if recomputed:
+            return (blocks + 16) * hidden  # the input of every block, and one block at a time
+        # What goes into and comes out of every linear layer, and of norms and rotations beside them.
+        return sum(out + width for out, width in self.config.linears.values()) + 6 * blocks * hidden
 
     def _teacher(self, keys: ModelKeys | None) -> int:
         """Bytes of a teacher; None is the model before quantization."""

@@ -109,6 +109,8 @@ class TrainKeys(PluginKeys):
         steps: optimizer steps.
         batch: sequences per optimizer step (for rollouts: completions per step).
         micro_batch: sequences per forward pass; `batch` is a multiple of it. None is the whole batch.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them: far less memory
+            for about a third more time. None is yes on CUDA and no on the CPU.
         max_tokens: longest prompt plus completion; longer rows are left out and counted.
         optimizer: name of a torch.optim class.
         lr: learning rate of the latent weights.
@@ -131,6 +133,7 @@ class TrainKeys(PluginKeys):
     steps: int = Field(ge=1)
     batch: int = Field(default=16, ge=1)
     micro_batch: int | None = Field(default=None, ge=1)
+    gradient_checkpointing: bool | None = None
     max_tokens: int = Field(default=2048, ge=2)
     optimizer: str = "AdamW"
     lr: float = Field(default=2e-5, gt=0)

@@ -191,6 +191,7 @@ def test_estimates_grow_with_what_they_depend_on(registry: Registry, model: Path
         return max(e.memory_bytes for e in estimate(plan, config, device) if "train" in e.step) - LIBRARIES_BYTES
 
     assert memory("train.0.micro_batch=4") < memory("train.0.micro_batch=8") < memory()
+    assert memory("train.0.gradient_checkpointing=true") < memory("train.0.gradient_checkpointing=false") == memory()
     assert memory("train.0.max_tokens=64") < memory()
     assert memory(device="cuda") < memory()
     assert memory("train.0.objective=sft") < memory()

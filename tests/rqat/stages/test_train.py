@@ -178,6 +178,16 @@ def test_micro_batches_do_not_change_what_is_learned(root: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_checkpointing_changes_no_loss(root: Path) -> None:
+    losses = []
+    for checkpointing in (False, True):
+        job, step = train_step(root, "kd", **options_of("kd", steps=3, gradient_checkpointing=checkpointing))
+        train.run(job, step)
+        losses.append([line["loss"] for line in read_log(job.workdir(step) / "training.jsonl")])
+        shutil.rmtree(job.workdir(step))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_latents_are_carried_to_the_next_train_step(root: Path) -> None:
     """Two steps of one training each leave latents off their grid values; without the file they would start on them."""
     job, step = train_step(root, "kd", **options_of("kd", steps=2))
