@@ -46,6 +46,13 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return export
 
 
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There everything is exact, or equal to the bit; so only tests marked for a GPU see one."""
+    if request.node.get_closest_marker("cuda") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def tokens() -> torch.Tensor:
     return torch.randint(100, (2, 20), generator=torch.Generator().manual_seed(0))
 
@@ -105,6 +112,12 @@ def test_on_a_gpu(exports: Any, format_name: str) -> None:
     exact, _ = load_packed(exports("w2g128", format_name), "cpu")
     found, expected = packed(tokens().cuda()).logits.float().cpu(), exact(tokens()).logits
     assert (found - expected).norm() <= 0.03 * expected.norm()
+    answer = run("generate", exports("w2g128", format_name), "1+2=", "--max-new-tokens", 20, "--backend", "packed")
+    assert answer.exit_code == 0, answer.output
+    more = ["--limit", 3, "--batch", 2, "--set", "max_new_tokens=8", "--backend", "packed", "-o", "found"]
+    result = run("eval", "arith", exports("w2g128", format_name), *more)
+    assert result.exit_code == 0, result.output
+    assert json.loads(Path("found/results.json").read_text())["n"] == 3
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
