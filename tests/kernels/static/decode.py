@@ -47,11 +47,9 @@ CASES = [
                 "WIDTH": 128,
                 "SPLITS": splits,
                 "HAS_NORM": True,
-                "STAGES": 3,
                 "PDL": False,
             },
             unaligned=("key_heads", "window"),
-            stages=3,
             matrix="any",
             wide=0.6,  # all of the cache; a row's slot and position are single numbers, and sums of parts are few
             elements=64 * 128,
