@@ -160,10 +160,11 @@ def test_operator_on_a_gpu(rows: int, out: int, width: int, bits: int, dtype: to
 @pytest.mark.parametrize("rows", [1, 8, 16])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_configurations_on_a_gpu(bits: int, rows: int, config: tuple) -> None:
-    from rqat_kernels.packed_linear import choose, kernel
+    from rqat_kernels.packed_linear import kernel
+    from rqat_kernels.packed_linear.choose import SHARED_BYTES, Config, shared_bytes
 
-    cut = choose.Config(*config)
-    if choose.shared_bytes(cut, rows, bits) > choose.SHARED_BYTES:
+    cut = Config(*config)
+    if shared_bytes(cut, rows, bits) > SHARED_BYTES:
         pytest.skip("does not fit")
     if cut.pdl and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("launches do not overlap here")
@@ -177,7 +178,8 @@ def test_configurations_on_a_gpu(bits: int, rows: int, config: tuple) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_overlapping_launches_wait_for_their_input() -> None:
     """Each layer of a chain reads what the one before wrote, in a graph, many times."""
-    from rqat_kernels.packed_linear import choose, kernel
+    from rqat_kernels.packed_linear import kernel
+    from rqat_kernels.packed_linear.choose import Config
 
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("launches do not overlap here")
@@ -187,8 +189,8 @@ def test_overlapping_launches_wait_for_their_input() -> None:
     def chain(pdl: bool) -> torch.Tensor:
         y = x
         for weight in layers:
-            y = kernel.packed_linear(y * 0.05, weight, None, choose.Config(16, 4, 4, 2, 1, pdl))
-            y = kernel.packed_linear(y, weight, None, choose.Config(32, 2, 4, 2, 1, pdl)) * 0.05
+            y = kernel.packed_linear(y * 0.05, weight, None, Config(16, 4, 4, 2, 1, pdl))
+            y = kernel.packed_linear(y, weight, None, Config(32, 2, 4, 2, 1, pdl)) * 0.05
         return y
 
     expected = chain(pdl=False)
@@ -221,11 +223,12 @@ def test_overlapping_launches_wait_for_their_input() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_variants_on_a_gpu(bits: int, rows: int, cut: tuple) -> None:
     """Many times over: sums of several programs are the same whoever ends last, and counters go back to zero."""
-    from rqat_kernels.packed_linear import choose, kernel
+    from rqat_kernels.packed_linear import kernel
+    from rqat_kernels.packed_linear.choose import Config
 
     weight = draw(4096, 4096, 128, bits, device="cuda")
     x, bias = (torch.randn(*size, device="cuda", dtype=torch.bfloat16) for size in ((rows, 4096), (4096,)))
-    found = [kernel.packed_linear(x, weight, bias, choose.Config(*cut)) for _ in range(50)]
+    found = [kernel.packed_linear(x, weight, bias, Config(*cut)) for _ in range(50)]
     assert relative(found[0], exact(x, weight, bias)) < 4e-3
     assert all(torch.equal(found[0], other) for other in found)
 
