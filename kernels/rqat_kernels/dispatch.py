@@ -2,7 +2,7 @@
 
 Every operation asks `use_triton` about the tensors it was given. Where several kernels could do the work, the limits
 between them stand in `measured/<gpu>.json`, written by `python kernels/bench/run.py` on that GPU; a GPU without a table
-of its own gets `measured/default.json`.
+of its own gets the one of a GPU of its compute capability, or `measured/default.json`.
 
 RQAT_KERNELS=torch switches all kernels off, for a comparison or to rule them out as the cause of an error.
 """
@@ -24,6 +24,9 @@ SWITCH = "RQAT_KERNELS"
 
 OLDEST = (8, 0)
 """Compute capability from which the kernels are compiled and checked: Ampere, for bfloat16 matrix instructions."""
+
+ALIKE = {(9, 0): "h100-80gb-hbm3"}
+"""By compute capability: whose table a GPU without its own gets. An H200 is an H100 with faster memory."""
 
 
 @cache
@@ -55,15 +58,19 @@ def gpu_slug(name: str) -> str:
 
 
 @cache
-def _table(name: str) -> dict[str, Any]:
+def _table(*names: str) -> dict[str, Any]:
+    """The first table that there is."""
     folder = files(__package__) / "measured"
-    for file in (folder / f"{name}.json", folder / "default.json"):
+    for name in (*names, "default"):
+        file = folder / f"{name}.json"
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
     return {}
 
 
 def measured(operation: str, device: torch.device) -> dict[str, Any]:
-    """What was measured for an operation on the GPU of `device`, or on the default one; {} when nothing was."""
-    name = gpu_slug(torch.cuda.get_device_name(device)) if device.type == "cuda" else "default"
-    return _table(name).get(operation, {})
+    """What was measured for an operation on the GPU of `device`, on one alike, or by default; {} when nothing was."""
+    if device.type != "cuda":
+        return _table().get(operation, {})
+    alike = ALIKE.get(torch.cuda.get_device_capability(device), "default")
+    return _table(gpu_slug(torch.cuda.get_device_name(device)), alike).get(operation, {})

@@ -55,15 +55,21 @@ def test_a_gpu_has_one_file_name(name: str, slug: str) -> None:
     assert dispatch.gpu_slug(name) == slug
 
 
-def test_a_gpu_without_a_table_gets_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gpu_without_a_table_gets_that_of_one_alike_or_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "default.json").write_text(json.dumps({"op": {"rows": 3}}))
     (tmp_path / "measured" / "h200.json").write_text(json.dumps({"op": {"rows": 7}}))
+    (tmp_path / "measured" / "h100-80gb-hbm3.json").write_text(json.dumps({"op": {"rows": 5}}))
     monkeypatch.setattr(dispatch, "files", lambda package: tmp_path)
     dispatch._table.cache_clear()
     try:
-        for gpu, rows in (("NVIDIA H200", 7), ("NVIDIA L4", 3)):
+        for gpu, capability, rows in (
+            ("NVIDIA H200", (9, 0), 7), ("NVIDIA GH200 480GB", (9, 0), 5), ("NVIDIA L4", (8, 9), 3)
+        ):  # fmt: skip
             monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, gpu=gpu: gpu)
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
             assert dispatch.measured("op", torch.device("cuda")) == {"rows": rows}
         assert dispatch.measured("op", torch.device("cpu")) == {"rows": 3}
         assert dispatch.measured("unknown", torch.device("cpu")) == {}
