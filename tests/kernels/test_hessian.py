@@ -80,3 +80,39 @@ def test_full_sizes_on_a_gpu(tokens: int, width: int, dtype: torch.dtype) -> Non
     reference.add_gram(expected, x)
     error = (first - expected).triu().norm() / expected.triu().norm()
     assert error < LONG_SUMS
+
+
+def test_long_inputs_are_added_piece_by_piece(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="the kernel is written in it")
+    from rqat_kernels.hessian import kernel
+
+    monkeypatch.setattr(kernel, "LONGEST", 32)
+    config = kernel.Config(rows=32, columns=32, tokens=16, warps=4, stages=2)
+    x = torch.randn(150, 40, dtype=torch.float16, device=device)
+    for shares in (1, 2):
+        got = torch.zeros(40, 40, device=device)
+        kernel.add_gram(got, x, config=config, shares=shares)
+        expected = x.double().T @ x.double()
+        torch.testing.assert_close(upper(got), upper(expected), rtol=0, atol=SUMS * float(expected.abs().max()))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("width", [1024, 4096])
+@pytest.mark.parametrize("shares", [1, None])
+def test_many_calls_lose_no_more_than_one(width: int, shares: int | None) -> None:
+    """16 calls of 4096 tokens: 256 steps each lose `256 * 17 * 2**-26 / 2 = 3.3e-5` at most (`LONG_SUMS`), whatever
+    was there before; adding to the total rounds to nearest, 16 times 2**-24 = 1e-6. A sum that went on from the total
+    would have 4096 steps behind it, and lose 16 times as much."""
+    from rqat_kernels.hessian.kernel import add_gram as launch
+
+    first, second = (torch.zeros(width, width, device="cuda") for _ in range(2))
+    expected = torch.zeros(width, width, dtype=torch.float64, device="cuda")
+    for _ in range(16):
+        x = torch.randn(4096, width, device="cuda").bfloat16()
+        launch(first, x, shares=shares)
+        launch(second, x, shares=shares)
+        expected.addmm_(x.double().T, x.double())
+    assert torch.equal(first.triu(), second.triu()), "two runs differ"
+    diagonal = (first.diagonal().double() / expected.diagonal() - 1).abs().max()
+    assert diagonal < LONG_SUMS

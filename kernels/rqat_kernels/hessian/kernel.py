@@ -3,6 +3,10 @@
 A program owns one tile of H that touches the upper triangle and a share of the tokens. Where there are too few tiles to
 fill the GPU, tokens are split: every share's sum goes to a tile of its own, and a second kernel adds those in order, so
 that two runs give the same bits.
+
+Matrix units cut off what lies behind a sum's last bits, always downwards, so a sum that went on from the running total
+would lose more with every call. Sums on matrix units begin with 0 and run over `LONGEST` tokens at most; they are then
+added to H in float32, rounded to nearest.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ FEWEST_TOKENS = 1024
 """Tokens per share at least: less does not pay for the second kernel."""
 
 MOST_SHARES = 8
+
+LONGEST = 16384
+"""Tokens that are added up on matrix units at most: they lose 1.3e-4 of a sum of squares by then, at most."""
 
 SUPER_ROWS, SUPER_COLUMNS = 2048, 2048
 """Tiles are walked square by square of this size: programs that run together then read the same inputs."""
@@ -67,10 +74,7 @@ def gram_kernel(
     where = i[:, None] * width + j[None, :]
     inside = (i < width)[:, None] & (j < width)[None, :]
     out += part.to(tl.int64) * stride_share
-    if ADD:  # before the sum: at its end no registers are left for what is loaded
-        total = tl.load(out + where, mask=inside, other=0.0)
-    else:
-        total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(begin, end, TOKENS):
         if EVEN:
             a = tl.load(rows + left)
@@ -81,7 +85,11 @@ def gram_kernel(
             b = tl.load(rows + right, mask=seen & (j < width)[None, :], other=0.0)
         total = tl.dot(tl.trans(a), b, total, input_precision="ieee")
         rows += TOKENS * stride_x
-    tl.store(out + where, total, mask=inside)
+    if ADD:
+        # No registers are left for what would be loaded. A tile has one owner, so the order of sums is fixed.
+        tl.atomic_add(out + where, total, mask=inside, sem="relaxed")
+    else:
+        tl.store(out + where, total, mask=inside)
 
 
 @triton.jit
@@ -118,6 +126,10 @@ def add_gram(hessian: Tensor, x: Tensor, *, config: Config | None = None, shares
     order = _tiles(width, config, x.device)
     if shares is None:
         shares = _shares(order.shape[0], tokens, x.device)
+    if tokens > shares * LONGEST:
+        for piece in x.split(shares * LONGEST):
+            add_gram(hessian, piece, config=config, shares=shares)
+        return
     share = triton.cdiv(triton.cdiv(tokens, shares), config.tokens) * config.tokens
     shares = triton.cdiv(tokens, share)
     even = tokens % config.tokens == 0 and width % config.rows == 0 and width % config.columns == 0
