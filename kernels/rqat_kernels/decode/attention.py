@@ -29,25 +29,58 @@ MOST_SPLITS = 32
 
 @triton.jit
 def rotated(one, two, weight_one, weight_two, cos, sin, width, eps, HAS_NORM: tl.constexpr):
-    """Heads `one (R, D)`, whose halves change places in `two`, normed and turned; rounded where the reference rounds.
+    """The halves of heads `(R, D / 2)`, normed and turned; rounded where the reference rounds.
 
-    sin is negative in the first half.
+    Halves are kept apart everywhere: putting them together would send them through shared memory.
     """
     a = one.to(tl.float32)
     b = two.to(tl.float32)
     if HAS_NORM:
-        factor = tl.rsqrt(tl.sum(a * a, 1) / width + eps)[:, None]
-        a = ((a * factor).to(one.dtype).to(tl.float32) * weight_one.to(tl.float32)).to(one.dtype).to(tl.float32)
-        b = ((b * factor).to(one.dtype).to(tl.float32) * weight_two.to(tl.float32)).to(one.dtype).to(tl.float32)
-    return (a * cos + b * sin).to(one.dtype)
+        factor = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / width + eps)[:, None]
+        a = ((a * factor).to(one.dtype).to(tl.float32) * weight_one).to(one.dtype).to(tl.float32)
+        b = ((b * factor).to(one.dtype).to(tl.float32) * weight_two).to(one.dtype).to(tl.float32)
+    return (a * cos - b * sin).to(one.dtype), (b * cos + a * sin).to(one.dtype)
+
+
+@triton.jit
+def parts_of(end, window, TILE: tl.constexpr, SPLITS: tl.constexpr):
+    """The first position that the token at `end` sees, and how many each part has; whole tiles."""
+    start = end * 0
+    if window > 0:
+        start = tl.maximum(end + 1 - window, 0)
+    return start, tl.maximum(tl.cdiv(tl.cdiv(end - start, SPLITS), TILE), 1) * TILE
+
+
+@triton.jit
+def prefetch(
+    keys, values, slots, positions, row, key_head, key_heads, part, last_slot, capacity, width, window,
+    TILE: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Sends the first tile of a part on its way to L2 while the kernel before still runs.
+
+    All but the new token was written long ago. Should that kernel be the one that writes slots or positions, what is
+    found in them here is old, so it is kept inside of the cache, and read again afterwards.
+    """
+    LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth
+    slot = tl.minimum(tl.maximum(tl.load(slots + row).to(tl.int64), 0), last_slot)
+    end = tl.minimum(tl.maximum(tl.load(positions + row), 0), capacity - 1).to(tl.int32)
+    start, span = parts_of(end, window, TILE, SPLITS)
+    place = tl.minimum(start + part * span + tl.arange(0, TILE), end)
+    line = tl.minimum(tl.arange(0, max(1, WIDTH // LINE)) * LINE, width - 1)
+    at = ((slot * key_heads + key_head) * capacity + place[:, None]) * width + line[None, :]
+    for which in tl.static_range(2):
+        pointer = keys + at if which == 0 else values + at
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointer], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
 def attend_kernel(
     qkv, q_weight, k_weight, cos_at, sin_at, keys, values, slots, positions, out, parts, sums, seen,
-    heads, key_heads, capacity, width, scale, eps, window,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_NORM: tl.constexpr, PDL: tl.constexpr,
+    heads, key_heads, last_slot, capacity, width, scale, eps, window,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr, HAS_NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Online softmax (arXiv 1805.02867) in base 2 over the positions of one part.
 
@@ -57,70 +90,71 @@ def attend_kernel(
     row = tl.program_id(0).to(tl.int64)
     key_head = tl.program_id(1)
     part = tl.program_id(2)
+    HALF: tl.constexpr = WIDTH // 2
     m = tl.arange(0, ROWS)
-    d = tl.arange(0, WIDTH)[None, :]
     half = width // 2
-    other = tl.where(d < half, d + half, d - half)
-    real = d < width
-    w_one = tl.full((1, WIDTH), 1.0, tl.float32)
+    h = tl.arange(0, HALF)[None, :]
+    near = h < half
+    # Rows are the query heads and, behind them, the key head.
+    is_key = (m == GROUP)[:, None]
+    w_one = tl.full((1, HALF), 1.0, tl.float32)
     w_two = w_one
-    v_one = w_one
-    v_two = w_one
     if HAS_NORM:
         # Weights do not depend on the kernel before, so they need not wait for it.
-        w_one = tl.load(q_weight + d, mask=real, other=0.0).to(tl.float32)
-        w_two = tl.load(q_weight + other, mask=real, other=0.0).to(tl.float32)
-        v_one = tl.load(k_weight + d, mask=real, other=0.0).to(tl.float32)
-        v_two = tl.load(k_weight + other, mask=real, other=0.0).to(tl.float32)
+        w_one = tl.load(tl.where(is_key, k_weight, q_weight) + h, mask=near, other=0.0).to(tl.float32)
+        w_two = tl.load(tl.where(is_key, k_weight, q_weight) + half + h, mask=near, other=0.0).to(tl.float32)
     if PDL:
+        prefetch(
+            keys, values, slots, positions, row, key_head, key_heads, part, last_slot, capacity, width, window,
+            TILE, WIDTH, SPLITS,
+        )  # fmt: skip
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     slot = tl.load(slots + row).to(tl.int64)
     end = tl.load(positions + row).to(tl.int32)
-    start = 0
-    if window > 0:
-        start = tl.maximum(end + 1 - window, 0)
-    span = tl.maximum(tl.cdiv(tl.cdiv(end - start, SPLITS), TILE), 1) * TILE
+    start, span = parts_of(end, window, TILE, SPLITS)
     used = tl.maximum(tl.cdiv(end - start, span), 1)
     if part >= used:
         return
     start += part * span
     stop = tl.minimum(start + span, end)
 
+    d = tl.arange(0, WIDTH)[None, :]
+    real = d < width
     source = qkv + row * (heads + 2 * key_heads) * width
     head = (key_head * GROUP + m)[:, None]
-    mine = (m < GROUP)[:, None] & real
-    q = tl.load(source + head * width + d, mask=mine, other=0.0)
-    q_other = tl.load(source + head * width + other, mask=mine, other=0.0)
-    cos = tl.load(cos_at + row * width + d, mask=real, other=0.0).to(tl.float32)
-    sin = tl.load(sin_at + row * width + d, mask=real, other=0.0).to(tl.float32)
-    sin = tl.where(d < half, -sin, sin)
-    q = rotated(q, q_other, w_one, w_two, cos, sin, width, eps, HAS_NORM)
+    at = source + tl.where(is_key, heads + key_head, head) * width + h
+    used_row = (m <= GROUP)[:, None] & near
+    cos = tl.load(cos_at + row * width + h, mask=near, other=0.0).to(tl.float32)
+    sin = tl.load(sin_at + row * width + h, mask=near, other=0.0).to(tl.float32)
+    q_one = tl.load(at, mask=used_row, other=0.0)
+    q_two = tl.load(at + half, mask=used_row, other=0.0)
+    first = part == 0
+    v = tl.load(source + (heads + key_heads + key_head) * width + d, mask=real & first, other=0.0)
+    q_one, q_two = rotated(q_one, q_two, w_one, w_two, cos, sin, width, eps, HAS_NORM)
 
     base = (slot * key_heads + key_head) * capacity * width
-    best = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    acc = tl.zeros((ROWS, WIDTH), tl.float32)
-    if part == 0:
-        new_key = source + (heads + key_head) * width
-        k = tl.load(new_key + d, mask=real, other=0.0)
-        k = rotated(
-            k, tl.load(new_key + other, mask=real, other=0.0), v_one, v_two, cos, sin, width, eps, HAS_NORM
-        )  # fmt: skip
-        v = tl.load(source + (heads + key_heads + key_head) * width + d, mask=real, other=0.0)
-        tl.store(keys + base + end.to(tl.int64) * width + d, k, mask=real)
-        tl.store(values + base + end.to(tl.int64) * width + d, v, mask=real)
-        best = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
-        total += 1.0
-        acc += v.to(tl.float32)
+    fresh = base + end.to(tl.int64) * width
+    tl.store(keys + fresh + h + tl.zeros_like(head), q_one, mask=is_key & near & first)
+    tl.store(keys + fresh + half + h + tl.zeros_like(head), q_two, mask=is_key & near & first)
+    tl.store(values + fresh + d, v, mask=real & first)
+    a = q_one.to(tl.float32)
+    b = q_two.to(tl.float32)
+    new_a = tl.sum(tl.where(is_key, a, 0.0), 0)[None, :]
+    new_b = tl.sum(tl.where(is_key, b, 0.0), 0)[None, :]
+    best = tl.where(first, tl.sum(a * new_a + b * new_b, 1) * scale, float("-inf"))
+    total = tl.where(first, tl.full((ROWS,), 1.0, tl.float32), 0.0)
+    acc = tl.zeros((ROWS, WIDTH), tl.float32) + v.to(tl.float32)
     t = tl.arange(0, TILE)
     for tile in range(start, stop, TILE):
         place = tile + t
-        inside = (place[:, None] < stop) & real
-        offset = base + place[:, None].to(tl.int64) * width + d
-        key = tl.load(keys + offset, mask=inside, other=0.0)
-        value = tl.load(values + offset, mask=inside, other=0.0)
-        score = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
+        there = place[:, None] < stop
+        offset = base + place[:, None].to(tl.int64) * width
+        one = tl.load(keys + offset + h, mask=there & near, other=0.0)
+        two = tl.load(keys + offset + half + h, mask=there & near, other=0.0)
+        value = tl.load(values + offset + d, mask=there & real, other=0.0)
+        score = tl.dot(q_one, tl.trans(one), input_precision="ieee")
+        score = tl.dot(q_two, tl.trans(two), score, input_precision="ieee") * scale
         score = tl.where(place[None, :] < stop, score, float("-inf"))
         new = tl.maximum(best, tl.max(score, 1))
         shrink = tl.exp2(best - new)
@@ -129,6 +163,7 @@ def attend_kernel(
         acc = acc * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
         best = new
     acc = acc / total[:, None]
+    mine = (m < GROUP)[:, None] & real
     target = out + (row * heads + head) * width + d
     if SPLITS > 1:  # noqa: SIM102 - known when compiled; the rest is not
         if used > 1:
@@ -140,30 +175,47 @@ def attend_kernel(
             count = seen + row * key_heads + key_head
             if tl.atomic_add(count, 1, sem="acq_rel") == used - 1:
                 tl.store(count, 0)
-                merge(parts, sums, out, row * heads + key_head * GROUP, used, width, GROUP, WIDTH, SPLITS)
+                merge(parts, sums, out, row * heads + key_head * GROUP, used, width, GROUP, HEADS, WIDTH, SPLITS)
             return
     tl.store(target, acc.to(out.dtype.element_ty), mask=mine)
 
 
 @triton.jit
 def merge(
-    parts, sums, out, first, used, width, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr
+    parts, sums, out, first, used, width,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """`out = sum_i 2^(sums_i - max) parts_i / sum_i 2^(sums_i - max)` of GROUP heads, over `used` parts."""
-    s = tl.arange(0, SPLITS)
-    d = tl.arange(0, WIDTH)
-    for m in tl.static_range(GROUP):
-        head = first + m
-        weight = tl.load(sums + head * SPLITS + s, mask=s < used, other=float("-inf"), cache_modifier=".cg")
-        weight = tl.exp2(weight - tl.max(weight, 0))
+    """`out = sum_i 2^(sums_i - max) parts_i / sum_i 2^(sums_i - max)` of GROUP heads, over `used` parts.
+
+    A thread has its numbers of all parts, so that nothing is exchanged, and all of them are asked for at once.
+    """
+    m = tl.arange(0, HEADS)
+    d = tl.arange(0, WIDTH)[None, :]
+    head = first + m
+    mine = m < GROUP
+    inside = mine[:, None] & (d < width)
+    best = tl.full((HEADS,), float("-inf"), tl.float32)
+    for part in tl.static_range(SPLITS):
+        found = tl.load(
+            sums + head * SPLITS + part, mask=mine & (part < used), other=float("-inf"), cache_modifier=".cg"
+        )
+        best = tl.maximum(best, found)
+    total = tl.zeros((HEADS,), tl.float32)
+    acc = tl.zeros((HEADS, WIDTH), tl.float32)
+    for part in tl.static_range(SPLITS):
+        found = tl.load(
+            sums + head * SPLITS + part, mask=mine & (part < used), other=float("-inf"), cache_modifier=".cg"
+        )
         share = tl.load(
-            parts + (head * SPLITS + s[:, None]) * width + d[None, :],
-            mask=(s < used)[:, None] & (d < width)[None, :],
+            parts + (head * SPLITS + part)[:, None] * width + d,
+            mask=inside & (part < used),
             other=0.0,
             cache_modifier=".cg",
         )
-        merged = tl.sum(share * weight[:, None], 0) / tl.sum(weight, 0)
-        tl.store(out + head * width + d, merged.to(out.dtype.element_ty), mask=d < width)
+        weight = tl.exp2(found - best)
+        total += weight
+        acc += share * weight[:, None]
+    tl.store(out + head[:, None] * width + d, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
 def attend(
@@ -193,7 +245,7 @@ def attend(
         sums = qkv.new_empty(rows, heads, splits, dtype=torch.float32)
         seen = zero_counters(qkv.device, rows * key_heads)
     group = heads // key_heads
-    block = max(16, triton.next_power_of_2(width))
+    block = max(32, triton.next_power_of_2(width))  # halves are 16 wide or more in matrix products
     with on_device(qkv):
         attend_kernel[(rows, key_heads, splits)](
             qkv,
@@ -211,13 +263,15 @@ def attend(
             seen,
             heads,
             key_heads,
+            len(keys) - 1,
             capacity,
             width,
             width**-0.5 * 1.4426950408889634,  # log2(e)
             eps,
             window,
             GROUP=group,
-            ROWS=max(16, triton.next_power_of_2(group)),
+            HEADS=triton.next_power_of_2(group),
+            ROWS=max(16, triton.next_power_of_2(group + 1)),
             TILE=TILE,
             WIDTH=block,
             SPLITS=splits,

@@ -25,7 +25,7 @@ CASES = [
     ),
     *(
         Case(
-            f"decode-attend-{splits}",
+            f"decode-attend-{splits}{'-early' if early else ''}",
             f"{ATTENTION}:attend_kernel",
             {
                 **dict.fromkeys(("qkv", "q_weight", "k_weight", "cos_at", "sin_at", "keys", "values"), "*bf16"),
@@ -35,28 +35,30 @@ CASES = [
                 "parts": "*bf16" if splits == 1 else "*fp32",
                 "sums": "*bf16" if splits == 1 else "*fp32",
                 "seen": "*bf16" if splits == 1 else "*i32",
-                **dict.fromkeys(("heads", "key_heads", "capacity", "width"), "i32"),
+                **dict.fromkeys(("heads", "key_heads", "last_slot", "capacity", "width"), "i32"),
                 "scale": "fp32",
                 "eps": "fp32",
                 "window": "i32",
             },
             {
                 "GROUP": 2,
+                "HEADS": 2,
                 "ROWS": 16,
                 "TILE": 64,
                 "WIDTH": 128,
                 "SPLITS": splits,
                 "HAS_NORM": True,
-                "PDL": False,
+                "PDL": early,
             },
-            unaligned=("key_heads", "window"),
+            capabilities=(90,) if early else (80, 90),
+            unaligned=("key_heads", "last_slot", "window"),
             matrix="any",
-            wide=0.6,  # all of the cache; a row's slot and position are single numbers, and sums of parts are few
+            wide=0.8 if splits == 1 else 0.4,  # all of the cache; sums of parts are single numbers
             elements=64 * 128,
             # Per element of keys and of values: two matrix products padded to 16 rows, and the addresses of the loads.
             per_element={80: 7, 90: 7},
         )
-        for splits in (1, 16)
+        for splits, early in ((1, False), (16, False), (16, True))
     ),
     Case(
         "decode-silu_mul",
