@@ -44,6 +44,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "job",
         "plan",
         "train",
+        "packed",
         "model",
         "evals",
         "storage",

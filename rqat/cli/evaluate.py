@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..problems import Place
     from ..registry import Registry
 
-    Run = Callable[[Any, Any, Writer | None], Evaluation]
-    """Evaluates a model with its tokenizer, and what writes in the model's place."""
+    Run = Callable[[Any, Any, Writer | None, str], Evaluation]
+    """Evaluates a model with its tokenizer; what writes in the model's place, and what results call it."""
 
 LM_EVAL = "lm-eval:"
 """What recipes put before a task of lm-eval's own; here it may be left out."""
@@ -43,28 +43,32 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="[default: results/<task>-<model>]")
     ] = None,
-    backend: options.Backend = "transformers",
+    backend: options.Backend = "auto",
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Evaluate a model on a task. The model may be an original, a quantized or an exported one."""
+    from ..packed.backend import writer_for, written_by
     from ..storage import explained, write_json, write_text
-    from .models import load_any, writer_for
+    from .models import load_any
 
     if task.startswith("builtin:") or (Path(task) / "config.json").is_file():
         raise RqatError(f"'{task}' is a model; the task comes first.", hint=f"rqat eval {model} {task}")
     raw = pairs(changes or [], "--set") | ({} if data is None else {"data": data})
-    prepare = _own if any(card.name == task for card in context.obj.registry.cards("task")) else _of_lm_eval
-    run = prepare(context.obj.registry, task, raw, limit, batch)
+    own = any(card.name == task for card in context.obj.registry.cards("task"))
+    run = (_own if own else _of_lm_eval)(context.obj.registry, task, raw, limit, batch)
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder)
     display.only_our_bars()
     loaded, tokenizer = load_any(
         model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code, backend=backend
     )
-    found = run(loaded, tokenizer, writer_for(loaded, backend))
-    results = {"model": model, **found.results, "options": raw, "limit": limit, "backend": backend}
+    # lm-eval's tasks may want likelihoods: whatever the weights, the model is asked through transformers.
+    writer = writer_for(loaded, backend) if own or backend == "packed" else None
+    written = written_by(writer, backend)
+    found = run(loaded, tokenizer, writer, written)
+    results = {"model": model, **found.results, "options": raw, "limit": limit, "backend": written}
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.samples))
@@ -84,9 +88,19 @@ def _own(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | Non
     task: Task = registry.make(card, registry.options(card, raw, _place(raw)))
     total = number_of_completions(task, limit)
 
-    def run(model: Any, tokenizer: Any, writer: Writer | None) -> Evaluation:
+    def run(model: Any, tokenizer: Any, writer: Writer | None, written: str) -> Evaluation:
         with display.Bars().task(f"evaluate {name}", total) as bar:
-            found = run_task(task, name, model, tokenizer, limit=limit, batch=batch, report=bar.update, writer=writer)
+            found = run_task(
+                task,
+                name,
+                model,
+                tokenizer,
+                limit=limit,
+                batch=batch,
+                report=bar.update,
+                writer=writer,
+                backend=written,
+            )
             bar.update(total, f"{found.results['accuracy']:.1%} correct")
             return found
 
@@ -109,8 +123,7 @@ def _of_lm_eval(registry: Registry, name: str, raw: Mapping[str, Any], limit: in
     except ValidationError as error:
         raise RecipeError(problems_of(error, TaskOptions, _place(raw))) from None
 
-    def run(model: Any, tokenizer: Any, writer: Writer | None) -> Evaluation:
-        # Its tasks may want likelihoods: the packed model is asked through transformers then.
+    def run(model: Any, tokenizer: Any, writer: Writer | None, written: str) -> Evaluation:
         display.note(f"evaluate {name}, by lm-eval ...")
         return run_lm_eval_task(name, model, tokenizer, chosen, limit=limit, batch=batch, known=known)
 

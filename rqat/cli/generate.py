@@ -23,7 +23,7 @@ def generate(
     chat: Annotated[
         bool | None, typer.Option("--chat/--no-chat", help="Use the chat template; else if there is one.")
     ] = None,
-    backend: options.Backend = "transformers",
+    backend: options.Backend = "auto",
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
@@ -32,7 +32,8 @@ def generate(
     import transformers
 
     from ..evals.generate import context_length, encode, end_tokens
-    from .models import load_any, writer_for
+    from ..packed.backend import writer_for
+    from .models import load_any
 
     if prompt == "-":
         prompt = typer.get_text_stream("stdin").read()

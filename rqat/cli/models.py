@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 
 if TYPE_CHECKING:
     import transformers
 
-    from ..packed.engine import Engine
+    from ..packed.backend import Backend
 
 
 def default_device() -> str:
@@ -26,7 +26,7 @@ def load_any(
     offline: bool,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    backend: Literal["transformers", "packed"] = "transformers",
+    backend: Backend = "auto",
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """The model at `path`, on the device there is, and its tokenizer.
 
@@ -41,7 +41,7 @@ def load_any(
 
     folder = Path(path)
     device = default_device()
-    if backend == "transformers" and (folder / QUANTIZED_FILE).is_file():
+    if backend != "packed" and (folder / QUANTIZED_FILE).is_file():
         checkpoint = load_checkpoint(folder, device=device)
         return checkpoint.model, checkpoint.tokenizer
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -54,16 +54,3 @@ def load_any(
         return load_packed(path, device, revision=revision, offline=offline)
     keys = ModelKeys(path=path, revision=revision, trust_remote_code=trust_remote_code)
     return load_model(keys, device=device, offline=offline, quantizable=False)
-
-
-def writer_for(model: transformers.PreTrainedModel, backend: Literal["transformers", "packed"]) -> Engine | None:
-    """What writes in place of the model's own `generate`; None for the backend "transformers".
-
-    Raises:
-        ModelError: the model cannot be decoded by the packed backend.
-    """
-    if backend == "transformers":
-        return None
-    from ..packed.engine import Engine
-
-    return Engine(model)

@@ -16,8 +16,11 @@ RunFolder = Annotated[
     Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder.  [default: runs/<recipe's name>]")
 ]
 Backend = Annotated[
-    Literal["transformers", "packed"],
-    typer.Option(help="packed: compute on packed weights, for exported checkpoints and steps of runs."),
+    Literal["auto", "transformers", "packed"],
+    typer.Option(
+        help="auto: rqat's engine on CUDA for the families it knows, else transformers; packed: compute on packed "
+        "weights, for exported checkpoints and steps of runs."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 Revision = Annotated[str | None, typer.Option(help="Hub revision of the model.")]

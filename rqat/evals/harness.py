@@ -63,6 +63,7 @@ def run_task(
     partial: Path | None = None,
     report: Report | None = None,
     writer: Writer | None = None,
+    backend: str = "transformers",
 ) -> Evaluation:
     """Asks a model every problem of a task, once per seed, and grades what it writes.
 
@@ -73,6 +74,7 @@ def run_task(
         partial: file that finished batches are appended to, and read from when an evaluation goes on.
         report: receives how many of `number_of_completions(task, limit)` completions are done.
         writer: writes the completions in place of the model's own `generate`.
+        backend: what results call it; batches that another one finished are not taken.
 
     Raises:
         DataError: no problems, or a prompt that does not fit into the model's context.
@@ -86,7 +88,7 @@ def run_task(
     prompts = encode([problem["prompt"] for problem in problems], tokenizer, options.chat)
     batches, notes = plan_batches(prompts, batch, sampling, context_length(model))
     generator = Generator(model, tokenizer, sampling, writer)
-    saved = _Saved(partial)
+    saved = _Saved(partial, backend)
     samples: list[dict[str, Any]] = []
     began = time.perf_counter()
     for number, seed in enumerate(_seeds(task)):
@@ -103,6 +105,7 @@ def run_task(
             "chat": options.chat != "no" and bool(tokenizer.chat_template),
         },
         "prompt_hash": prompt_hash(prompts),
+        "backend": backend,
         "lm_eval": version("lm_eval"),
         "notes": notes,
     }
@@ -170,10 +173,11 @@ def _shifted(report: Report | None, start: int) -> Report | None:
 
 
 class _Saved:
-    """Finished batches, one per line of a file: whole or not there."""
+    """Finished batches of one backend, one per line of a file: whole or not there."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, backend: str) -> None:
         self._path = path
+        self._backend = backend
         self._batches: dict[tuple[int, tuple[int, ...]], list[Completion]] = {}
         self.seconds = 0.0
         if path is not None and path.is_file():
@@ -196,7 +200,8 @@ class _Saved:
         if self._path is None:
             return
         rows = [asdict(completion) for completion in completions]
-        line = json.dumps({"seed": seed, "indices": batch.indices, "completions": rows, "seconds": seconds})
+        entry = {"backend": self._backend, "seed": seed, "indices": batch.indices, "completions": rows}
+        line = json.dumps(entry | {"seconds": seconds})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
@@ -207,6 +212,8 @@ class _Saved:
             if not line.endswith(b"\n"):
                 return False
             entry = json.loads(line)
+            if entry["backend"] != self._backend:
+                return False
             completions = [Completion(**row) for row in entry["completions"]]
             self._batches[entry["seed"], tuple(entry["indices"])] = completions
             self.seconds += entry["seconds"]

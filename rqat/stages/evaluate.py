@@ -19,6 +19,7 @@ from ..job import Job
 from ..keys import EvaluateKeys
 from ..model.checkpoint import load_checkpoint
 from ..model.load import default_dtype, load_model
+from ..packed.backend import writer_for, written_by
 from ..plan import LM_EVAL, Step
 from ..storage import write_json, write_text
 
@@ -51,6 +52,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         # Before the model is loaded: missing data is known at once.
         total = number_of_completions(task, keys.limit)
         model, tokenizer = load_arm(job, step)
+        writer = writer_for(model)
         with job.progress.task(f"evaluate {step.arm} on {keys.task}", total) as bar:
             found = run_task(
                 task,
@@ -61,11 +63,13 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 batch=keys.batch,
                 partial=work / PARTIAL_FILE,
                 report=bar.update,
+                writer=writer,
+                backend=written_by(writer),
             )
             bar.update(total, f"{found.results['accuracy']:.1%} correct")
     for note in found.results["notes"]:
         log.warning("%s: %s", step.name, note)
-    results = {"arm": step.arm, **found.results}
+    results = {"arm": step.arm, "backend": "transformers", **found.results}
     write_evaluation(work, results, found.samples)
     (work / PARTIAL_FILE).unlink(missing_ok=True)
     return results

@@ -30,6 +30,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
 
     from ..model.checkpoint import load_checkpoint
     from ..model.load import default_dtype
+    from ..packed.backend import writer_for
     from ..train.data import context_of, prepare_rows
     from ..train.gate import judge, measure, stop_if_failed
     from ..train.quiet import quiet_training
@@ -63,6 +64,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 top_p=keys.options.get("top_p", 1.0),
                 batch=keys.micro_batch or keys.batch,
                 advance=bar.update,
+                writer=writer_for(start.model),
             )
             figures = measure(completions, rows["answer"], job.make(step, "task").grade)
             bar.update(len(prompts), f"{figures.pass_rate:.1%} correct")

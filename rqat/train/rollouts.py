@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import ModelError
 from .data import encode_prompts
 
 if TYPE_CHECKING:
     import transformers
+
+    from ..evals.generate import Writer
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,41 @@ def sample(
     top_p: float = 1.0,
     batch: int = 32,
     advance: Callable[[int], None] = lambda done: None,
+    writer: Writer | None = None,
 ) -> list[list[Completion]]:
     """`samples` completions of each prompt, in the order of the prompts, drawn with torch's global random state.
 
     Args:
         batch: completions generated at once.
         advance: called with the number of prompts done.
+        writer: writes in place of the model's own `generate`, all prompts in one call: it finds room by itself.
+
+    Raises:
+        ModelError: the writer is out of memory.
     """
     per_call = max(1, batch // samples)
     generate: Any = model.generate
     result: list[list[Completion]] = []
     ends = end_tokens(model, tokenizer)
+    if writer is not None:
+        asked = [ids for ids in encode_prompts(tokenizer, prompts) for _ in range(samples)]
+        try:
+            rows = writer.write(
+                asked,
+                max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                ends=frozenset(ends),
+                tell=lambda done, tokens: advance(done // samples),
+            )
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"Out of memory while sampling completions of up to {max_new_tokens} tokens.",
+                hint="Lower max_completion_tokens or max_tokens.",
+            ) from error
+        completions = [_completion(tokenizer, row, ends) for row in rows]
+        advance(len(prompts))
+        return [completions[i : i + samples] for i in range(0, len(completions), samples)]
     config = _config(tokenizer, ends, max_new_tokens, temperature, top_p)
     config.num_return_sequences = samples
     for start in range(0, len(prompts), per_call):

@@ -1,0 +1,198 @@
+"""Who writes completions: the engine where it can on CUDA, transformers elsewhere; results say which it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from rqat.cli.app import build
+from rqat.errors import ModelError
+from rqat.evals import harness
+from rqat.job import Job
+from rqat.packed import backend
+from rqat.packed.backend import writer_for, written_by
+from rqat.packed.engine import Engine
+from rqat.plan import eval_plan
+from rqat.registry import Registry
+from rqat.stages import evaluate
+from rqat.train.rollouts import sample
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A tiny model in bfloat16 that says it is on a GPU; the engine looks at its weights, which are not."""
+    made = tiny_model().to(torch.bfloat16)
+    monkeypatch.setattr(type(made), "device", torch.device("cuda"))
+    return made
+
+
+def test_the_engine_on_cuda_and_transformers_on_the_cpu(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(writer_for(model), Engine)
+    assert writer_for(model, "transformers") is None
+    monkeypatch.setattr(type(model), "device", torch.device("cpu"))
+    assert writer_for(model) is None
+    assert isinstance(writer_for(model, "packed"), Engine)
+
+
+def test_names_in_results(model: Any) -> None:
+    writer = writer_for(model)
+    assert [written_by(writer), written_by(None), written_by(writer, "packed")] == ["engine", "transformers", "packed"]
+
+
+class Other(nn.Module):
+    """A linear layer that is more than its weight."""
+
+    in_features = 1
+
+
+def another_family(model: Any) -> None:
+    model.config.model_type = "gemma"
+
+
+def another_layer(model: Any) -> None:
+    model.model.layers[0].mlp.up_proj = Other()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (another_family, "its family is gemma"),
+        (another_layer, "model.layers.0.mlp.up_proj is a Other"),
+        (lambda model: model.float(), "The model is in float32"),
+    ],
+)
+def test_others_are_left_to_transformers(model: Any, change: Any, says: str, caplog: pytest.LogCaptureFixture) -> None:
+    change(model)
+    with caplog.at_level(logging.WARNING, "rqat"):
+        assert writer_for(model) is None
+    [line] = caplog.messages
+    assert line.startswith("Completions are written by transformers' generate")
+    assert says in line
+    assert "\n" not in line
+
+
+def no_memory(*arguments: object, **settings: object) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_no_memory_for_the_engine(
+    model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backend, "Engine", no_memory)
+    with caplog.at_level(logging.WARNING, "rqat"):
+        assert writer_for(model) is None
+    assert "too little memory" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------------------ a stage
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    registry = Registry.discover()
+    save_tiny(tmp_path / "model", hidden=64)
+    task = {"task": "arith", "problems": 10, "steps": [1, 2], "max_new_tokens": 8, "limit": 6, "batch": 2}
+    plan = eval_plan(registry, str(tmp_path / "model"), [task | {"temperature": 0.7, "seeds": [0, 1]}])
+    job = Job(plan, tmp_path / "run", registry)
+    job.workdir(plan.steps[0]).mkdir(parents=True)
+    return job
+
+
+def test_an_interrupted_evaluation_by_the_engine_ends_with_the_same_samples(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "writer_for", Engine)
+    step = job.plan.steps[0]
+    work = job.workdir(step)
+    assert evaluate.run(job, step)["backend"] == "engine"
+    expected = (work / "samples.jsonl").read_bytes()
+    original = harness.Generator.complete
+    calls = []
+
+    def complete(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(harness.Generator, "complete", complete)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(job, step)
+    evaluate.run(job, step)
+    assert len(calls) == 7  # six batches, one of them begun twice
+    assert (work / "samples.jsonl").read_bytes() == expected
+
+
+def test_batches_of_another_backend_are_written_anew(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = job.plan.steps[0]
+    work = job.workdir(step)
+    evaluate.run(job, step)
+    expected = (work / "samples.jsonl").read_bytes()
+    original = harness.Generator.complete
+    calls: list[int] = []
+
+    def complete(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(harness.Generator, "complete", complete)
+    with monkeypatch.context() as change:
+        change.setattr(evaluate, "writer_for", Engine)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(job, step)
+    assert evaluate.run(job, step)["backend"] == "transformers"
+    assert len(calls) == 3 + 6
+    assert (work / "samples.jsonl").read_bytes() == expected
+
+
+def test_out_of_memory_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "writer_for", Engine)
+    monkeypatch.setattr(Engine, "write", no_memory)
+    with pytest.raises(ModelError, match="Out of memory while generating 2 completions") as found:
+        evaluate.run(job, job.plan.steps[0])
+    assert "smaller batch: 1" in str(found.value.hint)
+    written = Engine(tiny_model())
+    settings: dict[str, Any] = {"samples": 2, "max_new_tokens": 5, "temperature": 1.0, "writer": written}
+    with pytest.raises(ModelError, match="Out of memory while sampling completions of up to 5 tokens") as found:
+        sample(tiny_model(), tiny_tokenizer(), ["1+1="], **settings)
+    assert found.value.hint
+
+
+def test_the_gates_samples_in_the_order_of_the_prompts() -> None:
+    """So cold that sampling is greedy: then the samples are those of transformers, several of each prompt."""
+    prompts = ["1+1=", "what is 12+34? ", "9="]
+    settings: dict[str, Any] = {"samples": 3, "max_new_tokens": 6, "temperature": 1e-4}
+    done: list[int] = []
+    model = tiny_model()
+    expected = sample(model, tiny_tokenizer(), prompts, **settings)
+    found = sample(model, tiny_tokenizer(), prompts, **settings, advance=done.append, writer=Engine(model))
+    assert found == expected
+    assert done[-1] == 3
+
+
+def test_commands_say_who_wrote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    answers, samples = [], []
+    for name in ("transformers", "engine"):
+        if name == "engine":
+            monkeypatch.setattr(backend, "writer_for", lambda model, chosen: Engine(model))
+        more = ["--limit", "3", "--set", "max_new_tokens=30", "-o", name]
+        result = CliRunner().invoke(build(), ["eval", "arith", "builtin:tiny-reasoner", *more])
+        assert result.exit_code == 0, result.output
+        assert json.loads((tmp_path / name / "results.json").read_text())["backend"] == name
+        samples.append((tmp_path / name / "samples.jsonl").read_text())
+        asked = ["generate", "builtin:tiny-reasoner", "1+2=", "--max-new-tokens", "9"]
+        answers.append(CliRunner().invoke(build(), asked).stdout)
+    assert samples[0] == samples[1]
+    assert answers[0] == answers[1] != ""
