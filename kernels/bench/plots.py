@@ -47,7 +47,7 @@ def pictures(rows: Iterable[Row]) -> dict[str, str]:
             found[f"speedup-{model}"] = chart(
                 curves, title=title, x_label="rows of the input", y_label="times faster", one=True
             )
-    for metric, unit, label in (("memory", "MB", "GB beyond inputs"), ("speed", "us", "ms")):
+    for metric, unit, label in (("memory", "MB", "GB beyond inputs and gradients"), ("speed", "us", "ms")):
         curves = _by_tokens(rows, metric, unit)
         if curves:
             title = f"Distillation loss, forward and backward: {'memory' if metric == 'memory' else 'time'}"

@@ -14,13 +14,16 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 COLD_BYTES = 256 << 20
 SHORT_US = 50.0
+LONG_US = 200_000.0
+LONG_ROUNDS = 3
+"""Samples of work that takes `LONG_US` or more, which varies little and would take the others' time."""
 LEAST_CALLS = 20
 """Calls in a graph, at least."""
 
@@ -33,11 +36,14 @@ class Contender:
         call: does it once, on input number `i % copies`.
         copies: distinct inputs there are.
         graph: None captures short work only; True always, False never (work that waits for the host).
+        samples: None takes as many as asked for, or `LONG_ROUNDS` of work that proves to be long; a number takes so
+            many without any call before them: for baselines of seconds.
     """
 
     call: Callable[[int], Any]
     copies: int = 1
     graph: bool | None = None
+    samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,23 @@ def interleave(
     """
     clock = _DeviceClock() if device == "cuda" else _HostClock()
     ready: dict[str, Callable[[], Callable[[], float]]] = {}
+    turns: dict[str, int] = {}
     timings: dict[str, Timing] = {}
     for name, contender in contenders.items():
         try:
-            ready[name] = clock.prepare(contender, warmup)
+            few = contender.samples
+            if few is None:  # the first call may compile, the last one tells how long work takes
+                took = [_seconds(contender, turn, device) for turn in range(max(1, warmup))]
+                few = LONG_ROUNDS if took[-1] * 1e6 >= LONG_US else None
+            ready[name] = clock.prepare(contender if few is None else replace(contender, graph=False))
+            turns[name] = rounds if few is None else min(rounds, few)
         except Exception as error:
             timings[name] = Timing(note=describe(error))
             check_device(device, error)
     samples: dict[str, list[Callable[[], float]]] = {name: [] for name in ready}
     for turn in range(rounds):
         for name in ready if turn % 2 == 0 else reversed(ready):
-            if name in timings:
+            if name in timings or turn >= turns[name]:
                 continue
             try:
                 samples[name].append(ready[name]())
@@ -114,7 +126,8 @@ def once(work: Callable[[], Any], *, device: str = "cuda", rounds: int = 3, warm
 
 
 def peak_megabytes(work: Callable[[], Any]) -> float:
-    """Device memory that `work` takes at its peak, beyond what was allocated before, in 10^6 bytes."""
+    """Device memory at the peak of `work`, beyond what was allocated before and beyond what it gives back (gradients,
+    which every way has to keep), in 10^6 bytes."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -122,8 +135,9 @@ def peak_megabytes(work: Callable[[], Any]) -> float:
     kept = work()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
-    del kept
-    return peak / 1e6
+    given = kept if isinstance(kept, (tuple, list)) else (kept,)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in given if torch.is_tensor(t)}
+    return (peak - sum(storages.values())) / 1e6
 
 
 def check_device(device: str, error: BaseException) -> None:
@@ -153,11 +167,8 @@ class _DeviceClock:
     def __init__(self) -> None:
         self._flush = torch.empty(COLD_BYTES, dtype=torch.uint8, device="cuda")
 
-    def prepare(self, contender: Contender, warmup: int) -> Callable[[], Callable[[], float]]:
-        """Warms up and captures; what it returns takes one sample, read when all is done."""
-        for turn in range(max(1, warmup)):
-            contender.call(turn)
-        torch.cuda.synchronize()
+    def prepare(self, contender: Contender) -> Callable[[], Callable[[], float]]:
+        """Captures; what it returns takes one sample, read when all is done."""
         graph = contender.graph
         if graph is None:
             guess = min(self._events(lambda: contender.call(0), 1)() for _ in range(3))
@@ -220,10 +231,8 @@ class _DeviceClock:
 class _HostClock:
     """The same on the CPU, for trying the bench out."""
 
-    def prepare(self, contender: Contender, warmup: int) -> Callable[[], Callable[[], float]]:
-        """Warms up; what it returns takes one sample."""
-        for turn in range(max(1, warmup)):
-            contender.call(turn)
+    def prepare(self, contender: Contender) -> Callable[[], Callable[[], float]]:
+        """What it returns takes one sample."""
 
         def sample() -> Callable[[], float]:
             start = time.perf_counter()
@@ -235,6 +244,17 @@ class _HostClock:
 
     def finish(self) -> None:
         """Nothing is queued."""
+
+
+def _seconds(contender: Contender, turn: int, device: str) -> float:
+    """Wall time of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    contender.call(turn)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _quantiles(samples: list[float]) -> Timing:

@@ -25,7 +25,7 @@ def jobs() -> list[Job]:
     return [
         Job("fake_quant", "odd shapes", 2, _check, check=True),
         Job("fake_quant", largest.label, 2, lambda bench: _weights(bench, largest), 14, 6),
-        Job("fake_quant", small.label, 2, lambda bench: _weights(bench, small), 24, 5),
+        Job("fake_quant", small.label, 2, lambda bench: _weights(bench, small), 14.5, 5),
         Job("fake_quant", "activations", 2, _activations, 34, 5),
         Job("fake_quant", "compiled", 2, lambda bench: _weights(bench, largest, compiled=True), 55, 30),
     ]

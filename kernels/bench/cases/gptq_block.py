@@ -97,7 +97,7 @@ def _time(bench: Bench, linear: Linear) -> Iterator[Row]:
     def ours(i: int) -> Any:
         return gptq_block(weight, factor, scale, zero, MAX_CODE, group_of)
 
-    contenders = {"rqat": Contender(ours, graph=False), "torch": Contender(plain_torch(ours), graph=False)}
+    contenders = {"rqat": Contender(ours, graph=False), "torch": Contender(plain_torch(ours), samples=2)}
     base = Row("gptq_block", "", "forward", x_name="weights", x=out * inp, config={"shape": linear.label})
     limits = {"": (9.0 * out * inp + 4.0 * inp * inp, float(out) * inp * inp)}
     yield from bench.compare(base, contenders, baseline="torch", limits=limits, rounds=3)

@@ -22,10 +22,17 @@ def jobs() -> list[Job]:
     """A check, and every distinct size of layer."""
     shapes = sorted(LINEARS, key=lambda linear: -linear.out * linear.inp)[::4]
     timed = [
-        Job("latent_step", linear.label, 2, lambda bench, linear=linear: _time(bench, linear), 20 + place, seconds=4)
+        Job(
+            "latent_step",
+            linear.label,
+            2,
+            lambda bench, linear=linear: _time(bench, linear),
+            12 + place / 10,
+            seconds=4,
+        )
         for place, linear in enumerate(shapes)
     ]
-    compiled = Job("latent_step", "compiled", 2, lambda bench: _time(bench, shapes[0], compiled=True), 60, seconds=25)
+    compiled = Job("latent_step", "compiled", 2, lambda bench: _time(bench, shapes[0], compiled=True), 13.5, seconds=12)
     return [Job("latent_step", "odd shapes", 2, _check, check=True), *timed, compiled]
 
 

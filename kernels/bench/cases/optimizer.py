@@ -27,7 +27,7 @@ def jobs() -> list[Job]:
     return [
         Job("latent_adam", "odd shapes", 2, _check, check=True),
         *(
-            Job("optimizer", name, 2, lambda bench, name=name: _time(bench, MODELS[name]), 12 + place, 12)
+            Job("optimizer", name, 2, lambda bench, name=name: _time(bench, MODELS[name]), 5 + place, 12)
             for place, name in enumerate(BLOCKS)
         ),
     ]
