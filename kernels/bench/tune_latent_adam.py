@@ -54,7 +54,7 @@ def main() -> None:
             marks[2].record()
             torch.cuda.synchronize()
             taken.append((marks[1].elapsed_time(marks[2]), marks[0].elapsed_time(marks[1])))
-        step, look = sorted(taken)[ROUNDS // 2]
+        step, look = (sorted(times)[ROUNDS // 2] for times in zip(*taken, strict=True))
         rates_of = [count * 28 / step / 1e9, count * 2 / look / 1e9]
         print(f"{size:5d} weights: {step:.3f} ms {rates_of[0]:.2f} TB/s, search {look:.3f} ms {rates_of[1]:.2f} TB/s")
 
