@@ -27,7 +27,7 @@ def jobs() -> list[Job]:
         Job("fake_quant", largest.label, 2, lambda bench: _weights(bench, largest), 14, 6),
         Job("fake_quant", small.label, 2, lambda bench: _weights(bench, small), 14.5, 5),
         Job("fake_quant", "activations", 2, _activations, 34, 5),
-        Job("fake_quant", "compiled", 2, lambda bench: _weights(bench, largest, compiled=True), 55, 30),
+        Job("fake_quant", "compiled", 2, lambda bench: _weights(bench, largest, compiled=True), 55, 15),
     ]
 
 
