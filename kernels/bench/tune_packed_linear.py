@@ -43,28 +43,17 @@ TOLERANCE = 4e-3
 def candidates(rows: int) -> list[Config]:
     """All ways to cut the work that are worth compiling: block, across, warps, stages."""
     if rows <= 8:
-        cuts = [(64, 2, 4, 3), (64, 1, 4, 3), (64, 1, 4, 5), (64, 4, 8, 2), (32, 4, 4, 3), (32, 4, 8, 3), (32, 8, 8, 2)]
-        cuts += [(16, 8, 8, 2), (16, 4, 4, 3), (16, 4, 4, 2), (32, 2, 4, 3), (128, 1, 8, 3), (16, 2, 2, 3)]
-    elif rows <= 16:
-        cuts = [
-            (64, 1, 4, 3),
-            (64, 1, 4, 4),
-            (64, 2, 4, 2),
-            (32, 2, 4, 3),
-            (32, 4, 4, 2),
-            (128, 1, 8, 3),
-            (128, 2, 8, 2),
-        ]
-    else:
-        cuts = [(64, 1, 4, 2), (128, 1, 8, 2), (64, 1, 4, 3), (128, 1, 8, 3)]
-    found = [Config(*cut, variant="wide" if rows > 16 else "skinny") for cut in cuts]
-    if rows <= 8:
-        found += [
-            Config(*cut, variant="stream") for cut in ((64, 2, 4, 3), (32, 4, 4, 3), (16, 8, 8, 3), (64, 1, 4, 3))
-        ]
-    elif rows <= 16:
-        found += [Config(*cut, variant="stream") for cut in ((64, 1, 4, 3),)]
-        found += [Config(*cut, variant="wide") for cut in ((64, 1, 4, 3), (64, 1, 4, 4))]
+        cuts = [(64, 2, 4, 3), (64, 1, 4, 3), (32, 4, 4, 3), (32, 2, 4, 3), (16, 4, 4, 3), (16, 4, 4, 2), (16, 2, 2, 3)]
+        return [Config(*cut) for cut in (*cuts, (32, 1, 2, 3))] + [Config(64, 1, 4, 3, variant="stream")]
+    if rows <= 16:
+        # Warps with 32 rows each (the first four) share the dot with ones.
+        cuts = [(128, 1, 4, 3), (64, 2, 4, 3), (64, 2, 4, 2), (64, 1, 2, 3)]
+        return [Config(*cut) for cut in (*cuts, (64, 1, 4, 3), (32, 2, 4, 3), (32, 4, 4, 2))]
+    # Few stages leave room for more programs on a processor.
+    found = [Config(64, 1, 4, stages, variant="wide") for stages in (3, 2, 1)]
+    found += [Config(128, 1, 8, stages, variant="wide") for stages in (2, 1)]
+    if rows <= 32:
+        found += [Config(64, 1, 4, 3), Config(32, 2, 4, 2)]
     return found
 
 
@@ -84,13 +73,13 @@ def launches(config: Config, out: int, width: int, rows: int, bits: int) -> Iter
         if splits > 1 and programs * splits > 4 * PROCESSORS:
             continue
         yield replace(config, splits=splits)
-        if splits == 1 and overlaps(rows):
-            yield replace(config, pdl=True)
+        if (splits == 1 or rows > 8) and overlaps():
+            yield replace(config, splits=splits, pdl=True)
 
 
-def overlaps(rows: int) -> bool:
-    """Whether launches that overlap are tried: where a launch is a good part of the time, on Hopper."""
-    return rows <= 16 and torch.cuda.get_device_capability() >= (9, 0)
+def overlaps() -> bool:
+    """Whether launches that overlap are tried: on Hopper."""
+    return torch.cuda.get_device_capability() >= (9, 0)
 
 
 def random_weight(linear: Linear, bits: int) -> PackedWeight:
@@ -140,8 +129,10 @@ def to_compile(bits: int, rows: int) -> list[tuple[int, int, Config]]:
             continue
         if config.across < 8:
             work.append((bits, rows, replace(config, splits=2)))
-        if overlaps(rows):
+        if overlaps():
             work.append((bits, rows, replace(config, pdl=True)))
+            if rows > 8:
+                work.append((bits, rows, replace(config, splits=2, pdl=True)))
     return work
 
 

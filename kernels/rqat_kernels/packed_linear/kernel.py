@@ -9,7 +9,7 @@ Fields of words become floats `OFFSET + F q` with one `lop3` per pair (`packing/
 and the sum of x comes out of the same tensor cores, as a dot with ones. The weight stands on the left, y^T = w x^T:
 there it goes from registers into the product, and the rows of x are the short side, 8 at least.
 
-Kernels differ in how they cut the work. In `_skinny`, for up to 16 rows, the first dimension of all tiles is the
+Kernels differ in how they cut the work. In `_skinny`, for up to 32 rows, the first dimension of all tiles is the
 warps': each has a slab and a few rows of the weight of its own and shares x with the warps of the same slab, and at the
 end a program adds up what its slabs gave, always in the same order. `_stream` is the same with only as many programs as
 run at a time, each with several blocks. `_tall` is for tensor cores that four warps feed together (Hopper's); `wide.py`
