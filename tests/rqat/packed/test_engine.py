@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -233,7 +234,8 @@ def test_other_models_are_refused(changes: dict[str, Any], says: str) -> None:
 def test_logits_on_a_gpu_are_those_of_transformers(family: str, bits: int) -> None:
     """Packed weights against dequantized ones in float32.
 
-    The bound is twice what transformers itself is off in bfloat16 on these models: 2 to 4.2 % in 48 trials.
+    Errors are held against transformers' own in bfloat16 on the same weights, over all steps together: the same
+    roundings in other places. On the CPU, in 32 trials, they are 0.95 to 1.06 of its (2 to 3.3 %).
     """
     model = random_model(family, width=256, vocab=1000)
     exact = random_model(family, width=256, vocab=1000)
@@ -244,6 +246,7 @@ def test_logits_on_a_gpu_are_those_of_transformers(family: str, bits: int) -> No
                 codes = quantize(layer.weight, scale, zero, 2**bits - 1)
                 layer.weight.copy_(dequantize(codes, scale, zero))
                 model.set_submodule(name, PackedLinear.from_codes(codes, scale, zero, bits, layer.bias))
+    plain = deepcopy(exact).to("cuda", torch.bfloat16)
     model, exact = model.to("cuda", torch.bfloat16), exact.cuda()
     decoder = Engine(model).decoder
     with torch.inference_mode():
@@ -254,10 +257,11 @@ def test_logits_on_a_gpu_are_those_of_transformers(family: str, bits: int) -> No
         found = [decoder.prefill(tokens[:, :40], lengths, slots, cache)]
         for step in range(8):
             found.append(decoder.step(tokens[rows, lengths + step], lengths + step, slots, cache))
-        expected = exact(tokens).logits
-        for step, logits in enumerate(found):
-            right = expected[rows, lengths + step - 1]
-            assert (logits.float() - right).norm() <= 0.085 * right.norm()
+        places = torch.stack([lengths + step - 1 for step in range(len(found))])
+        right = exact(tokens).logits[rows, places]
+        error = (torch.stack(found).float() - right).norm() / right.norm()
+        theirs = (plain(tokens).logits[rows, places].float() - right).norm() / right.norm()
+        assert error <= 1.5 * theirs, f"{error:.4f}; transformers {theirs:.4f}"
 
 
 @cuda
