@@ -1,4 +1,4 @@
-"""Rows out of what the scripts for whole models leave behind: decode_speed.csv and gptq-<model>.json."""
+"""Rows out of what scripts beside run.py leave behind: packed_cells.csv, decode_speed.csv and gptq-<model>.json."""
 
 from __future__ import annotations
 
@@ -12,10 +12,34 @@ PROVIDERS = {"transformers, bf16": "transformers bf16", "engine, bf16": "rqat bf
 """What a table calls them; packed weights are "rqat"."""
 
 
-def collected(folder: Path, gpu: str) -> list[Row]:
-    """Rows of all such files below `folder` that were measured on `gpu`."""
-    rows = [row for path in sorted(folder.rglob("decode_speed.csv")) for row in decoding(path, gpu)]
+def collected(folder: Path, gpu: str, reads: float | None = None) -> list[Row]:
+    """Rows of all such files below `folder` that were measured on `gpu`, which `reads` so many TB/s."""
+    rows = [row for path in sorted(folder.rglob("packed_cells.csv")) for row in packed(path, gpu, reads)]
+    rows += [row for path in sorted(folder.rglob("decode_speed.csv")) for row in decoding(path, gpu)]
     return rows + [row for path in sorted(folder.rglob("gptq-*.json")) for row in gptq(path, gpu)]
+
+
+def packed(path: Path, gpu: str, reads: float | None) -> list[Row]:
+    """The fastest launch of every layer, width and number of rows that tuning found, and cuBLAS beside it.
+
+    The limit is the time that reading the packed bytes takes.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["gpu"] == gpu]
+    rows = {}
+    for line in lines:
+        us, other, count = float(line["us"]), float(line["cublas_us"]), int(line["rows"])
+        config = {"shape": line["shape"]}
+        n_bytes = us * float(line["gb_per_s"]) * 1e3
+        for provider, took in ((f"rqat {line['bits']} bits", us), ("cublas bf16", other)):
+            row = Row("packed_linear", provider, "forward", x_name="M", x_label="", x=count, config=config)
+            row.p50 = row.p20 = row.p80 = took
+            row.note = "tune_packed_linear.py: the fastest launch, one median"
+            if provider != "cublas bf16":
+                row.n_bytes, row.ratio = n_bytes, other / us
+                row.limit_us = n_bytes / reads / 1e6 if reads else None
+            rows[line["shape"], count, provider] = row
+    return list(rows.values())
 
 
 def decoding(path: Path, gpu: str) -> list[Row]:

@@ -15,14 +15,16 @@ COMMAND = "python kernels/bench/run.py --out DIR"
 
 INTRODUCTION = f"""# Performance
 
-Every figure here was measured by one command, in one process, contenders taking turns, with a cold cache and random
-data; times are medians. *Limit* is the larger of bytes over bandwidth and operations over the rate of matrix products,
-both measured in the same run. Rows that were lost are here like those that were won.
+Contenders of a figure were timed in one process, taking turns, with a cold cache and random data; times are medians.
+*Limit* is the larger of bytes over bandwidth and operations over the rate of matrix products, both measured on the same
+card. Rows that were lost are here like those that were won. Where a row's note names no other command, it is of
 
     {COMMAND}
 
-measures again, on the GPU of your machine: correctness first, then everything below, in three parts of eight minutes.
-`python kernels/bench/publish.py DIR` then writes `kernels/bench/results/<gpu>.csv` and this page.
+which measures again, on the GPU of your machine: correctness first, then everything below, in three parts of eight
+minutes. Whole models are of `gptq_speed.py`, `decode_speed.py` and `qat_speed.py` beside it, and the fastest cuts of
+packed linears of `tune_packed_linear.py`. `python kernels/bench/publish.py DIR` then writes
+`kernels/bench/results/<gpu>.csv` and this page.
 """
 
 

@@ -28,6 +28,9 @@ from bench.targets import lines as target_lines
 MEASURED = HERE.parent / "rqat_kernels" / "measured"
 PART = re.compile(r"-(part[123]|qat)\.csv$")
 
+CEILING = ("ceiling", "device", "read")
+"""The row that says how fast a GPU reads."""
+
 
 def publish(folder: Path, results: Path) -> list[Path]:
     """Joins the parts of each GPU in `folder` into one file in `results`; its ceilings are those of the first part."""
@@ -47,7 +50,8 @@ def publish(folder: Path, results: Path) -> list[Path]:
         machine = machine_of(target)
         facts = {key: machine[key] for key in ("gpu_name", "version", "torch", "triton", "driver") if machine}
         table = Table(target, facts, seed=0, resume=True)
-        for row in collected(folder, facts.get("gpu_name", "")):
+        reads = next((row.p50 for row in read(target) if (row.op, row.provider, row.mode) == CEILING), None)
+        for row in collected(folder, facts.get("gpu_name", ""), reads):
             table.add(row)
         table.close()
         written.append(target)

@@ -2,8 +2,9 @@
 
 On a GPU, work of less than `SHORT_US` is captured as a graph of many calls that rotate over distinct inputs of at least
 `COLD_BYTES` in total, so that no input is in the cache when it is read; the graph's time is divided by the number of
-calls. Longer work is timed call by call with device events, after a write of `COLD_BYTES` has emptied the cache; that
-write also lets the host run ahead, so that launching is not part of the time where the work is longer than it.
+calls. Longer work is timed call by call with device events, behind `AHEAD` writes of `COLD_BYTES` that empty the cache
+and give the host time to launch it: on a slow host a call can take a third of a millisecond to launch, and a decision
+by such a time would take a kernel of 6 us for long work.
 
 Contenders take turns (A, B, A, B, ...), so that clocks and temperature are the same for all.
 """
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 
 COLD_BYTES = 256 << 20
+AHEAD = 8
+"""Writes queued before a timed call: about a millisecond of work on a GPU of 3 TB/s."""
 SHORT_US = 50.0
 LONG_US = 200_000.0
 LONG_ROUNDS = 3
@@ -172,7 +175,7 @@ class _DeviceClock:
         graph = contender.graph
         if graph is None:
             guess = min(self._events(lambda: contender.call(0), 1)() for _ in range(3))
-            graph = guess < 3 * SHORT_US  # events of single calls include the launch
+            graph = guess < SHORT_US
         if not graph:
             return lambda: self._events(lambda: contender.call(0), 1)
         calls = max(LEAST_CALLS, contender.copies)
@@ -215,7 +218,8 @@ class _DeviceClock:
 
     def _events(self, work: Callable[[], Any], calls: int, *, flush: bool = True) -> Callable[[], float]:
         if flush:
-            self._flush.zero_()
+            for _ in range(AHEAD):
+                self._flush.zero_()
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         work()

@@ -39,6 +39,9 @@ ROWS = (1, 8, 16, 64, 32)
 TOLERANCE = 4e-3
 """Relative L2 error: one rounding to bfloat16, 1.7e-3, and room for another where the dense route is tried."""
 
+CELL = ("shape", "bits", "rows", "us", "cublas_us", "gb_per_s")
+"""What results show of a cell, beside the GPU: its fastest launch and cuBLAS in bfloat16."""
+
 
 def candidates(rows: int) -> list[Config]:
     """All ways to cut the work that are worth compiling: block, across, warps, stages."""
@@ -270,15 +273,19 @@ def best(
 
 
 def write(out: Path, found: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]]) -> None:
-    """The winners as `measured` reads them, and every time taken."""
+    """The winners as `measured` reads them and as results show them, and every time taken."""
     configs = {f"b{c['bits']}-m{c['rows']}-n{c['out']}-k{c['inp']}": c["config"] for c in found}
     table = {"configs": configs, "rows": most_rows(every)}
     (out / "packed_linear.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
-    if every:
-        with (out / "tune_packed_linear.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = csv.DictWriter(file, list(every[0]))
+    gpu = torch.cuda.get_device_name()
+    cells = [{"gpu": gpu} | {name: cell[name] for name in CELL} for cell in found]
+    for name, lines in (("tune_packed_linear.csv", every), ("packed_cells.csv", cells)):
+        if not lines:
+            continue
+        with (out / name).open("w", newline="", encoding="utf-8") as file:
+            rows = csv.DictWriter(file, list(lines[0]))
             rows.writeheader()
-            rows.writerows(every)
+            rows.writerows(lines)
 
 
 def most_rows(every: Sequence[dict[str, Any]]) -> dict[str, int]:

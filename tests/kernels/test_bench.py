@@ -263,6 +263,20 @@ def test_whole_models_are_published_too(tmp_path):
     assert "not measured / not measured / 108.0 s" in text
 
 
+def test_the_fastest_cuts_are_published_too(tmp_path):
+    out = tmp_path / "out"
+    results(out)
+    layers = [f"Toy GPU,8b.{name},2,1,{us},{4 * us},1000\n" for name, us in zip("abcd", (1, 2, 3, 4), strict=True)]
+    header = "gpu,shape,bits,rows,us,cublas_us,gb_per_s\n"
+    (out / "packed_cells.csv").write_text(header + "".join(layers) + "Other GPU,8b.a,2,1,9,9,9\n")
+    (written,) = publish.publish(out, tmp_path / "results")
+    rows = [row for row in read(written) if "tune" in row.note]
+    assert [row.p50 for row in rows if row.provider == "rqat 2 bits"] == [1, 2, 3, 4]
+    assert [row.p50 for row in rows if row.provider == "cublas bf16"] == [4, 8, 12, 16]
+    assert {row.ratio for row in rows if row.provider == "rqat 2 bits"} == {4}
+    assert "M=1: 4.00x" in "\n".join(targets.lines(read(written)))
+
+
 def test_what_tuning_found_is_added_to_what_kernels_read(tmp_path):
     measured = tmp_path / "measured"
     measured.mkdir()
