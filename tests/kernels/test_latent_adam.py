@@ -201,7 +201,7 @@ def through_the_kernel(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """Sends the optimizer through the kernel on the CPU too, if it is interpreted."""
     if device == "cpu":
         if not interpreted():
-            pytest.skip("neither a GPU nor the interpreter")
+            pytest.skip(reason="neither a GPU nor the interpreter")
         monkeypatch.setattr("rqat_kernels.latent_adam.use_triton", lambda *tensors: True)
         monkeypatch.setattr("rqat_kernels.latent_adam.plain_call", lambda tensor: False)
 

@@ -55,10 +55,11 @@ def _op(
     rows = x.numel() // in_features if in_features else 0
     half = x.dtype in (torch.bfloat16, torch.float16)
     if half and weight.tiled and 0 < rows <= most_rows(bits, x.device) and use_triton(x, words):
+        from .kernel import holds
         from .kernel import packed_linear as kernel
 
         config = choose(rows, out_features, in_features, bits, x.device)
-        if config.variant != "dense":
+        if config.variant != "dense" and (config.variant != "wide" or holds(x.dtype, params.dtype)):
             return kernel(x, weight, bias, config)
     dense = dequantize_packed(weight, x.dtype)
     return torch.nn.functional.linear(x, dense, bias)

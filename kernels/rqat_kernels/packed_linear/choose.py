@@ -29,8 +29,8 @@ class Config:
         stages: of the loop's pipeline.
         splits: programs that share a block of rows; of "stream", programs on each processor.
         pdl: whether the launch may overlap the end of the kernel before it (Hopper).
-        variant: "skinny", "stream", "tall" or "wide" (`across` is 1 in the last two), see `kernel.py`; "dense" for a
-            dense copy and cuBLAS.
+        variant: "skinny", "stream" or "wide" (`across` is 1 in the last), see `kernel.py`; "dense" for a dense copy and
+            cuBLAS.
     """
 
     block: int
@@ -96,5 +96,5 @@ def shared_bytes(config: Config, rows: int, bits: int) -> int:
     """Bytes of shared memory of the pipeline: weights, scales and x of the slabs of a turn, per stage."""
     slab = config.block * (SLAB * bits // 8 + 16) + max(8, rows) * SLAB * 2
     # Products of several warps at once read a buffer while the next ones are filled.
-    buffers = config.stages if config.variant in ("tall", "wide") else config.stages - 1
+    buffers = config.stages if config.variant == "wide" else config.stages - 1
     return config.across * slab * max(1, buffers)

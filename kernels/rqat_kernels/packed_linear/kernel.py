@@ -12,10 +12,9 @@ there it goes from registers into the product, and the rows of x are the short s
 Kernels differ in how they cut the work. In `_skinny`, for up to 32 rows, the first dimension of all tiles is the
 warps': each has a slab and a few rows of the weight of its own and shares x with the warps of the same slab, and at the
 end a program adds up what its slabs gave, always in the same order. `_stream` is the same with only as many programs as
-run at a time, each with several blocks. `_tall` is for tensor cores that four warps feed together (Hopper's); `wide.py`
-is `_tall` without the dot with ones. `splits` programs can share a block of rows, and the last of them to arrive adds
-up what all found (`ending.py`). An FMA kernel for one row was compiled as well: 5 to 12 instructions per weight, so it
-is not here.
+run at a time, each with several blocks. `wide.py` is for tensor cores that four warps feed together (Hopper's), and
+does without the dot with ones. `splits` programs can share a block of rows, and the last of them to arrive adds up what all
+found (`ending.py`). An FMA kernel for one row was compiled as well: 5 to 12 instructions per weight, so it is not here.
 """
 
 from __future__ import annotations
@@ -176,72 +175,7 @@ def _stream(
             total = tl.zeros([WARPS, EACH, ROWS], tl.float32)
 
 
-@triton.jit(do_not_specialize=["M", "slabs", "turns", "splits"])
-def _tall(
-    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr, M, N, K, slabs, turns, splits,
-    BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
-    PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr,
-):  # fmt: skip
-    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    OFFSET: tl.constexpr = offset_of(DTYPE)
-    WORDS: tl.constexpr = 128 if BITS == 4 else 64
-    WIDE: tl.constexpr = 128 if BITS == 4 else (32 if BITS == 3 else 64)
-    HALVES: tl.constexpr = 2 if BITS == 3 else 1
-    PLANES: tl.constexpr = 1 if BITS == 4 else 2
-    # A dot with as many rows as the warps hold at a time: its sums lie where the sums of the block lie.
-    ONES: tl.constexpr = min(BLOCK, 16 * WARPS)
-    split = tl.program_id(1)
-    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.minimum(n, N - 1)
-    m = tl.arange(0, ROWS)
-    column = tl.arange(0, WIDE)
-    far = row.to(tl.int64)[:, None] * slabs
-    words_at = words_ptr + far * WORDS + column[None, :]
-    extra_at = extra_ptr + far * 32 + column[None, :]
-    x_at = x_ptr + m.to(tl.int64)[:, None] * K + column[None, :]
-    if PDL:
-        line = words_ptr + row.to(tl.int64) * (slabs * WORDS) + split * turns * WORDS
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1
-        )
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    ones = tl.full([ONES, WIDE], 1.0, DTYPE)
-    total = tl.zeros([BLOCK, ROWS], tl.float32)
-    for slab in tl.range(split * turns, tl.minimum(split * turns + turns, slabs), num_stages=STAGES):
-        words = tl.load(words_at + slab * WORDS)
-        other = words
-        extra = words
-        if BITS == 3:
-            other = tl.load(words_at + slab * WORDS + 32)
-            extra = tl.load(extra_at + slab * 32)
-        for tile in tl.static_range(4):
-            scale, zero = params_at(params_ptr, (slab * 4 + tile) * N + row, FULL, HALF)
-            sums = tl.zeros([ONES, ROWS], tl.float32)
-            dots = tl.zeros([BLOCK, ROWS], tl.float32)
-            for part in tl.static_range(PLANES * HALVES):
-                k = slab * 512 + tile * 128 + part * WIDE
-                if WHOLE:
-                    x = tl.load(x_at + k, mask=(m < M)[:, None], other=0.0)
-                else:
-                    x = tl.load(x_at + k, mask=(m < M)[:, None] & (k + column < K)[None, :], other=0.0)
-                x = tl.trans(x)
-                sums = tl.dot(ones, x, sums, input_precision="ieee")
-                if part % HALVES == 0:
-                    fields = decode(words, extra, BITS, tile * PLANES + part // HALVES, 0, DTYPE, USE_ASM)
-                else:
-                    fields = decode(other, extra, BITS, tile * PLANES + part // HALVES, 1, DTYPE, USE_ASM)
-                dots = tl.dot(fields, x, dots, input_precision="ieee")
-            factor = factor_of(BITS, tile * PLANES)
-            same = tl.broadcast_to(tl.reshape(sums, [1, ONES, ROWS]), [BLOCK // ONES, ONES, ROWS])
-            dots -= tl.reshape(same, [BLOCK, ROWS]) * (OFFSET + factor * zero)[:, None]
-            total += dots * (scale * (1.0 / factor))[:, None]
-    block = tl.program_id(0)
-    finish(total, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, split, splits, n, m, M, N, HAS_BIAS, PARTIAL)
-
-
-KERNELS = {"skinny": _skinny, "stream": _stream, "tall": _tall, "wide": _wide}
+KERNELS = {"skinny": _skinny, "stream": _stream, "wide": _wide}
 
 
 def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, config: Config | None = None) -> Tensor:
@@ -269,7 +203,7 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, c
         seen = zero_counters(x.device, blocks)
     kernel = KERNELS[config.variant]
     if config.variant == "wide" and not holds(x.dtype, weight.params.dtype):
-        kernel = _tall
+        raise ValueError(f"'wide' takes zero points off in {x.dtype}, which does not hold {weight.params.dtype}")
     options = {"launch_pdl": True} if config.pdl else {}
     with torch.cuda.device_of(x):
         kernel[grid](
