@@ -13,8 +13,9 @@ Kernels differ in how they cut the work. In `_skinny`, for up to 32 rows, the fi
 warps': each has a slab and a few rows of the weight of its own and shares x with the warps of the same slab, and at the
 end a program adds up what its slabs gave, always in the same order. `_stream` is the same with only as many programs as
 run at a time, each with several blocks. `wide.py` is for tensor cores that four warps feed together (Hopper's), and
-does without the dot with ones. `splits` programs can share a block of rows, and the last of them to arrive adds up what all
-found (`ending.py`). An FMA kernel for one row was compiled as well: 5 to 12 instructions per weight, so it is not here.
+does without the dot with ones. `splits` programs can share a block of rows, and the last of them to arrive adds up what
+all found (`ending.py`). An FMA kernel for one row was compiled as well: 5 to 12 instructions per weight, so it is not
+here.
 """
 
 from __future__ import annotations
