@@ -93,8 +93,7 @@ class _Sizes:
     def _activations(self, keys: TrainKeys) -> int:
         """Numbers per token that the backward pass needs."""
         blocks, hidden = self.config.blocks, self.config.hidden
-        recomputed = self.device != "cpu" if keys.gradient_checkpointing is None else keys.gradient_checkpointing
-        if recomputed:
+        if keys.recomputes(self.device):
             return (blocks + 16) * hidden  # the input of every block, and one block at a time
         # What goes into and comes out of every linear layer, and of norms and rotations beside them.
         return sum(out + width for out, width in self.config.linears.values()) + 6 * blocks * hidden

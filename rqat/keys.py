@@ -148,6 +148,10 @@ class TrainKeys(PluginKeys):
     gate: GateKeys = GateKeys()
     seed: int = 0
 
+    def recomputes(self, device: str) -> bool:
+        """Whether activations are computed again in the backward pass on a device."""
+        return device != "cpu" if self.gradient_checkpointing is None else self.gradient_checkpointing
+
 
 class ExportKeys(PluginKeys):
     """A checkpoint format by name; what remains are its options."""

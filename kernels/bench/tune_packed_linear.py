@@ -93,12 +93,6 @@ def random_weight(linear: Linear, bits: int) -> PackedWeight:
     return PackedWeight.from_codes(codes, scale, zero, bits)
 
 
-def copy_of(weight: PackedWeight) -> PackedWeight:
-    """The same weight at another place in memory."""
-    extra = None if weight.extra is None else weight.extra.clone()
-    return replace(weight, words=weight.words.clone(), extra=extra, params=weight.params.clone())
-
-
 @cache
 def small_weight(bits: int) -> PackedWeight:
     """A weight that every kernel runs on in no time."""
@@ -242,7 +236,7 @@ def best(
 
     rows, weight = x.shape[0], random_weight(linear, bits)
     count = copies_for(weight.nbytes)
-    copies = [weight, *(copy_of(weight) for _ in range(count - 1))]
+    copies = [weight, *(weight.clone() for _ in range(count - 1))]
     wanted = x.double() @ dequantize_packed(weight, torch.float32).double().T
     work = [launch for config in candidates(rows) for launch in launches(config, linear.out, linear.inp, rows, bits)]
     calls: dict[Config, Callable[[int], torch.Tensor]] = {}

@@ -192,9 +192,7 @@ def _arguments(keys: TrainKeys, folder: Path, device: str) -> dict[str, Any]:
         "use_cpu": device == "cpu",
         # The model is in bfloat16 already where that is wanted; autocast would only add casts.
         "bf16": False,
-        "gradient_checkpointing": device != "cpu"
-        if keys.gradient_checkpointing is None
-        else keys.gradient_checkpointing,
+        "gradient_checkpointing": keys.recomputes(device),
         "save_strategy": "steps",
         "save_steps": keys.save_every,
         "save_total_limit": KEPT,

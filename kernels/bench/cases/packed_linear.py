@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,15 +85,8 @@ def _packed(bench: Bench, weight: Weight, bits: int, x: Tensor) -> Contender:
 
     first = PackedWeight.from_codes(weight.codes, weight.scale, weight.zero, bits)
     count = copies_for(first.nbytes)
-    copies = [first, *(_copy(first) for _ in range(count - 1))]
+    copies = [first, *(first.clone() for _ in range(count - 1))]
     return Contender(lambda i: packed_linear(x, copies[i % count]), count)
-
-
-def _copy(packed: Any) -> Any:
-    from dataclasses import replace
-
-    extra = None if packed.extra is None else packed.extra.clone()
-    return replace(packed, words=packed.words.clone(), extra=extra, params=packed.params.clone())
 
 
 def _least(linear: Linear, rows: int, bits: int) -> tuple[float, float]:

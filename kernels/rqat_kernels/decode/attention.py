@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..packed_linear.ending import zero_counters
+from ..counters import zero_counters
+from ..prefetch import to_l2
 from .launch import early, on_device, options
 
 TILE = 64
@@ -70,9 +71,7 @@ def prefetch(
     at = ((slot * key_heads + key_head) * capacity + place[:, None]) * width + line[None, :]
     for which in tl.static_range(2):
         pointer = keys + at if which == 0 else values + at
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointer], dtype=tl.int32, is_pure=False, pack=1
-        )
+        to_l2(pointer)
 
 
 @triton.jit

@@ -25,11 +25,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..counters import zero_counters
 from ..dispatch import interpreted
 from ..packing import PackedWeight
 from ..packing.kernel import decode, factor_of, offset_of, params_at, params_of
+from ..prefetch import to_l2
 from .choose import PROCESSORS, Config, choose
-from .ending import finish, zero_counters
+from .ending import finish
 from .wide import _wide
 
 
@@ -124,9 +126,7 @@ def _skinny(
         # Weights do not depend on the kernel before: they are on their way to L2 while it ends.
         first = tl.minimum(split * turns * ACROSS + warp // DOWN, slabs - 1)[:, None]
         line = words_ptr + row.to(tl.int64) * (slabs * WORDS) + first * WORDS
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1
-        )
+        to_l2(line)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     total = tl.zeros([WARPS, EACH, ROWS], tl.float32)

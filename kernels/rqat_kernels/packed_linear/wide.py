@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ..packing.kernel import center, decode, factor_of, params_at
+from ..prefetch import to_l2
 from .ending import finish
 
 
@@ -39,9 +40,7 @@ def _wide(
     x_at = x_ptr + m.to(tl.int64)[:, None] * K + column[None, :]
     if PDL:
         line = words_ptr + row.to(tl.int64) * (slabs * WORDS) + split * turns * WORDS
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [line], dtype=tl.int32, is_pure=False, pack=1
-        )
+        to_l2(line)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     total = tl.zeros([BLOCK, ROWS], tl.float32)

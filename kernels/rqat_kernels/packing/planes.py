@@ -136,6 +136,11 @@ class PackedWeight:
         extra = None if self.extra is None else self.extra.to(device)
         return replace(self, words=self.words.to(device), extra=extra, params=self.params.to(device))
 
+    def clone(self) -> PackedWeight:
+        """The same weight in memory of its own."""
+        extra = None if self.extra is None else self.extra.clone()
+        return replace(self, words=self.words.clone(), extra=extra, params=self.params.clone())
+
     def _parameter(self, which: int) -> Tensor:
         count = -(-self.in_features // self.group) if self.in_features else 0
         groups = torch.arange(count, device=self.device)
