@@ -32,7 +32,7 @@ def packed(path: Path, gpu: str, reads: float | None) -> list[Row]:
         config = {"shape": line["shape"]}
         n_bytes = us * float(line["gb_per_s"]) * 1e3
         for provider, took in ((f"rqat {line['bits']} bits", us), ("cublas bf16", other)):
-            row = Row("packed_linear", provider, "forward", x_name="M", x_label="", x=count, config=config)
+            row = Row("packed_linear", provider, "forward", x_name="M", x=count, config=config)
             row.p50 = row.p20 = row.p80 = took
             row.note = "tune_packed_linear.py: the fastest launch, one median"
             if provider != "cublas bf16":
@@ -46,13 +46,18 @@ def decoding(path: Path, gpu: str) -> list[Row]:
     """Tokens per second of new tokens alone, by batch and provider; ratios are over transformers."""
     with path.open(encoding="utf-8", newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["gpu"] == gpu]
-    base = {(x["model"], x["batch"]): float(x["tokens_per_s"]) for x in lines if x["provider"].startswith("transf")}
+    base = {
+        (x["model"], x["head"], x["batch"], x["context"]): float(x["tokens_per_s"])
+        for x in lines
+        if x["provider"].startswith("transf")
+    }
     rows = []
     for line in lines:
         batch, rate = int(line["batch"]), float(line["tokens_per_s"])
         slowest, fastest = (1e3 * batch / float(line[name]) for name in ("slowest_ms", "fastest_ms"))
-        config = {"model": line["model"], "bits": int(line["bits"]), "context": int(line["context"])}
-        other = base.get((line["model"], line["batch"]))
+        config = {"model": line["model"], "bits": int(line["bits"]), "head": int(line["head"])}
+        config["context"] = int(line["context"]) if line["context"].isdigit() else line["context"]
+        other = base.get((line["model"], line["head"], line["batch"], line["context"]))
         provider = PROVIDERS.get(line["provider"], "rqat")
         row = Row("decoding", provider, "decode", "rate", "tok/s", "batch", line["batch"], batch, config)
         row.p50, row.p20, row.p80, row.ratio = rate, slowest, fastest, rate / other if other else None

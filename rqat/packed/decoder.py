@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
-from rqat_kernels.decode import add_rms_norm, attend, silu_mul
+from rqat_kernels.decode import add_rms_norm, attend
 
 from ..errors import ModelError
 from ..model.layers import FAMILIES
-from .fused import fuse
+from .fused import fuse, fuse_swiglu
 
 if TYPE_CHECKING:
     import transformers
@@ -50,7 +50,7 @@ class _Layer:
     k_norm: Tensor | None
     o: Callable[[Tensor], Tensor]
     mlp_norm: Tensor
-    gate_up: Callable[[Tensor], Tensor]
+    swiglu: Callable[[Tensor], Tensor]
     down: Callable[[Tensor], Tensor]
     window: int
 
@@ -72,7 +72,7 @@ class Decoder:
         self.eps: float = config.rms_norm_eps
         self.embeddings: Tensor = inner.embed_tokens.weight
         self.norm: Tensor = inner.norm.weight
-        self.head: Tensor = model.lm_head.weight
+        self.head: Callable[[Tensor], Tensor] = model.lm_head
         self._rotary = inner.rotary_emb
         self.layers = [_layer(block, config, index) for index, block in enumerate(inner.layers)]
 
@@ -122,11 +122,11 @@ class Decoder:
                 q, k, v, attn_mask=seen, is_causal=seen is None, scale=self.width**-0.5, enable_gqa=True
             )
             x, h = add_rms_norm(x, layer.o(found.transpose(1, 2).reshape(len(x), -1)), layer.mlp_norm, self.eps)
-            delta = layer.down(silu_mul(layer.gate_up(h)))
+            delta = layer.down(layer.swiglu(h))
         ends = torch.arange(rows, device=x.device) * longest + lengths - 1
         assert delta is not None
         _, last = add_rms_norm(x[ends], delta[ends], self.norm, self.eps)
-        return linear(last, self.head)
+        return self.head(last)
 
     def step(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: Cache) -> Tensor:
         """Logits `(B, V)` of the token after `tokens (B,)`, which stand at `positions (B,)` of `slots (B,)`."""
@@ -138,8 +138,8 @@ class Decoder:
             norms = (layer.q_norm, layer.k_norm)
             found = attend(layer.qkv(h), *norms, cos, sin, keys, values, slots, positions, self.eps, layer.window)
             x, h = add_rms_norm(x, layer.o(found), layer.mlp_norm, self.eps)
-            delta = layer.down(silu_mul(layer.gate_up(h)))
-        return linear(add_rms_norm(x, delta, self.norm, self.eps)[1], self.head)
+            delta = layer.down(layer.swiglu(h))
+        return self.head(add_rms_norm(x, delta, self.norm, self.eps)[1])
 
     def _head_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return add_rms_norm(x.reshape(-1, self.width), None, weight, self.eps)[1].view(x.shape)
@@ -181,7 +181,7 @@ def _layer(block: Any, config: Any, index: int) -> _Layer:
         k_norm=None if k_norm is None else k_norm.weight,
         o=attention.o_proj,
         mlp_norm=block.post_attention_layernorm.weight,
-        gate_up=fuse(mlp.gate_proj, mlp.up_proj),
+        swiglu=fuse_swiglu(mlp.gate_proj, mlp.up_proj),
         down=mlp.down_proj,
         window=window if sliding else 0,
     )

@@ -47,6 +47,7 @@ class _Row:
     index: int
     slot: int
     start: int
+    most: int
     position: int
     tokens: list[int] = field(default_factory=list)
 
@@ -95,7 +96,7 @@ class Engine:
     def write(
         self,
         prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         *,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -106,6 +107,7 @@ class Engine:
         """New tokens of every prompt: up to `max_new_tokens`, or to the first of `ends`, which is the last one then.
 
         Args:
+            max_new_tokens: of all, or of each.
             temperature: 0 is greedy; else tokens are drawn with torch's global generators.
             top_p: nucleus sampling bound (arXiv 1904.09751).
             tell: called now and then with the number of finished completions and of new tokens.
@@ -119,8 +121,9 @@ class Engine:
             self._temperature.fill_(temperature)
             self._top_p.fill_(top_p)
         piece = PIECE if self.graphs else 1
-        longest = max(map(len, prompts), default=0)
-        state = self._room(min(len(prompts), self.rows), longest + max_new_tokens + piece)
+        most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        longest = max((len(prompt) + new for prompt, new in zip(prompts, most, strict=True)), default=0)
+        state = self._room(min(len(prompts), self.rows), longest + piece)
         free = list(range(len(state.tokens) - 1))[: self.rows]
         slots = len(free)
         waiting = deque(range(len(prompts)))
@@ -129,18 +132,18 @@ class Engine:
         count, done, told = 0, 0, time.perf_counter()
         while waiting or active:
             if waiting and (not active or 8 * len(free) >= slots):
-                active += self._join(prompts, waiting, free, state, mode)
+                active += self._join(prompts, most, waiting, free, state, mode)
                 self._place(active, state, mode)
-            left = max(row.start + max_new_tokens - 1 - row.position for row in active)
+            left = max(row.start + row.most - 1 - row.position for row in active)
             self._advance(active, min(piece, left), state, mode)
             staying = []
             for row, new in zip(active, self._read(active, state), strict=True):
-                fresh = _until_end(new[: max_new_tokens - len(row.tokens)], ends)
+                fresh = _until_end(new[: row.most - len(row.tokens)], ends)
                 row.tokens += fresh
                 count += len(fresh)
                 if stream:
                     stream(fresh)
-                if len(row.tokens) == max_new_tokens or row.tokens[-1] in ends:
+                if len(row.tokens) == row.most or row.tokens[-1] in ends:
                     finished[row.index] = row.tokens
                     free.append(row.slot)
                     done += 1
@@ -176,7 +179,13 @@ class Engine:
         return self._state
 
     def _join(
-        self, prompts: Sequence[Sequence[int]], waiting: deque[int], free: list[int], state: _State, mode: str
+        self,
+        prompts: Sequence[Sequence[int]],
+        most: Sequence[int],
+        waiting: deque[int],
+        free: list[int],
+        state: _State,
+        mode: str,
     ) -> list[_Row]:
         """Gives free slots to prompts that wait, reads those prompts and chooses their first tokens."""
         joined: list[_Row] = []
@@ -188,7 +197,8 @@ class Engine:
                 if some and max(longest, length) * (len(some) + 1) > PREFILL_TOKENS:
                     break
                 longest = max(longest, length)
-                some.append(_Row(waiting.popleft(), free.pop(0), length, length))
+                index = waiting.popleft()
+                some.append(_Row(index, free.pop(0), length, most[index], length))
             padded = [[*prompts[row.index], *[0] * (longest - row.start)] for row in some]
             tokens = torch.tensor(padded, device=self.device)
             lengths = torch.tensor([row.start for row in some], device=self.device)

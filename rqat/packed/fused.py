@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from rqat_kernels.decode import silu_mul
 from rqat_kernels.packed_linear import PackedLinear
 from rqat_kernels.packing import PackedWeight
 
@@ -24,6 +25,12 @@ def fuse(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
         if len(kinds) == 1:
             return _fuse_packed(layers)  # type: ignore[arg-type]
     return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
+
+
+def fuse_swiglu(gate: nn.Module, up: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`silu(gate(x)) * up(x)`, as one call for packed layers; see `fuse`."""
+    both = fuse(gate, up)
+    return both.swiglu if isinstance(both, PackedLinear) else lambda x: silu_mul(both(x))
 
 
 def _fuse_plain(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:

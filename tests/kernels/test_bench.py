@@ -244,10 +244,11 @@ def test_whole_models_are_published_too(tmp_path):
     out = tmp_path / "out"
     results(out)
     (out / "decode_speed.csv").write_text(
-        "gpu,torch,model,bits,batch,context,new,provider,tokens_per_s,ms_per_step,slowest_ms,fastest_ms\n"
-        'Toy GPU,2,0.6b,2,8,512,24,"transformers, bf16",400,20,40,10\n'
-        'Toy GPU,2,0.6b,2,8,512,128,"engine, 2 bits",8000,1,2,0.8\n'
-        'Other GPU,2,0.6b,2,8,512,128,"engine, 2 bits",9000,1,2,0.8\n'
+        "gpu,torch,model,bits,head,batch,context,new,provider,tokens_per_s,ms_per_step,slowest_ms,fastest_ms\n"
+        'Toy GPU,2,0.6b,2,16,8,512,24,"transformers, bf16",400,20,40,10\n'
+        'Toy GPU,2,0.6b,2,16,8,512,128,"engine, 2 bits",8000,1,2,0.8\n'
+        'Other GPU,2,0.6b,2,16,8,512,128,"engine, 2 bits",9000,1,2,0.8\n'
+        'Toy GPU,2,0.6b,2,4,256,mixed,99,"engine, 2 bits",7000,1,1,1\n'
     )
     facts = {"model": "8b", "gpu": "Toy GPU", "blocks_s": [9.0, 2.0, 4.0], "per_block_s": 3.0, "whole_s": 108.0}
     (out / "gptq-8b.json").write_text(json.dumps(facts))
@@ -256,11 +257,13 @@ def test_whole_models_are_published_too(tmp_path):
     assert [(row.provider, row.p50, row.p20, row.p80, row.ratio) for row in decoding] == [
         ("transformers bf16", 400, 200, 800, 1),
         ("rqat", 8000, 4000, 10000, 20),
+        ("rqat", 7000, 256000, 256000, None),
     ]
     whole = next(row for row in read(written) if row.op == "whole_gptq")
     assert (whole.x, whole.p50, whole.p20, whole.p80) == (36, 108, 72, 144)
     text = "\n".join(targets.lines(read(written)))
     assert "not measured / not measured / 108.0 s" in text
+    assert "| 7,000 tok/s (head of 4 bits) | 30,000 tok/s |" in text
 
 
 def test_the_fastest_cuts_are_published_too(tmp_path):

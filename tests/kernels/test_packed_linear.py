@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rqat_kernels.packed_linear import PackedLinear, packed_linear
+from rqat_kernels.decode import silu_mul
+from rqat_kernels.packed_linear import PackedLinear, packed_linear, packed_swiglu
 from rqat_kernels.packed_linear.reference import packed_linear as reference
 from rqat_kernels.packing import PackedWeight, dequantize_reference
 
@@ -119,6 +120,34 @@ def test_kernel(out: int, width: int, group: int, bits: int, rows: int, config: 
     assert relative(found, exact(x, weight, bias)) < (4e-3 if device == "cuda" else 2e-5)
 
 
+@pytest.mark.parametrize(("out", "width", "group"), [(34, 640, 128), (48, 1536, 256)])
+@pytest.mark.parametrize(("rows", "config"), CONFIGS)
+def test_kernel_of_gates(out: int, width: int, group: int, rows: int, config: tuple, device: str) -> None:
+    """Halves of a block that begin between blocks, and a last block that is not full."""
+    kernel = pytest.importorskip("rqat_kernels.packed_linear.kernel")
+    from rqat_kernels.packed_linear.choose import Config
+
+    weight = draw(out, width, group, 2, seed=rows, device=device)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    x, bias = torch.randn(rows, width, device=device).to(dtype), torch.randn(out, device=device).to(dtype)
+    found = kernel.packed_linear(x, weight, bias, Config(*config), gated=True)
+    gate, up = exact(x, weight, bias).chunk(2, dim=-1)
+    # Gates and what they are multiplied with are rounded to 8 bits on a GPU, and so is the product.
+    assert relative(found, nn.functional.silu(gate) * up) < (8e-3 if device == "cuda" else 4e-5)
+
+
+def test_gates_by_way_of_a_dense_copy() -> None:
+    weight, x = draw(24, 128, 128, 3), torch.randn(2, 5, 128)
+    gate, up = exact(x, weight).chunk(2, dim=-1)
+    for found in (packed_swiglu(x, weight), PackedLinear(weight).swiglu(x)):
+        assert found.shape == (2, 5, 12)
+        assert relative(found, nn.functional.silu(gate) * up) < 1e-5
+    with pytest.raises(ValueError, match="7 outputs"):
+        packed_swiglu(x, draw(7, 128, 128, 3))
+    with pytest.raises(ValueError, match="x has 64 features"):
+        packed_swiglu(x[..., :64], weight)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_kernel_reads_other_scales(dtype: torch.dtype, device: str) -> None:
     """Scales that only float16 or float32 hold, and zero points between codes."""
@@ -150,6 +179,18 @@ def test_operator_on_a_gpu(rows: int, out: int, width: int, bits: int, dtype: to
     # Rounding of the output (8 bits of bfloat16); above 64 rows, of the dense weight too.
     assert relative(found, exact(x, weight)) < (5e-3 if dtype == torch.bfloat16 else 1e-3)
     assert torch.equal(found, packed_linear(x, weight)), "not the same from run to run"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize(("out", "width"), [(6144, 1024), (24576, 4096), (1000, 4096)])
+@pytest.mark.parametrize("rows", [1, 8, 16, 33, 64, 100])
+def test_gates_on_a_gpu(rows: int, out: int, width: int, bits: int) -> None:
+    """The same as gating what `packed_linear` gives: its sums and roundings, bit by bit."""
+    weight = draw(out, width, 128, bits, device="cuda")
+    x = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16)
+    assert torch.equal(packed_swiglu(x, weight), silu_mul(packed_linear(x, weight)))
 
 
 @pytest.mark.cuda

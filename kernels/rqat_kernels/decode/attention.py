@@ -53,22 +53,17 @@ def parts_of(end, window, TILE: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def prefetch(
-    keys, values, slots, positions, row, key_head, key_heads, part, last_slot, capacity, width, window,
-    TILE: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
+def read_ahead(
+    keys, values, base, start, stop, width, TILE: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """Sends the first tile of a part on its way to L2 while the kernel before still runs.
+    """Sends the first tile of a part, positions `start` to `stop` behind `base`, on its way to L2.
 
-    All but the new token was written long ago. Should that kernel be the one that writes slots or positions, what is
-    found in them here is old, so it is kept inside of the cache, and read again afterwards.
+    All but the new token was written long ago.
     """
     LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth
-    slot = tl.minimum(tl.maximum(tl.load(slots + row).to(tl.int64), 0), last_slot)
-    end = tl.minimum(tl.maximum(tl.load(positions + row), 0), capacity - 1).to(tl.int32)
-    start, span = parts_of(end, window, TILE, SPLITS)
-    place = tl.minimum(start + part * span + tl.arange(0, TILE), end)
+    place = tl.minimum(start + tl.arange(0, TILE), tl.maximum(stop - 1, 0)).to(tl.int64)
     line = tl.minimum(tl.arange(0, max(1, WIDTH // LINE)) * LINE, width - 1)
-    at = ((slot * key_heads + key_head) * capacity + place[:, None]) * width + line[None, :]
+    at = base + place[:, None] * width + line[None, :]
     for which in tl.static_range(2):
         pointer = keys + at if which == 0 else values + at
         to_l2(pointer)
@@ -77,7 +72,7 @@ def prefetch(
 @triton.jit
 def attend_kernel(
     qkv, q_weight, k_weight, cos_at, sin_at, keys, values, slots, positions, out, parts, sums, seen,
-    heads, key_heads, last_slot, capacity, width, scale, eps, window,
+    heads, key_heads, capacity, width, scale, eps, window,
     GROUP: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     SPLITS: tl.constexpr, HAS_NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -102,21 +97,22 @@ def attend_kernel(
         # Weights do not depend on the kernel before, so they need not wait for it.
         w_one = tl.load(tl.where(is_key, k_weight, q_weight) + h, mask=near, other=0.0).to(tl.float32)
         w_two = tl.load(tl.where(is_key, k_weight, q_weight) + half + h, mask=near, other=0.0).to(tl.float32)
-    if PDL:
-        prefetch(
-            keys, values, slots, positions, row, key_head, key_heads, part, last_slot, capacity, width, window,
-            TILE, WIDTH, SPLITS,
-        )  # fmt: skip
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    # Nor do the places of the tokens, which are the same for all layers of a step.
     slot = tl.load(slots + row).to(tl.int64)
     end = tl.load(positions + row).to(tl.int32)
+    cos = tl.load(cos_at + row * width + h, mask=near, other=0.0).to(tl.float32)
+    sin = tl.load(sin_at + row * width + h, mask=near, other=0.0).to(tl.float32)
     start, span = parts_of(end, window, TILE, SPLITS)
     used = tl.maximum(tl.cdiv(end - start, span), 1)
     if part >= used:
         return
     start += part * span
     stop = tl.minimum(start + span, end)
+    base = (slot * key_heads + key_head) * capacity * width
+    if PDL:
+        read_ahead(keys, values, base, start, stop, width, TILE, WIDTH)
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
     d = tl.arange(0, WIDTH)[None, :]
     real = d < width
@@ -124,15 +120,12 @@ def attend_kernel(
     head = (key_head * GROUP + m)[:, None]
     at = source + tl.where(is_key, heads + key_head, head) * width + h
     used_row = (m <= GROUP)[:, None] & near
-    cos = tl.load(cos_at + row * width + h, mask=near, other=0.0).to(tl.float32)
-    sin = tl.load(sin_at + row * width + h, mask=near, other=0.0).to(tl.float32)
     q_one = tl.load(at, mask=used_row, other=0.0)
     q_two = tl.load(at + half, mask=used_row, other=0.0)
     first = part == 0
     v = tl.load(source + (heads + key_heads + key_head) * width + d, mask=real & first, other=0.0)
     q_one, q_two = rotated(q_one, q_two, w_one, w_two, cos, sin, width, eps, HAS_NORM)
 
-    base = (slot * key_heads + key_head) * capacity * width
     fresh = base + end.to(tl.int64) * width
     tl.store(keys + fresh + h + tl.zeros_like(head), q_one, mask=is_key & near & first)
     tl.store(keys + fresh + half + h + tl.zeros_like(head), q_two, mask=is_key & near & first)
@@ -230,7 +223,11 @@ def attend(
     eps: float,
     window: int,
 ) -> Tensor:
-    """See `reference.attend`; the cache must be contiguous."""
+    """See `reference.attend`; the cache must be contiguous.
+
+    The launch reads `slots`, `positions`, `cos` and `sin` before the kernel before it has ended, so that one must not
+    be what writes them. `qkv` it may write.
+    """
     qkv, cos, sin = qkv.contiguous(), cos.contiguous(), sin.contiguous()
     rows, (_, key_heads, capacity, width) = len(qkv), keys.shape
     heads = qkv.shape[1] // width - 2 * key_heads
@@ -262,7 +259,6 @@ def attend(
             seen,
             heads,
             key_heads,
-            len(keys) - 1,
             capacity,
             width,
             width**-0.5 * 1.4426950408889634,  # log2(e)

@@ -14,13 +14,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..decode import silu_mul
 from ..dispatch import measured, use_triton
 from ..packing import PackedWeight, dequantize_packed
 from ..packing.dequantize import arguments
 from .choose import choose
 from .module import PackedLinear
 
-__all__ = ["PackedLinear", "packed_linear"]
+__all__ = ["PackedLinear", "packed_linear", "packed_swiglu"]
 
 MOST_ROWS = 64
 """Rows up to which reading packed weights is taken to be faster than cuBLAS, where nothing was measured."""
@@ -52,17 +53,23 @@ def _op(
     group: int, bias: Tensor | None,
 ) -> Tensor:  # fmt: skip
     weight = PackedWeight(out_features, in_features, bits, group, words, extra, params)
-    rows = x.numel() // in_features if in_features else 0
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    if half and weight.tiled and 0 < rows <= most_rows(bits, x.device) and use_triton(x, words):
-        from .kernel import holds
-        from .kernel import packed_linear as kernel
+    found = _by_kernel(x, weight, bias, gated=False)
+    return torch.nn.functional.linear(x, dequantize_packed(weight, x.dtype), bias) if found is None else found
 
-        config = choose(rows, out_features, in_features, bits, x.device)
-        if config.variant != "dense" and (config.variant != "wide" or holds(x.dtype, params.dtype)):
-            return kernel(x, weight, bias, config)
-    dense = dequantize_packed(weight, x.dtype)
-    return torch.nn.functional.linear(x, dense, bias)
+
+def _by_kernel(x: Tensor, weight: PackedWeight, bias: Tensor | None, *, gated: bool) -> Tensor | None:
+    """By a kernel of few rows, where one takes it and pays."""
+    rows = x.numel() // weight.in_features if weight.in_features else 0
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    few = 0 < rows <= most_rows(weight.bits, x.device)
+    if not (half and weight.tiled and few and use_triton(x, weight.words)):
+        return None
+    from .kernel import holds, packed_linear
+
+    config = choose(rows, weight.out_features, weight.in_features, weight.bits, x.device)
+    if config.variant == "dense" or (config.variant == "wide" and not holds(x.dtype, weight.params.dtype)):
+        return None
+    return packed_linear(x, weight, bias, config, gated=gated)
 
 
 @_op.register_fake
@@ -71,6 +78,49 @@ def _(
     group: int, bias: Tensor | None,
 ) -> Tensor:  # fmt: skip
     return x.new_empty((*x.shape[:-1], out_features))
+
+
+def packed_swiglu(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """`silu(gate) * up` (SwiGLU, arXiv 2002.05202), where `gate, up = packed_linear(x, weight, bias).chunk(2, -1)`.
+
+    For inference: it has no backward pass. It is `packed_linear` without writing and reading what is gated.
+
+    Args:
+        x: `(..., I)`.
+        weight: gates and, behind them, as many others.
+        bias: `(O,)`.
+
+    Returns:
+        `(..., O / 2)` in the type of `x`.
+
+    Raises:
+        ValueError: the last size of `x` is not I, or O is odd.
+    """
+    if x.shape[-1] != weight.in_features:
+        raise ValueError(f"x has {x.shape[-1]} features, the packed weight takes {weight.in_features}")
+    if weight.out_features % 2:
+        raise ValueError(f"{weight.out_features} outputs are not as many gates as others")
+    return _swiglu(x, *arguments(weight), bias)
+
+
+@torch.library.custom_op("rqat::packed_swiglu", mutates_args=())
+def _swiglu(
+    x: Tensor, words: Tensor, extra: Tensor | None, params: Tensor, out_features: int, in_features: int, bits: int,
+    group: int, bias: Tensor | None,
+) -> Tensor:  # fmt: skip
+    weight = PackedWeight(out_features, in_features, bits, group, words, extra, params)
+    found = _by_kernel(x, weight, bias, gated=True)
+    if found is not None:
+        return found
+    return silu_mul(torch.nn.functional.linear(x, dequantize_packed(weight, x.dtype), bias))
+
+
+@_swiglu.register_fake
+def _(
+    x: Tensor, words: Tensor, extra: Tensor | None, params: Tensor, out_features: int, in_features: int, bits: int,
+    group: int, bias: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((*x.shape[:-1], out_features // 2))
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -29,9 +29,9 @@ from ..counters import zero_counters
 from ..dispatch import interpreted
 from ..packing import PackedWeight
 from ..packing.kernel import decode, factor_of, offset_of, params_at, params_of
-from ..prefetch import to_l2
+from .ahead import TURNS, read_ahead
 from .choose import PROCESSORS, Config, choose
-from .ending import finish
+from .ending import finish, rows_of
 from .wide import _wide
 
 
@@ -111,22 +111,21 @@ def _skinny(
     x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr, M, N, K, slabs, turns, splits,
     BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
-    PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr,
+    PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    WORDS: tl.constexpr = 128 if BITS == 4 else 64
     # Warps stand in ACROSS slabs and DOWN blocks of EACH rows.
     DOWN: tl.constexpr = WARPS // ACROSS
     EACH: tl.constexpr = BLOCK // DOWN
     split = tl.program_id(1)
     warp = tl.arange(0, WARPS)
-    n = tl.program_id(0) * BLOCK + (warp % DOWN)[:, None] * EACH + tl.arange(0, EACH)[None, :]
-    row = tl.minimum(n, N - 1)
+    block = tl.program_id(0)
+    inside = (warp % DOWN)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    row = tl.minimum(rows_of(block, inside, N, BLOCK, GATED), N - 1)
     m = tl.arange(0, ROWS)
     if PDL:
-        # Weights do not depend on the kernel before: they are on their way to L2 while it ends.
-        first = tl.minimum(split * turns * ACROSS + warp // DOWN, slabs - 1)[:, None]
-        line = words_ptr + row.to(tl.int64) * (slabs * WORDS) + first * WORDS
-        to_l2(line)
+        for turn in range(split * turns, split * turns + tl.minimum(turns, TURNS)):
+            slab = tl.minimum(turn * ACROSS + warp // DOWN, slabs - 1)[:, None]
+            read_ahead(words_ptr, extra_ptr, params_ptr, row, slab, N, slabs, BITS, FULL)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     total = tl.zeros([WARPS, EACH, ROWS], tl.float32)
@@ -136,9 +135,7 @@ def _skinny(
             BITS, FULL, HALF, WHOLE, ROWS, BLOCK, ACROSS, WARPS, USE_ASM,
         )  # fmt: skip
     y = over_warps(total, BLOCK, ACROSS, DOWN, EACH, ROWS)
-    out = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    block = tl.program_id(0)
-    finish(y, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, split, splits, out, m, M, N, HAS_BIAS, PARTIAL)
+    finish(y, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, split, splits, m, M, N, BLOCK, HAS_BIAS, PARTIAL, GATED)
 
 
 @triton.jit(do_not_specialize=["M", "slabs", "turns", "splits"])
@@ -146,13 +143,15 @@ def _stream(
     x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr, M, N, K, slabs, turns, splits,
     BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
-    PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr,
+    PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     # Warps stand in ACROSS slabs and DOWN blocks of EACH rows.
     DOWN: tl.constexpr = WARPS // ACROSS
     EACH: tl.constexpr = BLOCK // DOWN
     first = tl.program_id(0)
     blocks = tl.cdiv(N, BLOCK)
+    if GATED:
+        blocks = tl.cdiv(N // 2, BLOCK // 2)
     programs = tl.num_programs(0)
     warp = tl.arange(0, WARPS)
     m = tl.arange(0, ROWS)
@@ -164,36 +163,41 @@ def _stream(
     for step in tl.range(0, tl.cdiv(blocks - first, programs) * turns, num_stages=STAGES):
         block = first + step // turns * programs
         turn = step % turns
-        n = block * BLOCK + (warp % DOWN)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+        inside = (warp % DOWN)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+        row = tl.minimum(rows_of(block, inside, N, BLOCK, GATED), N - 1)
         total = add_turn(
-            total, turn, x_ptr, words_ptr, extra_ptr, params_ptr, warp, tl.minimum(n, N - 1), m, M, N, K, slabs,
+            total, turn, x_ptr, words_ptr, extra_ptr, params_ptr, warp, row, m, M, N, K, slabs,
             BITS, FULL, HALF, WHOLE, ROWS, BLOCK, ACROSS, WARPS, USE_ASM,
         )  # fmt: skip
         if turn == turns - 1:
             y = over_warps(total, BLOCK, ACROSS, DOWN, EACH, ROWS)
-            out = block * BLOCK + tl.arange(0, BLOCK)
-            finish(y, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, 0, 1, out, m, M, N, HAS_BIAS, False)
+            finish(y, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, 0, 1, m, M, N, BLOCK, HAS_BIAS, False, GATED)
             total = tl.zeros([WARPS, EACH, ROWS], tl.float32)
 
 
 KERNELS = {"skinny": _skinny, "stream": _stream, "wide": _wide}
 
 
-def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, config: Config | None = None) -> Tensor:
-    """See `packed_linear` of the package; at most 64 rows of bfloat16 or float16 (float32 by the interpreter)."""
+def packed_linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, config: Config | None = None, *, gated: bool = False
+) -> Tensor:
+    """See `packed_linear` and `packed_swiglu` (`gated`) of the package.
+
+    At most 64 rows of bfloat16 or float16 (float32 by the interpreter).
+    """
     out, width = weight.out_features, weight.in_features
     flat = x.reshape(-1, width).contiguous()
     rows = flat.shape[0]
-    y = torch.empty((rows, out), dtype=x.dtype, device=x.device)
+    y = torch.empty((rows, out // 2 if gated else out), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y.view(*x.shape[:-1], out)
+        return y.view(*x.shape[:-1], y.shape[-1])
     if config is None:
         config = choose(rows, out, width, weight.bits, x.device)
     params, full, half = params_of(weight)
     slabs = weight.padded // 512
     turns = triton.cdiv(slabs, config.across * config.splits)
     splits = triton.cdiv(slabs, config.across * turns)
-    blocks = triton.cdiv(out, config.block)
+    blocks = triton.cdiv(y.shape[1], config.block // 2 if gated else config.block)
     grid = (blocks, splits)
     if config.variant == "stream":
         turns, splits = triton.cdiv(slabs, config.across), 1
@@ -212,10 +216,10 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, c
             flat if bias is None else bias, y, partial, seen, rows, out, width, slabs, turns, splits,
             BITS=weight.bits, FULL=full, HALF=half, HAS_BIAS=bias is not None, WHOLE=width % 512 == 0,
             ROWS=max(8, triton.next_power_of_2(rows)), BLOCK=config.block, ACROSS=config.across, WARPS=config.warps,
-            STAGES=config.stages, PARTIAL=splits > 1, PDL=config.pdl, USE_ASM=not interpreted(),
+            STAGES=config.stages, PARTIAL=splits > 1, PDL=config.pdl, USE_ASM=not interpreted(), GATED=gated,
             num_warps=config.warps, num_stages=config.stages, **options,
         )  # fmt: skip
-    return y.view(*x.shape[:-1], out)
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def holds(dtype: torch.dtype, kept: torch.dtype) -> bool:

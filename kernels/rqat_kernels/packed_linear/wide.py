@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from ..packing.kernel import center, decode, factor_of, params_at
-from ..prefetch import to_l2
-from .ending import finish
+from .ahead import TURNS, read_ahead
+from .ending import finish, rows_of
 
 
 @triton.jit(do_not_specialize=["M", "slabs", "turns", "splits"])
@@ -22,7 +22,7 @@ def _wide(
     x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr, M, N, K, slabs, turns, splits,
     BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
-    PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr,
+    PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     WORDS: tl.constexpr = 128 if BITS == 4 else 64
@@ -30,8 +30,8 @@ def _wide(
     HALVES: tl.constexpr = 2 if BITS == 3 else 1
     PLANES: tl.constexpr = 1 if BITS == 4 else 2
     split = tl.program_id(1)
-    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.minimum(n, N - 1)
+    block = tl.program_id(0)
+    row = tl.minimum(rows_of(block, tl.arange(0, BLOCK), N, BLOCK, GATED), N - 1)
     m = tl.arange(0, ROWS)
     column = tl.arange(0, WIDE)
     far = row.to(tl.int64)[:, None] * slabs
@@ -39,8 +39,8 @@ def _wide(
     extra_at = extra_ptr + far * 32 + column[None, :]
     x_at = x_ptr + m.to(tl.int64)[:, None] * K + column[None, :]
     if PDL:
-        line = words_ptr + row.to(tl.int64) * (slabs * WORDS) + split * turns * WORDS
-        to_l2(line)
+        for slab in range(split * turns, tl.minimum(split * turns + tl.minimum(turns, TURNS), slabs)):
+            read_ahead(words_ptr, extra_ptr, params_ptr, row, slab, N, slabs, BITS, FULL)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     total = tl.zeros([BLOCK, ROWS], tl.float32)
@@ -69,5 +69,6 @@ def _wide(
                 fields = center(fields, (factor * zero)[:, None], DTYPE, USE_ASM)
                 dots = tl.dot(fields, x, dots, input_precision="ieee")
             total += dots * (scale * (1.0 / factor))[:, None]
-    block = tl.program_id(0)
-    finish(total, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, split, splits, n, m, M, N, HAS_BIAS, PARTIAL)
+    finish(
+        total, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, split, splits, m, M, N, BLOCK, HAS_BIAS, PARTIAL, GATED
+    )  # fmt: skip

@@ -35,7 +35,7 @@ CASES = [
                 "parts": "*bf16" if splits == 1 else "*fp32",
                 "sums": "*bf16" if splits == 1 else "*fp32",
                 "seen": "*bf16" if splits == 1 else "*i32",
-                **dict.fromkeys(("heads", "key_heads", "last_slot", "capacity", "width"), "i32"),
+                **dict.fromkeys(("heads", "key_heads", "capacity", "width"), "i32"),
                 "scale": "fp32",
                 "eps": "fp32",
                 "window": "i32",
@@ -51,7 +51,7 @@ CASES = [
                 "PDL": early,
             },
             capabilities=(90,) if early else (80, 90),
-            unaligned=("key_heads", "last_slot", "window"),
+            unaligned=("key_heads", "window"),
             matrix="any",
             wide=0.8 if splits == 1 else 0.4,  # all of the cache; sums of parts are single numbers
             elements=64 * 128,

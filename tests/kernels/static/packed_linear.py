@@ -43,6 +43,7 @@ def case(
     constexprs = {
         "BITS": bits, "FULL": False, "HALF": False, "HAS_BIAS": False, "WHOLE": True, "ROWS": rows, "BLOCK": block,
         "ACROSS": across, "WARPS": warps, "STAGES": stages, "PARTIAL": False, "PDL": False, "USE_ASM": True,
+        "GATED": False,
     }  # fmt: skip
     marks = "".join(f"-{name.lower()}" for name in changes)
     return Case(
@@ -72,6 +73,7 @@ CASES = [
     case("skinny", 3, 16, 64, 1, 4),
     case("skinny", 4, 16, 128, 1, 4),
     case("skinny", 2, 8, 16, 4, 4, PDL=True, PARTIAL=True),
+    case("skinny", 2, 8, 64, 2, 4, PDL=True, GATED=True),
     case("stream", 2, 8, 64, 2, 4),
     case("wide", 2, 64, 128, 1, 8, 2, capabilities=(90,)),
 ]

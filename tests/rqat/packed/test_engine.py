@@ -117,6 +117,15 @@ def test_the_cache_grows_and_what_it_held_before_does_not_matter() -> None:
     assert engine.write([], 5) == []
 
 
+def test_every_prompt_may_have_a_limit_of_its_own() -> None:
+    model = random_model("qwen3")
+    prompts, limits = random_prompts([5, 3, 9]), [4, 11, 1]
+    expected = [by_hand(model, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
+    assert Engine(model, rows=2).write(prompts, limits) == expected
+    with pytest.raises(ValueError, match="shorter"):
+        Engine(model).write(prompts, [4, 11])
+
+
 def test_prompts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("llama")
     prompts = random_prompts([7, 30, 8, 2])
