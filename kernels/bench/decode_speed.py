@@ -108,6 +108,8 @@ def main() -> None:
                 profile(name, engine, batch)
         say(began, f"batch {batch} done")
     for name, engine in engines.items() if arguments.mixed else ():
+        for other in engines.values():  # all of them at once would not fit
+            other.release()
         table.add_mixed(name, *mixed(engine, plain.config.vocab_size))
     sys.exit(0 if all(checks) else 1)
 

@@ -158,6 +158,13 @@ class Engine:
                 tell(done, count)
         return finished
 
+    def release(self) -> None:
+        """Gives the cache's memory back; the next completions take it anew."""
+        self._captured.clear()
+        self._state = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _room(self, slots: int, positions: int) -> _State:
         """A state with at least one slot of so many positions, and with as many as asked for if there is memory."""
         positions = -(-positions // ROUNDING) * ROUNDING
@@ -167,10 +174,9 @@ class Engine:
             if have - 1 >= slots and reach >= positions:
                 return state
             slots, positions = max(slots, have - 1), max(positions, reach)
-            self._captured.clear()
-            self._state = state = None
+            del state
+        self.release()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
             fitting = int(CACHE_SHARE * torch.cuda.mem_get_info(self.device)[0] / self.decoder.cache_bytes(positions))
             slots = max(1, min(slots, fitting - 1))
         numbers = [torch.zeros(SIZES[-1], dtype=torch.long, device=self.device) for _ in range(3)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,15 +17,21 @@ from ..timing import Contender
 OPS = ("gptq_block", "hessian")
 MAX_CODE = 3
 TOKENS = 16384
+ON_A_CORE = "one core of the host"
 
 
 def jobs() -> list[Job]:
     """Checks, then layers of every model."""
     labels = ("8b.down", "0.6b.gate_up", "4b.qkv", "8b.gate_up")
     shapes = [next(linear for linear in LINEARS if linear.label == label) for label in labels]
+    on_a_core = [linear for linear in LINEARS if linear.label in ("0.6b.gate_up", "0.6b.down")]
     return [
         Job("gptq_block", "odd shapes", 2, _check, check=True, seconds=10),
         Job("hessian", "odd shapes", 2, _check_hessian, check=True),
+        *(
+            Job("gptq_block", f"{s.label} on a core", 2, lambda bench, s=s: _on_a_core(bench, s), 30, 15)
+            for s in on_a_core
+        ),
         *(Job("hessian", s.label, 2, lambda bench, s=s: _hessian(bench, s), 15 + i, 5) for i, s in enumerate(shapes)),
         *(Job("gptq_block", s.label, 2, lambda bench, s=s: _time(bench, s), 16 + i, 12) for i, s in enumerate(shapes)),
     ]
@@ -101,3 +107,25 @@ def _time(bench: Bench, linear: Linear) -> Iterator[Row]:
     base = Row("gptq_block", "", "forward", x_name="weights", x=out * inp, config={"shape": linear.label})
     limits = {"": (9.0 * out * inp + 4.0 * inp * inp, float(out) * inp * inp)}
     yield from bench.compare(base, contenders, baseline="torch", limits=limits, rounds=3)
+
+
+def _on_a_core(bench: Bench, linear: Linear) -> Iterator[Row]:
+    """The loop as it runs without a GPU: one thread of the host."""
+    from rqat_kernels.gptq_block import gptq_block, gptq_loop
+
+    out, inp = (32, 256) if bench.small else (linear.out, linear.inp)
+    inputs = [tensor.cpu() for tensor in _inputs(bench, out, inp)]
+    host = Bench("cpu", seed=bench.seed, rounds=3, small=bench.small)
+
+    def by(solve: Callable[..., Any], samples: int) -> Contender:
+        return Contender(lambda i: solve(*inputs[:4], MAX_CODE, inputs[4]), samples=samples)
+
+    base = Row(
+        "gptq_block", "", "forward", x_name="weights", x=out * inp, config={"shape": linear.label, "on": ON_A_CORE}
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from host.compare(base, {"rqat": by(gptq_block, 3), "torch": by(gptq_loop, 1)}, baseline="torch")
+    finally:
+        torch.set_num_threads(before)

@@ -114,6 +114,8 @@ def test_the_cache_grows_and_what_it_held_before_does_not_matter() -> None:
     for lengths, limit in (([2], 1), ([5, 9], 3), ([200], 10), ([1, 1, 1], 300), ([4], 2)):
         prompts = random_prompts(lengths)
         assert engine.write(prompts, limit) == [by_hand(model, prompt, limit) for prompt in prompts]
+    engine.release()
+    assert engine.write(prompts, limit) == [by_hand(model, prompts[0], limit)]
     assert engine.write([], 5) == []
 
 
