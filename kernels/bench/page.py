@@ -49,7 +49,7 @@ def _section(path: Path) -> str:
     if not machine:
         return f"## {path.stem}\n\nNothing was measured.\n"
     facts = (
-        f"{machine['gpu_name']}, {machine['timestamp'][:10]}, `{COMMAND}`, rqat {machine['version']}, "
+        f"{machine['gpu_name']}, {machine['dates']}, `{COMMAND}`, rqat {machine['version']}, "
         f"torch {machine['torch']}, triton {machine['triton']}, driver {machine['driver'] or 'none'}, "
         f"seed {machine['seed']}."
     )

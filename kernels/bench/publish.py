@@ -1,6 +1,6 @@
 """Puts what was measured into the repository: `python kernels/bench/publish.py DIR`.
 
-The parts in DIR, and what the scripts for whole models left there, become `kernels/bench/results/<gpu>.csv`; the
+The parts in DIR, and what the scripts for whole models left there, go into `kernels/bench/results/<gpu>.csv`; the
 winners of tune_packed_linear.py go into `kernels/rqat_kernels/measured/<gpu>.json`; then docs/reference/performance.md
 is written anew. `--measured` does no more than the second, so that a run after tuning uses what tuning found;
 `--targets` only prints the table of targets.
@@ -9,11 +9,13 @@ is written anew. `--measured` does no more than the second, so that a run after 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -22,18 +24,26 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if p != str(HERE))]
 # ruff: noqa: E402
 
 from bench.collect import collected
-from bench.table import Table, machine_of, read
+from bench.table import COLUMNS, Table, machine_of, read
 from bench.targets import lines as target_lines
 
 MEASURED = HERE.parent / "rqat_kernels" / "measured"
 PART = re.compile(r"-(part[123]|qat)\.csv$")
+
+MEASURED_THING = (
+    "kernel_name", "kernel_operation_mode", "metric_name", "x_name", "x_value", "extra_benchmark_config_str",
+)  # fmt: skip
 
 CEILING = ("ceiling", "device", "read")
 """The row that says how fast a GPU reads."""
 
 
 def publish(folder: Path, results: Path) -> list[Path]:
-    """Joins the parts of each GPU in `folder` into one file in `results`; its ceilings are those of the first part."""
+    """Joins the parts of each GPU in `folder` into one file in `results`; its ceilings are those of the first part.
+
+    run.py's rows come before those of a script that measured the same, and what was not measured anew stays as it was,
+    with its date, if it was measured with the same versions.
+    """
     parts: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.csv")):
         if PART.search(path.name):
@@ -41,21 +51,43 @@ def publish(folder: Path, results: Path) -> list[Path]:
     written = []
     results.mkdir(parents=True, exist_ok=True)
     for name, paths in parts.items():
-        lines: list[str] = []
-        for path in paths:
-            header, *rows = path.read_text(encoding="utf-8").splitlines()
-            lines += rows if lines else [header, *rows]
         target = results / f"{name}.csv"
-        target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        before = list(_lines(target)) if target.exists() else []
+        lines = [line for path in paths for line in _lines(path)]
+        _write(target, lines)
         machine = machine_of(target)
         facts = {key: machine[key] for key in ("gpu_name", "version", "torch", "triton", "driver") if machine}
-        table = Table(target, facts, seed=0, resume=True)
         reads = next((row.p50 for row in read(target) if (row.op, row.provider, row.mode) == CEILING), None)
-        for row in collected(folder, facts.get("gpu_name", ""), reads):
-            table.add(row)
-        table.close()
+        there = set(map(_what, lines))
+        with tempfile.TemporaryDirectory() as scratch:
+            table = Table(Path(scratch) / "collected.csv", facts, seed=0)
+            for row in collected(folder, facts.get("gpu_name", ""), reads):
+                table.add(row)
+            table.close()
+            lines += [line for line in _lines(table.path) if _what(line) not in there]
+        there = set(map(_what, lines))
+        same = [line for line in before if all(line[key] == facts.get(key) for key in ("gpu_name", "torch", "triton"))]
+        _write(target, lines + [line for line in same if _what(line) not in there])
         written.append(target)
     return written
+
+
+def _lines(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _write(path: Path, lines: Sequence[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _what(line: dict[str, str]) -> tuple[str, ...]:
+    """What was measured, whoever did it: rows that are compared with each other are replaced together."""
+    own = () if line["kernel_name"] != "ceiling" else (line["kernel_provider"],)
+    return (*(line[name] for name in MEASURED_THING), *own)
 
 
 def merge(folder: Path, slug: str, measured: Path) -> Path | None:

@@ -132,11 +132,14 @@ def read(path: Path) -> list[Row]:
 
 
 def machine_of(path: Path) -> dict[str, str]:
-    """GPU, versions and first time stamp of a CSV file; {} when it has no row."""
+    """GPU, versions and dates (the first, or "first to last") of a CSV file; {} when it has no row."""
     with path.open(encoding="utf-8", newline="") as file:
-        first = next(csv.DictReader(file), None)
-    names = ("gpu_name", "timestamp", "version", "torch", "triton", "driver", "seed")
-    return {} if first is None else {name: first[name] for name in names}
+        rows = list(csv.DictReader(file))
+    if not rows:
+        return {}
+    dates = sorted({row["timestamp"][:10] for row in rows})
+    names = ("gpu_name", "version", "torch", "triton", "driver", "seed")
+    return {name: rows[0][name] for name in names} | {"dates": " to ".join(sorted({dates[0], dates[-1]}))}
 
 
 def machine() -> dict[str, str]:

@@ -266,6 +266,20 @@ def test_whole_models_are_published_too(tmp_path):
     assert "| 7,000 tok/s (head of 4 bits) | 30,000 tok/s |" in text
 
 
+def test_what_was_not_measured_anew_stays(tmp_path):
+    out, kept = tmp_path / "out", tmp_path / "results"
+    results(out)
+    (written,) = publish.publish(out, kept)
+    before = [row.op for row in read(written)]
+    here = machine()["torch"]
+    for versions, op in ((here, "elsewhere"), ("0.0", "outdated")):
+        table = Table(written, {**machine(), "gpu_name": "Toy GPU", "torch": versions}, seed=0, resume=True)
+        table.add(Row(op, "rqat", p50=1.0))
+        table.close()
+    publish.publish(out, kept)
+    assert [row.op for row in read(written)] == [*before, "elsewhere"]
+
+
 def test_the_fastest_cuts_are_published_too(tmp_path):
     out = tmp_path / "out"
     results(out)
