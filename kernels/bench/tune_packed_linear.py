@@ -77,7 +77,8 @@ def launches(config: Config, out: int, width: int, rows: int, bits: int) -> Iter
             continue
         yield replace(config, splits=splits)
         if (splits == 1 or rows > 8) and overlaps():
-            yield replace(config, splits=splits, pdl=True)
+            for ahead in (0, 1, 4) if turns > 1 else (0, 1):
+                yield replace(config, splits=splits, pdl=True, ahead=ahead)
 
 
 def overlaps() -> bool:

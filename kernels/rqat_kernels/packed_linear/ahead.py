@@ -11,9 +11,6 @@ import triton.language as tl
 
 from ..prefetch import to_l2
 
-TURNS = tl.constexpr(4)
-"""Turns of the loop that are read ahead, at most."""
-
 
 @triton.jit
 def read_ahead(

@@ -31,6 +31,7 @@ class Config:
         pdl: whether the launch may overlap the end of the kernel before it (Hopper).
         variant: "skinny", "stream" or "wide" (`across` is 1 in the last), see `kernel.py`; "dense" for a dense copy and
             cuBLAS.
+        ahead: turns of the loop whose weights are sent for meanwhile, see `ahead.py`.
     """
 
     block: int
@@ -40,6 +41,7 @@ class Config:
     splits: int = 1
     pdl: bool = False
     variant: str = "skinny"
+    ahead: int = 1
 
 
 def bucket(rows: int) -> int:

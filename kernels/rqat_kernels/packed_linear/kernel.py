@@ -29,7 +29,7 @@ from ..counters import zero_counters
 from ..dispatch import interpreted
 from ..packing import PackedWeight
 from ..packing.kernel import decode, factor_of, offset_of, params_at, params_of
-from .ahead import TURNS, read_ahead
+from .ahead import read_ahead
 from .choose import PROCESSORS, Config, choose
 from .ending import finish, rows_of
 from .wide import _wide
@@ -106,9 +106,10 @@ def over_warps(
     return y
 
 
-@triton.jit(do_not_specialize=["M", "slabs", "turns", "splits"])
+@triton.jit(do_not_specialize=["M", "slabs", "turns", "splits", "ahead"])
 def _skinny(
-    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr, M, N, K, slabs, turns, splits,
+    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr,
+    M, N, K, slabs, turns, splits, ahead,
     BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
     PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr, GATED: tl.constexpr,
@@ -123,7 +124,7 @@ def _skinny(
     row = tl.minimum(rows_of(block, inside, N, BLOCK, GATED), N - 1)
     m = tl.arange(0, ROWS)
     if PDL:
-        for turn in range(split * turns, split * turns + tl.minimum(turns, TURNS)):
+        for turn in range(split * turns, split * turns + tl.minimum(turns, ahead)):
             slab = tl.minimum(turn * ACROSS + warp // DOWN, slabs - 1)[:, None]
             read_ahead(words_ptr, extra_ptr, params_ptr, row, slab, N, slabs, BITS, FULL)
         tl.extra.cuda.gdc_wait()
@@ -138,9 +139,10 @@ def _skinny(
     finish(y, y_ptr, partial_ptr, seen_ptr, bias_ptr, block, split, splits, m, M, N, BLOCK, HAS_BIAS, PARTIAL, GATED)
 
 
-@triton.jit(do_not_specialize=["M", "slabs", "turns", "splits"])
+@triton.jit(do_not_specialize=["M", "slabs", "turns", "splits", "ahead"])
 def _stream(
-    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr, M, N, K, slabs, turns, splits,
+    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr,
+    M, N, K, slabs, turns, splits, ahead,
     BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
     PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr, GATED: tl.constexpr,
@@ -213,7 +215,7 @@ def packed_linear(
     with torch.cuda.device_of(x):
         kernel[grid](
             flat, weight.words, weight.words if weight.extra is None else weight.extra, params,
-            flat if bias is None else bias, y, partial, seen, rows, out, width, slabs, turns, splits,
+            flat if bias is None else bias, y, partial, seen, rows, out, width, slabs, turns, splits, config.ahead,
             BITS=weight.bits, FULL=full, HALF=half, HAS_BIAS=bias is not None, WHOLE=width % 512 == 0,
             ROWS=max(8, triton.next_power_of_2(rows)), BLOCK=config.block, ACROSS=config.across, WARPS=config.warps,
             STAGES=config.stages, PARTIAL=splits > 1, PDL=config.pdl, USE_ASM=not interpreted(), GATED=gated,

@@ -13,13 +13,14 @@ import triton
 import triton.language as tl
 
 from ..packing.kernel import center, decode, factor_of, params_at
-from .ahead import TURNS, read_ahead
+from .ahead import read_ahead
 from .ending import finish, rows_of
 
 
-@triton.jit(do_not_specialize=["M", "slabs", "turns", "splits"])
+@triton.jit(do_not_specialize=["M", "slabs", "turns", "splits", "ahead"])
 def _wide(
-    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr, M, N, K, slabs, turns, splits,
+    x_ptr, words_ptr, extra_ptr, params_ptr, bias_ptr, y_ptr, partial_ptr, seen_ptr,
+    M, N, K, slabs, turns, splits, ahead,
     BITS: tl.constexpr, FULL: tl.constexpr, HALF: tl.constexpr, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ACROSS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
     PARTIAL: tl.constexpr, PDL: tl.constexpr, USE_ASM: tl.constexpr, GATED: tl.constexpr,
@@ -39,7 +40,7 @@ def _wide(
     extra_at = extra_ptr + far * 32 + column[None, :]
     x_at = x_ptr + m.to(tl.int64)[:, None] * K + column[None, :]
     if PDL:
-        for slab in range(split * turns, tl.minimum(split * turns + tl.minimum(turns, TURNS), slabs)):
+        for slab in range(split * turns, tl.minimum(split * turns + tl.minimum(turns, ahead), slabs)):
             read_ahead(words_ptr, extra_ptr, params_ptr, row, slab, N, slabs, BITS, FULL)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()

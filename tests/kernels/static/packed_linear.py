@@ -25,6 +25,7 @@ SIGNATURE = {
     "slabs": "i32",
     "turns": "i32",
     "splits": "i32",
+    "ahead": "i32",
 }
 
 
@@ -51,7 +52,7 @@ def case(
         kernel=f"rqat_kernels.packed_linear.{'wide' if variant == 'wide' else 'kernel'}:_{variant}",
         signature=SIGNATURE,
         constexprs=constexprs | changes,
-        unaligned=("M", "slabs", "turns", "splits"),
+        unaligned=("M", "slabs", "turns", "splits", "ahead"),
         # Launches that overlap are Hopper's.
         capabilities=(90,) if "PDL" in changes else capabilities,
         warps=warps,
