@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
-from rqat_kernels.decode import add_rms_norm, attend
+from rqat_kernels.decode import add_rms_norm, attend, look_up
 
 from ..errors import ModelError
 from ..model.layers import FAMILIES
@@ -129,9 +129,8 @@ class Decoder:
         return self.head(last)
 
     def step(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: Cache) -> Tensor:
-        """Logits `(B, V)` of the token after `tokens (B,)`, which stand at `positions (B,)` of `slots (B,)`."""
-        x = embedding(tokens, self.embeddings)
-        cos, sin = cache.cos[positions], cache.sin[positions]
+        """Logits `(B, V)` after the tokens that stand at `positions (B,)` of `slots (B,)` in `tokens (S, P)`."""
+        x, cos, sin = look_up(tokens, slots, positions, self.embeddings, cache.cos, cache.sin)
         delta: Tensor | None = None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x, h = add_rms_norm(x, delta, layer.input_norm, self.eps)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rqat_kernels.decode import append_greedy
+
 from .decoder import Cache, Decoder
 
 if TYPE_CHECKING:
@@ -282,10 +284,14 @@ class Engine:
     def _step(self, size: int, state: _State, mode: str) -> None:
         """One token more for the first `size` rows: all of it on the device."""
         slots, positions = state.slots[:size], state.positions[:size]
-        logits = self.decoder.step(state.tokens[slots, positions], positions, slots, state.cache)
-        chosen = self._choose(logits, mode)
-        positions += state.advance[:size]
-        state.tokens[slots, positions] = chosen
+        advance = state.advance[:size]
+        logits = self.decoder.step(state.tokens, positions, slots, state.cache)
+        if mode == "greedy":
+            append_greedy(logits, state.tokens, slots, positions, advance)
+        else:
+            chosen = self._choose(logits, mode)
+            positions += advance
+            state.tokens[slots, positions] = chosen
 
     def _choose(self, logits: Tensor, mode: str) -> Tensor:
         """Next tokens `(B,)` for `logits (B, V)`."""

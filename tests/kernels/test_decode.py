@@ -10,7 +10,7 @@ from rqat_kernels.decode import reference
 
 pytest.importorskip("triton")
 
-from rqat_kernels.decode import attention, kernel
+from rqat_kernels.decode import attention, ends, kernel
 
 # float32 sums in another order; 16 bits: one rounding more of the result (2**-8 of bfloat16, 2**-11 of float16).
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -124,6 +124,49 @@ def softly(
 def test_silu_mul(device: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     gate_up = random(*shape, seed=0, dtype=dtype, device=device)
     close(kernel.silu_mul(gate_up), reference.silu_mul(gate_up.double()))
+
+
+def test_look_up(device: str) -> None:
+    tokens = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(0)).to(device)
+    slots, positions = torch.tensor([3, 0, 0], device=device), torch.tensor([0, 8, 5], device=device)
+    embeddings, cos, sin = (
+        random(*shape, seed=seed, device=device) for seed, shape in enumerate(((50, 33), (9, 12), (9, 12)))
+    )
+    found = ends.look_up(tokens, slots, positions, embeddings, cos, sin)
+    for one, other in zip(found, reference.look_up(tokens, slots, positions, embeddings, cos, sin), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocabulary", [7, 2 * ends.PIECE, 9 * ends.PIECE + 5])
+def test_append_greedy(device: str, dtype: torch.dtype, vocabulary: int) -> None:
+    """The largest in the first piece, in the last one, several equal ones, and two steps after each other."""
+    logits = random(4, vocabulary, seed=0, dtype=dtype, device=device)
+    logits[1, 0] = logits[2, -1] = 99.0
+    logits[3, [2, 5, vocabulary - 1]] = 50.0
+    given = {
+        "tokens": torch.full((5, 6), -1, device=device),
+        "slots": torch.tensor([4, 1, 0, 2], device=device),
+        "positions": torch.tensor([0, 3, 2, 1], device=device),
+        "advance": torch.tensor([1, 1, 1, 0], device=device),
+    }
+    expected = {name: tensor.clone() for name, tensor in given.items()}
+    for scores in (logits, -logits):
+        ends.append_greedy(scores, **given)
+        reference.append_greedy(scores, **expected)
+        # Which of equal ones torch gives is not said; here it is the first.
+        if scores is logits:
+            expected["tokens"][2, 1] = 2
+            assert given["tokens"][[1, 0, 2], [4, 3, 1]].tolist() == [0, vocabulary - 1, 2]
+        for name, tensor in given.items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+def test_rubbish_leads_to_no_token_that_is_not_there(device: str) -> None:
+    tokens, slots, positions = torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, dtype=torch.long), torch.zeros(1)
+    tokens, slots, positions = tokens.to(device), slots.to(device), positions.long().to(device)
+    ends.append_greedy(torch.full((1, 5), float("nan"), device=device), tokens, slots, positions, positions + 1)
+    assert 0 <= tokens[0, 1] < 5
 
 
 def test_no_rows(device: str) -> None:

@@ -1,7 +1,7 @@
-"""What a decoder layer does between its linear layers when it decodes one token per row.
+"""What a decoder does around its linear layers when it decodes one token per row.
 
-`reference.py` is the definition; `kernel.py` and `attention.py` are the kernels. All of it can be captured in a CUDA
-graph: shapes are fixed, and lengths are read from the device.
+`reference.py` is the definition; `kernel.py`, `attention.py` and `ends.py` are the kernels. All can be captured in
+a CUDA graph: shapes are fixed, and lengths are read from the device.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..dispatch import use_triton
 from . import reference
 
-__all__ = ["add_rms_norm", "attend", "silu_mul"]
+__all__ = ["add_rms_norm", "append_greedy", "attend", "look_up", "silu_mul"]
 
 
 @torch.library.custom_op("rqat::add_rms_norm", mutates_args=())
@@ -83,3 +83,34 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 @silu_mul.register_fake
 def _(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+
+
+@torch.library.custom_op("rqat::look_up", mutates_args=())
+def look_up(
+    tokens: Tensor, slots: Tensor, positions: Tensor, embeddings: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.look_up`."""
+    if use_triton(tokens, embeddings):
+        from . import ends
+
+        return ends.look_up(tokens, slots, positions, embeddings, cos, sin)
+    return reference.look_up(tokens, slots, positions, embeddings, cos, sin)
+
+
+@look_up.register_fake
+def _(
+    tokens: Tensor, slots: Tensor, positions: Tensor, embeddings: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, angles = len(slots), cos.shape[1]
+    return embeddings.new_empty(rows, embeddings.shape[1]), cos.new_empty(rows, angles), sin.new_empty(rows, angles)
+
+
+@torch.library.custom_op("rqat::append_greedy", mutates_args=("tokens", "positions"))
+def append_greedy(logits: Tensor, tokens: Tensor, slots: Tensor, positions: Tensor, advance: Tensor) -> None:
+    """See `reference.append_greedy`."""
+    if use_triton(logits, tokens):
+        from . import ends
+
+        ends.append_greedy(logits, tokens, slots, positions, advance)
+    else:
+        reference.append_greedy(logits, tokens, slots, positions, advance)

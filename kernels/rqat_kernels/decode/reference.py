@@ -81,6 +81,33 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return silu(gate) * up
 
 
+def look_up(
+    tokens: Tensor, slots: Tensor, positions: Tensor, embeddings: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a step begins with: embeddings `(B, I)` of every row's token, cosines and sines `(B, D)` of its position.
+
+    Args:
+        tokens: `(S, P)`, of all slots.
+        slots, positions: `(B,)`, whole numbers.
+        embeddings: `(V, I)`.
+        cos, sin: `(P, D)` of the rotary embedding.
+    """
+    return embeddings[tokens[slots, positions]], cos[positions], sin[positions]
+
+
+def append_greedy(logits: Tensor, tokens: Tensor, slots: Tensor, positions: Tensor, advance: Tensor) -> None:
+    """What a greedy step ends with: `positions += advance`, and there the token of the largest logit.
+
+    Args:
+        logits: `(B, V)`.
+        tokens: `(S, P)`, written at `slots (B,)` and the new positions.
+        positions: `(B,)`, written.
+        advance: `(B,)` of 0 or 1.
+    """
+    positions += advance
+    tokens[slots, positions] = logits.argmax(dim=-1)
+
+
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)

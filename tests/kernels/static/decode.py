@@ -5,6 +5,7 @@ from __future__ import annotations
 from sass import Case
 
 SMALL = "rqat_kernels.decode.kernel"
+ENDS = "rqat_kernels.decode.ends"
 ATTENTION = "rqat_kernels.decode.attention"
 
 CASES = [
@@ -66,5 +67,31 @@ CASES = [
         {"gate_up": "*bf16", "product": "*bf16", "width": "i32"},
         {"BLOCK": 1024, "PDL": False},
         wide=1.0,
+    ),
+    Case(
+        "decode-look_up",
+        f"{ENDS}:look_up_kernel",
+        {
+            **dict.fromkeys(("tokens", "slots", "positions"), "*i64"),
+            **dict.fromkeys(("embeddings", "cos", "sin", "x", "cos_out", "sin_out"), "*bf16"),
+            **dict.fromkeys(("places", "width", "angles"), "i32"),
+        },
+        {"WIDTH": 1024, "ANGLES": 128, "PDL": False},
+        wide=0.15,  # three numbers lead to the rows, and an angle per thread is what those of the tables hold
+    ),
+    Case(
+        "decode-append_greedy",
+        f"{ENDS}:append_greedy_kernel",
+        {
+            "logits": "*bf16",
+            **dict.fromkeys(("tokens", "slots", "positions", "advance"), "*i64"),
+            "best": "*fp32",
+            **dict.fromkeys(("where", "seen"), "*i32"),
+            **dict.fromkeys(("vocabulary", "places", "pieces"), "i32"),
+        },
+        {"PIECE": 4096, "PIECES": 64, "PDL": True},
+        capabilities=(90,),
+        unaligned=("pieces",),
+        wide=0.3,  # what pieces found are single numbers
     ),
 ]
