@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..counters import zero_counters
+from ..prefetch import to_l2
 from .launch import early, on_device, options
 
 TILE = 64
@@ -52,32 +53,20 @@ def parts_of(end, window, TILE: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def load_tile(keys, values, base, tile, stop, width, TILE: tl.constexpr, WIDTH: tl.constexpr):
-    """Halves of keys `(TILE, D / 2)` and values `(TILE, D)` of the positions from `tile` on, zeros from `stop` on."""
-    h = tl.arange(0, WIDTH // 2)[None, :]
-    d = tl.arange(0, WIDTH)[None, :]
-    half = width // 2
-    place = (tile + tl.arange(0, TILE))[:, None]
-    there = place < stop
-    offset = base + place.to(tl.int64) * width
-    one = tl.load(keys + offset + h, mask=there & (h < half), other=0.0)
-    two = tl.load(keys + offset + half + h, mask=there & (h < half), other=0.0)
-    value = tl.load(values + offset + d, mask=there & (d < width), other=0.0)
-    return one, two, value
+def read_ahead(
+    keys, values, base, start, stop, width, TILE: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Sends the first tile of a part, positions `start` to `stop` behind `base`, on its way to L2.
 
-
-@triton.jit
-def add_tile(best, total, acc, q_one, q_two, one, two, value, tile, stop, scale, TILE: tl.constexpr):
-    """Maximum, sum and weighted values so far, with those of one more tile."""
-    score = tl.dot(q_one, tl.trans(one), input_precision="ieee")
-    score = tl.dot(q_two, tl.trans(two), score, input_precision="ieee") * scale
-    score = tl.where((tile + tl.arange(0, TILE))[None, :] < stop, score, float("-inf"))
-    new = tl.maximum(best, tl.max(score, 1))
-    shrink = tl.exp2(best - new)
-    p = tl.exp2(score - new[:, None])
-    total = total * shrink + tl.sum(p, 1)
-    acc = acc * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
-    return new, total, acc
+    All but the new token was written long ago.
+    """
+    LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth
+    place = tl.minimum(start + tl.arange(0, TILE), tl.maximum(stop - 1, 0)).to(tl.int64)
+    line = tl.minimum(tl.arange(0, max(1, WIDTH // LINE)) * LINE, width - 1)
+    at = base + place[:, None] * width + line[None, :]
+    for which in tl.static_range(2):
+        pointer = keys + at if which == 0 else values + at
+        to_l2(pointer)
 
 
 @triton.jit
@@ -120,11 +109,8 @@ def attend_kernel(
     start += part * span
     stop = tl.minimum(start + span, end)
     base = (slot * key_heads + key_head) * capacity * width
-    if SPLITS > 1:
-        # All but the new token was written long ago. Short parts are one tile; where parts are long, programs are many,
-        # and more of them run at a time without it.
-        one, two, value = load_tile(keys, values, base, start, stop, width, TILE, WIDTH)
     if PDL:
+        read_ahead(keys, values, base, start, stop, width, TILE, WIDTH)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
@@ -151,12 +137,23 @@ def attend_kernel(
     best = tl.where(first, tl.sum(a * new_a + b * new_b, 1) * scale, float("-inf"))
     total = tl.where(first, tl.full((ROWS,), 1.0, tl.float32), 0.0)
     acc = tl.zeros((ROWS, WIDTH), tl.float32) + v.to(tl.float32)
-    if SPLITS > 1:
-        best, total, acc = add_tile(best, total, acc, q_one, q_two, one, two, value, start, stop, scale, TILE)
-        start += TILE
+    t = tl.arange(0, TILE)
     for tile in range(start, stop, TILE):
-        one, two, value = load_tile(keys, values, base, tile, stop, width, TILE, WIDTH)
-        best, total, acc = add_tile(best, total, acc, q_one, q_two, one, two, value, tile, stop, scale, TILE)
+        place = tile + t
+        there = place[:, None] < stop
+        offset = base + place[:, None].to(tl.int64) * width
+        one = tl.load(keys + offset + h, mask=there & near, other=0.0)
+        two = tl.load(keys + offset + half + h, mask=there & near, other=0.0)
+        value = tl.load(values + offset + d, mask=there & real, other=0.0)
+        score = tl.dot(q_one, tl.trans(one), input_precision="ieee")
+        score = tl.dot(q_two, tl.trans(two), score, input_precision="ieee") * scale
+        score = tl.where(place[None, :] < stop, score, float("-inf"))
+        new = tl.maximum(best, tl.max(score, 1))
+        shrink = tl.exp2(best - new)
+        p = tl.exp2(score - new[:, None])
+        total = total * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision="ieee")
+        best = new
     acc = acc / total[:, None]
     mine = (m < GROUP)[:, None] & real
     target = out + (row * heads + head) * width + d
@@ -228,7 +225,8 @@ def attend(
 ) -> Tensor:
     """See `reference.attend`; the cache must be contiguous.
 
-    The launch reads all but `qkv` before the kernel before it has ended, so that one must not be what writes them.
+    The launch reads `slots`, `positions`, `cos` and `sin` before the kernel before it has ended, so that one must not
+    be what writes them. `qkv` it may write.
     """
     qkv, cos, sin = qkv.contiguous(), cos.contiguous(), sin.contiguous()
     rows, (_, key_heads, capacity, width) = len(qkv), keys.shape
