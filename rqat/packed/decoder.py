@@ -18,7 +18,7 @@ from rqat_kernels.decode import add_rms_norm, attend, look_up
 
 from ..errors import ModelError
 from ..model.layers import FAMILIES
-from .fused import fuse, fuse_swiglu, reads
+from .fused import fuse, fuse_swiglu
 
 if TYPE_CHECKING:
     import transformers
@@ -53,10 +53,6 @@ class _Layer:
     swiglu: Callable[[Tensor], Tensor]
     down: Callable[[Tensor], Tensor]
     window: int
-
-    def __post_init__(self) -> None:
-        # Norms send for them while the layer before still runs.
-        self.qkv_reads, self.swiglu_reads = reads(self.qkv), reads(self.swiglu)
 
 
 class Decoder:
@@ -137,10 +133,10 @@ class Decoder:
         x, cos, sin = look_up(tokens, slots, positions, self.embeddings, cache.cos, cache.sin)
         delta: Tensor | None = None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            x, h = add_rms_norm(x, delta, layer.input_norm, self.eps, layer.qkv_reads)
+            x, h = add_rms_norm(x, delta, layer.input_norm, self.eps)
             norms = (layer.q_norm, layer.k_norm)
             found = attend(layer.qkv(h), *norms, cos, sin, keys, values, slots, positions, self.eps, layer.window)
-            x, h = add_rms_norm(x, layer.o(found), layer.mlp_norm, self.eps, layer.swiglu_reads)
+            x, h = add_rms_norm(x, layer.o(found), layer.mlp_norm, self.eps)
             delta = layer.down(layer.swiglu(h))
         return self.head(add_rms_norm(x, delta, self.norm, self.eps)[1])
 

@@ -33,12 +33,6 @@ def fuse_swiglu(gate: nn.Module, up: nn.Module) -> Callable[[Tensor], Tensor]:
     return both.swiglu if isinstance(both, PackedLinear) else lambda x: silu_mul(both(x))
 
 
-def reads(call: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """The packed arrays that a call of `fuse` or `fuse_swiglu` reads; none when its weights are not packed."""
-    layer = getattr(call, "__self__", call)
-    return layer.arrays if isinstance(layer, PackedLinear) else []
-
-
 def _fuse_plain(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
     weight = torch.cat([layer.weight.detach() for layer in layers])
     bias = _biases(layers)

@@ -46,20 +46,6 @@ def test_add_rms_norm(device: str, dtype: torch.dtype, rows: int, width: int, wi
     close(normed, reference.add_rms_norm(expected.double(), None, weight.double(), 1e-6)[1])
 
 
-@pytest.mark.parametrize("arrays", [1, 3])
-def test_reading_ahead_changes_nothing(device: str, arrays: int) -> None:
-    """Arrays of less than a line, of many, and of more than is read ahead."""
-    residual, weight = random(3, 100, seed=0, device=device), random(100, seed=2, device=device)
-    ahead = [torch.ones(size, dtype=torch.int16, device=device) for size in (5, 100_000, kernel.MOST_AHEAD)[-arrays:]]
-    for one, other in zip(
-        kernel.add_rms_norm(residual, residual, weight, 1e-6, ahead),
-        kernel.add_rms_norm(residual, residual, weight, 1e-6),
-        strict=True,
-    ):
-        assert torch.equal(one, other)
-    assert all(bool((tensor == 1).all()) for tensor in ahead)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "key_heads", "width"), [(4, 2, 16), (3, 3, 20), (8, 1, 64)])
 @pytest.mark.parametrize("normed", [False, True])

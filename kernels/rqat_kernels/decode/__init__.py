@@ -6,8 +6,6 @@ a CUDA graph: shapes are fixed, and lengths are read from the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -17,28 +15,18 @@ from . import reference
 __all__ = ["add_rms_norm", "append_greedy", "attend", "look_up", "silu_mul"]
 
 
-def add_rms_norm(
-    residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, ahead: Sequence[Tensor] = ()
-) -> tuple[Tensor, Tensor]:
-    """See `reference.add_rms_norm`; `ahead`: up to three tensors that are wanted soon, see `kernel.add_rms_norm`."""
-    return _add_rms_norm(residual, delta, weight, eps, list(ahead))
-
-
 @torch.library.custom_op("rqat::add_rms_norm", mutates_args=())
-def _add_rms_norm(
-    residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, ahead: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `reference.add_rms_norm`."""
     if use_triton(residual, weight):
         from . import kernel
 
-        return kernel.add_rms_norm(residual, delta, weight, eps, ahead)
+        return kernel.add_rms_norm(residual, delta, weight, eps)
     return reference.add_rms_norm(residual, delta, weight, eps)
 
 
-@_add_rms_norm.register_fake
-def _(
-    residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, ahead: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+@add_rms_norm.register_fake
+def _(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(residual), torch.empty_like(residual)
 
 

@@ -5,57 +5,34 @@ They move few bytes, so what counts is their number: one program per row or head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..prefetch import to_l2
 from .launch import early, on_device, options
 
 BLOCK = 1024
 """Elements of one program of `silu_mul`."""
 
-LINE = 128
-"""Bytes that L2 fetches at a time."""
 
-MOST_AHEAD = 8 << 20
-"""Bytes of one tensor that are read ahead, at most: what memory delivers in two or three microseconds."""
-
-AHEAD_PROGRAMS = 64
-AHEAD_LINES = 128
-"""Lines that a program asks for at a time, one per thread."""
-
-
-@triton.jit(do_not_specialize=["rows", "lines_one", "lines_two", "lines_three"])
+@triton.jit
 def add_rms_norm_kernel(
-    residual, delta, weight, total, normed, one, two, three, rows, width, eps, lines_one, lines_two, lines_three,
-    HAS_DELTA: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr, LINE: tl.constexpr, LINES: tl.constexpr,
+    residual, delta, weight, total, normed, width, eps,
+    HAS_DELTA: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """`r = residual + delta`; `normed = weight * round(r / sqrt(mean(r^2) + eps))`; a row per program.
-
-    Programs behind the rows send the first lines of `one`, `two` and `three`, bytes, on their way to L2.
-    """
-    if PDL:  # noqa: SIM102 - known when compiled; the rest is not
-        if tl.program_id(0) >= rows:
-            first = (tl.program_id(0) - rows) * LINES + tl.arange(0, LINES)
-            step = (tl.num_programs(0) - rows) * LINES
-            for which in tl.static_range(3):
-                start = one if which == 0 else (two if which == 1 else three)
-                lines = lines_one if which == 0 else (lines_two if which == 1 else lines_three)
-                for at in range(0, lines, step):
-                    to_l2(start + tl.minimum(first + at, lines - 1).to(tl.int64) * LINE)
-            return
+    """`r = residual + delta`; `normed = weight * round(r / sqrt(mean(r^2) + eps))`; a row per program."""
     row = tl.program_id(0).to(tl.int64) * width
     i = tl.arange(0, WIDTH)
     inside = i < width
+    if PDL:
+        # This kernel takes less time than it takes to set one up, so the next one is set up while the one before still
+        # runs: it waits for this one, and this one for the one before.
+        tl.extra.cuda.gdc_launch_dependents()
     # Weights do not depend on the kernel before, so they need not wait for it.
     scale = tl.load(weight + i, mask=inside, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     r = tl.load(residual + row + i, mask=inside, other=0.0)
     if HAS_DELTA:
         r = r + tl.load(delta + row + i, mask=inside, other=0.0)
@@ -81,44 +58,26 @@ def silu_mul_kernel(gate_up, product, width, BLOCK: tl.constexpr, PDL: tl.conste
     tl.store(product + row * width + i, (wide * tl.sigmoid(wide)).to(gate.dtype) * up, mask=inside)
 
 
-def add_rms_norm(
-    residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, ahead: Sequence[Tensor] = ()
-) -> tuple[Tensor, Tensor]:
-    """See `reference.add_rms_norm`; `ahead` are up to three contiguous tensors that a kernel soon reads.
-
-    Where launches overlap, they are on their way to L2 while the kernel before this one still runs. The one behind this
-    one could send for its weights only when that has ended, as this one takes so little time.
-    """
+def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `reference.add_rms_norm`."""
     residual = residual.contiguous()
     total, normed = torch.empty_like(residual), torch.empty_like(residual)
     rows, width = residual.shape
     if rows == 0:
         return total, normed
     block = triton.next_power_of_2(width)
-    overlaps = early(residual.device)
-    bytes_ahead = [tensor.view(torch.uint8) for tensor in ahead if overlaps and tensor.numel()]
-    lines = [triton.cdiv(min(tensor.numel(), MOST_AHEAD), LINE) for tensor in bytes_ahead]
-    programs = min(AHEAD_PROGRAMS, triton.cdiv(max(lines, default=0), AHEAD_LINES))
-    none = 3 - len(lines)
     with on_device(residual):
-        add_rms_norm_kernel[(rows + programs,)](
+        add_rms_norm_kernel[(rows,)](
             residual,
             residual if delta is None else delta.contiguous(),
             weight,
             total,
             normed,
-            *bytes_ahead,
-            *[residual] * none,
-            rows,
             width,
             eps,
-            *lines,
-            *[0] * none,
             HAS_DELTA=delta is not None,
             WIDTH=block,
-            PDL=overlaps,
-            LINE=LINE,
-            LINES=AHEAD_LINES,
+            PDL=early(residual.device),
             num_warps=4 if block <= 2048 else 8,
             **options(residual.device),
         )

@@ -61,11 +61,6 @@ class PackedLinear(nn.Module):
         sizes = (self.out_features, self.in_features, self.bits, self.group)
         return PackedWeight(*sizes, self.words, self.extra, params)
 
-    @property
-    def arrays(self) -> list[Tensor]:
-        """What a product reads of the weight: words, scales and zero points, and high bits of 3."""
-        return [self.words, self.get_buffer("params"), *([] if self.extra is None else [self.extra])]
-
     def forward(self, x: Tensor) -> Tensor:
         """`(..., O)` of `x (..., I)`."""
         if x.device.type != "cpu":

@@ -9,24 +9,20 @@ ENDS = "rqat_kernels.decode.ends"
 ATTENTION = "rqat_kernels.decode.attention"
 
 CASES = [
-    *(
-        Case(
-            f"decode-add_rms_norm{'-early' if early else ''}",
-            f"{SMALL}:add_rms_norm_kernel",
-            {
-                **dict.fromkeys(("residual", "delta", "weight", "total", "normed"), "*bf16"),
-                **dict.fromkeys(("one", "two", "three"), "*u8"),
-                "rows": "i32",
-                "width": "i32",
-                "eps": "fp32",
-                **dict.fromkeys(("lines_one", "lines_two", "lines_three"), "i32"),
-            },
-            {"HAS_DELTA": True, "WIDTH": 1024, "PDL": early, "LINE": 128, "LINES": 128},
-            capabilities=(90,) if early else (80, 90),
-            unaligned=("rows", "lines_one", "lines_two", "lines_three"),
-            wide=0.6,  # three loads of the row; the exchange between warps goes through shared memory
-        )
-        for early in (False, True)
+    Case(
+        "decode-add_rms_norm",
+        f"{SMALL}:add_rms_norm_kernel",
+        {
+            "residual": "*bf16",
+            "delta": "*bf16",
+            "weight": "*bf16",
+            "total": "*bf16",
+            "normed": "*bf16",
+            "width": "i32",
+            "eps": "fp32",
+        },
+        {"HAS_DELTA": True, "WIDTH": 1024, "PDL": False},
+        wide=0.6,  # three loads of the row; the exchange between warps goes through shared memory
     ),
     *(
         Case(
