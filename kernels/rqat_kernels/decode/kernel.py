@@ -25,14 +25,11 @@ def add_rms_norm_kernel(
     row = tl.program_id(0).to(tl.int64) * width
     i = tl.arange(0, WIDTH)
     inside = i < width
-    if PDL:
-        # This kernel takes less time than it takes to set one up, so the next one is set up while the one before still
-        # runs: it waits for this one, and this one for the one before.
-        tl.extra.cuda.gdc_launch_dependents()
     # Weights do not depend on the kernel before, so they need not wait for it.
     scale = tl.load(weight + i, mask=inside, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     r = tl.load(residual + row + i, mask=inside, other=0.0)
     if HAS_DELTA:
         r = r + tl.load(delta + row + i, mask=inside, other=0.0)

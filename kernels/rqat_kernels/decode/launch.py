@@ -3,7 +3,7 @@
 The second is programmatic dependent launch (Hopper): a kernel is set up early, waits for the one before where it needs
 its results, and lets the next one start at once. Every kernel here waits before it writes anything, or reads anything
 but weights of the model and, in attention, what all layers of a step share. So a step may be any sequence of them and
-of others, as long as that is written three kernels before at the latest.
+of others, as long as that is written two kernels before at the latest.
 """
 
 from __future__ import annotations
