@@ -4,7 +4,7 @@
 
 A Qwen3 of random weights is made on the GPU and rounded to the grid, so that all three compute the same model. First
 the logits of prompts and steps are compared with those of the same model in float32, then each is timed: `1 + NEW` new
-tokens less one, median of three, at a context of 512; then their greedy tokens are compared. With --mixed, the engines
+tokens less one, median of five, at a context of 512; then their greedy tokens are compared. With --mixed, the engines
 write nano-vllm's workload as well, 256 completions of 100 to 1,024 tokens for as long prompts, reading included.
 Everything is printed as it is found, and written to DIR/decode_speed.csv.
 """
@@ -47,8 +47,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 GROUP = 128
 CONTEXT = 512
-NEW = 128
+NEW = 256
 NEW_SLOW = 24
+ROUNDS = 5
 """New tokens that transformers is timed with."""
 
 TRACED = 20
@@ -222,18 +223,20 @@ def by_transformers(model: Any, prompts: Tensor, new: int) -> list[list[int]]:
 
 
 def seconds(write: Callable[[int], Any], new: int) -> list[float]:
-    """Three times: that of `new` steps alone."""
-    found = []
-    for _ in range(3):
-        times = []
-        for tokens in (1, 1 + new):
+    """That of `new` steps alone, several times: what they take behind a first token, less the median of one token.
+
+    Pairs would not do: reading the prompt varies from one time to the next by more than some steps take.
+    """
+    times: dict[int, list[float]] = {1: [], 1 + new: []}
+    for _ in range(ROUNDS):
+        for tokens, taken in times.items():
             wait()
             start = time.perf_counter()
             write(tokens)
             wait()
-            times.append(time.perf_counter() - start)
-        found.append(times[1] - times[0])
-    return found
+            taken.append(time.perf_counter() - start)
+    first = statistics.median(times[1])
+    return [taken - first for taken in times[1 + new]]
 
 
 def wait() -> None:

@@ -23,7 +23,8 @@ import torch
 COLD_BYTES = 256 << 20
 AHEAD = 8
 """Writes queued before a timed call: about a millisecond of work on a GPU of 3 TB/s."""
-SHORT_US = 50.0
+SHORT_US = 200.0
+"""Between events, a call takes up to 10 us more than in a graph: ways that are compared are all on one side of it."""
 LONG_US = 200_000.0
 LONG_ROUNDS = 3
 """Samples of work that takes `LONG_US` or more, which varies little and would take the others' time."""
