@@ -144,7 +144,7 @@ def _mixes(rows: Sequence[Row]) -> str:
     """Speedup over cuBLAS of a block's four linears together."""
     total: dict[tuple[str, str, float | str], dict[str, Row]] = defaultdict(dict)
     for row in rows:
-        model, _, name = str(row.config["shape"]).partition(".")
+        model, _, name = str(row.config["shape"]).rpartition(".")
         if name != "head":
             total[model, row.provider, row.x][name] = row
     xs = sorted({x for _, _, x in total if isinstance(x, int)})

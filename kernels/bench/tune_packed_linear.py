@@ -300,8 +300,8 @@ def most_rows(every: Sequence[dict[str, Any]]) -> dict[str, int]:
 def summary(found: Sequence[dict[str, Any]]) -> str:
     """A line per model, width and rows: the four layers together, against cuBLAS."""
     lines = ["model bits rows  us of the layers      sum  cublas  ratio"]
-    for key in dict.fromkeys((c["shape"].partition(".")[0], c["bits"], c["rows"]) for c in found):
-        cells = [c for c in found if (c["shape"].partition(".")[0], c["bits"], c["rows"]) == key]
+    for key in dict.fromkeys((c["shape"].rpartition(".")[0], c["bits"], c["rows"]) for c in found):
+        cells = [c for c in found if (c["shape"].rpartition(".")[0], c["bits"], c["rows"]) == key]
         if len(cells) < 4:
             continue
         each = " ".join(f"{c['us']:.1f}" for c in cells)
