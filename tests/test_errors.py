@@ -487,3 +487,23 @@ def test_a_real_signal_is_130_without_a_traceback(model: Path, tmp_path: Path) -
     assert "Traceback" not in stderr
     assert "Interrupted. The same command goes on" in stderr
     assert not Path("out").exists()
+
+
+def test_an_interrupt_within_code_from_a_string_is_130_too() -> None:
+    """CPython would kill itself by SIGINT when the command is long over."""
+    script = """
+import sys
+from rqat.cli import app, doctor
+
+def stop() -> None:
+    exec("raise KeyboardInterrupt")
+
+doctor.doctor = stop
+sys.argv = ["rqat", "doctor"]
+app.main()
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    Path("stopped.py").write_text(script)
+    done = subprocess.run([sys.executable, "-m", "stopped"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 130
+    assert done.stderr == "\nInterrupted.\n"

@@ -64,6 +64,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as interrupt:
             goes_on = ctx.invoked_subcommand in RESUMABLE
             typer.echo(f"\nInterrupted.{' The same command goes on from here.' if goes_on else ''}", err=True)
+            _forget_interrupt()
             raise typer.Exit(130) from interrupt
 
 
@@ -74,6 +75,7 @@ def main() -> None:
     try:
         build()(prog_name="rqat")
     except KeyboardInterrupt:  # before the command was reached, while modules were being imported
+        _forget_interrupt()
         raise SystemExit(130) from None
 
 
@@ -128,6 +130,15 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         typer.echo(f"{record.levelname.capitalize()}: {self.format(record)}", err=True)
+
+
+def _forget_interrupt() -> None:
+    """Lets an interrupted process end with its own exit code.
+
+    CPython 3.11 notes an interrupt that leaves code made from a string, such as that of a named tuple, and at the end
+    kills itself by SIGINT even if the interrupt was dealt with. The next code made from a string clears the note.
+    """
+    eval("0")
 
 
 def _raise_again(lost: Any) -> None:
