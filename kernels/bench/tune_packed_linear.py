@@ -51,13 +51,20 @@ def candidates(rows: int) -> list[Config]:
     if rows <= 16:
         # Warps with 32 rows each (the first four) share the dot with ones.
         cuts = [(128, 1, 4, 3), (64, 2, 4, 3), (64, 2, 4, 2), (64, 1, 2, 3)]
-        return [Config(*cut) for cut in (*cuts, (64, 1, 4, 3), (32, 2, 4, 3), (32, 4, 4, 2))]
+        found = [Config(*cut) for cut in (*cuts, (64, 1, 4, 3), (32, 2, 4, 3), (32, 4, 4, 2))]
+        return found + [Config(*cut, variant="tiled") for cut in ((64, 1, 4, 4), (128, 1, 4, 4), (128, 1, 8, 4))]
+    if rows > 64:
+        cuts = [(64, 1, 4, 3), (128, 1, 8, 2), (128, 1, 8, 3), (256, 1, 16, 2), (256, 1, 16, 3)]
+        return [Config(*cut, variant="tiled") for cut in cuts]
     # Few stages leave room for more programs on a processor.
     found = [Config(64, 1, 4, stages, variant="wide") for stages in (3, 2, 1)]
     found += [Config(128, 1, 8, stages, variant="wide") for stages in (2, 1)]
+    cuts = [(64, 1, 4, 3), (64, 1, 4, 4), (128, 1, 4, 3), (128, 1, 8, 3), (128, 1, 8, 4)]
     if rows <= 32:
         found += [Config(64, 1, 4, 3), Config(32, 2, 4, 2)]
-    return found
+    else:
+        cuts += [(256, 1, 8, 3), (256, 1, 16, 3)]
+    return found + [Config(*cut, variant="tiled") for cut in cuts]
 
 
 def launches(config: Config, out: int, width: int, rows: int, bits: int) -> Iterator[Config]:
