@@ -98,7 +98,7 @@ def shared_bytes(config: Config, rows: int, bits: int) -> int:
     """Bytes of shared memory of the pipeline: weights, scales and x of the slabs of a turn, per stage."""
     if config.variant == "tiled":
         words = config.block * (SLAB * bits // 8 + 8)
-        return (config.stages - 1) * words + config.stages * min(128, max(8, rows)) * 128 * 2
+        return (config.stages - 1) * words + config.stages * min(128, max(8, rows)) * config.across * 256
     slab = config.block * (SLAB * bits // 8 + 16) + max(8, rows) * SLAB * 2
     # Products of several warps at once read a buffer while the next ones are filled.
     buffers = config.stages if config.variant == "wide" else config.stages - 1

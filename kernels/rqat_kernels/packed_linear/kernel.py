@@ -34,7 +34,7 @@ from ..packing.kernel import decode, factor_of, offset_of, params_at, params_of
 from .ahead import read_ahead
 from .choose import PROCESSORS, Config, choose
 from .ending import finish, rows_of
-from .tiled import _tiled, tiles_of
+from .tiled import _tiled, starts_of
 from .wide import _wide
 
 
@@ -203,8 +203,9 @@ def packed_linear(
         config = choose(rows, out, width, weight.bits, x.device)
     params, full, half = params_of(weight)
     slabs = weight.padded // 512
-    turns = triton.cdiv(slabs, config.across * config.splits)
-    splits = triton.cdiv(slabs, config.across * turns)
+    across = 1 if config.variant == "tiled" else config.across
+    turns = triton.cdiv(slabs, across * config.splits)
+    splits = triton.cdiv(slabs, across * turns)
     blocks = triton.cdiv(y.shape[1], config.block // 2 if gated else config.block)
     grid: tuple[int, ...] = (blocks, splits)
     if config.variant == "stream":
@@ -215,7 +216,9 @@ def packed_linear(
     if config.variant == "tiled":
         at_once = min(MOST, at_once)
         grid = (blocks, splits, triton.cdiv(rows, at_once))
-        options["tiles_ptr"] = tiles_of(x.device)
+        options |= {"starts_ptr": starts_of(x.device), "TILES": config.across}
+    else:
+        options["ACROSS"] = config.across
     partial, seen = y, y
     if splits > 1:
         partial = torch.empty((splits, rows, out), dtype=torch.float32, device=x.device)
@@ -228,7 +231,7 @@ def packed_linear(
             flat, weight.words, weight.words if weight.extra is None else weight.extra, params,
             flat if bias is None else bias, y, partial, seen, rows, out, width, slabs, turns, splits, config.ahead,
             BITS=weight.bits, FULL=full, HALF=half, HAS_BIAS=bias is not None, WHOLE=width % 512 == 0,
-            ROWS=at_once, BLOCK=config.block, ACROSS=config.across, WARPS=config.warps,
+            ROWS=at_once, BLOCK=config.block, WARPS=config.warps,
             STAGES=config.stages, PARTIAL=splits > 1, PDL=config.pdl, USE_ASM=not interpreted(), GATED=gated,
             num_warps=config.warps, num_stages=config.stages, **options,
         )  # fmt: skip

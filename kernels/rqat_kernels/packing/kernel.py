@@ -128,54 +128,24 @@ def center(fields, zeros, DTYPE: tl.constexpr, USE_ASM: tl.constexpr):
     return (fields.to(tl.float32) - OFFSET - zeros).to(DTYPE)
 
 
-@triton.constexpr_function
-def decode_tile_asm(bits, plane, magic):
-    """PTX for a pair of words: `(word >> $2 >> 2 plane) & mask | magic`, with a rotated word of high bits for 3 bits."""
-    mask = 15 if bits == 4 else 3
-    move = f"shr.u32 t, $1, $2; {'shr.u32 t, t, 2;' if plane else ''}"
-    low = f"lop3.b32 $0, t, {mask * 0x10001}, {magic * 0x10001}, 0xEA;"
-    if bits != 3:
-        return f"{{.reg .b32 t; {move} {low}}}"
-    return (
-        f"{{.reg .b32 t, u; {move} lop3.b32 t, t, {mask * 0x10001}, {magic * 0x10001}, 0xEA; "
-        f"shf.l.wrap.b32 u, $4, $4, $5; lop3.b32 $0, u, {4 * 0x10001}, t, 0xEA;}}"
-    )
-
-
 @triton.jit
-def decode_tile(
-    words, extra, BITS: tl.constexpr, tile, plane: tl.constexpr, half: tl.constexpr, DTYPE: tl.constexpr,
-    USE_ASM: tl.constexpr,
-):  # fmt: skip
-    """`OFFSET + q` in DTYPE for a plane of tile number `tile` of a slab, which is known only when it runs.
+def rotated(words, by, USE_ASM: tl.constexpr):
+    """Pairs of words, rotated to the right by `by` bits, which broadcasts to the shape of words.
 
-    `tile` broadcasts to the shape of words. It must have been loaded: were it a scalar, words would be decoded before
+    Where `by` is not a constant it must have been loaded: with a scalar that was computed, Triton decodes words before
     they are in the layout that tensor cores take.
     """
-    OFFSET: tl.constexpr = offset_of(DTYPE)
-    # Where the high bit of 3 is, see `planes.EXTRA_BIT`.
-    place = (tile % 2) * 4 + (1 - tile // 2) * 2 + (plane ^ (tile // 2)) + 8 * half
+    by = tl.broadcast_to(by, words.shape)
     if USE_ASM:
-        MAGIC: tl.constexpr = 0x4300 if OFFSET == 128 else 0x6400
-        ASM: tl.constexpr = decode_tile_asm(BITS, plane, MAGIC)
-        by = tl.broadcast_to(tile * 4, words.shape)
-        if BITS == 3:
-            turn = tl.broadcast_to(2 - place, words.shape)
-            pairs = tl.inline_asm_elementwise(
-                ASM, "=r,r,r,r,r,r,r", [words, by, extra, turn], dtype=tl.int16, is_pure=True, pack=2
-            )
-        else:
-            pairs = tl.inline_asm_elementwise(ASM, "=r,r,r,r", [words, by], dtype=tl.int16, is_pure=True, pack=2)
-        return pairs.to(DTYPE, bitcast=True)
-    field = (words.to(tl.int32) >> (tile * 4 + plane * 2)) & (15 if BITS == 4 else 3)
-    if BITS == 3:
-        field |= ((extra.to(tl.int32) >> place) & 1) << 2
-    return (field + OFFSET).to(DTYPE)
+        ASM: tl.constexpr = "shf.r.wrap.b32 $0, $1, $1, $2;"
+        return tl.inline_asm_elementwise(ASM, "=r,r,r,r", [words, by], dtype=tl.int16, is_pure=True, pack=2)
+    wide = words.to(tl.int32) & 0xFFFF
+    return ((wide >> (by & 15)) | (wide << (16 - (by & 15)))).to(tl.int16)
 
 
 @triton.constexpr_function
 def scaled_asm(dtype):
-    """PTX for a pair of fields: `(field - OFFSET - z) s`, the first difference exact."""
+    """PTX for a pair of fields: `(field - OFFSET - F z) s / F`, the first difference exact."""
     kind, one, minus, offset = (
         ("f16x2", 0x3C00, 0xBC00, 0xE400) if dtype == tl.float16 else ("bf16x2", 0x3F80, 0xBF80, 0xC300)
     )
@@ -189,7 +159,7 @@ def scaled_asm(dtype):
 
 @triton.jit
 def scaled(fields, zeros, scales, DTYPE: tl.constexpr, USE_ASM: tl.constexpr):
-    """`(q - z) s` in DTYPE of decoded fields; zero points and scales broadcast to their shape."""
+    """`(q - z) s` in DTYPE of decoded fields; `zeros = F z` and `scales = s / F` broadcast to their shape."""
     OFFSET: tl.constexpr = offset_of(DTYPE)
     if USE_ASM:
         ASM: tl.constexpr = scaled_asm(DTYPE)
