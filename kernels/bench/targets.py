@@ -162,7 +162,7 @@ TARGETS = (
     ),
     Target("`packed_linear`, 2 bits, 4B and 0.6B blocks, 1 row", "3.2x, 1.8x", "4x, 2.2x", "-", _small_models),
     Target(
-        "128 and more rows (dense copy and cuBLAS), 2 bits",
+        "128 / 256 rows, 2 bits",
         ">= 0.95x", "1.0x", "0.5-1.0x", _mixes("8b", (2,), (128, 256), label="M={x}: "),
     ),
     Target("Decoding 0.6B, 1 sequence", "2,000 tok/s", "3,500", "1,033 (bf16, RTX 5090)", _decoding("0.6b", 1)),

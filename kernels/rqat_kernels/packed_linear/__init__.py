@@ -1,12 +1,12 @@
 """Linear layer on packed weights. `reference.py` is the definition, `module.py` the layer for models.
 
-On CUDA, in 16 bits: few rows go to kernels that read the packed weight once (`kernel.py`); more rows to a dense copy of
-the weight, made in one pass and thrown away, and cuBLAS. Elsewhere: a dense copy and torch.
+On CUDA, in 16 bits: few rows, as many as was measured to pay, go to kernels that read the packed weight (`kernel.py`);
+more rows to a dense copy of it, made in one pass and thrown away, and cuBLAS. Elsewhere: a dense copy and torch.
 
 Keys of `measured("packed_linear", device)`:
 
     rows      most rows for the packed kernels: a number, or a mapping of bits ("2") to numbers; 64 when absent
-    configs   mapping "b2-m8-n4096-k4096" (m: rows rounded up to 1, 2, 4, 8, 16, 32, 64) to fields of `choose.Config`
+    configs   mapping "b2-m8-n4096-k4096" (m: rows rounded up to 1, 2, 4, 8, ... 256) to fields of `choose.Config`
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def _by_kernel(x: Tensor, weight: PackedWeight, bias: Tensor | None, *, gated: b
     few = 0 < rows <= most_rows(weight.bits, x.device)
     if not (half and weight.tiled and few and use_triton(x, weight.words)):
         return None
-    from .kernel import holds, packed_linear
+    from .kernel import ROUNDING, holds, packed_linear
 
     config = choose(rows, weight.out_features, weight.in_features, weight.bits, x.device)
-    if config.variant == "dense" or (config.variant == "wide" and not holds(x.dtype, weight.params.dtype)):
+    if config.variant == "dense" or (config.variant in ROUNDING and not holds(x.dtype, weight.params.dtype)):
         return None
     return packed_linear(x, weight, bias, config, gated=gated)
 

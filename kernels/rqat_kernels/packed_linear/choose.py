@@ -23,13 +23,14 @@ class Config:
 
     Attributes:
         block: rows of the weight per program.
-        across: slabs that a program works on at a time; a power of 2 that divides `warps`.
+        across: slabs that a program works on at a time, a power of 2 that divides `warps`; of "tiled", tiles of a slab,
+            1, 2 or 4.
         warps: per program; `warps / across` of them share a slab and have `block * across / warps` rows each, 16 or
             more.
         stages: of the loop's pipeline.
         splits: programs that share a block of rows; of "stream", programs on each processor.
         pdl: whether the launch may overlap the end of the kernel before it (Hopper).
-        variant: "skinny", "stream" or "wide" (`across` is 1 in the last), see `kernel.py`; "dense" for a dense copy and
+        variant: "skinny", "stream", "wide" (`across` is 1) or "tiled", see `kernel.py`; "dense" for a dense copy and
             cuBLAS.
         ahead: turns of the loop whose weights are sent for meanwhile, see `ahead.py`.
     """
@@ -87,6 +88,9 @@ def by_rule(rows: int, out_features: int, in_features: int, bits: int, overlap: 
         return Config(16, across, across, 3 if slabs > 4 else 2, 1, overlap)
     if rows <= 16 and 1 < slabs < 16:
         return Config(32, 2, 4, 3, 1, overlap)
+    if rows > 64 or (rows > 16 and programs >= 2 * PROCESSORS):
+        splits = max(1, min(2 * PROCESSORS // (programs * -(-rows // 128)), slabs, 8))
+        return Config(64, 1, 4, 3, splits, variant="tiled")
     # Long sums of few rows of the weight are shared by several programs.
     block = 128 if rows > 32 and -(-out_features // 128) * slabs >= PROCESSORS else 64
     splits = max(1, min(PROCESSORS // -(-out_features // block), slabs, 8))
@@ -96,7 +100,7 @@ def by_rule(rows: int, out_features: int, in_features: int, bits: int, overlap: 
 
 def shared_bytes(config: Config, rows: int, bits: int) -> int:
     """Bytes of shared memory of the pipeline: weights, scales and x of the slabs of a turn, per stage."""
-    if config.variant == "tiled":
+    if config.variant == "tiled":  # a turn is part of a slab
         words = config.block * (SLAB * bits // 8 + 8)
         return (config.stages - 1) * words + config.stages * min(128, max(8, rows)) * config.across * 256
     slab = config.block * (SLAB * bits // 8 + 16) + max(8, rows) * SLAB * 2

@@ -12,10 +12,11 @@ there it goes from registers into the product, and the rows of x are the short s
 Kernels differ in how they cut the work. In `_skinny`, for up to 32 rows, the first dimension of all tiles is the
 warps': each has a slab and a few rows of the weight of its own and shares x with the warps of the same slab, and at the
 end a program adds up what its slabs gave, always in the same order. `_stream` is the same with only as many programs as
-run at a time, each with several blocks. `wide.py` is for tensor cores that four warps feed together (Hopper's), and
-does without the dot with ones. `splits` programs can share a block of rows, and the last of them to arrive adds up what
-all found (`ending.py`). An FMA kernel for one row was compiled as well: 5 to 12 instructions per weight, so it is not
-here.
+run at a time, each with several blocks. `wide.py`, up to 64 rows, is for tensor cores that four warps feed together
+(Hopper's), and does without the dot with ones. `tiled.py`, up to 256 rows, scales weights before the product and has
+shorter turns, so that several programs fit on a processor: it is the faster one where there are many. `splits` programs
+can share a block of rows, and the last of them to arrive adds up what all found (`ending.py`). An FMA kernel for one
+row was compiled as well: 5 to 12 instructions per weight, so it is not here.
 """
 
 from __future__ import annotations
@@ -182,6 +183,9 @@ def _stream(
 
 KERNELS = {"skinny": _skinny, "stream": _stream, "wide": _wide, "tiled": _tiled}
 
+ROUNDING = ("wide", "tiled")
+"""Variants that take zero points off codes, or scale them, in the type of x."""
+
 MOST = 128
 """Rows of x that a program of "tiled" takes; others take all there are."""
 
@@ -224,8 +228,10 @@ def packed_linear(
         partial = torch.empty((splits, rows, out), dtype=torch.float32, device=x.device)
         seen = zero_counters(x.device, blocks * triton.cdiv(rows, at_once))
     kernel = KERNELS[config.variant]
-    if config.variant in ("wide", "tiled") and not holds(x.dtype, weight.params.dtype):
-        raise ValueError(f"'{config.variant}' takes zero points off in {x.dtype}, which does not hold {weight.params.dtype}")
+    if config.variant in ROUNDING and not holds(x.dtype, weight.params.dtype):
+        raise ValueError(
+            f"'{config.variant}' takes zero points off in {x.dtype}, which does not hold {weight.params.dtype}"
+        )
     with torch.cuda.device_of(x):
         kernel[grid](
             flat, weight.words, weight.words if weight.extra is None else weight.extra, params,

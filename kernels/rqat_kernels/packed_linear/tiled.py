@@ -1,10 +1,11 @@
-"""Packed linear layers of 16 and more rows: a tile of 128 features at a time, weights scaled before the product.
+"""Packed linear layers of 17 to 256 rows: a tile of 128 features at a time, weights scaled before the product.
 
     y[m, n] = bias[n] + sum_k round((q[n, k] - z[g, n]) s[g, n]) x[m, k]
 
 These are the weights of a dense copy, rounded where its would be, and one product runs through all of a program's
-features. A turn of the loop is TILES tiles of a slab, 1, 2 or all 4, so that the rows of x of several turns fit into shared
-memory; the words of a slab are asked for in each of its turns, and but once the first-level cache has them.
+features. A turn of the loop is TILES tiles of a slab, 1, 2 or all 4: short turns keep so few rows of x that several
+programs fit on a processor, and one decodes while another multiplies. The words of a slab are asked for in each of its
+turns; all but once the first-level cache has them.
 """
 
 from __future__ import annotations
