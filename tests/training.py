@@ -17,6 +17,7 @@ from rqat.job import Job
 from rqat.keys import ModelKeys, TrainKeys
 from rqat.model.checkpoint import save_checkpoint
 from rqat.plan import Step, Use
+from rqat.processes import Processes
 from rqat.registry import Registry
 from rqat.scheme import Scheme
 from rqat.stages import train
@@ -101,7 +102,7 @@ def train_step(
     if card.rollouts:
         given["task"] = EvenLength()
         parts["task"] = use
-    plan: Any = SimpleNamespace(model=ModelKeys(path=str(folder / "model")))
+    plan: Any = SimpleNamespace(model=ModelKeys(path=str(folder / "model")), fingerprint=lambda step: step.name)
     step = Step(f"02-{stage}-{objective}", stage, objective, settings, parts, {"start": START})  # type: ignore[arg-type]
     job = StubJob(plan, folder / "run", registry, given=given)
     job.workdir(step).mkdir(exist_ok=True)
@@ -113,6 +114,13 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
-if __name__ == "__main__":  # run by tests that kill it
+if __name__ == "__main__":  # run by tests that kill it, or start several
     _, root, name, options = sys.argv
-    train.run(*train_step(Path(root), name, **json.loads(options)))
+    processes = Processes.here()
+    with processes.taking_part():
+        job, step = train_step(Path(root), name, **json.loads(options))
+        job.processes = processes
+        if processes.leads:
+            train.run(job, step)
+        while not processes.leads and (order := processes.next_call()):
+            train.join(job, step, order)

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import NumericsError
+from ..processes import Processes
 from ..storage import sync_folder, write_text
 
 COMPLETE = ".complete"
@@ -60,11 +61,26 @@ def step_of(checkpoint: Path | None) -> int:
     return int(match[1]) if match else 0
 
 
+def processes_of(checkpoint: Path) -> int:
+    """How many processes trained together when a checkpoint was saved: each has left its random state."""
+    return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+
+
 class Checkpoints(TrainerCallback):
-    """Marks checkpoints as complete."""
+    """Marks checkpoints as complete.
+
+    Args:
+        processes: those that train together; only the leader marks.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After every file of a checkpoint was written."""
+        """After this process has written its files of a checkpoint."""
+        self.processes.gather(f"saved {state.global_step}")
+        if not self.processes.leads:
+            return
         folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
         sync_folder(folder)
         write_text(folder / COMPLETE, f"{state.global_step}\n")
