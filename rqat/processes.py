@@ -8,6 +8,7 @@ shows everything. The followers take part where it calls for them, in training, 
     gather(text)     <-           gather(text)
     ends with 0      ->           next_call() gives None
     fails            ->           end at once, with its exit code
+    ends at once     <-           one fails on its own, and shows why
 
 Between them is the launcher's store and no collective operation: they may wait for each other for hours. Only what is
 done within `together` has a process group. Outside of it the variables that tell of one are not in the environment:
@@ -163,6 +164,7 @@ class Processes:
     @contextmanager
     def _leading(self) -> Iterator[None]:
         self._words = self._store()
+        threading.Thread(target=self._end_with, args=["failed"], daemon=True).start()
         code = 1
         try:
             yield
@@ -175,6 +177,7 @@ class Processes:
             raise
         except Exception:
             if self._words.check(["failed"]):  # it has shown why; what is seen here is the broken connection
+                code = int(self._words.get("failed"))
                 raise SystemExit(code) from None
             raise
         finally:
@@ -182,6 +185,7 @@ class Processes:
 
     def _end(self, code: int) -> None:
         """Tells the followers, and gives them some time to end."""
+        self._over.set()
         self._words.set("end", str(code))
         deadline = time.monotonic() + PATIENCE_S
         while self._words.add("gone", 0) < self.count - 1 and time.monotonic() < deadline:
@@ -191,7 +195,7 @@ class Processes:
     def _following(self) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._words = self._store()
-        threading.Thread(target=self._end_with_leader, daemon=True).start()
+        threading.Thread(target=self._end_with, args=["end"], daemon=True).start()
         screen, held = sys.stderr, _Held()
         streams = sys.stdout, sys.stderr
         sys.stdout = sys.stderr = held
@@ -207,20 +211,21 @@ class Processes:
             sys.stdout, sys.stderr = streams
         if code:
             time.sleep(PATIENCE_S)
-            self._words.set("failed", str(self.rank))
+            self._over.set()
             screen.write(f"Process {self.rank} of {self.count}, where 0 leads:\n{held.getvalue()}")
             screen.flush()
+            self._words.set("failed", str(code))
         self._over.set()
         self._words.add("gone", 1)
         raise SystemExit(code)
 
-    def _end_with_leader(self) -> None:
-        """In a thread of a follower: ends the process when the leader failed, whatever it is waiting for."""
+    def _end_with(self, word: str) -> None:
+        """In a thread: ends the process when another has failed, which sets `word`, whatever it is waiting for."""
         code, words = 0, self._store()
         while code == 0 and not self._over.wait(LOOK_S):
             try:
-                if words.check(["end"]):
-                    code = int(words.get("end"))
+                if words.check([word]):
+                    code = int(words.get(word))
                     if code == 0:
                         return
                     words.add("gone", 1)

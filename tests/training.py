@@ -17,7 +17,6 @@ from rqat.job import Job
 from rqat.keys import ModelKeys, TrainKeys
 from rqat.model.checkpoint import save_checkpoint
 from rqat.plan import Step, Use
-from rqat.processes import Processes
 from rqat.registry import Registry
 from rqat.scheme import Scheme
 from rqat.stages import train
@@ -114,13 +113,6 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
-if __name__ == "__main__":  # run by tests that kill it, or start several
+if __name__ == "__main__":  # run by tests that kill it
     _, root, name, options = sys.argv
-    processes = Processes.here()
-    with processes.taking_part():
-        job, step = train_step(Path(root), name, **json.loads(options))
-        job.processes = processes
-        if processes.leads:
-            train.run(job, step)
-        while not processes.leads and (order := processes.next_call()):
-            train.join(job, step, order)
+    train.run(*train_step(Path(root), name, **json.loads(options)))
