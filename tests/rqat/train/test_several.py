@@ -1,4 +1,4 @@
-"""Training in two processes: what one would have learned, to rounding; whole checkpoints; one GPU without a launcher."""
+"""Training in two processes: what one would have learned, to rounding; whole checkpoints; one GPU in one process."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_killed_it_goes_on_with_the_same_bytes_or_in_another_number(
     ],
 )
 def test_a_batch_that_does_not_split_is_refused(root: Path, keys: dict[str, Any], told: str) -> None:
-    job, step = train_step(root, "sft", **{**COMMON, **keys})
+    _, step = train_step(root, "sft", **{**COMMON, **keys})
     with pytest.raises(RqatError) as refused:
         train._arguments(step.settings, root, "cpu", Processes(0, 2))  # type: ignore[arg-type]
     assert told in str(refused.value)
@@ -165,12 +165,16 @@ def test_one_process_stays_on_one_gpu_of_several(objective: str, root: Path, mon
     from transformers import TrainingArguments
 
     counted = vars(TrainingArguments)["n_gpu"]
-    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda arguments: 4))
-    job, step = train_step(root, objective, **{**ASKED[objective], "steps": 2})
-    facts = train.run(job, step)
-    assert facts["steps"] == 2
-    assert facts["rows_used"] == 8
-    monkeypatch.setattr(TrainingArguments, "n_gpu", counted)
+    results = []
+    for patched in (False, True):
+        if patched:
+            monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda arguments: 4))
+        job, step = train_step(root, objective, **{**ASKED[objective], "steps": 2})
+        facts = train.run(job, step)
+        results.append((facts["tokens"], digests(job.workdir(step))))
+        shutil.rmtree(job.workdir(step))
+    assert results[0] == results[1]
+    monkeypatch.undo()
     with one_gpu():
         assert TrainingArguments(output_dir=str(root), use_cpu=True).n_gpu == 0
     assert vars(TrainingArguments)["n_gpu"] is counted
