@@ -66,7 +66,7 @@ def preflight(
         device: "cpu" or "cuda", for the memory estimate.
         processes: how many train together.
     """
-    model = [*_model(plan, folder, offline, device), *_teachers(plan, offline)]
+    model = [*_model(plan, folder, offline, device, processes), *_teachers(plan, offline)]
     findings = [*model, *_data(plan), *_training(plan, processes), *_parts(plan)]
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(dict.fromkeys(findings), key=lambda finding: order[finding.level])
@@ -108,7 +108,7 @@ def read_data(plan: Plan, registry: Registry, *, done: Collection[str] = ()) -> 
     return list(dict.fromkeys(findings))
 
 
-def _model(plan: Plan, folder: Path | None, offline: bool, device: str) -> Iterator[Finding]:
+def _model(plan: Plan, folder: Path | None, offline: bool, device: str, processes: int) -> Iterator[Finding]:
     """The model's files, layers and sizes; when they cannot be read, the rest of this part is left out."""
     place = plan.place.at("model")
     try:
@@ -129,7 +129,7 @@ def _model(plan: Plan, folder: Path | None, offline: bool, device: str) -> Itera
         if config.tied:
             yield Finding("note", f"{place}: lm_head shares the embedding's weight; both stay unquantized.")
     yield from _lengths(plan, config)
-    yield from _room(estimate(plan, config, device, offline=offline), folder, device)
+    yield from _room(estimate(plan, config, device, offline=offline, processes=processes), folder, device)
 
 
 def _teachers(plan: Plan, offline: bool) -> Iterator[Finding]:

@@ -52,6 +52,9 @@ PATIENCE_S = 5.0
 LONGEST = timedelta(days=1)
 """Of one collective operation: the leader writes a checkpoint while the others wait in the next one."""
 
+_KEPT: list[Any] = []
+"""Groups that were destroyed: freeing one joins threads of which one may wait for the interpreter's lock, for ever."""
+
 HELD_BACK = 1 << 16
 """Characters kept of what a follower would have printed."""
 
@@ -283,6 +286,7 @@ class Processes:
             world_size=self.count,
             timeout=LONGEST,
         )
+        _KEPT.append(dist.group.WORLD)
         yield
         # Not after an error: the process ends, and others may be waiting in the middle of an operation.
         dist.destroy_process_group()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RqatError, RunError
+from ..errors import RqatError
 from ..job import Job, log
 from ..plan import Step
 from ..processes import Processes
@@ -157,7 +157,7 @@ def _train(
                 )  # fmt: skip
                 seed += step_of(checkpoint) * max(before, processes.count)
         with job.progress.task(f"train {step.arm}", keys.steps) as bar, one_gpu(), processes.together(job.device):
-            callbacks: list[Any] = [Checkpoints(processes)]
+            callbacks: list[Any] = [Checkpoints(processes, optimizer.digest)]
             if processes.leads:
                 callbacks.append(Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
             trainer = job.make(step, "objective").build_trainer(
@@ -180,7 +180,6 @@ def _train(
                 rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            _refuse_different(step, processes.gather(optimizer.digest()))
     lines = read_log(work / LOG)
     last = lines[-1] if lines else {}
     return optimizer, {
@@ -211,16 +210,6 @@ def _latents(
     if is_source_of(source, start.model, start.layers):
         return SourceLatents(source, start.layers), "the weights before quantization"
     return {}, "the middle of their cells"
-
-
-def _refuse_different(step: Step, digests: list[str]) -> None:
-    """Raises RunError when a process has trained other weights than the leader, which are those that are saved."""
-    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-    if others:
-        raise RunError(
-            f"{step.name}: process {others[0]} of {len(digests)} ended with other weights than the leader.",
-            hint="They must run the same versions on the same kind of device; train in one process to go on.",
-        )
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import NumericsError
+from ..errors import NumericsError, RunError
 from ..processes import Processes
 from ..storage import sync_folder, write_text
 
@@ -67,18 +68,31 @@ def processes_of(checkpoint: Path) -> int:
 
 
 class Checkpoints(TrainerCallback):
-    """Marks checkpoints as complete.
+    """Marks checkpoints as complete; the last is that of the last step.
 
     Args:
-        processes: those that train together; only the leader marks.
+        processes: those that train together; the leader waits until all have written their files, and marks.
+        digest: of what this process has trained.
     """
 
-    def __init__(self, processes: Processes) -> None:
-        self.processes = processes
+    def __init__(self, processes: Processes, digest: Callable[[], str]) -> None:
+        self.processes, self.digest = processes, digest
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After this process has written its files of a checkpoint."""
-        self.processes.gather(f"saved {state.global_step}")
+        """After this process has written its files of a checkpoint.
+
+        Raises:
+            RunError: another process has trained other weights.
+        """
+        if self.processes.count > 1:
+            digests = self.processes.gather(self.digest())
+            others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+            if others:
+                raise RunError(
+                    f"step {state.global_step}: process {others[0]} of {len(digests)} has other weights than process 0.",
+                    hint="All must run the same versions on the same kind of device, and an objective must compute its "
+                    "loss by way of the model that it is handed. One process can go on from the last checkpoint.",
+                )
         if not self.processes.leads:
             return
         folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from rqat.errors import RqatError, RunError
 from rqat.model.checkpoint import load_checkpoint
 from rqat.processes import Processes
 from rqat.stages import train
-from rqat.train.checkpoints import COMPLETE, last_complete, processes_of, read_log
+from rqat.train.checkpoints import COMPLETE, Checkpoints, last_complete, processes_of, read_log
 from rqat.train.one_gpu import one_gpu
 from tests.training import digests, train_step, write_start
 
@@ -152,11 +153,20 @@ def test_a_batch_that_does_not_split_is_refused(root: Path, keys: dict[str, Any]
     assert told in str(refused.value)
 
 
-def test_processes_that_trained_other_weights_are_told(root: Path) -> None:
-    _, step = train_step(root, "sft", **COMMON)
-    train._refuse_different(step, ["a", "a"])
-    with pytest.raises(RunError, match="process 2 of 3 ended with other weights"):
-        train._refuse_different(step, ["a", "a", "b"])
+class Answered(Processes):
+    """Of three, two of which have answered."""
+
+    def gather(self, text: str = "") -> list[str]:
+        return [text, "a", "b"]
+
+
+def test_processes_that_trained_other_weights_are_told_and_leave_no_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    given: Any = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=3), None
+    with pytest.raises(RunError, match="step 3: process 2 of 3 has other weights than process 0"):
+        Checkpoints(Answered(0, 3), lambda: "a").on_save(*given)
+    assert last_complete(tmp_path) is None
 
 
 @pytest.mark.parametrize("objective", ["sft", "grpo"])
