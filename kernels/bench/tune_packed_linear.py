@@ -51,27 +51,36 @@ def candidates(rows: int) -> list[Config]:
     if rows <= 16:
         # Warps with 32 rows each (the first four) share the dot with ones.
         cuts = [(128, 1, 4, 3), (64, 2, 4, 3), (64, 2, 4, 2), (64, 1, 2, 3)]
-        return [Config(*cut) for cut in (*cuts, (64, 1, 4, 3), (32, 2, 4, 3), (32, 4, 4, 2))]
+        found = [Config(*cut) for cut in (*cuts, (64, 1, 4, 3), (32, 2, 4, 3), (32, 4, 4, 2))]
+        return found + [Config(*cut, variant="tiled") for cut in ((64, 2, 4, 3), (64, 4, 4, 2), (64, 4, 4, 3), (128, 2, 4, 3))]
+    if rows > 64:
+        cuts = [(64, 1, 4, 2), (64, 1, 4, 3), (128, 1, 8, 3), (128, 2, 8, 2), (256, 1, 16, 3), (256, 2, 16, 2)]
+        return [Config(*cut, variant="tiled") for cut in cuts]
     # Few stages leave room for more programs on a processor.
     found = [Config(64, 1, 4, stages, variant="wide") for stages in (3, 2, 1)]
     found += [Config(128, 1, 8, stages, variant="wide") for stages in (2, 1)]
+    cuts = [(64, 1, 4, 3), (64, 2, 4, 2), (64, 2, 4, 3), (64, 4, 4, 2), (128, 2, 4, 2), (128, 4, 8, 2)]
     if rows <= 32:
         found += [Config(64, 1, 4, 3), Config(32, 2, 4, 2)]
-    return found
+        cuts += [(64, 4, 4, 3), (128, 1, 4, 3), (128, 2, 4, 3)]
+    else:
+        cuts += [(128, 1, 8, 3), (256, 1, 8, 3)]
+    return found + [Config(*cut, variant="tiled") for cut in cuts]
 
 
 def launches(config: Config, out: int, width: int, rows: int, bits: int) -> Iterator[Config]:
     """The same kernel with the splits and overlaps that make sense for a shape."""
     slabs = -(-width // SLAB)
-    if shared_bytes(config, rows, bits) > SHARED_BYTES or config.across >= 2 * slabs:
+    if shared_bytes(config, rows, bits) > SHARED_BYTES or (config.across >= 2 * slabs and config.variant != "tiled"):
         return
     programs = -(-out // config.block)
     if config.variant == "stream":
         yield from (replace(config, splits=each) for each in (1, 2, 3) if each == 1 or programs > each * PROCESSORS)
         return
     for splits in (1, 2, 3, 4, 6, 8):
-        turns = -(-slabs // (config.across * splits))
-        if -(-slabs // (config.across * turns)) != splits or (splits > 1 and config.across >= 8):
+        across = 1 if config.variant == "tiled" else config.across
+        turns = -(-slabs // (across * splits))
+        if -(-slabs // (across * turns)) != splits or (splits > 1 and config.across >= 8):
             continue
         if splits > 1 and programs * splits > 4 * PROCESSORS:
             continue
@@ -163,7 +172,7 @@ def microseconds(call: Callable[[int], Any], copies: int, rounds: int = 7) -> fl
 
 def cells(models: Sequence[str], bits: Sequence[int], rows: Sequence[int]) -> list[tuple[str, int, int]]:
     """Model, bits and rows, the most telling first: 2 bits of the largest model, then what is least far from it."""
-    far = {"8b": 0.0, "0.6b": 2.0, "4b": 3.0}, {2: 0.0, 4: 2.5, 3: 2.7}, {1: 0.0, 8: 0.5, 16: 1.1, 64: 1.2, 32: 2.1}
+    far = {"8b": 0.0, "0.6b": 2.0, "4b": 3.0}, {2: 0.0, 4: 2.5, 3: 2.7}, {1: 0.0, 8: 0.5, 16: 1.1, 64: 1.2, 128: 1.3, 32: 2.1, 256: 2.2}
     every = [(model, width, count) for model in models for width in bits for count in rows]
     return sorted(every, key=lambda cell: sum(place.get(key, 3.0) for place, key in zip(far, cell, strict=True)))
 

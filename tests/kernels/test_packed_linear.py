@@ -100,6 +100,10 @@ CONFIGS = [
     (17, (64, 1, 4, 3, 3, False, "wide")),
     (33, (64, 1, 4, 2, 3, False, "wide")),
     (20, (64, 1, 4, 3, 2)),
+    (3, (64, 1, 4, 3, 1, False, "tiled")),
+    (33, (64, 2, 4, 2, 3, False, "tiled")),
+    (20, (64, 4, 4, 2, 2, False, "tiled")),
+    (130, (128, 1, 8, 2, 2, False, "tiled")),
 ]
 """Rows of x, and how the work is cut."""
 
@@ -262,6 +266,9 @@ def test_overlapping_launches_wait_for_their_input() -> None:
         (32, (64, 1, 4, 1, 2, True, "wide")),
         (33, (64, 1, 4, 2, 3, False, "wide")),
         (64, (128, 1, 8, 2, 4, False, "wide")),
+        (24, (64, 4, 4, 2, 2, True, "tiled")),
+        (64, (64, 2, 4, 2, 3, True, "tiled")),
+        (250, (256, 1, 16, 2, 2, True, "tiled")),
     ],
 )
 @pytest.mark.parametrize("bits", [2, 3, 4])

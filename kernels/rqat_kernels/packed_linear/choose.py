@@ -45,7 +45,7 @@ class Config:
 
 
 def bucket(rows: int) -> int:
-    """Rows of x rounded up to what is tuned apart: 1, 2, 4, 8, 16, 32, 64."""
+    """Rows of x rounded up to what is tuned apart: 1, 2, 4, 8, ... 256."""
     return 1 << (rows - 1).bit_length()
 
 
@@ -96,6 +96,9 @@ def by_rule(rows: int, out_features: int, in_features: int, bits: int, overlap: 
 
 def shared_bytes(config: Config, rows: int, bits: int) -> int:
     """Bytes of shared memory of the pipeline: weights, scales and x of the slabs of a turn, per stage."""
+    if config.variant == "tiled":
+        words = config.block * (SLAB * bits // 8 + 8)
+        return (config.stages - 1) * words + config.stages * min(128, max(8, rows)) * config.across * 256
     slab = config.block * (SLAB * bits // 8 + 16) + max(8, rows) * SLAB * 2
     # Products of several warps at once read a buffer while the next ones are filled.
     buffers = config.stages if config.variant == "wide" else config.stages - 1

@@ -20,6 +20,8 @@ here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -32,6 +34,7 @@ from ..packing.kernel import decode, factor_of, offset_of, params_at, params_of
 from .ahead import read_ahead
 from .choose import PROCESSORS, Config, choose
 from .ending import finish, rows_of
+from .tiled import _tiled, starts_of
 from .wide import _wide
 
 
@@ -177,7 +180,10 @@ def _stream(
             total = tl.zeros([WARPS, EACH, ROWS], tl.float32)
 
 
-KERNELS = {"skinny": _skinny, "stream": _stream, "wide": _wide}
+KERNELS = {"skinny": _skinny, "stream": _stream, "wide": _wide, "tiled": _tiled}
+
+MOST = 128
+"""Rows of x that a program of "tiled" takes; others take all there are."""
 
 
 def packed_linear(
@@ -185,7 +191,7 @@ def packed_linear(
 ) -> Tensor:
     """See `packed_linear` and `packed_swiglu` (`gated`) of the package.
 
-    At most 64 rows of bfloat16 or float16 (float32 by the interpreter).
+    bfloat16 or float16 (float32 by the interpreter); at most 64 rows, but for "tiled".
     """
     out, width = weight.out_features, weight.in_features
     flat = x.reshape(-1, width).contiguous()
@@ -197,27 +203,35 @@ def packed_linear(
         config = choose(rows, out, width, weight.bits, x.device)
     params, full, half = params_of(weight)
     slabs = weight.padded // 512
-    turns = triton.cdiv(slabs, config.across * config.splits)
-    splits = triton.cdiv(slabs, config.across * turns)
+    across = 1 if config.variant == "tiled" else config.across
+    turns = triton.cdiv(slabs, across * config.splits)
+    splits = triton.cdiv(slabs, across * turns)
     blocks = triton.cdiv(y.shape[1], config.block // 2 if gated else config.block)
-    grid = (blocks, splits)
+    grid: tuple[int, ...] = (blocks, splits)
     if config.variant == "stream":
         turns, splits = triton.cdiv(slabs, config.across), 1
         grid = (min(blocks, config.splits * PROCESSORS), 1)
+    options: dict[str, Any] = {"launch_pdl": True} if config.pdl else {}
+    at_once = max(8, triton.next_power_of_2(rows))
+    if config.variant == "tiled":
+        at_once = min(MOST, at_once)
+        grid = (blocks, splits, triton.cdiv(rows, at_once))
+        options |= {"starts_ptr": starts_of(x.device), "TILES": config.across}
+    else:
+        options["ACROSS"] = config.across
     partial, seen = y, y
     if splits > 1:
         partial = torch.empty((splits, rows, out), dtype=torch.float32, device=x.device)
-        seen = zero_counters(x.device, blocks)
+        seen = zero_counters(x.device, blocks * triton.cdiv(rows, at_once))
     kernel = KERNELS[config.variant]
-    if config.variant == "wide" and not holds(x.dtype, weight.params.dtype):
-        raise ValueError(f"'wide' takes zero points off in {x.dtype}, which does not hold {weight.params.dtype}")
-    options = {"launch_pdl": True} if config.pdl else {}
+    if config.variant in ("wide", "tiled") and not holds(x.dtype, weight.params.dtype):
+        raise ValueError(f"'{config.variant}' takes zero points off in {x.dtype}, which does not hold {weight.params.dtype}")
     with torch.cuda.device_of(x):
         kernel[grid](
             flat, weight.words, weight.words if weight.extra is None else weight.extra, params,
             flat if bias is None else bias, y, partial, seen, rows, out, width, slabs, turns, splits, config.ahead,
             BITS=weight.bits, FULL=full, HALF=half, HAS_BIAS=bias is not None, WHOLE=width % 512 == 0,
-            ROWS=max(8, triton.next_power_of_2(rows)), BLOCK=config.block, ACROSS=config.across, WARPS=config.warps,
+            ROWS=at_once, BLOCK=config.block, WARPS=config.warps,
             STAGES=config.stages, PARTIAL=splits > 1, PDL=config.pdl, USE_ASM=not interpreted(), GATED=gated,
             num_warps=config.warps, num_stages=config.stages, **options,
         )  # fmt: skip

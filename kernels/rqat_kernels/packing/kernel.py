@@ -129,6 +129,50 @@ def center(fields, zeros, DTYPE: tl.constexpr, USE_ASM: tl.constexpr):
 
 
 @triton.jit
+def rotated(words, by, USE_ASM: tl.constexpr):
+    """Pairs of words, rotated to the right by `by` bits, which broadcasts to the shape of words.
+
+    Where `by` is not a constant it must have been loaded: with a scalar that was computed, Triton decodes words before
+    they are in the layout that tensor cores take.
+    """
+    by = tl.broadcast_to(by, words.shape)
+    if USE_ASM:
+        ASM: tl.constexpr = "shf.r.wrap.b32 $0, $1, $1, $2;"
+        return tl.inline_asm_elementwise(ASM, "=r,r,r,r", [words, by], dtype=tl.int16, is_pure=True, pack=2)
+    wide = words.to(tl.int32) & 0xFFFF
+    return ((wide >> (by & 15)) | (wide << (16 - (by & 15)))).to(tl.int16)
+
+
+@triton.constexpr_function
+def scaled_asm(dtype):
+    """PTX for a pair of fields: `(field - OFFSET - F z) s / F`, the first difference exact."""
+    kind, one, minus, offset = (
+        ("f16x2", 0x3C00, 0xBC00, 0xE400) if dtype == tl.float16 else ("bf16x2", 0x3F80, 0xBF80, 0xC300)
+    )
+    zero = 0x80008000  # minus nothing: what a product is added to
+    return (
+        f"{{.reg .b32 one, minus, off, t, no; mov.b32 one, {one * 0x10001}; mov.b32 minus, {minus * 0x10001}; "
+        f"mov.b32 off, {offset * 0x10001}; mov.b32 no, {zero}; fma.rn.{kind} t, $1, one, off; "
+        f"fma.rn.{kind} t, $2, minus, t; fma.rn.{kind} $0, t, $3, no;}}"
+    )
+
+
+@triton.jit
+def scaled(fields, zeros, scales, DTYPE: tl.constexpr, USE_ASM: tl.constexpr):
+    """`(q - z) s` in DTYPE of decoded fields; `zeros = F z` and `scales = s / F` broadcast to their shape."""
+    OFFSET: tl.constexpr = offset_of(DTYPE)
+    if USE_ASM:
+        ASM: tl.constexpr = scaled_asm(DTYPE)
+        zeros = tl.broadcast_to(zeros.to(DTYPE), fields.shape)
+        scales = tl.broadcast_to(scales.to(DTYPE), fields.shape)
+        pairs = tl.inline_asm_elementwise(
+            ASM, "=r,r,r,r", [fields, zeros, scales], dtype=tl.int16, is_pure=True, pack=2
+        )
+        return pairs.to(DTYPE, bitcast=True)
+    return ((fields.to(tl.float32) - OFFSET - zeros) * scales).to(DTYPE)
+
+
+@triton.jit
 def params_at(params_ptr, index, FULL: tl.constexpr, HALF: tl.constexpr):
     """Scale and zero point, float32, number `index`: pairs of float32 (FULL), float16 (HALF) or bfloat16."""
     if FULL:
