@@ -248,7 +248,7 @@ class Processes:
         self._calls += 1
         key = f"call/{self._calls}"
         while not self._words.check([key]):
-            if self._words.check(["end"]):
+            if self._words.check(["end"]) and int(self._words.get("end")) == 0:  # else this process is about to end
                 return None
             time.sleep(LOOK_S)
         return dict(json.loads(self._words.get(key)))

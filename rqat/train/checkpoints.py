@@ -89,7 +89,7 @@ class Checkpoints(TrainerCallback):
             others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
             if others:
                 raise RunError(
-                    f"step {state.global_step}: process {others[0]} of {len(digests)} has other weights than process 0.",
+                    f"step {state.global_step}: processes 0 and {others[0]} of {len(digests)} have different weights.",
                     hint="All must run the same versions on the same kind of device, and an objective must compute its "
                     "loss by way of the model that it is handed. One process can go on from the last checkpoint.",
                 )

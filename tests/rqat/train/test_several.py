@@ -70,20 +70,20 @@ def together(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["kd", "sft"])
 def test_two_processes_learn_what_one_learns(objective: str, together: Path, root: Path) -> None:
-    """The sums of a step are taken in another order: 1e-5 of float32, and a code in a thousand that was on a border."""
+    """Only the order of a step's sums differs: some last places of float32, and hardly a code that was on a border."""
     job, step = train_step(root, objective, **ASKED[objective])
     train.run(job, step)
     alone, both = (read_log(work_of(folder, objective) / "training.jsonl") for folder in (root, together))
     assert [line["tokens"] for line in both] == [line["tokens"] for line in alone]
     for figure in ("loss", "grad_norm"):
-        assert [line[figure] for line in both] == pytest.approx([line[figure] for line in alone], rel=1e-5)
+        assert [line[figure] for line in both] == pytest.approx([line[figure] for line in alone], rel=2e-6)
     mine, theirs = (load_checkpoint(work_of(folder, objective)).layers for folder in (root, together))
     before = load_checkpoint(root / "run" / "01-quantize-rtn").layers
     count = sum(layer.codes.numel() for layer in mine.values())
     changed = sum(int((before[name].codes != layer.codes).sum()) for name, layer in mine.items())
     different = sum(int((theirs[name].codes != layer.codes).sum()) for name, layer in mine.items())
     assert changed > count / 50
-    assert different < count / 1000
+    assert different < count / 10_000
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_killed_it_goes_on_with_the_same_bytes_or_in_another_number(
         train.run(job, step)
     assert "goes on with 1 process(es), its checkpoint was saved by 2" in caplog.text
     losses = [line["loss"] for line in read_log(work_of(copy, "kd") / "training.jsonl")]
-    assert losses == pytest.approx([line["loss"] for line in unbroken], rel=1e-5)
+    assert losses == pytest.approx([line["loss"] for line in unbroken], rel=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_processes_that_trained_other_weights_are_told_and_leave_no_checkpoint(t
     folder = tmp_path / "checkpoint-3"
     folder.mkdir()
     given: Any = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=3), None
-    with pytest.raises(RunError, match="step 3: process 2 of 3 has other weights than process 0"):
+    with pytest.raises(RunError, match="step 3: processes 0 and 2 of 3 have different weights"):
         Checkpoints(Answered(0, 3), lambda: "a").on_save(*given)
     assert last_complete(tmp_path) is None
 
