@@ -257,6 +257,7 @@ class Training:
             says `teacher=True`. Its tokens are the student's; its logits may be wider (padding of the vocabulary).
         grade: `(completion, answer) -> Verdict`; None unless the recipe names a task for rewards.
         callbacks: to be passed to the trainer as they are.
+        processes: how many train together, each on its share of a batch.
     """
 
     model: transformers.PreTrainedModel
@@ -269,6 +270,7 @@ class Training:
     teacher: transformers.PreTrainedModel | None = None
     grade: Callable[[str, str], Verdict] | None = None
     callbacks: list[Any] = field(default_factory=list)
+    processes: int = 1
 
 
 class Objective(ABC):

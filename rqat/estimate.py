@@ -35,22 +35,26 @@ class Estimate:
     disk_peak_bytes: int
 
 
-def estimate(plan: Plan, config: ModelConfig, device: str = "cpu", *, offline: bool = False) -> list[Estimate]:
+def estimate(
+    plan: Plan, config: ModelConfig, device: str = "cpu", *, offline: bool = False, processes: int = 1
+) -> list[Estimate]:
     """Memory and disk of every step.
 
     Args:
         config: of the model to compress.
         offline: nothing may be fetched, config.json of a teacher included; a teacher that cannot be read counts as
             large as the model.
+        processes: how many train together; memory is that of one of them.
     """
-    sizes = _Sizes(plan, config, device, offline)
+    sizes = _Sizes(plan, config, device, offline, processes)
     return [sizes.of(step) for step in plan.steps]
 
 
 class _Sizes:
     """The model's sizes, and what each stage makes of them."""
 
-    def __init__(self, plan: Plan, config: ModelConfig, device: str, offline: bool) -> None:
+    def __init__(self, plan: Plan, config: ModelConfig, device: str, offline: bool, processes: int) -> None:
+        self.processes = processes
         self.plan, self.config, self.device, self.offline = plan, config, device, offline
         self.width = self._width(plan.model)
         self.quantized = sum(out * width for out, width in config.linears.values())
@@ -82,7 +86,7 @@ class _Sizes:
         optimizer = 3 * trained * FLOAT32  # latents and two moments
         gradients = trained * self.width
         teacher = self._teacher(keys.teacher) if step.parts["objective"].card.teacher else 0
-        sequences = keys.micro_batch or keys.batch
+        sequences = keys.micro_batch or max(1, keys.batch // self.processes)
         tokens = sequences * keys.max_tokens
         logits = LOGITS_COPIES * tokens * self.config.vocab * FLOAT32
         kept = tokens * self.width * self._activations(keys)

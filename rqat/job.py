@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .processes import Processes
+
 if TYPE_CHECKING:
     from .plan import Plan, Step
     from .registry import Registry
@@ -53,6 +55,7 @@ class Job:
         device: "cpu" or "cuda".
         offline: nothing may be fetched.
         progress: where long work reports to.
+        processes: this one among those that train together.
     """
 
     plan: Plan
@@ -61,6 +64,7 @@ class Job:
     device: str = "cpu"
     offline: bool = False
     progress: Progress = field(default_factory=Silence)
+    processes: Processes = field(default_factory=Processes)
 
     def make(self, step: Step, role: str) -> Any:
         """Builds the part a step uses in `role` ("quantizer", "source", "objective", "task", "exporter")."""

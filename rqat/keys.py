@@ -108,7 +108,8 @@ class TrainKeys(PluginKeys):
         task: whose grader gives the rewards, for objectives that learn from rollouts.
         steps: optimizer steps.
         batch: sequences per optimizer step (for rollouts: completions per step).
-        micro_batch: sequences per forward pass; `batch` is a multiple of it. None is the whole batch.
+        micro_batch: sequences per forward pass; `batch` is a multiple of it, times the processes that train together.
+            None is the whole batch, or a process's share of it.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: far less memory
             for about a third more time. None is yes on CUDA and no on the CPU.
         max_tokens: longest prompt plus completion; longer rows are left out and counted.

@@ -84,6 +84,27 @@ def run_pipeline(job: Job, *, fresh: bool = False) -> Outcome:
         return outcome
 
 
+def follow(job: Job) -> None:
+    """A follower's part of `run_pipeline`: takes part in what the leader calls for, until it has ended.
+
+    Raises:
+        RunError: its plan is not the leader's.
+        RqatError: whatever a stage reports.
+    """
+    steps = {step.name: step for step in job.plan.steps}
+    while (order := job.processes.next_call()) is not None:
+        step = steps.get(order["step"])
+        if step is None or job.plan.fingerprint(step) != order["fingerprint"]:
+            raise RunError(
+                f"process {job.processes.rank} has another plan for {order['step']} than the leader.",
+                hint="Start all with one command, where they find the same files and the same versions.",
+            )
+        _seed()
+        stage = importlib.import_module(f".stages.{step.stage}", __package__)
+        with explained(job.workdir(step)):
+            stage.join(job, step, order)
+
+
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Creates the folder if need be and holds its lock, which ends with the process however that ends."""

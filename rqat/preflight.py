@@ -55,16 +55,19 @@ class Finding:
         return f"{self.level}: {self.text} {self.hint}".rstrip()
 
 
-def preflight(plan: Plan, *, folder: Path | None = None, offline: bool = False, device: str = "cpu") -> list[Finding]:
+def preflight(
+    plan: Plan, *, folder: Path | None = None, offline: bool = False, device: str = "cpu", processes: int = 1
+) -> list[Finding]:
     """Looks at a plan, the model's files, the data files and the disk; errors first.
 
     Args:
         folder: the run folder, for the check of disk space; None leaves it out.
         offline: nothing may be fetched.
         device: "cpu" or "cuda", for the memory estimate.
+        processes: how many train together.
     """
-    model = [*_model(plan, folder, offline, device), *_teachers(plan, offline)]
-    findings = [*model, *_data(plan), *_training(plan), *_parts(plan)]
+    model = [*_model(plan, folder, offline, device, processes), *_teachers(plan, offline)]
+    findings = [*model, *_data(plan), *_training(plan, processes), *_parts(plan)]
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(dict.fromkeys(findings), key=lambda finding: order[finding.level])
 
@@ -105,7 +108,7 @@ def read_data(plan: Plan, registry: Registry, *, done: Collection[str] = ()) -> 
     return list(dict.fromkeys(findings))
 
 
-def _model(plan: Plan, folder: Path | None, offline: bool, device: str) -> Iterator[Finding]:
+def _model(plan: Plan, folder: Path | None, offline: bool, device: str, processes: int) -> Iterator[Finding]:
     """The model's files, layers and sizes; when they cannot be read, the rest of this part is left out."""
     place = plan.place.at("model")
     try:
@@ -126,7 +129,7 @@ def _model(plan: Plan, folder: Path | None, offline: bool, device: str) -> Itera
         if config.tied:
             yield Finding("note", f"{place}: lm_head shares the embedding's weight; both stay unquantized.")
     yield from _lengths(plan, config)
-    yield from _room(estimate(plan, config, device, offline=offline), folder, device)
+    yield from _room(estimate(plan, config, device, offline=offline, processes=processes), folder, device)
 
 
 def _teachers(plan: Plan, offline: bool) -> Iterator[Finding]:
@@ -259,13 +262,17 @@ def _domains(plan: Plan) -> Iterator[Finding]:
         yield Finding("warning", f"the domains of data and tasks differ ({shown}).", fix)
 
 
-def _training(plan: Plan) -> Iterator[Finding]:
+def _training(plan: Plan, processes: int) -> Iterator[Finding]:
     for index, keys in enumerate(plan.recipe.train):
         place = plan.place.at("train", index)
         if keys.micro_batch and keys.batch % keys.micro_batch:
             text = f"{place.at('micro_batch')}: a batch of {keys.batch} does not split into micro-batches of "
             fits = ", ".join(str(n) for n in range(1, keys.batch + 1) if keys.batch % n == 0)
             yield Finding("error", f"{text}{keys.micro_batch}.", f"Use one of {fits}.")
+        elif keys.batch % (processes * (keys.micro_batch or 1)):
+            shares = f"{processes} processes" + (f" with micro_batch {keys.micro_batch}" if keys.micro_batch else "")
+            text = f"{place.at('batch')}: a batch of {keys.batch} does not split over {shares}."
+            yield Finding("error", text, f"Use a multiple of {processes * (keys.micro_batch or 1)}.")
         for name, value, known in (("schedule", keys.schedule, SCHEDULES), ("optimizer", keys.optimizer, OPTIMIZERS)):
             if value not in known:
                 near = nearest(value, known)

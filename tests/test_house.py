@@ -27,19 +27,20 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "storage": ("errors",),
     "problems": ("errors",),
     "yaml_lines": ("problems", "errors"),
+    "processes": ("errors",),
     "registry": ("hookspecs", "contracts", "keys", "problems", "scheme", "errors"),
     "recipe": ("registry", "keys", "problems", "yaml_lines", "errors"),
     "model": ("contracts", "keys", "scheme", "errors", "storage"),
     "evals": ("contracts", "keys", "scheme", "errors", "storage"),
     "packed": ("model", "contracts", "keys", "scheme", "errors"),
-    "train": ("model", "contracts", "keys", "scheme", "errors", "storage"),
+    "train": ("model", "contracts", "keys", "scheme", "errors", "storage", "processes"),
     "facts": ("registry", "model", "keys", "storage", "contracts"),
     "plan": ("facts", "recipe", "registry", "problems", "model", "keys", "storage", "contracts", "scheme", "errors"),
     "estimate": ("plan", "model", "keys", "errors"),
     "preflight": ("estimate", "evals", "plan", "facts", "registry", "problems", "model", "keys", "errors"),
     "scaffold": ("registry", "storage", "errors"),
     "testing": ("registry", "train", "model", "contracts", "scheme", "errors"),
-    "job": ("plan", "registry"),
+    "job": ("plan", "registry", "processes"),
     "stages": (
         "job",
         "plan",
@@ -48,6 +49,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "model",
         "evals",
         "storage",
+        "processes",
         "keys",
         "contracts",
         "registry",
@@ -164,6 +166,7 @@ def test_a_plugins_card_is_light():
 
 def test_the_light_half_does_not_import_torch():
     light = "errors scheme contracts hookspecs keys problems yaml_lines storage registry recipe facts plan estimate"
+    light += " processes"
     modules = ", ".join(
         f"rqat.{name}" for name in [*light.split(), "preflight", "scaffold", "testing", "job", "cli.app"]
     )

@@ -101,7 +101,7 @@ def train_step(
     if card.rollouts:
         given["task"] = EvenLength()
         parts["task"] = use
-    plan: Any = SimpleNamespace(model=ModelKeys(path=str(folder / "model")))
+    plan: Any = SimpleNamespace(model=ModelKeys(path=str(folder / "model")), fingerprint=lambda step: step.name)
     step = Step(f"02-{stage}-{objective}", stage, objective, settings, parts, {"start": START})  # type: ignore[arg-type]
     job = StubJob(plan, folder / "run", registry, given=given)
     job.workdir(step).mkdir(exist_ok=True)

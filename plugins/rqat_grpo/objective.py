@@ -26,7 +26,7 @@ class Grpo(rqat.Objective):
         if training.grade is None:
             raise rqat.RqatError("grpo is rewarded by a task's grader, and there is none.", hint="Add `task: ...`.")
         config = GRPOConfig(
-            **self._checked(training.arguments),
+            **self._checked(training),
             beta=0.0,
             num_generations=options.generations,
             num_iterations=1,
@@ -54,8 +54,9 @@ class Grpo(rqat.Objective):
             callbacks=[*training.callbacks, Watch(options)],
         )
 
-    def _checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        batch = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
+    def _checked(self, training: rqat.Training) -> dict[str, Any]:
+        arguments = training.arguments
+        batch = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * training.processes
         if batch % self.options.generations:
             raise rqat.RqatError(
                 f"grpo: batch is {batch} completions, not a multiple of generations={self.options.generations}.",

@@ -58,7 +58,7 @@ def plan(
         raise typer.Exit(2)
 
 
-def check(made: Plan, folder: Path, *, offline: bool) -> None:
+def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1) -> None:
     """Looks for everything that would stop a plan later; warnings are shown.
 
     Raises:
@@ -67,7 +67,7 @@ def check(made: Plan, folder: Path, *, offline: bool) -> None:
     from ..preflight import preflight
 
     errors = []
-    for found in preflight(made, folder=folder, offline=offline, device=likely_device()):
+    for found in preflight(made, folder=folder, offline=offline, device=likely_device(), processes=processes):
         if found.level == "error":
             errors.append(found)
         else:

@@ -21,7 +21,7 @@ def qat(
 ) -> None:
     """Run a recipe. What its run folder holds already is not done again."""
     from ..job import Job
-    from ..pipeline import run_pipeline
+    from ..pipeline import follow, run_pipeline
     from ..plan import build_plan
     from ..recipe import load_recipe
     from .models import default_device
@@ -29,13 +29,28 @@ def qat(
 
     plan = build_plan(load_recipe(name, changes or ()), context.obj.registry)
     folder = out or Path("runs") / plan.recipe.name
+    processes = context.obj.processes
+    if not processes.leads:
+        device = default_device()
+        processes.prepare(device)
+        follow(Job(plan, folder, context.obj.registry, device=device, offline=context.obj.offline, processes=processes))
+        return
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
-    check(plan, folder, offline=context.obj.offline)
+    check(plan, folder, offline=context.obj.offline, processes=processes.count)
     check_data(plan, folder, context.obj.registry, fresh=fresh)
     device = default_device()
-    display.note(f"Device: {device}")
+    processes.prepare(device)
+    display.note(f"Device: {device}{_others(device, processes.count)}")
     display.only_our_bars()
-    job = Job(plan, folder, context.obj.registry, device=device, offline=context.obj.offline, progress=display.Bars())
+    job = Job(
+        plan,
+        folder,
+        context.obj.registry,
+        device=device,
+        offline=context.obj.offline,
+        progress=display.Bars(),
+        processes=processes,
+    )
     outcome = run_pipeline(job, fresh=fresh)
     if not outcome.ran:
         display.note("Finished already; nothing to do (--fresh starts over).")
@@ -49,6 +64,18 @@ def qat(
         if step.stage == "export":
             display.note(f"Checkpoint: {folder / step.name / 'model'}")
     display.note(f"Report: {folder / 'report.html'}")
+
+
+def _others(device: str, processes: int) -> str:
+    """What is to be said of the other devices."""
+    if processes > 1:
+        return f", {processes} processes train together"
+    if device != "cuda":
+        return ""
+    import torch
+
+    there = torch.cuda.device_count()
+    return f", one of {there}; all train with: torchrun --nproc-per-node {there} -m rqat qat ..." if there > 1 else ""
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:

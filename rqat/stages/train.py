@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RqatError
 from ..job import Job, log
 from ..plan import Step
+from ..processes import Processes
 from ..storage import read_json
 
 if TYPE_CHECKING:
@@ -43,15 +44,18 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
     """
-    from ..model.checkpoint import load_checkpoint, save_checkpoint
-    from ..model.load import default_dtype
-    from ..train.checkpoints import discard
+    from ..model.checkpoint import save_checkpoint
+    from ..train.checkpoints import discard, last_complete
     from ..train.latents import save_latents
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
-    start = load_checkpoint(start_folder, device=job.device, dtype=default_dtype(job.device, job.plan.model.dtype))
     why = _skipped(job, step)
+    checkpoint = None if why else last_complete(work / TRAINER)
+    if job.processes.count > 1 and not why:
+        name = None if checkpoint is None else checkpoint.name
+        job.processes.call({"step": step.name, "fingerprint": job.plan.fingerprint(step), "checkpoint": name})
+    start = _start(job, start_folder)
     if why:
         log.warning("%s: skipped, %s", step.name, why)
         save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme)
@@ -60,7 +64,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
 
     # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
     configs = copy.deepcopy((start.model.config, start.model.generation_config))
-    optimizer, facts = _train(job, step, keys, start, start_folder)
+    optimizer, facts = _train(job, step, keys, start, start_folder, checkpoint)
     start.model.config, start.model.generation_config = configs
     layers = optimizer.quantized_layers()
     save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme)
@@ -69,21 +73,49 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     return facts
 
 
+def join(job: Job, step: Step, order: Mapping[str, Any]) -> None:
+    """A follower's part of `run`: trains along, and writes nothing but its random states.
+
+    Args:
+        order: the leader's; its `checkpoint` is the name of that to go on from, or None.
+
+    Raises:
+        RqatError: as `run`.
+    """
+    keys: TrainKeys = step.settings  # type: ignore[assignment]
+    start_folder = job.result_of(step.inputs["start"])
+    checkpoint = job.workdir(step) / TRAINER / order["checkpoint"] if order["checkpoint"] else None
+    _train(job, step, keys, _start(job, start_folder), start_folder, checkpoint)
+
+
+def _start(job: Job, folder: Path) -> Checkpoint:
+    from ..model.checkpoint import load_checkpoint
+    from ..model.load import default_dtype
+
+    return load_checkpoint(folder, device=job.device, dtype=default_dtype(job.device, job.plan.model.dtype))
+
+
 def _train(
-    job: Job, step: Step, keys: TrainKeys, start: Checkpoint, start_folder: Path
+    job: Job, step: Step, keys: TrainKeys, start: Checkpoint, start_folder: Path, checkpoint: Path | None
 ) -> tuple[QuantizedOptimizer, dict[str, Any]]:
-    """Runs the trainer to its end; the model of `start` is trained in place."""
+    """Runs the trainer to its end; the model of `start` is trained in place.
+
+    Args:
+        checkpoint: to go on from.
+    """
     from transformers import set_seed
 
     from ..contracts import Training
-    from ..train.checkpoints import Checkpoints, Log, last_complete, read_log, step_of
+    from ..train.checkpoints import Checkpoints, Log, processes_of, read_log, step_of
     from ..train.data import context_of, prepare_rows
+    from ..train.one_gpu import one_gpu
     from ..train.optimizer import QuantizedOptimizer
     from ..train.quiet import quiet_training
     from ..train.schedule import build_schedule, optimizer_class
     from ..train.teacher import load_teacher
 
-    work, card = job.workdir(step), step.parts["objective"].card
+    work, card, processes = job.workdir(step), step.parts["objective"].card, job.processes
+    arguments = _arguments(keys, work / TRAINER, job.device, processes)
     with quiet_training():
         set_seed(keys.seed)
         rows = prepare_rows(
@@ -113,11 +145,21 @@ def _train(
             latents=latents,
         )
         del latents  # they may hold the whole model before quantization
-        checkpoint = last_complete(work / TRAINER)
+        seed = keys.seed + processes.rank
         if checkpoint is not None:
             log.info("%s: goes on after step %d of %d", step.name, step_of(checkpoint), keys.steps)
-        with job.progress.task(f"train {step.arm}", keys.steps) as bar:
-            callbacks = [Checkpoints(), Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar)]
+            before = processes_of(checkpoint)
+            if before != processes.count:
+                log.warning(
+                    "%s: goes on with %d process(es), its checkpoint was saved by %d: sums are rounded in another way, "
+                    "and rollouts are drawn with other random numbers, than in a run that did not change.",
+                    step.name, processes.count, before,
+                )  # fmt: skip
+                seed += step_of(checkpoint) * max(before, processes.count)
+        with job.progress.task(f"train {step.arm}", keys.steps) as bar, one_gpu(), processes.together(job.device):
+            callbacks: list[Any] = [Checkpoints(processes, optimizer.digest)]
+            if processes.leads:
+                callbacks.append(Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
             trainer = job.make(step, "objective").build_trainer(
                 Training(
                     model=start.model,
@@ -125,17 +167,18 @@ def _train(
                     rows=rows.rows,
                     optimizer=optimizer,
                     scheduler=build_schedule(optimizer, keys),
-                    arguments=_arguments(keys, work / TRAINER, job.device),
+                    arguments=arguments,
                     max_tokens=min(keys.max_tokens, context_of(start.model)),
                     teacher=teacher,
                     grade=job.make(step, "task").grade if "task" in step.parts else None,
                     callbacks=callbacks,
+                    processes=processes.count,
                 )
             )
             _without_printing(trainer)
-            if card.rollouts:
+            if card.rollouts and processes.leads:
                 rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
-            set_seed(keys.seed)
+            set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     lines = read_log(work / LOG)
     last = lines[-1] if lines else {}
@@ -169,11 +212,17 @@ def _latents(
     return {}, "the middle of their cells"
 
 
-def _arguments(keys: TrainKeys, folder: Path, device: str) -> dict[str, Any]:
-    """Settings every TRL config takes."""
+def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
+    """Settings every TRL config takes; `batch` is that of all processes together."""
     from ..train.checkpoints import KEPT
 
-    micro = keys.micro_batch or keys.batch
+    micro = keys.micro_batch or max(1, keys.batch // processes.count)
+    if processes.count > 1 and keys.batch % (micro * processes.count):
+        shares = f"{processes.count} processes" + (f" with micro_batch {micro}" if keys.micro_batch else "")
+        raise RqatError(
+            f"train.batch is {keys.batch}, which does not split over {shares}.",
+            hint=f"Choose a batch that is a multiple of {(keys.micro_batch or 1) * processes.count}.",
+        )
     if keys.batch % micro:
         raise RqatError(
             f"train.batch is {keys.batch}, which is not a multiple of micro_batch {micro}.",
@@ -183,7 +232,7 @@ def _arguments(keys: TrainKeys, folder: Path, device: str) -> dict[str, Any]:
         "output_dir": str(folder),
         "max_steps": keys.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": keys.batch // micro,
+        "gradient_accumulation_steps": keys.batch // (micro * processes.count),
         "learning_rate": keys.lr,
         "max_grad_norm": keys.max_grad_norm,
         "seed": keys.seed,
@@ -201,6 +250,7 @@ def _arguments(keys: TrainKeys, folder: Path, device: str) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+        **processes.arguments(device),
     }
 
 

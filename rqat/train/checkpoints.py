@@ -10,12 +10,14 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import NumericsError
+from ..errors import NumericsError, RunError
+from ..processes import Processes
 from ..storage import sync_folder, write_text
 
 COMPLETE = ".complete"
@@ -60,11 +62,39 @@ def step_of(checkpoint: Path | None) -> int:
     return int(match[1]) if match else 0
 
 
+def processes_of(checkpoint: Path) -> int:
+    """How many processes trained together when a checkpoint was saved: each has left its random state."""
+    return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+
+
 class Checkpoints(TrainerCallback):
-    """Marks checkpoints as complete."""
+    """Marks checkpoints as complete; the last is that of the last step.
+
+    Args:
+        processes: those that train together; the leader waits until all have written their files, and marks.
+        digest: of what this process has trained.
+    """
+
+    def __init__(self, processes: Processes, digest: Callable[[], str]) -> None:
+        self.processes, self.digest = processes, digest
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After every file of a checkpoint was written."""
+        """After this process has written its files of a checkpoint.
+
+        Raises:
+            RunError: another process has trained other weights.
+        """
+        if self.processes.count > 1:
+            digests = self.processes.gather(self.digest())
+            others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+            if others:
+                raise RunError(
+                    f"step {state.global_step}: processes 0 and {others[0]} of {len(digests)} have different weights.",
+                    hint="All must run the same versions on the same kind of device, and an objective must compute its "
+                    "loss by way of the model that it is handed. One process can go on from the last checkpoint.",
+                )
+        if not self.processes.leads:
+            return
         folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
         sync_folder(folder)
         write_text(folder / COMPLETE, f"{state.global_step}\n")

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, NumericsError, RqatError, RunError
 from ..scheme import Scheme
+from ..storage import fingerprint_of
 from .buckets import Bucket, plan_buckets
 from .fused import FusedAdam, all_finite
 
@@ -249,6 +250,13 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         """Latent weights `(O, I)` of every layer: views, not copies."""
         return {name: latent for bucket in self.buckets for name, latent in bucket.latents()}
 
+    @torch.no_grad()
+    def digest(self) -> str:
+        """Of all that is trained, to compare processes by: equal bits give equal digests, and others hardly ever do."""
+        trained = [tensor for bucket in self.buckets for tensor in bucket.state().values()]
+        sums = [_sum_of_bits(tensor) for tensor in [*trained, *self.masters.values()]]
+        return fingerprint_of(torch.stack(sums).tolist())
+
     def state_dict(self) -> dict[str, Any]:
         """Everything a bit-equal resume needs: plain dicts, lists, numbers and tensors."""
         return {
@@ -300,6 +308,12 @@ def _identity_of(state: Mapping[str, Any]) -> dict[str, Any]:
         "layers": state.get("layout"),
         "other parameters": {name: tuple(master.shape) for name, master in state.get("masters", {}).items()},
     }
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    """Sum of the numbers read as integers, modulo 2^64: as exact as it is in any order. On the CPU."""
+    integer = torch.int64 if tensor.element_size() == 8 else torch.int32
+    return tensor.detach().contiguous().view(integer).sum(dtype=torch.int64).cpu()
 
 
 def _weights_of(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Parameter]:

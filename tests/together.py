@@ -1,0 +1,52 @@
+"""Trains in several processes, as `tests.training` does in one; `torchrun -m tests.together ROOT {OBJECTIVE: KEYS}`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rqat.contracts import Verdict
+from rqat.processes import Processes
+from rqat.stages import train
+
+from .training import EvenLength, train_step
+
+
+class Noted(EvenLength):
+    """Writes down what this process grades."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+
+    def grade(self, completion: str, answer: str) -> Verdict:
+        with self.file.open("a") as file:
+            file.write(json.dumps(completion) + "\n")
+        return super().grade(completion, answer)
+
+
+def main(root: Path, asked: dict[str, Any]) -> None:
+    """Trains for every objective, one after the other."""
+    processes = Processes.here()
+    (root / f"pid-{processes.rank}").write_text(str(os.getpid()))
+    with processes.taking_part():
+        steps = {}
+        for objective, keys in asked.items():
+            job, step = train_step(root, objective, **keys)
+            job.processes = processes
+            job.given["task"] = Noted(root / f"graded-{processes.rank}")
+            steps[step.name] = job, step
+        if processes.leads:
+            for job, step in steps.values():
+                train.run(job, step)
+            assert "RANK" not in os.environ
+        else:
+            while (order := processes.next_call()) is not None:
+                train.join(*steps[order["step"]], order)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
