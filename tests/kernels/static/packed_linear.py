@@ -46,8 +46,8 @@ def case(
     tiles = variant == "tiled"
     constexprs = {
         "BITS": bits, "FULL": False, "HALF": False, "HAS_BIAS": False, "WHOLE": True, "ROWS": rows, "BLOCK": block,
-        "TILES" if tiles else "ACROSS": across, "WARPS": warps, "STAGES": stages, "PARTIAL": False, "PDL": False, "USE_ASM": True,
-        "GATED": False,
+        "TILES" if tiles else "ACROSS": across, "WARPS": warps, "STAGES": stages, "PARTIAL": False,
+        "PDL": False, "USE_ASM": True, "GATED": False,
     }  # fmt: skip
     marks = "".join(f"-{name.lower()}" for name in changes)
     return Case(
