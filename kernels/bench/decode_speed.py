@@ -49,8 +49,10 @@ GROUP = 128
 CONTEXT = 512
 NEW = 256
 NEW_SLOW = 24
-ROUNDS = 5
 """New tokens that transformers is timed with."""
+
+ROUNDS = 5
+"""Times that each is timed."""
 
 TRACED = 20
 """Steps that are timed before one is traced."""

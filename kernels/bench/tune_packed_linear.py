@@ -70,16 +70,15 @@ def candidates(rows: int) -> list[Config]:
 def launches(config: Config, out: int, width: int, rows: int, bits: int) -> Iterator[Config]:
     """The same kernel with the splits and overlaps that make sense for a shape."""
     slabs = -(-width // SLAB)
-    across = 1 if config.variant == "tiled" else config.across
-    if shared_bytes(config, rows, bits) > SHARED_BYTES or across >= 2 * slabs:
+    if shared_bytes(config, rows, bits) > SHARED_BYTES or config.slabs >= 2 * slabs:
         return
     programs = -(-out // config.block)
     if config.variant == "stream":
         yield from (replace(config, splits=each) for each in (1, 2, 3) if each == 1 or programs > each * PROCESSORS)
         return
     for splits in (1, 2, 3, 4, 6, 8):
-        turns = -(-slabs // (across * splits))
-        if -(-slabs // (across * turns)) != splits or (splits > 1 and config.across >= 8):
+        turns = -(-slabs // (config.slabs * splits))
+        if -(-slabs // (config.slabs * turns)) != splits or (splits > 1 and config.across >= 8):
             continue
         if splits > 1 and programs * splits > 4 * PROCESSORS:
             continue

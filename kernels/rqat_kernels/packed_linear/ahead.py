@@ -26,3 +26,14 @@ def read_ahead(
         to_l2(extra_ptr + at * 32)
     for tile in tl.static_range(4):
         to_l2(params_ptr + ((slab * 4 + tile) * N + row) * (2 if FULL else 1))
+
+
+@triton.jit
+def wait_for_x(
+    words_ptr, extra_ptr, params_ptr, row, first, turns, ahead, N, slabs, BITS: tl.constexpr, FULL: tl.constexpr
+):  # fmt: skip
+    """Waits for the kernel before; meanwhile up to `ahead` of the `turns` slabs from `first` on are sent for."""
+    for slab in range(first, tl.minimum(first + tl.minimum(turns, ahead), slabs)):
+        read_ahead(words_ptr, extra_ptr, params_ptr, row, slab, N, slabs, BITS, FULL)
+    tl.extra.cuda.gdc_wait()
+    tl.extra.cuda.gdc_launch_dependents()

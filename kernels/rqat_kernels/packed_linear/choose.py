@@ -13,6 +13,9 @@ SLAB = 512
 PROCESSORS = 132
 """Of an H100 or H200, which the rule below was made for."""
 
+MOST = 128
+"""Rows of x that a program of "tiled" takes; others take all there are."""
+
 SHARED_BYTES = 200 * 1024
 """Shared memory that a program may plan with: 227 KiB less what reductions need."""
 
@@ -43,6 +46,11 @@ class Config:
     pdl: bool = False
     variant: str = "skinny"
     ahead: int = 1
+
+    @property
+    def slabs(self) -> int:
+        """What of a row splits are made of: as many slabs as a program works on at a time."""
+        return 1 if self.variant == "tiled" else self.across
 
 
 def bucket(rows: int) -> int:
@@ -89,7 +97,7 @@ def by_rule(rows: int, out_features: int, in_features: int, bits: int, overlap: 
     if rows <= 16 and 1 < slabs < 16:
         return Config(32, 2, 4, 3, 1, overlap)
     if rows > 64 or (rows > 16 and programs >= 2 * PROCESSORS):
-        splits = max(1, min(2 * PROCESSORS // (programs * -(-rows // 128)), slabs, 8))
+        splits = max(1, min(2 * PROCESSORS // (programs * -(-rows // MOST)), slabs, 8))
         return Config(64, 1, 4, 3, splits, variant="tiled")
     # Long sums of few rows of the weight are shared by several programs.
     block = 128 if rows > 32 and -(-out_features // 128) * slabs >= PROCESSORS else 64
@@ -102,7 +110,7 @@ def shared_bytes(config: Config, rows: int, bits: int) -> int:
     """Bytes of shared memory of the pipeline: weights, scales and x of the slabs of a turn, per stage."""
     if config.variant == "tiled":  # a turn is part of a slab
         words = config.block * (SLAB * bits // 8 + 8)
-        return (config.stages - 1) * words + config.stages * min(128, max(8, rows)) * config.across * 256
+        return (config.stages - 1) * words + config.stages * min(MOST, max(8, rows)) * config.across * 256
     slab = config.block * (SLAB * bits // 8 + 16) + max(8, rows) * SLAB * 2
     # Products of several warps at once read a buffer while the next ones are filled.
     buffers = config.stages if config.variant == "wide" else config.stages - 1

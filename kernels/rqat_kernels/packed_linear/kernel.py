@@ -33,7 +33,7 @@ from ..dispatch import interpreted
 from ..packing import PackedWeight
 from ..packing.kernel import decode, factor_of, offset_of, params_at, params_of
 from .ahead import read_ahead
-from .choose import PROCESSORS, Config, choose
+from .choose import MOST, PROCESSORS, Config, choose
 from .ending import finish, rows_of
 from .tiled import _tiled, starts_of
 from .wide import _wide
@@ -186,9 +186,6 @@ KERNELS = {"skinny": _skinny, "stream": _stream, "wide": _wide, "tiled": _tiled}
 ROUNDING = ("wide", "tiled")
 """Variants that take zero points off codes, or scale them, in the type of x."""
 
-MOST = 128
-"""Rows of x that a program of "tiled" takes; others take all there are."""
-
 
 def packed_linear(
     x: Tensor, weight: PackedWeight, bias: Tensor | None = None, config: Config | None = None, *, gated: bool = False
@@ -207,9 +204,8 @@ def packed_linear(
         config = choose(rows, out, width, weight.bits, x.device)
     params, full, half = params_of(weight)
     slabs = weight.padded // 512
-    across = 1 if config.variant == "tiled" else config.across
-    turns = triton.cdiv(slabs, across * config.splits)
-    splits = triton.cdiv(slabs, across * turns)
+    turns = triton.cdiv(slabs, config.slabs * config.splits)
+    splits = triton.cdiv(slabs, config.slabs * turns)
     blocks = triton.cdiv(y.shape[1], config.block // 2 if gated else config.block)
     grid: tuple[int, ...] = (blocks, splits)
     if config.variant == "stream":

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..packing.kernel import decode, factor_of, params_at, rotated, scaled
-from .ahead import read_ahead
+from .ahead import wait_for_x
 from .ending import finish, rows_of
 
 TALLEST = tl.constexpr(256)
@@ -58,10 +58,7 @@ def _tiled(
     extra_at = extra_ptr + far * 32 + column[None, :]
     x_at = x_ptr + tl.minimum(m, M - 1).to(tl.int64)[:, None] * K + column[None, :]
     if PDL:
-        for slab in range(split * turns, tl.minimum(split * turns + tl.minimum(turns, ahead), slabs)):
-            read_ahead(words_ptr, extra_ptr, params_ptr, row, slab, N, slabs, BITS, FULL)
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        wait_for_x(words_ptr, extra_ptr, params_ptr, row, split * turns, turns, ahead, N, slabs, BITS, FULL)
     y = tl.zeros([BLOCK, ROWS], tl.float32)
     PER_SLAB: tl.constexpr = 4 // TILES
     first = split * turns * PER_SLAB

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ..packing.kernel import center, decode, factor_of, params_at
-from .ahead import read_ahead
+from .ahead import wait_for_x
 from .ending import finish, rows_of
 
 
@@ -40,10 +40,7 @@ def _wide(
     extra_at = extra_ptr + far * 32 + column[None, :]
     x_at = x_ptr + m.to(tl.int64)[:, None] * K + column[None, :]
     if PDL:
-        for slab in range(split * turns, tl.minimum(split * turns + tl.minimum(turns, ahead), slabs)):
-            read_ahead(words_ptr, extra_ptr, params_ptr, row, slab, N, slabs, BITS, FULL)
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        wait_for_x(words_ptr, extra_ptr, params_ptr, row, split * turns, turns, ahead, N, slabs, BITS, FULL)
     total = tl.zeros([BLOCK, ROWS], tl.float32)
     for slab in tl.range(split * turns, tl.minimum(split * turns + turns, slabs), num_stages=STAGES):
         words = tl.load(words_at + slab * WORDS)

@@ -105,14 +105,20 @@ def decode(
 
 
 @triton.constexpr_function
-def center_asm(dtype):
-    """PTX for a pair of fields: `field - OFFSET - F z`, the first difference exact."""
+def center_asm(dtype, with_scale=False):
+    """PTX for a pair of fields: `field - OFFSET - F z`, the first difference exact; that times `s / F` with a scale.
+
+    Products are added to minus nothing: compute capability 8.0 has none of pairs of bfloat16 alone.
+    """
     kind, one, minus, offset = (
         ("f16x2", 0x3C00, 0xBC00, 0xE400) if dtype == tl.float16 else ("bf16x2", 0x3F80, 0xBF80, 0xC300)
     )
+    centered = "t" if with_scale else "$0"
+    product = f"fma.rn.{kind} $0, t, $3, no;" if with_scale else ""
     return (
-        f"{{.reg .b32 one, minus, off, t; mov.b32 one, {one * 0x10001}; mov.b32 minus, {minus * 0x10001}; "
-        f"mov.b32 off, {offset * 0x10001}; fma.rn.{kind} t, $1, one, off; fma.rn.{kind} $0, $2, minus, t;}}"
+        f"{{.reg .b32 one, minus, off, t, no; mov.b32 one, {one * 0x10001}; mov.b32 minus, {minus * 0x10001}; "
+        f"mov.b32 off, {offset * 0x10001}; mov.b32 no, 0x80008000; fma.rn.{kind} t, $1, one, off; "
+        f"fma.rn.{kind} {centered}, $2, minus, t; {product}}}"
     )
 
 
@@ -143,26 +149,12 @@ def rotated(words, by, USE_ASM: tl.constexpr):
     return ((wide >> (by & 15)) | (wide << (16 - (by & 15)))).to(tl.int16)
 
 
-@triton.constexpr_function
-def scaled_asm(dtype):
-    """PTX for a pair of fields: `(field - OFFSET - F z) s / F`, the first difference exact."""
-    kind, one, minus, offset = (
-        ("f16x2", 0x3C00, 0xBC00, 0xE400) if dtype == tl.float16 else ("bf16x2", 0x3F80, 0xBF80, 0xC300)
-    )
-    zero = 0x80008000  # minus nothing: what a product is added to
-    return (
-        f"{{.reg .b32 one, minus, off, t, no; mov.b32 one, {one * 0x10001}; mov.b32 minus, {minus * 0x10001}; "
-        f"mov.b32 off, {offset * 0x10001}; mov.b32 no, {zero}; fma.rn.{kind} t, $1, one, off; "
-        f"fma.rn.{kind} t, $2, minus, t; fma.rn.{kind} $0, t, $3, no;}}"
-    )
-
-
 @triton.jit
 def scaled(fields, zeros, scales, DTYPE: tl.constexpr, USE_ASM: tl.constexpr):
     """`(q - z) s` in DTYPE of decoded fields; `zeros = F z` and `scales = s / F` broadcast to their shape."""
     OFFSET: tl.constexpr = offset_of(DTYPE)
     if USE_ASM:
-        ASM: tl.constexpr = scaled_asm(DTYPE)
+        ASM: tl.constexpr = center_asm(DTYPE, with_scale=True)
         zeros = tl.broadcast_to(zeros.to(DTYPE), fields.shape)
         scales = tl.broadcast_to(scales.to(DTYPE), fields.shape)
         pairs = tl.inline_asm_elementwise(
