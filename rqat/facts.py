@@ -1,7 +1,7 @@
 """What decides the result of a step, as JSON: model, scheme, settings, plugins and options, data files, earlier steps.
 
-A step's fingerprint is the hash of its facts. What cannot change a result is left out (how often to save, which arms to
-evaluate), so that changing it does not make a finished step unusable.
+A step's fingerprint is the hash of its facts. What cannot change a result is left out (how often to save, which
+variants to evaluate), so that changing it does not make a finished step unusable.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAMPLES, SAMPLE_BYTES = 256, 4096
 
 _SETTINGS: dict[str, frozenset[str]] = {
     "calibrate": frozenset({"split", "seed", "samples", "tokens", "pack"}),
-    "quantize": frozenset({"skip", "undivisible"}),
+    "quantize": frozenset({"skip", "indivisible"}),
     "gate": frozenset({"data", "gate", "max_tokens", "seed"}),
     "export": frozenset(),
     "evaluate": frozenset({"limit", "batch"}),

@@ -72,12 +72,12 @@ class QuantizeKeys(PluginKeys):
     Attributes:
         method: name of the quantizer.
         skip: linear layers left as they are: shell patterns on full names (`model.layers.0.*`, `*.down_proj`).
-        undivisible: what to do with layers whose input features do not split into whole groups.
+        indivisible: what to do with layers whose input features do not split into whole groups.
     """
 
     method: str
     skip: tuple[str, ...] = ()
-    undivisible: Literal["error", "skip"] = "error"
+    indivisible: Literal["error", "skip"] = "error"
 
 
 class GateKeys(Keys):
@@ -122,7 +122,7 @@ class TrainKeys(PluginKeys):
         warmup: share of the steps with a rising learning rate.
         weight_decay: of the latent weights.
         max_grad_norm: gradient clipping, global norm.
-        save_every: optimizer steps between checkpoints, from which an interrupted run goes on.
+        save_every: optimizer steps between checkpoints, from which an interrupted run resumes.
         gate: the cold-start gate, for objectives that learn from rollouts.
         seed: order of the data and sampling.
     """
@@ -167,13 +167,13 @@ class EvaluateKeys(PluginKeys):
         task: name of the task.
         limit: use the first `limit` problems only. None is all.
         batch: sequences per generation batch.
-        arms: which models to evaluate: any of `bf16`, quantizer names, objective names. None is all.
+        variants: which models to evaluate: any of `bf16`, quantizer names, objective names. None is all.
     """
 
     task: str
     limit: int | None = Field(default=None, ge=1)
     batch: int = Field(default=32, ge=1)
-    arms: tuple[str, ...] | None = None
+    variants: tuple[str, ...] | None = None
 
 
 class Recipe(Keys):
@@ -188,7 +188,7 @@ class Recipe(Keys):
         compare: quantizers that are only evaluated, for comparison.
         train: objectives, in order.
         export: None writes no checkpoint for servers.
-        evaluate: tasks, each on every arm.
+        evaluate: tasks, each on every variant.
     """
 
     name: str

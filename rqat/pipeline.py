@@ -2,7 +2,7 @@
 
     runs/quickstart/
       01-calibrate/            a finished step: its files and, written last, manifest.json
-      02-quantize-gptq.partial/   a step that was interrupted; it goes on from what is there
+      02-quantize-gptq.partial/   a step that was interrupted; it resumes from what is there
       summary.json  report.html  manifest.json      the run's own, rewritten whenever a step was run
 
 A step counts as done when its manifest carries the fingerprint the plan gives it and every file still has the hash
@@ -31,7 +31,7 @@ from .storage import PARTIAL, explained, publish, read_json, sha256_of, write_js
 
 MANIFEST = "manifest.json"
 MARK = ".step.json"
-"""In an unfinished folder: the fingerprint of the step that may go on from it."""
+"""In an unfinished folder: the fingerprint of the step that may resume from it."""
 
 LOCK = ".lock"
 OWN_FILES = frozenset({LOCK, MANIFEST, "summary.json", "report.html"})
@@ -62,7 +62,7 @@ def run_pipeline(job: Job, *, fresh: bool = False) -> Outcome:
     Raises:
         RunError: the folder holds something else, another plan's steps, or another process is running in it; the disk
             is full or not writable.
-        RqatError: whatever a stage reports. What was finished stays, and the same command goes on from there.
+        RqatError: whatever a stage reports. What was finished stays, and the same command resumes from there.
     """
     with _only_one(job.folder):
         _refuse_foreign_folder(job)
@@ -223,7 +223,7 @@ def _run_step(job: Job, step: Step) -> None:
             {
                 "step": step.name,
                 "stage": step.stage,
-                "arm": step.arm,
+                "variant": step.variant,
                 "fingerprint": fingerprint,
                 "facts": job.plan.facts(step),
                 "results": results,

@@ -27,7 +27,7 @@ __all__ = ["BASE", "LM_EVAL", "Plan", "Stage", "Step", "Use", "build_plan", "dif
 Stage = Literal["calibrate", "quantize", "train", "gate", "export", "evaluate"]
 
 BASE = "bf16"
-"""The arm of the model as it was before quantization."""
+"""The variant of the model as it was before quantization."""
 
 LM_EVAL = "lm-eval:"
 """Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
@@ -53,17 +53,17 @@ class Step:
     Attributes:
         name: folder name, "04-train-kd".
         stage: which stage module runs it.
-        arm: name of the model this step makes or evaluates: "bf16", a quantizer's or an objective's name.
+        variant: name of the model this step makes or evaluates: "bf16", a quantizer's or an objective's name.
         settings: the recipe's keys for it.
         parts: plugins it uses, by role: "source", "quantizer", "objective", "task", "exporter". A task of lm-eval's own
             ("lm-eval:gsm8k") has none; its settings' extras are fields of `rqat.TaskOptions`.
         inputs: names of earlier steps, by role: "calibration" (of quantize), "gate" (of train, when one stands before
-            it), "start" (the quantized model to begin from, of train, gate, export, evaluate; none for the arm "bf16").
+            it), "start" (the quantized model to begin from, of train, gate, export, evaluate; none for "bf16").
     """
 
     name: str
     stage: Stage
-    arm: str
+    variant: str
     settings: Keys | PluginKeys
     parts: dict[str, Use] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
@@ -91,9 +91,9 @@ class Plan:
         return self.recipe.model
 
     @property
-    def arms(self) -> list[str]:
+    def variants(self) -> list[str]:
         """Every model of this plan, in order of making: "bf16", quantizers, objectives."""
-        return [BASE, *dict.fromkeys(step.arm for step in self.steps if step.stage in ("quantize", "train"))]
+        return [BASE, *dict.fromkeys(step.variant for step in self.steps if step.stage in ("quantize", "train"))]
 
     def step(self, name: str) -> Step:
         """The step called `name`."""
@@ -162,13 +162,13 @@ def quantize_plan(
 def eval_plan(
     registry: Registry, model: str | ModelKeys, tasks: Sequence[str | Mapping[str, Any]], *, name: str = "eval"
 ) -> Plan:
-    """The plan of `rqat eval`: tasks on a model as it is (arm "bf16"), nothing else."""
+    """The plan of `rqat eval`: tasks on a model as it is (variant "bf16"), nothing else."""
     data = {
         "name": name,
         "model": model if isinstance(model, str) else model.model_dump(),
         "quantize": "rtn",
         "export": None,
-        "evaluate": [{"arms": [BASE], **({"task": task} if isinstance(task, str) else task)} for task in tasks],
+        "evaluate": [{"variants": [BASE], **({"task": task} if isinstance(task, str) else task)} for task in tasks],
     }
     flags: dict[KeyPath, str] = {("evaluate", index, "task"): "TASK" for index in range(len(tasks))}
     builder = _Builder(built_recipe(data, flags | {("model",): "MODEL"}), registry)
@@ -180,7 +180,7 @@ class _Builder:
     """One walk over a recipe, collecting steps and problems; steps get their numbers at the end.
 
     Attributes:
-        made: for every arm but "bf16", the step that makes it.
+        made: for every variant but "bf16", the step that makes it.
     """
 
     def __init__(self, loaded: LoadedRecipe, registry: Registry) -> None:
@@ -215,7 +215,7 @@ class _Builder:
             return None
 
     def _quantize(self) -> str:
-        """Adds calibration and every quantizer; returns the arm that is trained and exported."""
+        """Adds calibration and every quantizer; returns the variant that is trained and exported."""
         calibration = ""
         if self.recipe.calibration is not None:
             rows = self.recipe.calibration
@@ -230,16 +230,16 @@ class _Builder:
                 by_flag = str(place.at("method")).startswith("--")
                 wanted = "give --calibration SOURCE" if by_flag else "add `calibration: {source: ...}`"
                 self.problems.append(f"{place.at('method')}: '{keys.method}' looks at data; {wanted}.")
-            arm = self._new_arm(keys.method)
+            variant = self._new_variant(keys.method)
             inputs = {"calibration": calibration} if needs else {}
-            self.made[arm] = self._add(f"quantize-{arm}", "quantize", arm, keys, {"quantizer": use}, inputs)
+            self.made[variant] = self._add(f"quantize-{variant}", "quantize", variant, keys, {"quantizer": use}, inputs)
         if not any("calibration" in step.inputs for step in self.steps):
             self.steps = [step for step in self.steps if step.stage != "calibrate"]
         return next(iter(self.made))
 
     def _train(self, keys: TrainKeys, place: Place, start: str) -> str:
-        """Adds a training, and before it the gate if there is to be one; returns its arm."""
-        arm = self._new_arm(keys.objective)
+        """Adds a training, and before it the gate if there is to be one; returns its variant."""
+        variant = self._new_variant(keys.objective)
         objective = self._use("objective", keys.objective, keys.options, place, "objective")
         source = self._use("source", keys.data.source, keys.data.options, place.at("data"), "source")
         task = self._use("task", keys.task, {}, place, "task") if keys.task is not None else None
@@ -253,17 +253,17 @@ class _Builder:
                 known = ", ".join(card.name for card in self.registry.cards("task"))
                 wanted = f"add `task: ...`, known: {known}"
                 self.problems.append(f"{place}: '{keys.objective}' is rewarded by a task's grader; {wanted}.")
-            gate = self._add(f"gate-{arm}", "gate", arm, keys, {"source": source, "task": task}, inputs)
+            gate = self._add(f"gate-{variant}", "gate", variant, keys, {"source": source, "task": task}, inputs)
             inputs = inputs | {"gate": gate}
         parts = {"objective": objective, "source": source, "task": task}
-        self.made[arm] = self._add(f"train-{arm}", "train", arm, keys, parts, inputs)
-        return arm
+        self.made[variant] = self._add(f"train-{variant}", "train", variant, keys, parts, inputs)
+        return variant
 
     def _evaluate(self, keys: EvaluateKeys, place: Place) -> None:
         known = [BASE, *self.made]
-        for index, arm in enumerate(keys.arms or ()):
-            if arm not in known:
-                unknown = UnknownName(arm, "model of this recipe", known, where=str(place.at("arms", index)))
+        for index, variant in enumerate(keys.variants or ()):
+            if variant not in known:
+                unknown = UnknownName(variant, "model of this recipe", known, where=str(place.at("variants", index)))
                 self.problems.append(str(unknown))
         parts: dict[str, Use | None] = {}
         if keys.task.startswith(LM_EVAL):
@@ -271,10 +271,10 @@ class _Builder:
         else:
             parts["task"] = self._use("task", keys.task, keys.options, place, "task")
         label = re.sub(r"[^\w.-]+", "-", keys.task)
-        for arm in known:
-            if keys.arms is None or arm in keys.arms:
-                inputs = {"start": self.made[arm]} if arm in self.made else {}
-                self._add(f"evaluate-{label}-{arm}", "evaluate", arm, keys, parts, inputs)
+        for variant in known:
+            if keys.variants is None or variant in keys.variants:
+                inputs = {"start": self.made[variant]} if variant in self.made else {}
+                self._add(f"evaluate-{label}-{variant}", "evaluate", variant, keys, parts, inputs)
 
     def _check_lm_eval(self, keys: EvaluateKeys, place: Place) -> None:
         try:
@@ -300,15 +300,15 @@ class _Builder:
             parts.append((self._with_parts(Use(card, self.registry.options(card, part.options))), part.weight))
         return replace(use, parts=tuple(parts))
 
-    def _new_arm(self, name: str) -> str:
-        """`name`, or `name-2` and so on when there is such an arm already."""
+    def _new_variant(self, name: str) -> str:
+        """`name`, or `name-2` and so on when there is such a variant already."""
         return _unused(name, [BASE, *self.made])
 
     def _add(
         self,
         name: str,
         stage: Stage,
-        arm: str,
+        variant: str,
         settings: Keys | PluginKeys,
         parts: Mapping[str, Use | None],
         inputs: Mapping[str, str],
@@ -316,7 +316,7 @@ class _Builder:
         """Adds a step and returns its name."""
         name = _unused(name, [step.name for step in self.steps])
         known = {role: use for role, use in parts.items() if use is not None}
-        self.steps.append(Step(name, stage, arm, settings, known, dict(inputs)))
+        self.steps.append(Step(name, stage, variant, settings, known, dict(inputs)))
         return name
 
 

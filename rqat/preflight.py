@@ -171,7 +171,7 @@ def _layers(plan: Plan, config: ModelConfig, steps: Sequence[Step]) -> Iterator[
         keys = step.settings
         assert isinstance(keys, QuantizeKeys)
         try:
-            chosen = choose_layers(config.linears, plan.scheme, skip=keys.skip, undivisible=keys.undivisible)
+            chosen = choose_layers(config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible)
         except RqatError as error:
             place, skip = _place_of(plan, step), "quantize.skip: "
             place = place.at("skip") if error.message.startswith(skip) else place
@@ -251,7 +251,7 @@ def _domains(plan: Plan) -> Iterator[Finding]:
     evaluated: dict[str, str] = {}
     for step in plan.steps:
         if step.stage in ("calibrate", "train") and _domain(step.parts["source"]):
-            learned["calibration" if step.stage == "calibrate" else step.arm] = _domain(step.parts["source"])
+            learned["calibration" if step.stage == "calibrate" else step.variant] = _domain(step.parts["source"])
         if step.stage == "evaluate" and "task" in step.parts and _domain(step.parts["task"]):
             evaluated[step.parts["task"].card.name] = _domain(step.parts["task"])
     mixed = len(set(learned.values())) > 1

@@ -303,7 +303,7 @@ class Processes:
             # Frozen models have none that change.
             "ddp_broadcast_buffers": False,
             # DDP would lay out its buckets anew after the first step, and a sum of three or more depends on the layout:
-            # a run that goes on from a checkpoint would end with other bits. With this it does not.
+            # a run that resumes from a checkpoint would end with other bits. With this it does not.
             "ddp_find_unused_parameters": True,
         }
 

@@ -106,7 +106,7 @@ def _explanation(path: Path, code: int | None) -> RunError | None:
     if code in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
             f"'{path}' cannot be written: the disk is full.",
-            hint="Free some space or choose another folder with -o; the same command then goes on.",
+            hint="Free some space or choose another folder with -o; the same command then resumes.",
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunError(f"'{path}' cannot be written: permission denied.", hint="Choose another folder with -o.")

@@ -151,7 +151,7 @@ def test_checkpoint_whose_loader_is_not_installed(
 def test_option_of_the_command_given_as_one_of_the_task(model: Path) -> None:
     message = refused("eval", "arith", model, "--set", "batch=3", says=["--set batch", "'batch' is not a key. Known:"])
     assert "Did you mean" not in message
-    assert "arms" not in message
+    assert "variants" not in message
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -457,7 +457,7 @@ def test_ctrl_c_in_a_stage_is_130_and_the_same_command_goes_on(model: Path, monk
         patch.setattr(export, "run", lambda job, step: (_ for _ in ()).throw(KeyboardInterrupt))
         interrupted = CliRunner().invoke(build(), command)
     assert interrupted.exit_code == 130
-    assert "same command goes on" in interrupted.stderr
+    assert "same command resumes" in interrupted.stderr
     assert not Path("out").exists()
     quantized = next(Path(".out.rqat").glob("*-quantize-*/manifest.json"))
     written = quantized.stat().st_mtime_ns
@@ -485,7 +485,7 @@ def test_a_real_signal_is_130_without_a_traceback(model: Path, tmp_path: Path) -
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert "Interrupted. The same command goes on" in stderr
+    assert "Interrupted. The same command resumes" in stderr
     assert not Path("out").exists()
 
 

@@ -35,7 +35,7 @@ def test_it_plans(registry: Registry, name: str):
     )
     assert [use.card.name for step in plan.steps if (use := step.parts.get("objective"))] == ["kd", "grpo"]
     assert "export" in stages
-    assert {step.arm for step in plan.steps if step.stage == "evaluate"} >= {"bf16", "gptq", "kd", "grpo"}
+    assert {step.variant for step in plan.steps if step.stage == "evaluate"} >= {"bf16", "gptq", "kd", "grpo"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

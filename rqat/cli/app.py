@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..registry import Registry
 
 RESUMABLE = frozenset({"qat", "quantize"})
-"""Commands that go on where they stopped when they are given again."""
+"""Commands that resume where they stopped when they are given again."""
 
 
 TOGETHER = frozenset({"qat", "plan", "recipes", "plugins", "doctor"})
@@ -68,8 +68,8 @@ class Commands(TyperGroup):
             _report(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
-            goes_on = ctx.invoked_subcommand in RESUMABLE
-            typer.echo(f"\nInterrupted.{' The same command goes on from here.' if goes_on else ''}", err=True)
+            resumes = ctx.invoked_subcommand in RESUMABLE
+            typer.echo(f"\nInterrupted.{' The same command resumes from here.' if resumes else ''}", err=True)
             _forget_interrupt()
             raise typer.Exit(130) from interrupt
 

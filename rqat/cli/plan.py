@@ -21,7 +21,7 @@ INDENT = " " * 15
 NAMES = frozenset({"source", "method", "objective", "task", "format"})
 """Keys that name a part; parts have lines of their own."""
 
-OTHERS = {"train": {"gate"}, "evaluate": {"arms"}}
+OTHERS = {"train": {"gate"}, "evaluate": {"variants"}}
 """Keys of a mapping that are about other steps than the one they are shown for."""
 
 
@@ -179,7 +179,7 @@ def _as_json(step: Step) -> dict[str, Any]:
     return {
         "name": step.name,
         "stage": step.stage,
-        "arm": step.arm,
+        "variant": step.variant,
         "settings": _keys(step),
         "parts": {
             role: {

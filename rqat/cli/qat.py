@@ -81,19 +81,19 @@ def _others(device: str, processes: int) -> str:
 def show_summary(summary: Mapping[str, Any]) -> None:
     """The tables of a finished run, one per task: how every model did, and which differences are shown."""
     columns = ("model", "accuracy", "95 % interval", "n", "cut off", "seconds")
-    for task, arms in summary["tasks"].items():
+    for task, variants in summary["tasks"].items():
         rows = []
-        for arm, found in arms.items():
+        for variant, found in variants.items():
             interval = f"{display.percent(found['low'])} to {display.percent(found['high'])}"
             cut_off = display.percent(found["truncated"]) if "truncated" in found else "-"
             rows.append(
-                (arm, display.percent(found["accuracy"]), interval, found["n"], cut_off, round(found["seconds"], 1))
+                (variant, display.percent(found["accuracy"]), interval, found["n"], cut_off, round(found["seconds"], 1))
             )
         display.table(columns, rows, title=task)
         for pair in summary["paired"]:
             if pair["task"] == task:
                 low, high = (f"{100 * pair[end]:+.1f}" for end in ("low", "high"))
                 typer.echo(
-                    f"{pair['arm']} against {pair['against']}: {100 * pair['difference']:+.1f} points "
+                    f"{pair['variant']} against {pair['against']}: {100 * pair['difference']:+.1f} points "
                     f"({low} to {high}, p = {pair['p']:.2g}): {pair['says']}"
                 )

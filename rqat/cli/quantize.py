@@ -1,6 +1,6 @@
 """`rqat quantize`: one model, one method, one checkpoint that servers load; no recipe needed.
 
-The work is done in a hidden folder beside OUT, and goes on there when it was interrupted. OUT appears when the
+The work is done in a hidden folder beside OUT, and resumes there when it was interrupted. OUT appears when the
 checkpoint is whole, and holds nothing else than it and `rqat.json`, which says what it was made from.
 """
 
@@ -50,8 +50,8 @@ def quantize(
         list[str] | None,
         typer.Option("--skip", metavar="PATTERN", help="Layers to leave as they are, e.g. '*.down_proj'."),
     ] = None,
-    skip_undivisible: Annotated[
-        bool, typer.Option("--skip-undivisible", help="Leave layers as they are that do not split into whole groups.")
+    skip_indivisible: Annotated[
+        bool, typer.Option("--skip-indivisible", help="Leave layers as they are that do not split into whole groups.")
     ] = False,
     format: Annotated[str, typer.Option(help="Checkpoint format.")] = "compressed-tensors",
     revision: options.Revision = None,
@@ -70,7 +70,7 @@ def quantize(
         calibration=_calibration(calibration, samples, tokens, seed),
         options={
             "skip": list(skip or ()),
-            "undivisible": "skip" if skip_undivisible else "error",
+            "indivisible": "skip" if skip_indivisible else "error",
             **pairs(option or [], "--option"),
         },
         export=format,

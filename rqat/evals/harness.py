@@ -2,7 +2,7 @@
 
 `run_task` runs a task of rqat; `lm_eval_tasks.py` runs tasks that lm-eval itself brings. Ours reach lm-eval as a task
 object and a model object whose generation is `generate.py`: it keeps what lm-eval's own Hugging Face model drops
-(lengths, truncation, loops), and saves finished batches so that a long evaluation goes on where it was interrupted.
+(lengths, truncation, loops), and saves finished batches so that a long evaluation resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def run_task(
         name: of the task.
         limit: use the first `limit` problems only.
         batch: prompts completed together.
-        partial: file that finished batches are appended to, and read from when an evaluation goes on.
+        partial: file that finished batches are appended to, and read from when an evaluation resumes.
         report: receives how many of `number_of_completions(task, limit)` completions are done.
         writer: writes the completions in place of the model's own `generate`.
         backend: what results call it; batches that another one finished are not taken.

@@ -39,7 +39,7 @@ def describe_blocks(
     scheme: Scheme,
     *,
     skip: Sequence[str] = (),
-    undivisible: Literal["error", "skip"] = "error",
+    indivisible: Literal["error", "skip"] = "error",
 ) -> list[Block]:
     """The decoder blocks of a model, each with the layers that are to be quantized.
 
@@ -63,7 +63,7 @@ def describe_blocks(
             f"{type(model).__name__} has no decoder blocks of a known form: {error}.",
             hint="Supported: dense models of the families llama, mistral, qwen2, qwen3, not quantized before.",
         ) from error
-    chosen = set(choose_layers(linears, scheme, skip=skip, undivisible=undivisible))
+    chosen = set(choose_layers(linears, scheme, skip=skip, indivisible=indivisible))
     blocks = []
     for index, module in enumerate(modules):
         name = f"{BLOCKS}.{index}"
@@ -85,7 +85,7 @@ def quantize_model(
     scheme: Scheme,
     *,
     skip: Sequence[str] = (),
-    undivisible: Literal["error", "skip"] = "error",
+    indivisible: Literal["error", "skip"] = "error",
     progress: Progress = lambda done, note: None,
     resume_dir: Path | None = None,
 ) -> tuple[dict[str, QuantizedWeight], list[LayerReport]]:
@@ -94,7 +94,7 @@ def quantize_model(
     Args:
         token_batches: calibration tokens; not looked at when `quantizer.needs` is empty.
         skip: shell patterns on full names of layers to leave as they are.
-        undivisible: what to do with layers whose input features do not split into whole groups.
+        indivisible: what to do with layers whose input features do not split into whole groups.
         resume_dir: existing folder where finished blocks are kept, and taken from. It must belong to this very model,
             data, quantizer and scheme.
 
@@ -105,7 +105,7 @@ def quantize_model(
         ModelError: see `describe_blocks`. DataError: statistics are needed and there are no tokens.
         NumericsError: activations are not finite. PluginError: the quantizer breaks its contract.
     """
-    blocks = describe_blocks(model, scheme, skip=skip, undivisible=undivisible)
+    blocks = describe_blocks(model, scheme, skip=skip, indivisible=indivisible)
     if quantizer.needs and not token_batches:
         needed = " and ".join(sorted(quantizer.needs))
         raise DataError(

@@ -39,17 +39,17 @@ def choose_layers(
     scheme: Scheme,
     *,
     skip: Sequence[str] = (),
-    undivisible: Literal["error", "skip"] = "error",
+    indivisible: Literal["error", "skip"] = "error",
 ) -> list[str]:
     """The layers to quantize, in the order of `linears`.
 
     Args:
         linears: `(O, I)` by full name.
         skip: shell patterns on full names of layers to leave as they are.
-        undivisible: what to do with layers whose input features do not split into whole groups.
+        indivisible: what to do with layers whose input features do not split into whole groups.
 
     Raises:
-        ModelError: such layers are there and `undivisible` is "error" (every one is listed); a pattern matches no
+        ModelError: such layers are there and `indivisible` is "error" (every one is listed); a pattern matches no
             layer; nothing is left.
     """
     for pattern in skip:
@@ -60,11 +60,11 @@ def choose_layers(
             )
     kept = [name for name in linears if not any(fnmatchcase(name, pattern) for pattern in skip)]
     whole = [name for name in kept if scheme.divides(linears[name][1])]
-    if undivisible == "error" and len(whole) < len(kept):
+    if indivisible == "error" and len(whole) < len(kept):
         bad = [f"{name} {linears[name]}" for name in kept if not scheme.divides(linears[name][1])]
         raise ModelError(
             f"{len(bad)} layers have input features that groups of {scheme.group} do not divide: {', '.join(bad)}.",
-            hint=_fitting(linears[name][1] for name in kept) + "or set quantize.undivisible: skip.",
+            hint=_fitting(linears[name][1] for name in kept) + "or set quantize.indivisible: skip.",
         )
     if not whole:
         raise ModelError("No layer is left to quantize.", hint="Check quantize.skip and the group size of the scheme.")

@@ -33,7 +33,7 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
     """The whole document."""
     parts = [
         _head(run, summary),
-        *(_results(task, arms, summary["paired"]) for task, arms in summary["tasks"].items()),
+        *(_results(task, variants, summary["paired"]) for task, variants in summary["tasks"].items()),
         _samples(run, summary),
         _training(run),
         _layers(run),
@@ -55,10 +55,10 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
 def _head(run: RunFiles, summary: Mapping[str, Any]) -> str:
     about = f"{summary['model']} in {run.scheme}, {_time(summary['seconds'])} in {len(run.steps)} steps"
     lines = [f'<header><h1>{escape(run.name)}</h1><p class="soft">{escape(about)}</p></header>']
-    arms = summary["arms"]
-    if arms:
-        tiles = [(_percent(figures["accuracy"]), arm) for arm, figures in arms.items()]
-        recovered = _recovered(run, arms)
+    variants = summary["variants"]
+    if variants:
+        tiles = [(_percent(figures["accuracy"]), variant) for variant, figures in variants.items()]
+        recovered = _recovered(run, variants)
         if recovered:
             tiles.append(recovered)
         shown = "".join(
@@ -68,26 +68,26 @@ def _head(run: RunFiles, summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _recovered(run: RunFiles, arms: Mapping[str, Any]) -> tuple[str, str] | None:
+def _recovered(run: RunFiles, variants: Mapping[str, Any]) -> tuple[str, str] | None:
     """Which share of what quantization lost the last model has won back."""
-    last = list(arms)[-1]
-    if BASE not in arms or run.start not in arms or last in (BASE, run.start):
+    last = list(variants)[-1]
+    if BASE not in variants or run.start not in variants or last in (BASE, run.start):
         return None
-    lost = arms[BASE]["accuracy"] - arms[run.start]["accuracy"]
+    lost = variants[BASE]["accuracy"] - variants[run.start]["accuracy"]
     if lost <= 0:
         return None
-    won = arms[last]["accuracy"] - arms[run.start]["accuracy"]
+    won = variants[last]["accuracy"] - variants[run.start]["accuracy"]
     return f"{won / lost:.0%}", f"of the loss to {run.start} won back by {last}"
 
 
-def _results(task: str, arms: Mapping[str, Any], paired: Sequence[Mapping[str, Any]]) -> str:
+def _results(task: str, variants: Mapping[str, Any], paired: Sequence[Mapping[str, Any]]) -> str:
     rows = []
-    for number, (arm, figures) in enumerate(arms.items()):
-        against = {row["against"]: row for row in paired if row["arm"] == arm and row["task"] == task}
+    for number, (variant, figures) in enumerate(variants.items()):
+        against = {row["against"]: row for row in paired if row["variant"] == variant and row["task"] == task}
         bar = charts.interval(figures["low"], figures["accuracy"], figures["high"], number)
         rows.append(
             [
-                f"<th>{escape(arm)}</th>",
+                f"<th>{escape(variant)}</th>",
                 f"<td><b>{_percent(figures['accuracy'])}</b></td>",
                 f'<td class="left">{bar}</td>',
                 f"<td>{_percent(figures['low'])} to {_percent(figures['high'])}</td>",
@@ -127,13 +127,13 @@ def _samples(run: RunFiles, summary: Mapping[str, Any]) -> str:
     blocks = []
     for number, problem in enumerate(problems):
         columns = []
-        for arm, sample in problem.completions.items():
+        for variant, sample in problem.completions.items():
             kind = {"correct": "good", "wrong": "bad"}.get(sample["verdict"], "")
             text = (sample["completion"] or "")[:LONGEST_TEXT] + (
                 "\n..." if len(sample["completion"] or "") > LONGEST_TEXT else ""
             )
             columns.append(
-                f'<div><b>{escape(arm)}</b> <span class="badge {kind}">{escape(sample["verdict"])}</span>'
+                f'<div><b>{escape(variant)}</b> <span class="badge {kind}">{escape(sample["verdict"])}</span>'
                 f"<pre>{escape(text.strip()) or '(nothing)'}</pre></div>"
             )
         head = f"{problem.why}: problem {problem.index}, answer {problem.answer}"
@@ -152,10 +152,12 @@ def _training(run: RunFiles) -> str:
             points = [(float(line["step"]), float(line[key])) for line in lines if line.get(key) is not None]
             if len(points) > 1:
                 drawn.append(
-                    charts.curves({step.arm: points}, title=f"{step.arm}: {title}", x_label="step", smooth=True)
+                    charts.curves({step.variant: points}, title=f"{step.variant}: {title}", x_label="step", smooth=True)
                 )
         if "skipped" in step.results:
-            drawn.append(f'<p class="card">{escape(step.arm)} was skipped: {escape(str(step.results["skipped"]))}</p>')
+            drawn.append(
+                f'<p class="card">{escape(step.variant)} was skipped: {escape(str(step.results["skipped"]))}</p>'
+            )
     return f"<section><h2>Training</h2>{''.join(drawn)}</section>" if drawn else ""
 
 
@@ -170,9 +172,11 @@ def _layers(run: RunFiles) -> str:
             numbers = [part for part in layer["name"].split(".") if part.isdigit()]
             if layer["error"] is not None and numbers:
                 kind = layer["name"].rpartition(".")[2]
-                kinds.setdefault(kind, {}).setdefault(step.arm, []).append((float(numbers[0]), float(layer["error"])))
+                kinds.setdefault(kind, {}).setdefault(step.variant, []).append(
+                    (float(numbers[0]), float(layer["error"]))
+                )
             if layer["note"]:
-                notes.append(f"<li>{escape(step.arm)}, {escape(layer['name'])}: {escape(layer['note'])}</li>")
+                notes.append(f"<li>{escape(step.variant)}, {escape(layer['name'])}: {escape(layer['note'])}</li>")
     if not kinds and not notes:
         return ""
     drawn = [charts.curves(series, title=kind, x_label="layer", percent=True) for kind, series in kinds.items()]

@@ -26,7 +26,7 @@ class StepFiles:
     name: str
     folder: Path
     stage: str
-    arm: str
+    variant: str
     seconds: float
     facts: dict[str, Any]
     results: dict[str, Any]
@@ -51,7 +51,7 @@ class RunFiles:
 
     Attributes:
         recipe: with every default filled in.
-        start: arm of the quantized model that training starts from.
+        start: variant of the quantized model that training starts from.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class RunFiles:
 
     @property
     def start(self) -> str:
-        """Arm of the quantizer whose result is trained."""
+        """Variant of the quantizer whose result is trained."""
         return str(self.recipe.get("quantize", {}).get("method", ""))
 
     def of(self, stage: str) -> list[StepFiles]:
@@ -84,7 +84,7 @@ def read_run(job: Job) -> RunFiles:
                     name=step.name,
                     folder=folder,
                     stage=manifest["stage"],
-                    arm=manifest["arm"],
+                    variant=manifest["variant"],
                     seconds=float(manifest["seconds"]),
                     facts=dict(manifest["facts"]),
                     results=dict(manifest["results"]),

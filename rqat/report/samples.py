@@ -19,7 +19,7 @@ class Shown:
 
     Attributes:
         why: what makes it worth showing.
-        completions: rows of samples.jsonl by arm.
+        completions: rows of samples.jsonl by variant.
     """
 
     index: int
@@ -31,36 +31,42 @@ class Shown:
 
 def pick(run: RunFiles, task: str) -> list[Shown]:
     """The first problem of each interesting kind, in the order of the kinds; none twice."""
-    arms: dict[str, dict[int, dict[str, Any]]] = {}
+    variants: dict[str, dict[int, dict[str, Any]]] = {}
     for step in run.of("evaluate"):
         if step.results["task"] == task:
             rows = step.rows("samples.jsonl")
-            arms[step.arm] = {row["index"]: row for row in reversed(rows)}
-    if not arms:
+            variants[step.variant] = {row["index"]: row for row in reversed(rows)}
+    if not variants:
         return []
-    common = sorted(set.intersection(*(set(rows) for rows in arms.values())))
-    last = list(arms)[-1]
+    common = sorted(set.intersection(*(set(rows) for rows in variants.values())))
+    last = list(variants)[-1]
     chosen: dict[int, str] = {}
-    for why, wanted in _kinds(run.start, last, list(arms)):
-        index = next((i for i in common if i not in chosen and wanted({a: arms[a][i]["verdict"] for a in arms})), None)
+    for why, wanted in _kinds(run.start, last, list(variants)):
+        index = next(
+            (i for i in common if i not in chosen and wanted({a: variants[a][i]["verdict"] for a in variants})), None
+        )
         if index is not None and len(chosen) < SHOWN:
             chosen[index] = why
     return [
         Shown(
-            index, why, arms[last][index]["prompt"], str(arms[last][index]["answer"]), {a: arms[a][index] for a in arms}
+            index,
+            why,
+            variants[last][index]["prompt"],
+            str(variants[last][index]["answer"]),
+            {a: variants[a][index] for a in variants},
         )
         for index, why in chosen.items()
     ]
 
 
-def _kinds(start: str, last: str, arms: list[str]) -> list[tuple[str, Callable[[Mapping[str, str]], bool]]]:
-    def right(arm: str) -> Callable[[Mapping[str, str]], bool]:
-        return lambda verdicts: verdicts.get(arm) == "correct"
+def _kinds(start: str, last: str, variants: list[str]) -> list[tuple[str, Callable[[Mapping[str, str]], bool]]]:
+    def right(variant: str) -> Callable[[Mapping[str, str]], bool]:
+        return lambda verdicts: verdicts.get(variant) == "correct"
 
     kinds: list[tuple[str, Callable[[Mapping[str, str]], bool]]] = []
-    if last not in (start, BASE) and start in arms:
+    if last not in (start, BASE) and start in variants:
         kinds.append((f"Wrong after {start}, right after {last}", lambda v: not right(start)(v) and right(last)(v)))
-    if BASE in arms and last != BASE:
+    if BASE in variants and last != BASE:
         kinds.append(
             (f"Right before quantization, wrong after {last}", lambda v: right(BASE)(v) and not right(last)(v))
         )

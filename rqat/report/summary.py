@@ -1,9 +1,9 @@
 """summary.json: how every model of a run did, and which differences are shown.
 
 {"name", "scheme", "model", "task",
- "arms":   {"bf16": {"task", "n", "accuracy", "low", "high", "seconds", ...}, "gptq": {...}, ...},   the first task
+ "variants":   {"bf16": {"task", "n", "accuracy", "low", "high", "seconds", ...}, "gptq": {...}, ...},   the first task
  "tasks":  {"math500": {"bf16": {...}, ...}, ...},                                                  every task
- "paired": [{"task", "arm", "against", "gained", "lost", "difference", "low", "high", "p", "says"}, ...],
+ "paired": [{"task", "variant", "against", "gained", "lost", "difference", "low", "high", "p", "says"}, ...],
  "seconds"}
 """
 
@@ -31,14 +31,14 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
     tasks: dict[str, dict[str, Any]] = {}
     for step in run.of("evaluate"):
         figures = {key: step.results[key] for key in FIGURES if key in step.results}
-        tasks.setdefault(step.results["task"], {})[step.arm] = figures
+        tasks.setdefault(step.results["task"], {})[step.variant] = figures
     first = next(iter(tasks), None)
     return {
         "name": run.name,
         "model": run.recipe["model"]["path"],
         "scheme": run.scheme,
         "task": first,
-        "arms": tasks[first] if first is not None else {},
+        "variants": tasks[first] if first is not None else {},
         "tasks": tasks,
         "paired": comparisons(run),
         "seconds": round(sum(step.seconds for step in run.steps), 1),
@@ -51,12 +51,12 @@ def comparisons(run: RunFiles) -> list[dict[str, Any]]:
     steps = run.of("evaluate")
     for step in steps:
         for against in dict.fromkeys((BASE, run.start)):
-            other = next((s for s in steps if s.arm == against and s.results["task"] == step.results["task"]), None)
-            if other is None or step.arm in (against, BASE):
+            other = next((s for s in steps if s.variant == against and s.results["task"] == step.results["task"]), None)
+            if other is None or step.variant in (against, BASE):
                 continue
             compared = _compare(step, other)
             if compared is not None:
-                found.append({"task": step.results["task"], "arm": step.arm, "against": against, **compared})
+                found.append({"task": step.results["task"], "variant": step.variant, "against": against, **compared})
     return found
 
 

@@ -2,7 +2,7 @@
 
 <step>/results.json     figures of the evaluation (see evals/harness.py)
 <step>/samples.jsonl    one row per completion: prompt, completion, answer, verdict, tokens
-<step>.partial/samples.partial.jsonl    finished batches, from which an interrupted evaluation goes on
+<step>.partial/samples.partial.jsonl    finished batches, from which an interrupted evaluation resumes
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("rqat")
 
 
 def run(job: Job, step: Step) -> dict[str, Any]:
-    """Evaluates the model of the step's arm on the step's task.
+    """Evaluates the model of the step's variant on the step's task.
 
     Returns:
         the figures of results.json.
@@ -51,9 +51,9 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         task: Task = job.make(step, "task")
         # Before the model is loaded: missing data is known at once.
         total = number_of_completions(task, keys.limit)
-        model, tokenizer = load_arm(job, step)
+        model, tokenizer = load_variant(job, step)
         writer = writer_for(model)
-        with job.progress.task(f"evaluate {step.arm} on {keys.task}", total) as bar:
+        with job.progress.task(f"evaluate {step.variant} on {keys.task}", total) as bar:
             found = run_task(
                 task,
                 keys.task,
@@ -69,13 +69,13 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             bar.update(total, f"{found.results['accuracy']:.1%} correct")
     for note in found.results["notes"]:
         log.warning("%s: %s", step.name, note)
-    results = {"arm": step.arm, "backend": "transformers", **found.results}
+    results = {"variant": step.variant, "backend": "transformers", **found.results}
     write_evaluation(work, results, found.samples)
     (work / PARTIAL_FILE).unlink(missing_ok=True)
     return results
 
 
-def load_arm(job: Job, step: Step) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+def load_variant(job: Job, step: Step) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """The model a step evaluates: the result of the step it starts from, else the plan's model as it is."""
     if "start" not in step.inputs:
         return load_model(job.plan.model, device=job.device, offline=job.offline, quantizable=False)
@@ -96,8 +96,8 @@ def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
     name = keys.task.removeprefix(LM_EVAL)
     known = [card.name for card in job.registry.cards("task")]
     find_task(name, known)
-    model, tokenizer = load_arm(job, step)
-    with job.progress.task(f"evaluate {step.arm} on {name}", 1) as bar:
+    model, tokenizer = load_variant(job, step)
+    with job.progress.task(f"evaluate {step.variant} on {name}", 1) as bar:
         found = run_lm_eval_task(
             name,
             model,

@@ -53,7 +53,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         prompts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in rows["prompt"]]
         room = limit - max(rows["prompt_tokens"])
         set_seed(keys.seed)
-        with job.progress.task(f"gate {step.arm}", len(prompts)) as bar:
+        with job.progress.task(f"gate {step.variant}", len(prompts)) as bar:
             completions = sample(
                 start.model,
                 start.tokenizer,

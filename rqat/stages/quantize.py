@@ -55,14 +55,14 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     kept = work / "blocks"
     kept.mkdir(exist_ok=True)
     blocks = model.config.num_hidden_layers
-    with job.progress.task(f"quantize {step.arm}", blocks) as bar:
+    with job.progress.task(f"quantize {step.variant}", blocks) as bar:
         layers, reports = quantize_model(
             model,
             batches,
             quantizer,
             job.plan.scheme,
             skip=keys.skip,
-            undivisible=keys.undivisible,
+            indivisible=keys.indivisible,
             progress=lambda done, _: bar.update(done),
             resume_dir=kept,
         )

@@ -1,6 +1,6 @@
 """Trains a quantized model for one objective, with a TRL trainer and the optimizer that keeps it on the grid.
 
-trainer/checkpoint-*     while training; from the last complete one an interrupted run goes on
+trainer/checkpoint-*     while training; from the last complete one an interrupted run resumes
 training.jsonl           a line per optimizer step
 latents.safetensors      where the latent weights stand in their cells, for a next train step
 model.safetensors ...    the trained model, as `rqat.model.checkpoint` writes it
@@ -77,7 +77,7 @@ def join(job: Job, step: Step, order: Mapping[str, Any]) -> None:
     """A follower's part of `run`: trains along, and writes nothing but its random states.
 
     Args:
-        order: the leader's; its `checkpoint` is the name of that to go on from, or None.
+        order: the leader's; its `checkpoint` is the name of that to resume from, or None.
 
     Raises:
         RqatError: as `run`.
@@ -101,7 +101,7 @@ def _train(
     """Runs the trainer to its end; the model of `start` is trained in place.
 
     Args:
-        checkpoint: to go on from.
+        checkpoint: to resume from.
     """
     from transformers import set_seed
 
@@ -147,16 +147,16 @@ def _train(
         del latents  # they may hold the whole model before quantization
         seed = keys.seed + processes.rank
         if checkpoint is not None:
-            log.info("%s: goes on after step %d of %d", step.name, step_of(checkpoint), keys.steps)
+            log.info("%s: resumes after step %d of %d", step.name, step_of(checkpoint), keys.steps)
             before = processes_of(checkpoint)
             if before != processes.count:
                 log.warning(
-                    "%s: goes on with %d process(es), its checkpoint was saved by %d: sums are rounded in another way, "
+                    "%s: resumes with %d process(es), its checkpoint was saved by %d: sums are rounded in another way, "
                     "and rollouts are drawn with other random numbers, than in a run that did not change.",
                     step.name, processes.count, before,
                 )  # fmt: skip
                 seed += step_of(checkpoint) * max(before, processes.count)
-        with job.progress.task(f"train {step.arm}", keys.steps) as bar, one_gpu(), processes.together(job.device):
+        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu(), processes.together(job.device):
             callbacks: list[Any] = [Checkpoints(processes, optimizer.digest)]
             if processes.leads:
                 callbacks.append(Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))

@@ -91,7 +91,7 @@ class Checkpoints(TrainerCallback):
                 raise RunError(
                     f"step {state.global_step}: processes 0 and {others[0]} of {len(digests)} have different weights.",
                     hint="All must run the same versions on the same kind of device, and an objective must compute its "
-                    "loss by way of the model that it is handed. One process can go on from the last checkpoint.",
+                    "loss by way of the model that it is handed. One process can resume from the last checkpoint.",
                 )
         if not self.processes.leads:
             return

@@ -2,7 +2,7 @@
 
 The kernel (`rqat_kernels.latent_adam`) reads gradients from the model's parameters and writes `w_hat` into them: no
 copy of either is made. Its state is torch's own, under torch's own names, so that checkpoints do not know which of the
-two ways a step was made, and either may go on from the other's.
+two ways a step was made, and either may resume from the other's.
 """
 
 from __future__ import annotations

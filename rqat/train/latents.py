@@ -4,7 +4,7 @@ A checkpoint between two stages holds codes, scales and zero points only. With e
 cell, an objective with a small learning rate would have to carry it half a cell before the first code changes. So:
 
 - a train step leaves `latents.safetensors`: for each layer the offset `w / s - (q - z)` in float16, clamped to the
-  cell; the next train step goes on from there;
+  cell; the next train step resumes from there;
 - the first train step starts from the weights before quantization, clamped to `REACH` cells around their codes' values.
   GPTQ moves many weights out of the cell they came from; those would start on its border, and half of them would flip
   back with the first update. Measured on the tiny reasoner (w2g128, GPTQ, 40 steps of kd at lr 5e-4, held-out KL 0.0198

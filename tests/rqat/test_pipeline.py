@@ -26,7 +26,7 @@ class ToyStep:
     name: str
     value: int
     stage: str = "toy"
-    arm: str = "toy"
+    variant: str = "toy"
 
 
 @dataclass

@@ -28,7 +28,7 @@ WHOLE: dict[str, Any] = {
         {"objective": "kd", "data": "arith", "steps": 2},
         {"objective": "grpo", "data": "arith", "task": "arith", "steps": 2},
     ],
-    "evaluate": ["arith", {"task": "lm-eval:gsm8k", "arms": ["bf16", "kd-2"]}],
+    "evaluate": ["arith", {"task": "lm-eval:gsm8k", "variants": ["bf16", "kd-2"]}],
 }
 
 
@@ -103,13 +103,13 @@ def test_parts_carry_validated_options(registry: Registry):
         "source": "arith",
         "task": "arith",
     }
-    assert plan.arms == ["bf16", "gptq", "rtn", "gptq-2", "kd", "kd-2", "grpo"]
+    assert plan.variants == ["bf16", "gptq", "rtn", "gptq-2", "kd", "kd-2", "grpo"]
 
 
 def test_nothing_is_calibrated_when_nobody_looks_at_data(registry: Registry):
     plan = plan_of(registry, quantize="rtn", compare=[], train=[], evaluate=[])
     assert [step.name for step in plan.steps] == ["01-quantize-rtn", "02-export"]
-    assert plan_of(registry, quantize="rtn", compare=[], train=[], evaluate=[], export=None).steps[-1].arm == "rtn"
+    assert plan_of(registry, quantize="rtn", compare=[], train=[], evaluate=[], export=None).steps[-1].variant == "rtn"
 
 
 def test_a_mixture_knows_its_parts(registry: Registry):
@@ -129,7 +129,7 @@ def test_every_problem_is_told_with_its_line(registry: Registry, tmp_path: Path)
         "name: a/b\nmodel: m\nscheme: w5\nquantize:\n  method: gtpq\ncompare:\n  - {method: rtn, clp: mse}\n"
         "train:\n  - objective: kd\n    data: arit\n    steps: 1\n    temprature: 2\n"
         "  - objective: grpo\n    data: arith\n    steps: 1\nexport: {format: gptq, x: 1}\n"
-        "evaluate:\n  - {task: arith, arms: [kdd]}\n  - math50\n"
+        "evaluate:\n  - {task: arith, variants: [kdd]}\n  - math50\n"
         "  - {task: 'lm-eval:x', temprature: 1}\n"
     )
     with pytest.raises(RecipeError) as caught:
@@ -202,7 +202,7 @@ def changed(registry: Registry, model: Path, *overrides: str) -> set[str]:
 
 def test_what_cannot_change_a_result_changes_no_fingerprint(registry: Registry, model: Path):
     assert changed(registry, model, "train.0.save_every=7", "name=other", "quantize.damp=0.01") == set()
-    assert changed(registry, model, "evaluate.0.arms=[bf16, gptq, rtn, gptq-2, kd, kd-2, grpo]") == set()
+    assert changed(registry, model, "evaluate.0.variants=[bf16, gptq, rtn, gptq-2, kd, kd-2, grpo]") == set()
 
 
 def test_what_changes_a_result_changes_it_and_all_that_follows(registry: Registry, model: Path):

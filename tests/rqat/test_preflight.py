@@ -77,7 +77,7 @@ def test_layers_that_do_not_divide_are_all_named(registry: Registry, model: Path
         "model.layers.0.self_attn.q_proj (128, 128)",
         "model.layers.1.mlp.down_proj (128, 256)",
     )
-    assert "undivisible: skip" in texts[0]
+    assert "indivisible: skip" in texts[0]
 
 
 def test_layers_left_out_are_noted(registry: Registry, model: Path):

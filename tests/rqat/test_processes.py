@@ -182,7 +182,7 @@ def test_interrupted_under_torchrun_all_end_and_then_go_on_to_what_one_process_m
         wait_for_training(folder, both)
         both.send_signal(signal.SIGINT)
         _, printed = both.communicate(timeout=TIMEOUT_S)
-    told, traceback = printed.partition("\nInterrupted. The same command goes on from here.\n")[::2]
+    told, traceback = printed.partition("\nInterrupted. The same command resumes from here.\n")[::2]
     assert "Device: cpu, 2 processes train together\n" in told
     assert not re.search("warning|traceback", told, re.IGNORECASE)
     assert "Interrupted" not in traceback

@@ -48,7 +48,7 @@ def test_plan_shows_every_step_default_owner_and_size(recipe: Path) -> None:
     for words in (
         "01-quantize-rtn",
         "(rqat_rtn, rqat ",
-        "undivisible=error",
+        "indivisible=error",
         "02-export",
         "memory",
         "limit=3",
@@ -147,7 +147,7 @@ def test_qat_runs_shows_the_table_and_is_then_finished(recipe: Path, tmp_path: P
     assert (tmp_path / "run" / "report.html").is_file()
     again = rqat("qat", "--recipe", recipe, "-o", tmp_path / "run", "--json")
     assert "Finished already" in again.stderr
-    assert set(json.loads(again.stdout)["arms"]) == {"bf16", "rtn"}
+    assert set(json.loads(again.stdout)["variants"]) == {"bf16", "rtn"}
     changed = rqat("qat", "--recipe", recipe, "-o", tmp_path / "run", "--set", "scheme=w2g64")
     assert changed.exit_code == 2
     assert "scheme.bits" in changed.stderr

@@ -225,7 +225,7 @@ def test_other_families(family: str) -> None:
     torch.testing.assert_close(quantizer.seen[last].hessian, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
 
 
-def test_undivisible_layers_are_all_listed_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indivisible_layers_are_all_listed_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(hidden=96)  # 96 inputs everywhere but 192 at down_proj
     monkeypatch.setattr(nn.Embedding, "forward", None)
     with pytest.raises(ModelError) as caught:
@@ -239,9 +239,9 @@ def test_undivisible_layers_are_all_listed_before_any_work(monkeypatch: pytest.M
     assert "Use a group of 32, 16, 8" in caught.value.hint
 
 
-def test_undivisible_layers_can_be_left_alone() -> None:
+def test_indivisible_layers_can_be_left_alone() -> None:
     model = tiny_model(hidden=96)
-    layers, _ = quantize_model(model, tokens(), Watching(), Scheme.parse("w2g64"), undivisible="skip")
+    layers, _ = quantize_model(model, tokens(), Watching(), Scheme.parse("w2g64"), indivisible="skip")
     assert list(layers) == ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
 

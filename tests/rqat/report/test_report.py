@@ -16,15 +16,22 @@ EVIL = '<script>alert("x")</script> & \\boxed{7}'
 N = 40
 
 
-def evaluation(arm, right, task="arith"):
+def evaluation(variant, right, task="arith"):
     """A step in which the problems `right` are solved."""
     samples = [
-        {"index": i, "seed": 42, "prompt": f"{EVIL} {i}", "completion": f"{EVIL} {arm} {i}", "answer": str(i)}
+        {"index": i, "seed": 42, "prompt": f"{EVIL} {i}", "completion": f"{EVIL} {variant} {i}", "answer": str(i)}
         | {"verdict": "correct" if i in right else "wrong", "tokens": 9, "truncated": False, "looping": False}
         for i in range(N)
     ]
     share = len(right) / N
-    results = {"task": task, "arm": arm, "n": N, "correct": len(right), "wrong": N - len(right), "unverifiable": 0}
+    results = {
+        "task": task,
+        "variant": variant,
+        "n": N,
+        "correct": len(right),
+        "wrong": N - len(right),
+        "unverifiable": 0,
+    }
     results |= {
         "accuracy": share,
         "low": share * 0.9,
@@ -33,7 +40,7 @@ def evaluation(arm, right, task="arith"):
         "seconds": 1.5,
     }
     results |= {"truncated": 0.0, "repetition": 0.0, "unclosed_think": 0.0, "mean_tokens": 9.0, "prompt_hash": "a"}
-    return "evaluate", arm, results, {"samples.jsonl": samples}
+    return "evaluate", variant, results, {"samples.jsonl": samples}
 
 
 def lines(count):
@@ -71,8 +78,8 @@ def job(tmp_path):
         evaluation("bf16", set(range(36)), "math500"),
     ]
     plan_steps = []
-    for number, (stage, arm, results, files) in enumerate(steps, 1):
-        folder = tmp_path / f"{number:02}-{stage}-{arm}"
+    for number, (stage, variant, results, files) in enumerate(steps, 1):
+        folder = tmp_path / f"{number:02}-{stage}-{variant}"
         folder.mkdir()
         for name, content in files.items():
             many = name.endswith(".jsonl")
@@ -81,13 +88,13 @@ def job(tmp_path):
         manifest = {
             "step": folder.name,
             "stage": stage,
-            "arm": arm,
+            "variant": variant,
             "fingerprint": "f" * 64,
             "facts": {},
             "seconds": 2.5,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest | {"results": results}))
-        plan_steps.append(SimpleNamespace(name=folder.name, stage=stage, arm=arm))
+        plan_steps.append(SimpleNamespace(name=folder.name, stage=stage, variant=variant))
     plan = SimpleNamespace(recipe=recipe, scheme=Scheme.parse("w2g64"), steps=plan_steps)
     return SimpleNamespace(plan=plan, folder=tmp_path, device="cpu", result_of=lambda name: tmp_path / name)
 
@@ -95,18 +102,18 @@ def job(tmp_path):
 def test_summary_has_every_arm_of_the_first_task(job):
     summary = report.write(job)
     assert json.loads((job.folder / "summary.json").read_text()) == summary
-    assert list(summary["arms"]) == ["bf16", "rtn", "gptq", "kd", "grpo"]
-    assert summary["arms"]["bf16"]["accuracy"] == 0.9
-    for figures in summary["arms"].values():
+    assert list(summary["variants"]) == ["bf16", "rtn", "gptq", "kd", "grpo"]
+    assert summary["variants"]["bf16"]["accuracy"] == 0.9
+    for figures in summary["variants"].values():
         assert {"task", "n", "accuracy", "low", "high", "seconds"} <= figures.keys()
     assert set(summary["tasks"]) == {"arith", "math500"}
     assert (summary["name"], summary["scheme"], summary["task"]) == ("made-up & more", "w2g64", "arith")
 
 
 def test_every_model_is_compared_with_bf16_and_with_the_start(job):
-    pairs = {(row["arm"], row["against"]): row for row in report.write(job)["paired"] if row["task"] == "arith"}
+    pairs = {(row["variant"], row["against"]): row for row in report.write(job)["paired"] if row["task"] == "arith"}
     quantized = {("rtn", "bf16"), ("rtn", "gptq"), ("gptq", "bf16")}
-    trained = {(arm, against) for arm in ("kd", "grpo") for against in ("bf16", "gptq")}
+    trained = {(variant, against) for variant in ("kd", "grpo") for against in ("bf16", "gptq")}
     assert set(pairs) == quantized | trained
     assert pairs["kd", "gptq"]["says"] == "better"
     assert (pairs["kd", "gptq"]["gained"], pairs["kd", "gptq"]["lost"]) == (20, 0)
@@ -207,7 +214,7 @@ def test_the_same_files_give_the_same_page(job):
 def test_a_run_without_evaluations_has_a_report_too(job):
     job.plan.steps = [step for step in job.plan.steps if step.stage == "quantize"]
     summary = report.write(job)
-    assert summary["arms"] == {}
+    assert summary["variants"] == {}
     assert summary["task"] is None
     assert "Error of every layer" in (job.folder / "report.html").read_text()
 

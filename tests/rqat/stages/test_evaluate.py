@@ -1,4 +1,4 @@
-"""The evaluate stage on a tiny model: files, figures, the quantized arm, going on after an interruption."""
+"""The evaluate stage on a tiny model: files, figures, the quantized variant, going on after an interruption."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_results_and_samples(job):
     facts = evaluate.run(job, step)
     results, rows = read(job.workdir(step))
     assert results == json.loads(json.dumps(facts))
-    assert {"task": "arith", "arm": "bf16", "n": 6}.items() <= results.items()
+    assert {"task": "arith", "variant": "bf16", "n": 6}.items() <= results.items()
     assert results["correct"] + results["wrong"] + results["unverifiable"] == 6
     assert {"accuracy", "low", "high", "seconds", "prompt_hash", "lm_eval"} <= results.keys()
     assert len(rows) == 6
@@ -76,17 +76,17 @@ def test_an_interrupted_evaluation_ends_with_the_same_samples(job, monkeypatch):
 def test_a_quantized_arm_is_read_from_its_step(job, tmp_path):
     from dataclasses import replace
 
-    step = replace(job.plan.steps[0], arm="gptq", inputs={"start": "02-quantize-gptq"})
+    step = replace(job.plan.steps[0], variant="gptq", inputs={"start": "02-quantize-gptq"})
     model, tokenizer = load_model(job.plan.model)
     model.lm_head.weight.data.mul_(-1)
     folder = job.result_of("02-quantize-gptq")
     folder.mkdir()
     save_checkpoint(folder, model, tokenizer, {}, Scheme.parse("w2g64"))
-    loaded, _ = evaluate.load_arm(job, step)
+    loaded, _ = evaluate.load_variant(job, step)
     assert (loaded.lm_head.weight == model.lm_head.weight).all()
-    original, _ = evaluate.load_arm(job, job.plan.steps[0])
+    original, _ = evaluate.load_variant(job, job.plan.steps[0])
     assert (original.lm_head.weight == -model.lm_head.weight).all()
-    assert evaluate.run(job, step)["arm"] == "gptq"
+    assert evaluate.run(job, step)["variant"] == "gptq"
 
 
 def test_a_task_nobody_knows(tmp_path, registry):

@@ -138,7 +138,7 @@ class Stop(TrainerCallback):
 def test_resumes_from_the_last_complete_checkpoint(
     objective: str, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps 1 to 7, an incomplete checkpoint at 6, so it goes on after 3; then again with the one at 6 intact."""
+    """Steps 1 to 7, an incomplete checkpoint at 6, so it resumes after 3; then again with the one at 6 intact."""
     job, step = train_step(root, objective, **options_of(objective))
     plugin = type(job.make(step, "objective"))
     build = plugin.build_trainer

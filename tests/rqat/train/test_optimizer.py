@@ -293,7 +293,7 @@ def test_layers_are_stacked_without_changing_the_result(monkeypatch: pytest.Monk
 def test_one_kernel_and_many_agree(
     inner: type[torch.optim.Optimizer], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five steps with the same gradients and a schedule; after the third, each goes on from the other's state."""
+    """Five steps with the same gradients and a schedule; after the third, each resumes from the other's state."""
     made, states = {}, {}
     for way in ("triton", "torch"):
         made[way] = built(

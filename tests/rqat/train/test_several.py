@@ -130,7 +130,7 @@ def test_killed_it_goes_on_with_the_same_bytes_or_in_another_number(
     job, step = train_step(copy, "kd", **ASKED["kd"])
     with caplog.at_level(logging.WARNING, "rqat"):
         train.run(job, step)
-    assert "goes on with 1 process(es), its checkpoint was saved by 2" in caplog.text
+    assert "resumes with 1 process(es), its checkpoint was saved by 2" in caplog.text
     losses = [line["loss"] for line in read_log(work_of(copy, "kd") / "training.jsonl")]
     assert losses == pytest.approx([line["loss"] for line in unbroken], rel=2e-6)
 

@@ -1,0 +1,57 @@
+"""What a plugin implements, and what passes between it and the host: contract 1.
+
+    options.py      Options, File, Part, Problem, Context: what a recipe may set, and what is checked before any work
+    grids.py        Grid, QuantizedWeight: how weights become codes and back
+    quantizers.py   Quantizer, LinearStats, Block, Streams: codes without training
+    transforms.py   Transform: what is done to a whole model before calibration, and hooks that stay with it
+    data.py         Row, Message, Source, LoadedModel: rows to calibrate and to train on
+    tasks.py        Task, Reward, Completion: problems, answers, and what a completion is worth
+    objectives.py   Objective, Training: what a quantized model is trained for
+    exporters.py    Exporter, Reader: files that servers load
+
+Dimension letters, here and everywhere: `O` out features, `I` in features, `G` groups of input features, `R` rows of
+groups, `g` weights in a group, `T` tokens, `B` batch, `V` vocabulary. Importing this package does not import torch.
+"""
+
+from .data import LoadedModel, Message, Row, Source, Split
+from .exporters import Exporter, Reader
+from .grids import Grid, QuantizedWeight
+from .objectives import Objective, RewardFunction, Training
+from .options import Context, File, Level, ModelShape, Options, Part, Problem
+from .quantizers import Block, LinearStats, Quantizer, SharedInput, Statistic, Streams
+from .tasks import Completion, Reward, Task, TaskOptions, Verdict
+from .transforms import Transform
+
+__all__ = [
+    "Block",
+    "Completion",
+    "Context",
+    "Exporter",
+    "File",
+    "Grid",
+    "Level",
+    "LinearStats",
+    "LoadedModel",
+    "Message",
+    "ModelShape",
+    "Objective",
+    "Options",
+    "Part",
+    "Problem",
+    "QuantizedWeight",
+    "Quantizer",
+    "Reader",
+    "Reward",
+    "RewardFunction",
+    "Row",
+    "SharedInput",
+    "Source",
+    "Split",
+    "Statistic",
+    "Streams",
+    "Task",
+    "TaskOptions",
+    "Training",
+    "Transform",
+    "Verdict",
+]

@@ -1,0 +1,91 @@
+"""Rows to calibrate on and to train on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    import transformers
+
+    from .tasks import Completion
+
+Split = Literal["train", "validation", "test"]
+
+
+class Message(TypedDict):
+    """One turn of a conversation: `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+class Row(TypedDict, total=False):
+    """One example: `text` alone; or `prompt` with `completion`; or `messages`.
+
+    Attributes:
+        text: plain text.
+        prompt: a problem.
+        completion: what is to be learned to follow it.
+        answer: where a completion can be graded.
+        messages: a conversation in place of prompt and completion; a last turn of the assistant is the completion.
+        system: a system prompt to stand before `prompt`.
+        template: settings of the chat template, e.g. `{"enable_thinking": False}`.
+    """
+
+    text: str
+    prompt: str
+    completion: str
+    answer: str
+    messages: Sequence[Message]
+    system: str
+    template: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The model before quantization, for a source that asks for it.
+
+    Attributes:
+        complete: completions of rows' prompts, written as evaluations write them: `complete(rows, samples=1,
+            max_new_tokens=..., temperature=..., seed=...)`, a list of completions for every row.
+    """
+
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    complete: Callable[..., list[list[Completion]]]
+
+
+class Source(ABC):
+    """Rows to calibrate on or to train on.
+
+    A source whose card says `model=True` is given a step of its own before it is read: `produce` runs once, with the
+    model before quantization, and what it writes into `folder` is kept, fingerprinted, and shared by every step that
+    names the source with the same options.
+    """
+
+    folder: Path | None = None
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def rows(self, split: Split, seed: int) -> Iterator[Row]:
+        """Yields rows; the same arguments give the same rows in the same order, on every machine.
+
+        Raises:
+            DataError: the data is missing, empty, or a row is malformed (with file and line).
+        """
+
+    def combine(self, parts: Sequence[Source]) -> None:  # noqa: B027 (most sources are made of nothing else)
+        """Receives the sources named by an option of type `list[rqat.Part]`, built by the host, in order."""
+
+    def produce(self, folder: Path, loaded: LoadedModel, split: Split, seed: int) -> Mapping[str, Any]:
+        """Writes what `rows` reads from `self.folder` later; returns figures for the report.
+
+        Called again with the same folder after an interruption: what is there may be continued from.
+        """
+        raise NotImplementedError

@@ -1,0 +1,75 @@
+"""Files that servers load."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from ..scheme import Scheme
+from .grids import QuantizedWeight
+
+if TYPE_CHECKING:
+    import torch
+    import transformers
+
+
+class Reader(Protocol):
+    """A quantized model on disk, tensor by tensor."""
+
+    @property
+    def config(self) -> transformers.PretrainedConfig:
+        """The model's configuration, without any `quantization_config`."""
+
+    @property
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Full names of all tensors that are not quantized weights, biases of quantized layers included."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One of `names`, on the CPU, in the narrowest dtype that holds its values."""
+
+    def layer(self, name: str) -> QuantizedWeight:
+        """A quantized layer, on the CPU."""
+
+    def save(self, folder: Path, exporter: Exporter, layers: Mapping[str, Scheme]) -> None:
+        """Writes a Hugging Face folder from what `exporter.tensors` and `exporter.config` give, shard by shard."""
+
+
+class Exporter(ABC):
+    """Writes a quantized model in one checkpoint format.
+
+    Class attributes:
+        loader_packages: what must be installed, beside transformers, to load the checkpoint with `from_pretrained`;
+            where it is, the export stage does so and compares logits. None: transformers cannot load it.
+        loader_tolerance: largest difference allowed then, as a share of the largest logit, in float32 on the CPU.
+        serving: Markdown for the README.md beside the checkpoint: how to serve it, and what servers do not support.
+    """
+
+    loader_packages: ClassVar[tuple[str, ...] | None] = None
+    loader_tolerance: ClassVar[float] = 0.0
+    serving: ClassVar[str] = ""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def tensors(self, name: str, weight: QuantizedWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
+        """Tensors of one layer under their full names (`name + ".weight_packed"`)."""
+
+    @abstractmethod
+    def config(self, scheme: Scheme, layers: Sequence[str], skipped: Sequence[str]) -> dict[str, Any]:
+        """The `quantization_config` of the checkpoint's config.json.
+
+        Args:
+            layers: full names of the quantized linear layers.
+            skipped: full names of the linear layers left as they were, lm_head among them.
+        """
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
+        """The inverse of `tensors`; optional. With it, the export stage checks every layer bit by bit."""
+        raise NotImplementedError

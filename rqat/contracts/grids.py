@@ -1,0 +1,130 @@
+"""How a weight becomes a code and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ..scheme import Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+PARTS = ("codes", "scale", "zero")
+"""Names under which the tensors of a quantized layer are stored."""
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """One quantized linear layer.
+
+    Attributes:
+        codes: `(O, I)` uint8, 0 to `2**bits - 1`.
+        scale: `(O, G)` float32, positive, representable in both bfloat16 and float16 (`rqat_kernels.grid.snap_scale`).
+        zero: `(O, G)`: uint8 on the range of the codes where the grid's zero points are whole, else float32.
+        note: what the report should say about this layer, e.g. why it fell back to rounding. Empty when all went well.
+        scheme: bits, group, symmetry and grid; a quantizer may leave it out, the host knows what it asked for.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+    note: str = ""
+    scheme: Scheme | None = None
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The tensors by the names they are stored under; not copies."""
+        return {part: getattr(self, part) for part in PARTS}
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, torch.Tensor], scheme: Scheme | None = None, note: str = ""
+    ) -> QuantizedWeight:
+        """The inverse of `state`.
+
+        Raises:
+            KeyError: a part is missing.
+        """
+        return cls(state["codes"], state["scale"], state["zero"], note, scheme)
+
+    def to(self, device: torch.device | str) -> QuantizedWeight:
+        """The same on another device."""
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def contiguous(self) -> QuantizedWeight:
+        """The same with tensors of their own, detached and on the CPU: what files are written from."""
+        return self._mapped(lambda tensor: tensor.detach().cpu().contiguous())
+
+    def _mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> QuantizedWeight:
+        return self.from_state(
+            {part: function(tensor) for part, tensor in self.state().items()}, self.scheme, self.note
+        )
+
+    def equals(self, other: QuantizedWeight) -> bool:
+        """Whether every part is equal to the bit, and so is the scheme."""
+        mine, theirs = self.to("cpu").state(), other.to("cpu").state()
+        return self.scheme == other.scheme and all(mine[part].equal(theirs[part]) for part in PARTS)
+
+
+class Grid(ABC):
+    """The values that codes stand for, and how weights get there.
+
+    All methods work on rows of groups: `R` rows of `g` weights each with one scale and one zero point `(R, 1)`; layers
+    of any shape can be seen that way. Arithmetic is float32 (float64 for float64 weights).
+
+    Class attributes:
+        whole_zeros: zero points are whole numbers on the range of the codes, stored in uint8; else real, in float32.
+        uniform: codes, scales and zero points mean `(codes - zero) * scale` with whole zero points and rounding to the
+            nearest: fused kernels, packed layers and checkpoint formats of servers apply. Without it the grid runs on
+            the reference path.
+    """
+
+    whole_zeros: ClassVar[bool] = True
+    uniform: ClassVar[bool] = False
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme = scheme
+
+    @abstractmethod
+    def fit(self, weight: torch.Tensor, importance: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point `(R, 1)`, snapped, that lose the least of `weight (R, g)`.
+
+        Args:
+            importance: `(R, g)` or broadcastable: what a squared error costs; None is 1.
+        """
+
+    @abstractmethod
+    def quantize(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """Codes `(R, g)` uint8 of the nearest points."""
+
+    @abstractmethod
+    def decode(self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """`w_hat (R, g)`, computed in float32 (float64 for float64 scales)."""
+
+    @abstractmethod
+    def gradients(
+        self, grad: torch.Tensor, latent: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Straight-through gradients of latent `(R, g)`, scale `(R, 1)` and zero point `(R, 1)`, linear in `grad`.
+
+        Args:
+            grad: `(R, g)`, the gradient on `w_hat`.
+        """
+
+    def snap(self, scale: torch.Tensor) -> torch.Tensor:
+        """The nearest scale that can be stored; the default holds in bfloat16 and float16."""
+        from rqat_kernels.grid import snap_scale
+
+        return snap_scale(scale)
+
+    def snap_zero(self, zero: torch.Tensor) -> torch.Tensor:
+        """The nearest zero point that can be stored; the default rounds where zero points are whole."""
+        return zero.round() if self.whole_zeros else zero
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.scheme == getattr(other, "scheme", None)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.scheme))

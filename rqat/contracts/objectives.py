@@ -1,0 +1,76 @@
+"""What a quantized model is trained for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .tasks import Verdict
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    import transformers
+
+
+class RewardFunction(Protocol):
+    """A reward as TRL takes it; `__name__` is the reward's, under which its mean is logged."""
+
+    __name__: str
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]: ...
+
+
+@dataclass
+class Training:
+    """What the train stage hands an objective to build its trainer from.
+
+    Attributes:
+        model: a plain Hugging Face model whose weights are on the grid.
+        tokenizer: its tokenizer.
+        rows: training rows in the order they are used, one for each place in a batch (see `rqat.train.data`). Columns
+            `prompt` (text, or a list of messages for a tokenizer with a chat template), `answer`, `prompt_tokens`; and,
+            unless the card says `writes=True`, `completion`, `input_ids` and `labels` (-100 on the prompt).
+        optimizer: the `QuantizedOptimizer` over `model`; goes into the trainer as `optimizers=(optimizer, scheduler)`.
+        scheduler: the learning-rate schedule over `optimizer`.
+        arguments: settings every TRL config takes: output_dir, max_steps, per_device_train_batch_size,
+            gradient_accumulation_steps, seed, use_cpu, bf16, save_steps, logging_steps, report_to, max_grad_norm, ...
+        max_tokens: longest prompt plus completion, in tokens.
+        teacher: the model before quantization or the one the recipe names, frozen, in eval mode; None unless the card
+            says `teacher=True`. Its tokens are the student's; its logits may be wider (padding of the vocabulary).
+        rewards: for an objective whose card says `graded=True`: TRL's `reward_funcs`, every reward of the recipe.
+        reward_weights: of those, for TRL's `reward_weights`.
+        grade: `(completion, answer) -> Verdict`; None unless the recipe names a task for rewards.
+        callbacks: to be passed to the trainer as they are.
+        processes: how many train together, each on its share of a batch.
+    """
+
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    rows: datasets.Dataset
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    arguments: dict[str, Any]
+    max_tokens: int
+    teacher: transformers.PreTrainedModel | None = None
+    rewards: list[RewardFunction] = field(default_factory=list)
+    reward_weights: list[float] = field(default_factory=list)
+    grade: Callable[[str, str], Verdict] | None = None
+    callbacks: list[Any] = field(default_factory=list)
+    processes: int = 1
+
+
+class Objective(ABC):
+    """What a quantized model is trained for. No training loop: an objective names a TRL trainer and what it changes."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def build_trainer(self, training: Training) -> transformers.Trainer:
+        """Builds a trainer; the host calls `train(resume_from_checkpoint=...)` on it.
+
+        The loss is a mean over unmasked tokens, so that learning rates carry over between batch sizes.
+        """

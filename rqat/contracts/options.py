@@ -1,0 +1,120 @@
+"""Options of a plugin, and how they are checked before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from ..scheme import Scheme
+
+Level = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to know before a run.
+
+    Attributes:
+        text: what was asked and what is wrong with it; one line, without its place, which the host puts in front.
+        hint: what to do about it.
+        key: the key it is about, beside which the host says the place (`recipes/mine.yaml:7 train.1.batch`).
+        level: an error stops the run; a warning may spoil it; a note is good to know.
+    """
+
+    text: str
+    hint: str = ""
+    key: str = ""
+    level: Level = "error"
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What is known of a model from its files alone.
+
+    Attributes:
+        linears: `(O, I)` of every linear layer of the decoder blocks, by full name, in the order data passes them.
+        context: tokens a sequence may have; None where the model sets no bound.
+    """
+
+    name: str
+    model_type: str
+    linears: Mapping[str, tuple[int, int]]
+    hidden: int
+    vocab: int
+    blocks: int
+    tied: bool
+    context: int | None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a part sees when its options are checked, before torch is imported.
+
+    Attributes:
+        settings: the recipe's own keys for this step, with defaults (`batch`, `micro_batch`, `max_tokens`, ...).
+        schemes: the scheme of every layer that will be quantized, by full name; empty where nothing is.
+        model: None when the model's files cannot be read, which the host reports by itself.
+        processes: how many train together.
+        device: "cpu" or "cuda".
+        tokenizer: loads the model's tokenizer; takes seconds, so call it only where nothing else will do.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    model: ModelShape | None = None
+    processes: int = 1
+    device: str = "cpu"
+    tokenizer: Callable[[], Any] | None = None
+
+
+class Options(BaseModel):
+    """Base class of every plugin's options: a pydantic model that refuses unknown keys.
+
+    In a recipe the options stand beside the host's own keys (`quantize: {method: gptq, damp: 0.01}`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def check(self, context: Context) -> Iterable[Problem]:
+        """What stands against these options on this model, told by `rqat plan` and before any work.
+
+        Must not import torch. Whatever the pydantic fields cannot say by themselves belongs here: a batch that does
+        not split, layers that do not divide, a scheme that cannot be done.
+        """
+        return ()
+
+
+class File(str):
+    """A path of a data file or folder, as a type of options: it has to exist, and its contents are fingerprinted.
+
+    How the path is spelled does not count, only what it holds. A relative path starts from the current folder.
+    """
+
+    @property
+    def path(self) -> Path:
+        """As a path, with `~` expanded."""
+        return Path(self).expanduser()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        serialize = core_schema.plain_serializer_function_ser_schema(str)
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(), serialization=serialize)
+
+
+class Part(BaseModel):
+    """One part of a source made of others: `{source: gsm8k, weight: 0.8, ...options of that source}`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    source: str
+    weight: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the named source, not yet validated."""
+        return dict(self.model_extra or {})
