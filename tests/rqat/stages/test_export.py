@@ -15,7 +15,7 @@ from rqat.keys import ExportKeys
 from rqat.model.checkpoint import save_checkpoint
 from rqat.plan import Step, Use
 from rqat.registry import Registry
-from rqat.stages import export
+from rqat.stages.export import run as export
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 from tests.tiny import tiny_model, tiny_tokenizer
 

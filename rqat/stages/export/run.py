@@ -23,14 +23,14 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor
 
-from ..contracts import Exporter, QuantizedWeight
-from ..errors import ModelError, NumericsError, PluginError
-from ..job import Job
-from ..model.checkpoint import DENSE_FILE, load_checkpoint, read_tensors
-from ..model.load import quiet
-from ..plan import Step
-from ..scheme import Scheme
-from ..storage import explained, read_json, write_json, write_text
+from ...contracts import Exporter, QuantizedWeight
+from ...errors import ModelError, NumericsError, PluginError
+from ...job import Job
+from ...model.checkpoint import DENSE_FILE, load_checkpoint, read_tensors
+from ...model.load import quiet
+from ...plan import Step
+from ...scheme import Scheme
+from ...storage import explained, read_json, write_json, write_text
 from .card import model_card
 
 if TYPE_CHECKING:
