@@ -93,7 +93,7 @@ of this format only with `quantization_config=CompressedTensorsConfig(dequantize
 
 
 @rqat.hookimpl
-def register_exporters(register: Any) -> None:
+def register_exporters(register: rqat.RegisterExporter) -> None:
     """See `rqat.hookspecs`."""
     register(
         "compressed-tensors",

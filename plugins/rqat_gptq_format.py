@@ -15,7 +15,7 @@ which everything reads, and asymmetric ones as version 2, which holds all of the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import rqat
@@ -35,6 +35,16 @@ class Options(rqat.Options):
     """
 
     checkpoint_format: Literal["auto", "gptq", "gptq_v2"] = "auto"
+
+    def check(self, context: rqat.Context) -> Iterator[rqat.Problem]:
+        """Group sizes that its readers do not know."""
+        for group in sorted({scheme.group for scheme in context.schemes.values()} - set(GROUPS)):
+            known = ", ".join(map(str, GROUPS[1:]))
+            yield rqat.Problem(
+                f"the readers of 'gptq' take groups of {known} or a whole row, not {group}",
+                "Choose another format or scheme.",
+                "format",
+            )
 
 
 class Gptq(rqat.Exporter):
@@ -125,15 +135,8 @@ Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which older relea
         return chosen
 
 
-def refuses(scheme: rqat.Scheme) -> str:
-    """Why a scheme cannot be written, or ""."""
-    if scheme.group not in GROUPS:
-        return f"its readers take groups of {', '.join(map(str, GROUPS[1:]))} or a whole row, not {scheme.group}"
-    return ""
-
-
 @rqat.hookimpl
-def register_exporters(register: Any) -> None:
+def register_exporters(register: rqat.RegisterExporter) -> None:
     """See `rqat.hookspecs`."""
     register(
         "gptq",
@@ -141,5 +144,4 @@ def register_exporters(register: Any) -> None:
         load=":Gptq",
         summary="GPTQ safetensors for gptqmodel and vLLM; 2, 3, 4 and 8 bits",
         paper="2210.17323",
-        refuses=refuses,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .contracts import Context
 from .errors import ModelError, RqatError, nearest
 from .estimate import Estimate, estimate
 from .facts import data_files
@@ -286,10 +287,9 @@ def _training(plan: Plan, processes: int) -> Iterator[Finding]:
 def _parts(plan: Plan) -> Iterator[Finding]:
     for step in plan.steps:
         exporter = step.parts.get("exporter")
-        reason = exporter.card.refuses(plan.scheme) if exporter and exporter.card.refuses else ""
-        if exporter and reason:
-            text = f"{plan.place.at('export', 'format')}: '{exporter.card.name}' cannot write {plan.scheme}: {reason}"
-            yield Finding("error", text, "Choose another format or scheme.")
+        problems = exporter.options.check(Context(schemes={"": plan.scheme})) if exporter else ()
+        for problem in problems:
+            yield Finding(problem.level, f"{plan.place.at('export', problem.key)}: {problem.text}.", problem.hint)
     if plan.recipe.train and not plan.recipe.evaluate:
         yield Finding("note", "nothing is evaluated: the report will show losses only.", "Add `evaluate:`.")
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import ClassVar
 
-from ..contracts import Exporter
+from ..contracts import Context, Exporter, Problem
 from ..scheme import Scheme
 from .grid import same
 from .suite import Suite, expect
@@ -56,12 +56,17 @@ class ExporterSuite(Suite):
 
     def test_some_scheme_is_accepted(self) -> None:
         """And refusals are sentences."""
-        refuses = self.card.refuses
-        reasons = [refuses(Scheme.parse(text)) for text in self.schemes] if refuses else [""]
-        expect(all(isinstance(reason, str) for reason in reasons), "refuses() must return a string")
-        expect("" in reasons, "every scheme is refused")
+        problems = [problem for text in self.schemes for problem in self._refusals(Scheme.parse(text))]
+        expect(all(isinstance(problem, Problem) and problem.text for problem in problems), "check() gives no Problems")
+        expect(any(self._accepted()), "every scheme is refused")
 
     def _accepted(self) -> Iterator[Scheme]:
         for scheme in map(Scheme.parse, self.schemes):
-            if self.card.refuses is None or not self.card.refuses(scheme):
+            if not self._refusals(scheme):
                 yield scheme
+
+    def _refusals(self, scheme: Scheme) -> list[Problem]:
+        """What its options say against a model whose layers all have this scheme."""
+        context = Context(schemes={self.layer: scheme})
+        problems = self._registry.options(self.card, self.options).check(context)
+        return [problem for problem in problems if problem.level == "error"]

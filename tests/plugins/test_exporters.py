@@ -5,7 +5,7 @@ import torch
 
 import rqat_compressed_tensors
 import rqat_gptq_format
-from rqat import ModelError, Options, QuantizedWeight, Scheme
+from rqat import Context, ModelError, Options, QuantizedWeight, Scheme
 from rqat.registry import Registry
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 
@@ -134,10 +134,10 @@ def test_gptq_refuses_layers_that_do_not_fill_words(out: int, width: int) -> Non
 
 
 def test_gptq_card_refuses_groups_its_readers_do_not_know() -> None:
-    card = Registry.discover().card("exporter", "gptq")
-    assert card.refuses is not None
-    assert "not 48" in card.refuses(Scheme.parse("w4g48"))
-    assert not any(card.refuses(Scheme.parse(spelling)) for spelling in SCHEMES)
+    options = Registry.discover().card("exporter", "gptq").options()
+    (problem,) = options.check(Context(schemes={"a": Scheme.parse("w4g48")}))
+    assert "not 48" in problem.text
+    assert not any(any(options.check(Context(schemes={"a": Scheme.parse(spelling)}))) for spelling in SCHEMES)
 
 
 def test_gptq_names_skipped_layers_for_every_reader() -> None:

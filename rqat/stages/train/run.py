@@ -125,7 +125,7 @@ def _train(
             batch=keys.batch,
             max_tokens=min(keys.max_tokens, context_of(start.model)),
             seed=keys.seed,
-            rollouts=card.rollouts,
+            rollouts=card.writes,
         )
         teacher = None
         if card.teacher:
@@ -176,7 +176,7 @@ def _train(
                 )
             )
             _without_printing(trainer)
-            if card.rollouts and processes.leads:
+            if card.writes and processes.leads:
                 rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
