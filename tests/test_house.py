@@ -37,7 +37,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "facts": ("registry", "model", "keys", "storage", "contracts"),
     "plan": ("facts", "recipe", "registry", "problems", "model", "keys", "storage", "contracts", "scheme", "errors"),
     "estimate": ("plan", "model", "keys", "errors"),
-    "preflight": ("estimate", "evals", "plan", "facts", "registry", "problems", "model", "keys", "errors"),
+    "preflight": ("estimate", "evals", "plan", "facts", "registry", "problems", "model", "keys", "contracts", "errors"),
     "scaffold": ("registry", "storage", "errors"),
     "testing": ("registry", "train", "model", "contracts", "scheme", "errors"),
     "job": ("plan", "registry", "processes"),
