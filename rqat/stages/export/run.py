@@ -1,8 +1,9 @@
-"""Writes a quantized model as a Hugging Face folder that servers load, and reads it back to prove it is the same model.
+"""Writes a quantized model in a format that servers load, and reads it back to prove it is the same model.
 
     <step>/model/
       config.json (with quantization_config), generation_config.json, tokenizer files, README.md
       model.safetensors, or numbered shards and an index
+      or whatever else the format is made of
 
 Two checks follow, on the files: an exporter that can decode must give back every code, scale and zero point bit by bit;
 and where `from_pretrained` can load the format here, its logits are compared with those of the model in memory.
@@ -14,29 +15,27 @@ import contextlib
 import importlib.util
 import io
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors import safe_open
 from torch import Tensor
 
-from ...contracts import Exporter, QuantizedWeight
+from ...contracts import Exporter
 from ...errors import ModelError, NumericsError, PluginError
-from ...job import Job
-from ...model.checkpoint import DENSE_FILE, load_checkpoint, read_tensors
+from ...job import Job, Progress
+from ...model.checkpoint import load_checkpoint
 from ...model.load import quiet
+from ...model.reader import CheckpointReader
+from ...model.stored import StoredTensors
 from ...plan import Step
-from ...scheme import Scheme
-from ...storage import explained, read_json, write_json, write_text
+from ...registry import Card
+from ...storage import write_text
 from .card import model_card
 
 if TYPE_CHECKING:
     import transformers
 
-SHARD = "5GB"
 BATCH, TOKENS = 2, 24
 """Shape of the random input on which logits are compared."""
 
@@ -44,60 +43,63 @@ DEVICE_TOLERANCE = 2.0**-5
 """Largest difference of logits, as a share of the largest one, off the CPU: there the model computes in bfloat16 (eight
 significant bits), and kernels may sum in another order from one call to the next. A wrong zero point moves more."""
 
+SMALL = (".json", ".md", ".jinja", ".txt")
+"""Endings of files beside the weights."""
+
 
 def run(job: Job, step: Step) -> dict[str, Any]:
-    """Exports the model of the step's `start`.
+    """Exports the model of the step's `start`; see `export_checkpoint`."""
+    return export_checkpoint(
+        job.result_of(step.inputs["start"]),
+        job.workdir(step) / "model",
+        job.make(step, "exporter"),
+        step.parts["exporter"].card,
+        base=job.plan.model.path,
+        device=job.device,
+        progress=job.progress,
+    )
+
+
+def export_checkpoint(
+    start: Path, folder: Path, exporter: Exporter, card: Card, *, base: str, device: str, progress: Progress
+) -> dict[str, Any]:
+    """Writes the quantized checkpoint in `start` into `folder`, which is emptied before, and checks what was written.
+
+    Args:
+        card: the exporter's.
+        base: what the model before quantization is called, for the README.md.
+        device: "cpu" or "cuda": where logits are compared.
 
     Returns:
         format, bytes, number of layers, layers left as they were, and the outcome of both checks.
 
     Raises:
         ModelError: the format cannot hold a layer, or transformers does not load the result.
-        PluginError: a layer does not decode to what was exported.
+        PluginError: a layer does not decode to what was exported, or nothing was written.
         NumericsError: the loaded model is not the one in memory.
     """
-    start = job.result_of(step.inputs["start"])
-    folder = job.workdir(step) / "model"
-    exporter: Exporter = job.make(step, "exporter")
-    card = step.parts["exporter"].card
-    checkpoint = load_checkpoint(start, device=job.device)
-    layers, scheme = checkpoint.layers, checkpoint.scheme
-    linear = [name for name, module in checkpoint.model.named_modules() if isinstance(module, torch.nn.Linear)]
-    skipped = [name for name in linear if name not in layers]
-    dtype = checkpoint.model.dtype
-    expected = logits_of(checkpoint.model)
-    torch.nn.Module.to(checkpoint.model, "meta")  # frees its memory before the exported one is loaded
-
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    state, _ = read_tensors(start / DENSE_FILE)
-    single = sorted(name for name, tensor in state.items() if tensor.dtype == torch.float32)
-    tensors_of: dict[str, list[str]] = {}
-    with job.progress.task(f"export {card.name}", len(layers)) as bar:
-        for done, (name, layer) in enumerate(layers.items(), 1):
-            packed = exporter.tensors(name, layer, scheme)
-            tensors_of[name] = list(packed)
-            state |= packed
-            bar.update(done)
-    with explained(folder):
-        save_torch_state_dict(state, folder, max_shard_size=SHARD)
-    del state
-    write_config(start, folder, exporter.config(scheme, list(layers), skipped))
-    write_tokenizer(checkpoint.tokenizer, folder)
-    base = job.plan.model.path
-    write_text(folder / "README.md", model_card(base, scheme, card.name, exporter, skipped))
-
+    reader = CheckpointReader(start)
+    with progress.task(f"export {card.name}", len(reader.layers)) as bar:
+        reader.progress = bar.update
+        exporter.write(folder, reader, reader.layers)
+    weights = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in SMALL]
+    if not weights:
+        raise PluginError(
+            f"exporter '{card.name}' wrote no weights into '{folder}'.", hint="Report this to the plugin's author."
+        )
+    write_text(folder / "README.md", model_card(base, reader.layers, card.name, exporter, reader.skipped))
     facts: dict[str, Any] = {
         "format": card.name,
-        "scheme": str(scheme),
-        "layers": len(layers),
-        "left_as_they_were": skipped,
-        "float32_tensors": len(single),
-        "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        "decoded": check_layers(folder, exporter, card.name, layers, tensors_of, scheme),
+        "scheme": ", ".join(map(str, dict.fromkeys(reader.layers.values()))),
+        "layers": len(reader.layers),
+        "left_as_they_were": reader.skipped,
+        "float32_tensors": sum(reader.tensor(name).dtype == torch.float32 for name in reader.names),
+        "bytes": sum(path.stat().st_size for path in weights),
+        "decoded": check_layers(folder, exporter, card, reader),
     }
-    facts |= check_logits(folder, exporter, expected, job.device, dtype)
-    return facts
+    return facts | check_logits(folder, exporter, card, start, device)
 
 
 def logits_of(model: transformers.PreTrainedModel) -> Tensor:
@@ -108,71 +110,36 @@ def logits_of(model: transformers.PreTrainedModel) -> Tensor:
         return model(input_ids=tokens.to(model.device)).logits.float().cpu()
 
 
-def write_config(start: Path, folder: Path, quantization: dict[str, Any]) -> None:
-    """Writes config.json and copies generation_config.json.
+def check_layers(folder: Path, exporter: Exporter, card: Card, reader: CheckpointReader) -> str:
+    """Decodes every layer from the files and compares it bit by bit; says what was found.
 
-    The rotary embedding's parameters are written twice: transformers 4 knows only the older spelling and would silently
-    take its own default for what it does not find.
+    Raises:
+        PluginError: a layer is not what was exported.
     """
-    config = read_json(start / "config.json")
-    rope = config.get("rope_parameters") or {}
-    if "rope_theta" in rope:
-        config["rope_theta"] = rope["rope_theta"]
-        if rope.get("rope_type", "default") != "default":
-            config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    write_json(folder / "config.json", config | {"quantization_config": quantization})
-    if (start / "generation_config.json").exists():
-        shutil.copy(start / "generation_config.json", folder)
-
-
-def write_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, folder: Path) -> None:
-    """Saves a tokenizer under the names that transformers 4 knows too; transformers 5 reads both."""
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    settings = read_json(path)
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(settings.get("extra_special_tokens"), list):
-        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-    write_json(path, settings)
-
-
-def check_layers(
-    folder: Path,
-    exporter: Exporter,
-    format_name: str,
-    layers: Mapping[str, QuantizedWeight],
-    tensors_of: Mapping[str, list[str]],
-    scheme: Scheme,
-) -> str:
-    """Decodes every layer from the files and compares it bit by bit; says what was found."""
-    holder: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            holder |= dict.fromkeys(file.keys(), path)
-    for name, layer in layers.items():
-        tensors = {}
-        for key in tensors_of[name]:
-            with safe_open(holder[key], framework="pt") as file:
-                tensors[key] = file.get_tensor(key)
-        try:
-            decoded = exporter.decode(name, tensors, scheme)
-        except NotImplementedError:
-            return f"not checked: exporter '{format_name}' has no decode"
-        for part in ("codes", "scale", "zero"):
-            if not torch.equal(getattr(decoded, part), getattr(layer, part).cpu()):
+    if type(exporter).decode is Exporter.decode:
+        return f"not checked: exporter '{card.name}' has no decode"
+    stored, others = StoredTensors(folder), set(reader.names)
+    for name, scheme in reader.layers.items():
+        own = [key for key in stored.names if key.startswith(f"{name}.") and key not in others]
+        decoded = exporter.decode(name, {key: stored.read(key) for key in own}, scheme).state()
+        for part, tensor in reader.layer(name).state().items():
+            if not decoded[part].equal(tensor):
                 raise PluginError(
-                    f"exporter '{format_name}' changes the {part} of {name}.",
+                    f"exporter '{card.name}' changes the {part} of {name}.",
                     hint="Its decode() is not the inverse of its tensors(); please report it to the plugin's author.",
                 )
     return "every layer equal, bit by bit"
 
 
-def check_logits(folder: Path, exporter: Exporter, expected: Tensor, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Loads the folder as any user would and compares its logits with `expected`.
+def check_logits(folder: Path, exporter: Exporter, card: Card, start: Path, device: str) -> dict[str, Any]:
+    """Loads the folder as any user would and compares its logits with those of the checkpoint in `start`.
 
     Returns:
         `max_abs_diff` and `tolerance`, in logits; or `max_abs_diff: None` and why it was not measured.
+
+    Raises:
+        ModelError: transformers does not load it.
+        NumericsError: it is another model.
     """
     import transformers
 
@@ -181,6 +148,9 @@ def check_logits(folder: Path, exporter: Exporter, expected: Tensor, device: str
     if packages is None or missing:
         why = f"{' and '.join(missing)} not installed" if missing else "transformers does not load this format"
         return {"max_abs_diff": None, "reload": f"not checked: {why}"}
+    checkpoint = load_checkpoint(start, device=device)
+    dtype, expected = checkpoint.model.dtype, logits_of(checkpoint.model)
+    torch.nn.Module.to(checkpoint.model, "meta")  # frees its memory before the exported one is loaded
     try:
         # Loaders draw progress bars of their own, each through another library.
         with quiet(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -190,7 +160,9 @@ def check_logits(folder: Path, exporter: Exporter, expected: Tensor, device: str
         raise ModelError(
             f"'{folder}' was written, but transformers {transformers.__version__} does not load it: "
             f"{' '.join(str(error).split())[:300]}.",
-            hint="Install the versions of transformers and its helpers that rqat's own requirements name.",
+            hint="Install the versions of transformers and its helpers that rqat's own requirements name."
+            if card.owner == "rqat"
+            else f"The format comes with {card.owner} {card.version}; report it to the plugin's author.",
         ) from error
     share = exporter.loader_tolerance if device == "cpu" else max(exporter.loader_tolerance, DEVICE_TOLERANCE)
     difference, tolerance = float((found - expected).abs().max()), share * float(expected.abs().max())
