@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 from ..discovery import add_paths
 from ..errors import PluginError, RqatError
-from ..processes import Processes
+from ..processes import WorkerFailed, work_alone
 from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 RESUMABLE = frozenset({"qat", "quantize"})
 """Commands that resume where they stopped when they are given again."""
 
-
-TOGETHER = frozenset({"qat", "plan", "recipes", "plugins", "doctor"})
-"""Commands that may be started in several processes: one trains in all, the others only show something."""
 
 ANYWHERE = frozenset({"--offline", "-v", "-vv", "--verbose"})
 """Options of `rqat` itself that may stand behind a command."""
@@ -50,13 +47,11 @@ class Invocation:
         registry: every plugin there is.
         verbose: how many times `-v` was given: 1 shows rqat's log, 2 the libraries' as well.
         offline: nothing may be fetched.
-        processes: this one among those that were started together.
     """
 
     registry: Registry
     verbose: int = 0
     offline: bool = False
-    processes: Processes = field(default_factory=Processes)
 
 
 class Commands(TyperGroup):
@@ -95,21 +90,22 @@ def main() -> None:
     _prepare_environment(offline="--offline" in own, verbose=bool(ANYWHERE & {*own} - {"--offline"}))
     add_paths(_paths(own))
     sys.unraisablehook = _raise_again
-    processes = Processes.here()
     try:
-        with processes.taking_part():
-            build(processes)(prog_name="rqat")
+        work_alone()
+        build()(prog_name="rqat")
+    except RqatError as error:
+        _report(error)
+        raise SystemExit(error.exit_code) from None
+    except WorkerFailed as failed:  # it has a traceback of its own
+        typer.echo(failed, err=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:  # before the command was reached, while modules were being imported
         _forget_interrupt()
         raise SystemExit(130) from None
 
 
-def build(processes: Processes | None = None) -> typer.Typer:
-    """The command line with the built-in commands and those that plugins bring.
-
-    Args:
-        processes: this one among those that were started together; None is alone.
-    """
+def build() -> typer.Typer:
+    """The command line with the built-in commands and those that plugins bring."""
     from ..registry import Registry
 
     registry = Registry.discover()
@@ -141,8 +137,7 @@ def build(processes: Processes | None = None) -> typer.Typer:
             typer.Option(PLUGIN, metavar="FILE", help="Load a plugin from a file or a package; may be repeated."),
         ] = None,
     ) -> None:
-        context.obj = Invocation(registry, verbose, offline, processes or Processes())
-        _refuse_several(context)
+        context.obj = Invocation(registry, verbose, offline)
         if offline:
             _go_offline()
         _start_logging(verbose)
@@ -158,15 +153,6 @@ def build(processes: Processes | None = None) -> typer.Typer:
     app.command("doctor")(doctor.doctor)
     registry.add_commands(app)
     return app
-
-
-def _refuse_several(context: typer.Context) -> None:
-    count, command = context.obj.processes.count, context.invoked_subcommand
-    if count > 1 and command not in TOGETHER:
-        raise RqatError(
-            f"`rqat {command}` runs in one process, and {count} were started.",
-            hint="Start it without torchrun; `rqat qat` is the command that trains in several.",
-        )
 
 
 def _own_options(args: Sequence[str]) -> tuple[list[str], list[str]]:

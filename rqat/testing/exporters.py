@@ -27,7 +27,7 @@ class ExporterSuite(Suite):
         for scheme in self._accepted():
             made: Exporter = self.make()
             weight = rounded(random_weight(64), scheme)
-            tensors = made.tensors(self.layer, weight, scheme)
+            tensors = made.tensors(self.layer, weight)
             try:
                 decoded = made.decode(self.layer, tensors, scheme)
             except NotImplementedError:
@@ -37,7 +37,7 @@ class ExporterSuite(Suite):
     def test_tensors_can_be_saved(self) -> None:
         """Named after the layer, contiguous, and not much larger than promised."""
         for scheme in self._accepted():
-            tensors = self.make().tensors(self.layer, rounded(random_weight(64), scheme), scheme)
+            tensors = self.make().tensors(self.layer, rounded(random_weight(64), scheme))
             for name, tensor in tensors.items():
                 expect(name.startswith(f"{self.layer}."), f"{scheme}: '{name}' is not named after its layer")
                 expect(tensor.is_contiguous(), f"{scheme}: '{name}' is not contiguous")
@@ -50,7 +50,7 @@ class ExporterSuite(Suite):
     def test_the_config_is_json(self) -> None:
         """It names the method and holds nothing that config.json cannot."""
         for scheme in self._accepted():
-            config = self.make().config(scheme, [self.layer], ["lm_head"])
+            config = self.make().config({self.layer: scheme}, ["lm_head"])
             expect(json.loads(json.dumps(config)) == config, f"{scheme}: config is not plain JSON")
             expect(config.get("quant_method"), f"{scheme}: config names no quant_method")
 
