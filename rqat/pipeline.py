@@ -219,7 +219,7 @@ def _run_step(job: Job, step: Step) -> None:
 
 def run_stage(job: Job, step: Step) -> dict[str, Any]:
     """Does the work of a step in `job.workdir(step)`: in `job.workers` processes where its stage can run in several."""
-    stage = importlib.import_module(f".stages.{step.stage}", __package__)
+    stage = importlib.import_module(f".stages.{step.stage}.run", __package__)
     if job.workers > 1 and getattr(stage, "SEVERAL", False):
         return launch(job, step)
     _seed()
