@@ -28,6 +28,7 @@ from torch import Tensor
 from rqat_kernels.grid import dequantize
 
 from ..contracts import QuantizedWeight
+from ..contracts.grids import PARTS
 from ..errors import ModelError, RqatError
 from ..scheme import Scheme
 from ..storage import explained
@@ -147,8 +148,8 @@ def save_layers(path: Path, layers: Mapping[str, QuantizedWeight], scheme: Schem
     """Writes codes, scales, zero points and notes of quantized layers into one file."""
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        for part in ("codes", "scale", "zero"):
-            tensors[f"{name}.{part}"] = getattr(layer, part).detach().cpu().contiguous()
+        for part, tensor in layer.contiguous().state().items():
+            tensors[f"{name}.{part}"] = tensor
     facts = {
         "format": FORMAT,
         "grid": scheme.grid,
@@ -160,37 +161,65 @@ def save_layers(path: Path, layers: Mapping[str, QuantizedWeight], scheme: Schem
 
 
 def load_layers(path: Path) -> tuple[dict[str, QuantizedWeight], Scheme]:
-    """Reads what `save_layers` wrote, without building a model: all an exporter needs.
+    """Reads what `save_layers` wrote, without building a model.
 
     Raises:
         ModelError: the file is missing, damaged, or was written by another version.
     """
-    tensors, facts = read_tensors(path)
-    if facts.get("format") != FORMAT:
-        raise ModelError(
-            f"'{path}' has checkpoint format {facts.get('format')}; this version of rqat reads {FORMAT}.",
-            hint="Run the step that wrote it again with this version.",
-        )
-    try:
-        scheme = Scheme.parse(facts["scheme"]).model_copy(update={"grid": facts["grid"]})
-        Scheme.model_validate(scheme.model_dump(warnings=False))
-    except (KeyError, TypeError, ValueError, RqatError) as error:
-        raise ModelError(
-            f"'{path}' has grid {facts.get('grid')!r} and scheme {facts.get('scheme')!r}, unknown to this version.",
-            hint="Use the version of rqat that wrote it.",
-        ) from error
-    layers: dict[str, QuantizedWeight] = {}
-    for name in facts["layers"]:
+    file = LayerFile(path)
+    return {name: file.layer(name) for name in file.schemes}, file.scheme
+
+
+class LayerFile:
+    """What `save_layers` wrote, read layer by layer.
+
+    Attributes:
+        schemes: the scheme of every layer, in the order data passes them.
+
+    Raises:
+        ModelError: the file is missing, damaged, or was written by another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file, facts = open_tensors(path)
+        if facts.get("format") != FORMAT:
+            raise ModelError(
+                f"'{path}' has checkpoint format {facts.get('format')}; this version of rqat reads {FORMAT}.",
+                hint="Run the step that wrote it again with this version.",
+            )
         try:
-            codes, scale, zero = (tensors.pop(f"{name}.{part}") for part in ("codes", "scale", "zero"))
-        except KeyError as error:
-            raise damaged(path, f"{error.args[0]} is missing") from error
-        out, width = codes.shape
+            self.scheme = Scheme.parse(facts["scheme"]).model_copy(update={"grid": facts["grid"]})
+            Scheme.model_validate(self.scheme.model_dump(warnings=False))
+        except (KeyError, TypeError, ValueError, RqatError) as error:
+            raise ModelError(
+                f"'{path}' has grid {facts.get('grid')!r} and scheme {facts.get('scheme')!r}, unknown to this version.",
+                hint="Use the version of rqat that wrote it.",
+            ) from error
+        self.schemes: dict[str, Scheme] = dict.fromkeys(facts["layers"], self.scheme)
+        self._notes: dict[str, str] = facts["notes"]
+        self._names = frozenset(self._file.keys())
+
+    def layer(self, name: str) -> QuantizedWeight:
+        """One layer, on the CPU.
+
+        Raises:
+            ModelError: a part of it is missing, or not on its scheme.
+        """
+        scheme = self.schemes[name]
+        missing = [part for part in PARTS if f"{name}.{part}" not in self._names]
+        if missing:
+            raise damaged(self.path, f"{name}.{missing[0]} is missing")
+        state = {part: self._file.get_tensor(f"{name}.{part}") for part in PARTS}
+        out, width = state["codes"].shape
         expected = (out, scheme.groups(width))
-        if scale.shape != expected or zero.shape != expected or int(codes.max()) > scheme.max_code:
-            raise damaged(path, f"{name} is not on {scheme}")
-        layers[name] = QuantizedWeight(codes, scale, zero, facts["notes"].get(name, ""))
-    return layers, scheme
+        if (
+            state["scale"].shape != expected
+            or state["zero"].shape != expected
+            or int(state["codes"].max()) > scheme.max_code
+        ):
+            raise damaged(self.path, f"{name} is not on {scheme}")
+        return QuantizedWeight.from_state(state, scheme, self._notes.get(name, ""))
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -199,9 +228,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any])
     Raises:
         RunError: the disk is full or the folder not writable.
     """
+    save_tensors(path, tensors, {ENTRY: json.dumps(facts)})
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, as readable as its folder is, under a temporary name first.
+
+    Raises:
+        RunError: the disk is full or the folder not writable.
+    """
     with explained(path):
         try:
-            save_file(tensors, path, metadata={ENTRY: json.dumps(facts)})
+            save_file(tensors, path, metadata=metadata)
             path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files only their owner can read
         except SafetensorError as error:
             # The operating system's refusal comes as text only.
@@ -217,11 +255,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ModelError: the file is missing, damaged or foreign.
     """
+    file, facts = open_tensors(path)
+    return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (it cannot be iterated)
+
+
+def open_tensors(path: Path) -> tuple[Any, dict[str, Any]]:
+    """A file this module wrote, as an open `safe_open`, and its facts; tensors are read when they are asked for.
+
+    Raises:
+        ModelError: the file is missing, damaged or foreign.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[ENTRY])
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, facts
+        file: Any = safe_open(path, framework="pt")
+        return file, json.loads((file.metadata() or {})[ENTRY])
     except FileNotFoundError as error:
         raise ModelError(
             f"'{path.parent}' is not an rqat checkpoint: it has no {path.name}.",

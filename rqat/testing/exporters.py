@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import ClassVar
 
-from ..contracts import Exporter
+from ..contracts import Context, Exporter, Problem
 from ..scheme import Scheme
 from .grid import same
 from .suite import Suite, expect
@@ -27,7 +27,7 @@ class ExporterSuite(Suite):
         for scheme in self._accepted():
             made: Exporter = self.make()
             weight = rounded(random_weight(64), scheme)
-            tensors = made.tensors(self.layer, weight, scheme)
+            tensors = made.tensors(self.layer, weight)
             try:
                 decoded = made.decode(self.layer, tensors, scheme)
             except NotImplementedError:
@@ -37,7 +37,7 @@ class ExporterSuite(Suite):
     def test_tensors_can_be_saved(self) -> None:
         """Named after the layer, contiguous, and not much larger than promised."""
         for scheme in self._accepted():
-            tensors = self.make().tensors(self.layer, rounded(random_weight(64), scheme), scheme)
+            tensors = self.make().tensors(self.layer, rounded(random_weight(64), scheme))
             for name, tensor in tensors.items():
                 expect(name.startswith(f"{self.layer}."), f"{scheme}: '{name}' is not named after its layer")
                 expect(tensor.is_contiguous(), f"{scheme}: '{name}' is not contiguous")
@@ -50,18 +50,23 @@ class ExporterSuite(Suite):
     def test_the_config_is_json(self) -> None:
         """It names the method and holds nothing that config.json cannot."""
         for scheme in self._accepted():
-            config = self.make().config(scheme, [self.layer], ["lm_head"])
+            config = self.make().config({self.layer: scheme}, ["lm_head"])
             expect(json.loads(json.dumps(config)) == config, f"{scheme}: config is not plain JSON")
             expect(config.get("quant_method"), f"{scheme}: config names no quant_method")
 
     def test_some_scheme_is_accepted(self) -> None:
         """And refusals are sentences."""
-        refuses = self.card.refuses
-        reasons = [refuses(Scheme.parse(text)) for text in self.schemes] if refuses else [""]
-        expect(all(isinstance(reason, str) for reason in reasons), "refuses() must return a string")
-        expect("" in reasons, "every scheme is refused")
+        problems = [problem for text in self.schemes for problem in self._refusals(Scheme.parse(text))]
+        expect(all(isinstance(problem, Problem) and problem.text for problem in problems), "check() gives no Problems")
+        expect(any(self._accepted()), "every scheme is refused")
 
     def _accepted(self) -> Iterator[Scheme]:
         for scheme in map(Scheme.parse, self.schemes):
-            if self.card.refuses is None or not self.card.refuses(scheme):
+            if not self._refusals(scheme):
                 yield scheme
+
+    def _refusals(self, scheme: Scheme) -> list[Problem]:
+        """What its options say against a model whose layers all have this scheme."""
+        context = Context(schemes={self.layer: scheme})
+        problems = self._registry.options(self.card, self.options).check(context)
+        return [problem for problem in problems if problem.level == "error"]

@@ -106,7 +106,8 @@ def rounded(weight: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
     from rqat_kernels.grid import fit_minmax, quantize
 
     scale, zero = fit_minmax(weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric)
-    return QuantizedWeight(quantize(weight, scale, zero, scheme.max_code), scale, zero.to(torch.uint8))
+    codes = quantize(weight, scale, zero, scheme.max_code)
+    return QuantizedWeight(codes, scale, zero.to(torch.uint8), scheme=scheme)
 
 
 def rounded_layers(model: torch.nn.Module) -> dict[str, QuantizedWeight]:
