@@ -1,7 +1,7 @@
 """A stranger's transforms: the residual stream turned by a random Hadamard matrix, and activations in 8 bits a token.
 
-`acme-rotate` is QuaRot's R1 (arXiv 2404.00456, section 4, stage 1): whatever writes into the residual stream is turned,
-whatever reads from it is turned back, after every norm's weight went into the layers behind it. It needs an untied head.
+`acme-rotate` is QuaRot's R1 (arXiv 2404.00456, section 4, stage 1): what writes into the residual stream is turned,
+what reads from it is turned back, and every norm's weight goes into the layers behind it. It needs an untied head.
 `acme-int8` rounds what every linear layer of a block reads to 8 bits, one scale for each token: forward hooks that have
 to be there whenever the model is.
 """
@@ -87,7 +87,7 @@ def int8(x: torch.Tensor) -> torch.Tensor:
 
 
 def orthogonal(size: int, seed: int) -> torch.Tensor:
-    """A random Hadamard matrix (signs times Sylvester's) in float64; of another size, blocks of them on the diagonal."""
+    """A random Hadamard matrix in float64 (signs times Sylvester's); where it must be, blocks of them."""
     import torch
 
     block = size & -size
@@ -107,4 +107,6 @@ def register_transforms(register: rqat.hookspecs.RegisterTransform) -> None:
         summary="turns the residual stream by a random Hadamard matrix",
         paper="2404.00456",
     )
-    register("acme-int8", load=":Int8Activations", summary="activations in 8 bits, one scale for each token")
+    register(
+        "acme-int8", load=":Int8Activations", summary="activations in 8 bits, one scale for each token", hooks=True
+    )
