@@ -54,7 +54,7 @@ from .hookspecs import (
     RegisterTransform,
     hookimpl,
 )
-from .scheme import ROW, Scheme
+from .scheme import ROW, Scheme, Schemes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +105,7 @@ __all__ = [
     "RqatError",
     "RunError",
     "Scheme",
+    "Schemes",
     "SharedInput",
     "Source",
     "Split",
@@ -117,9 +118,22 @@ __all__ = [
     "UnknownName",
     "Verdict",
     "__version__",
+    "grid_of",
     "hookimpl",
     "load_packed",
 ]
+
+
+def grid_of(scheme: Scheme) -> Grid:
+    """The grid that a scheme names (`w2g128-seq`), of whichever plugin offers it; see `rqat.Grid`.
+
+    Raises:
+        UnknownName: nobody offers a grid of that name.
+        PluginError: its plugin is broken.
+    """
+    from .grids import grid_of as found
+
+    return found(scheme)
 
 
 def load_packed(

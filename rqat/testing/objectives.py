@@ -7,7 +7,6 @@ import tempfile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..contracts import Objective, Training, Verdict
-from ..scheme import Scheme
 from .grid import same
 from .suite import Suite, expect
 from .tiny import addition, decoded, rounded_layers, tiny_model
@@ -61,7 +60,7 @@ class ObjectiveSuite(Suite):
         layers = rounded_layers(model)
         for name, layer in layers.items():
             model.get_parameter(f"{name}.weight").data = decoded(layer)
-        optimizer = QuantizedOptimizer(model, layers, Scheme.parse("w2g32"), lr=self.lr)
+        optimizer = QuantizedOptimizer(model, layers, lr=self.lr)
         rows = prepare_rows(
             addition(), tokenizer, steps=steps, batch=batch, max_tokens=64, seed=0, rollouts=self.card.writes
         )
