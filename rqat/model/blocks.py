@@ -306,5 +306,5 @@ def check_result(block: Block, result: dict[str, QuantizedWeight], who: str) -> 
             raise refuse(f"{name}: zero points are not {scheme.middle}, as the symmetric grid has it")
         if not torch.equal(grid.snap(layer.scale), layer.scale):
             raise refuse(
-                f"{name}: scales are not positive values that bfloat16 and float16 both hold (see Grid.snap, snap_scale)"
+                f"{name}: scales are not positive values that bfloat16 and float16 hold (see Grid.snap, snap_scale)"
             )
