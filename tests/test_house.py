@@ -44,7 +44,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "estimate": ("plan", "model", "keys", "errors"),
     "describe": (),
     "preflight": ("estimate", "evals", "plan", "facts", "registry", "problems", "model", "keys", "contracts", "errors"),
-    "scaffold": ("registry", "storage", "errors"),
+    "cut_out": (),
+    "scaffold": ("registry", "cards", "cut_out", "storage", "errors"),
     "testing": ("registry", "train", "model", "contracts", "scheme", "errors"),
     "job": ("plan", "registry", "processes"),
     "stages": (
