@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -199,6 +200,11 @@ class LayerFile:
         self.schemes: dict[str, Scheme] = dict.fromkeys(facts["layers"], self.scheme)
         self._notes: dict[str, str] = facts["notes"]
         self._names = frozenset(self._file.keys())
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of all layers."""
+        return sum(math.prod(self._file.get_slice(f"{name}.codes").get_shape()) for name in self.schemes)
 
     def layer(self, name: str) -> QuantizedWeight:
         """One layer, on the CPU.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +80,11 @@ class CheckpointReader:
             model = model_class(self.config)
         linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         return [name for name in linears if name not in self.layers]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of weights, quantized ones included."""
+        return self._layers.weights + sum(math.prod(self._dense.get_slice(name).get_shape()) for name in self.names)
 
     def tensor(self, name: str) -> Tensor:
         """One of `names`, on the CPU, in the narrowest dtype that holds its values."""
