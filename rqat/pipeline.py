@@ -100,7 +100,7 @@ def follow(job: Job) -> None:
                 hint="Start all with one command, where they find the same files and the same versions.",
             )
         _seed()
-        stage = importlib.import_module(f".stages.{step.stage}", __package__)
+        stage = importlib.import_module(f".stages.{step.stage}.run", __package__)
         with explained(job.workdir(step)):
             stage.join(job, step, order)
 
@@ -213,7 +213,7 @@ def _run_step(job: Job, step: Step) -> None:
     started = datetime.now(UTC)
     clock = time.perf_counter()
     _seed()
-    stage = importlib.import_module(f".stages.{step.stage}", __package__)
+    stage = importlib.import_module(f".stages.{step.stage}.run", __package__)
     with explained(work):
         results = stage.run(job, step)
         written = (path for path in sorted(work.rglob("*")) if path.is_file() and path != work / MARK)

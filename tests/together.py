@@ -10,7 +10,7 @@ from typing import Any
 
 from rqat.contracts import Verdict
 from rqat.processes import Processes
-from rqat.stages import train
+from rqat.stages.train import run as train
 
 from .training import EvenLength, train_step
 

@@ -18,7 +18,7 @@ from rqat.model import hf_folder
 from rqat.model.checkpoint import load_checkpoint, save_checkpoint
 from rqat.plan import Step, Use
 from rqat.registry import Registry
-from rqat.stages import export
+from rqat.stages.export import run as export
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from rqat.errors import DataError, NumericsError, RqatError, UnknownName
 from rqat.model.checkpoint import load_checkpoint
-from rqat.stages import train
+from rqat.stages.train import run as train
 from rqat.storage import write_json
 from rqat.train.checkpoints import COMPLETE, read_log
 from tests.training import START, Sums, digests, train_step, write_start

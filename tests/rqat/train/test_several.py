@@ -20,7 +20,7 @@ import torch
 from rqat.errors import RqatError, RunError
 from rqat.model.checkpoint import load_checkpoint
 from rqat.processes import Processes
-from rqat.stages import train
+from rqat.stages.train import run as train
 from rqat.train.checkpoints import COMPLETE, Checkpoints, last_complete, processes_of, read_log
 from rqat.train.one_gpu import one_gpu
 from tests.training import digests, train_step, write_start

@@ -12,7 +12,7 @@ from rqat.contracts import ModelShape
 from rqat.job import Silence
 from rqat.model.checkpoint import load_checkpoint
 from rqat.registry import Registry
-from rqat.stages.export import export_checkpoint
+from rqat.stages.export.run import export_checkpoint
 from rqat.testing.doctor import examine
 from tests.plugin_maker import write_metadata
 from tests.rqat.model.test_checkpoint import saved

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..contracts import Row, Source
-from ..errors import DataError, ModelError
-from ..job import Job
-from ..keys import CalibrationKeys
-from ..model.config import read_config
-from ..model.load import load_tokenizer
-from ..plan import Step
-from ..train.data import encode_completions, encode_prompts
+from ...contracts import Row, Source
+from ...errors import DataError, ModelError
+from ...job import Job
+from ...keys import CalibrationKeys
+from ...model.config import read_config
+from ...model.load import load_tokenizer
+from ...plan import Step
+from ...train.data import encode_completions, encode_prompts
 
 if TYPE_CHECKING:
     import transformers

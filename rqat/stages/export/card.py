@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from .. import __version__
-from ..contracts import Exporter
-from ..scheme import ROW, Scheme
+from ... import __version__
+from ...contracts import Exporter
+from ...scheme import ROW, Scheme
 
 
 def model_card(

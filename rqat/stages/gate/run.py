@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ..job import Job, log
-from ..plan import Step
-from ..storage import write_json, write_text
+from ...job import Job, log
+from ...plan import Step
+from ...storage import write_json, write_text
 
 if TYPE_CHECKING:
-    from ..keys import TrainKeys
+    from ...keys import TrainKeys
 
 
 def run(job: Job, step: Step) -> dict[str, Any]:
@@ -28,13 +28,13 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """
     from transformers import set_seed
 
-    from ..model.checkpoint import load_checkpoint
-    from ..model.load import default_dtype
-    from ..packed.backend import writer_for
-    from ..train.data import context_of, prepare_rows
-    from ..train.gate import judge, measure, stop_if_failed
-    from ..train.quiet import quiet_training
-    from ..train.rollouts import sample
+    from ...model.checkpoint import load_checkpoint
+    from ...model.load import default_dtype
+    from ...packed.backend import writer_for
+    from ...train.data import context_of, prepare_rows
+    from ...train.gate import judge, measure, stop_if_failed
+    from ...train.quiet import quiet_training
+    from ...train.rollouts import sample
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     dtype = default_dtype(job.device, job.plan.model.dtype)

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from ..contracts import Exporter
-from ..errors import PluginError
-from ..job import Job, Progress
-from ..model.exported import check_layers, check_logits
-from ..model.reader import CheckpointReader
-from ..plan import Step
-from ..registry import Card
-from ..storage import write_text
+from ...contracts import Exporter
+from ...errors import PluginError
+from ...job import Job, Progress
+from ...model.exported import check_layers, check_logits
+from ...model.reader import CheckpointReader
+from ...plan import Step
+from ...registry import Card
+from ...storage import write_text
 from .card import model_card
 
 SMALL = (".json", ".md", ".jinja", ".txt")

@@ -14,19 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RqatError
-from ..job import Job, log
-from ..plan import Step
-from ..processes import Processes
-from ..storage import read_json
+from ...errors import RqatError
+from ...job import Job, log
+from ...plan import Step
+from ...processes import Processes
+from ...storage import read_json
 
 if TYPE_CHECKING:
     import transformers
     from torch import Tensor
 
-    from ..keys import TrainKeys
-    from ..model.checkpoint import Checkpoint
-    from ..train.optimizer import QuantizedOptimizer
+    from ...keys import TrainKeys
+    from ...model.checkpoint import Checkpoint
+    from ...train.optimizer import QuantizedOptimizer
 
 TRAINER = "trainer"
 """Folder of the Trainer's own checkpoints, removed when training is done."""
@@ -44,9 +44,9 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
     """
-    from ..model.checkpoint import save_checkpoint
-    from ..train.checkpoints import discard, last_complete
-    from ..train.latents import save_latents
+    from ...model.checkpoint import save_checkpoint
+    from ...train.checkpoints import discard, last_complete
+    from ...train.latents import save_latents
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
@@ -89,8 +89,8 @@ def join(job: Job, step: Step, order: Mapping[str, Any]) -> None:
 
 
 def _start(job: Job, folder: Path) -> Checkpoint:
-    from ..model.checkpoint import load_checkpoint
-    from ..model.load import default_dtype
+    from ...model.checkpoint import load_checkpoint
+    from ...model.load import default_dtype
 
     return load_checkpoint(folder, device=job.device, dtype=default_dtype(job.device, job.plan.model.dtype))
 
@@ -105,14 +105,14 @@ def _train(
     """
     from transformers import set_seed
 
-    from ..contracts import Training
-    from ..train.checkpoints import Checkpoints, Log, processes_of, read_log, step_of
-    from ..train.data import context_of, prepare_rows
-    from ..train.one_gpu import one_gpu
-    from ..train.optimizer import QuantizedOptimizer
-    from ..train.quiet import quiet_training
-    from ..train.schedule import build_schedule, optimizer_class
-    from ..train.teacher import load_teacher
+    from ...contracts import Training
+    from ...train.checkpoints import Checkpoints, Log, processes_of, read_log, step_of
+    from ...train.data import context_of, prepare_rows
+    from ...train.one_gpu import one_gpu
+    from ...train.optimizer import QuantizedOptimizer
+    from ...train.quiet import quiet_training
+    from ...train.schedule import build_schedule, optimizer_class
+    from ...train.teacher import load_teacher
 
     work, card, processes = job.workdir(step), step.parts["objective"].card, job.processes
     arguments = _arguments(keys, work / TRAINER, job.device, processes)
@@ -200,8 +200,8 @@ def _latents(
     Args:
         source: the model before quantization if it is in memory already; else it is loaded when needed.
     """
-    from ..model.load import load_model
-    from ..train.latents import SourceLatents, is_source_of, load_latents
+    from ...model.load import load_model
+    from ...train.latents import SourceLatents, is_source_of, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
@@ -214,7 +214,7 @@ def _latents(
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
     """Settings every TRL config takes; `batch` is that of all processes together."""
-    from ..train.checkpoints import KEPT
+    from ...train.checkpoints import KEPT
 
     micro = keys.micro_batch or max(1, keys.batch // processes.count)
     if processes.count > 1 and keys.batch % (micro * processes.count):
@@ -255,7 +255,7 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
 
 
 def _sampler_gap(start: Checkpoint, prompts: list[Any]) -> float:
-    from ..train.rollouts import sampler_gap
+    from ...train.rollouts import sampler_gap
 
     texts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in prompts]
     return sampler_gap(start.model, start.tokenizer, texts)
@@ -278,7 +278,7 @@ def _skipped(job: Job, step: Step) -> str:
 
 
 def _copy_latents(source: Path, target: Path) -> None:
-    from ..train.latents import FILE
+    from ...train.latents import FILE
 
     if (source / FILE).exists():
         shutil.copyfile(source / FILE, target / FILE)
