@@ -22,13 +22,17 @@ def hooks_page() -> str:
     """Every hook with its signature and docstring, and the callback it receives."""
     from rqat import hookspecs
 
-    lines = ["# Hooks\n", NOTE, _code(inspect.getdoc(hookspecs) or ""), "\n## The callback\n"]
-    signature = str(inspect.signature(hookspecs.Register.__call__)).replace("(self, ", "(")
-    lines += [f"`register{signature}`\n", _code(inspect.getdoc(hookspecs.Register) or "")]
+    lines = ["# Hooks\n", NOTE, _code(inspect.getdoc(hookspecs) or "")]
     for name, function in vars(hookspecs).items():
         if name.startswith("register_") and inspect.isfunction(function):
             lines += [f"\n## {name}\n", f"`{name}{inspect.signature(function)}`\n", f"{inspect.getdoc(function)}\n"]
-    lines += ["\n## What a plugin implements\n", "The classes are in `rqat/contracts.py`; import them from `rqat`.\n"]
+            protocol = getattr(
+                hookspecs, f"Register{name.removeprefix('register_').removesuffix('s').capitalize()}", None
+            )
+            if protocol is not None:
+                signature = str(inspect.signature(protocol.__call__)).replace("(self, ", "(")
+                lines += [f"`register{signature}`\n", _code(inspect.getdoc(protocol) or "")]
+    lines += ["\n## What a plugin implements\n", "The classes are in `rqat/contracts/`; import them from `rqat`.\n"]
     from rqat import contracts
 
     for kind in (contracts.Quantizer, contracts.Objective, contracts.Source, contracts.Task, contracts.Exporter):
@@ -105,7 +109,7 @@ def _table(model: type) -> str:
     for name, field in model.model_fields.items():
         annotation = field.annotation
         kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-        kind = re.sub(r"(typing|rqat\.\w+|rqat_\w+(\.\w+)*)\.", "", kind).replace("|", "\\|")
+        kind = re.sub(r"(typing|rqat(\.\w+)+|rqat_\w+(\.\w+)*)\.", "", kind).replace("|", "\\|")
         default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
         if "Keys" in default:
             default = "see below"

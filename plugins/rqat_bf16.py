@@ -43,6 +43,6 @@ Weights take 16 bits each, on disk and in memory: this format is for readers of 
 
 
 @rqat.hookimpl
-def register_exporters(register: rqat.hookspecs.Register) -> None:
+def register_exporters(register: rqat.RegisterExporter) -> None:
     """See `rqat.hookspecs`."""
     register("bf16", load=":Bf16", summary="plain 16-bit safetensors, for everything that loads no packed weights")

@@ -110,7 +110,7 @@ def _weights(scheme: rqat.Scheme) -> dict[str, Any]:
 
 
 @rqat.hookimpl
-def register_exporters(register: Any) -> None:
+def register_exporters(register: rqat.RegisterExporter) -> None:
     """See `rqat.hookspecs`."""
     register(
         "compressed-tensors",

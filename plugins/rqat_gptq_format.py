@@ -174,7 +174,7 @@ def _does_not_fill(name: str, out: int, width: int, more: int = 0) -> rqat.Probl
 
 
 @rqat.hookimpl
-def register_exporters(register: Any) -> None:
+def register_exporters(register: rqat.RegisterExporter) -> None:
     """See `rqat.hookspecs`."""
     register(
         "gptq",

@@ -90,7 +90,7 @@ class _Sizes:
         tokens = sequences * keys.max_tokens
         logits = LOGITS_COPIES * tokens * self.config.vocab * FLOAT32
         kept = tokens * self.width * self._activations(keys)
-        cache = self._cache(sequences, keys.max_tokens) if step.parts["objective"].card.rollouts else 0
+        cache = self._cache(sequences, keys.max_tokens) if step.parts["objective"].card.writes else 0
         memory = self.model + teacher + optimizer + gradients + logits + kept + cache
         return memory, self.checkpoint + self.quantized * FLOAT32, optimizer + self.model
 

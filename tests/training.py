@@ -98,7 +98,7 @@ def train_step(
     use = Use(card, card.options(**settings.options))
     given: dict[str, Any] = {"source": source or Sums()}
     parts = {"objective": use}
-    if card.rollouts:
+    if card.writes:
         given["task"] = EvenLength()
         parts["task"] = use
     plan: Any = SimpleNamespace(model=ModelKeys(path=str(folder / "model")), fingerprint=lambda step: step.name)

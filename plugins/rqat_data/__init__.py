@@ -100,7 +100,7 @@ class MixOptions(rqat.Options):
 
 
 @rqat.hookimpl
-def register_sources(register: rqat.hookspecs.Register) -> None:
+def register_sources(register: rqat.RegisterSource) -> None:
     """The cards of all five."""
     register("jsonl", options=JsonlOptions, load=".files:Jsonl", summary="rows of a JSON-lines file")
     register("text", options=TextOptions, load=".files:Text", summary="documents of a plain text file", domain="text")

@@ -26,7 +26,7 @@ class MathOptions(rqat.TaskOptions):
 
 
 @rqat.hookimpl
-def register_tasks(register: rqat.hookspecs.Register) -> None:
+def register_tasks(register: rqat.RegisterTask) -> None:
     """The cards of both tasks."""
     register(
         "math500",

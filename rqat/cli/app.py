@@ -10,14 +10,14 @@ import logging
 import os
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from ..errors import RqatError
-from ..processes import Processes
+from ..processes import WorkerFailed, work_alone
 from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 RESUMABLE = frozenset({"qat", "quantize"})
 """Commands that resume where they stopped when they are given again."""
 
-
-TOGETHER = frozenset({"qat", "plan", "recipes", "plugins", "doctor"})
-"""Commands that may be started in several processes: one trains in all, the others only show something."""
 
 ANYWHERE = frozenset({"--offline", "-v", "-vv", "--verbose"})
 """Options of `rqat` itself that may stand behind a command."""
@@ -42,13 +39,11 @@ class Invocation:
         registry: every plugin there is.
         verbose: how many times `-v` was given: 1 shows rqat's log, 2 the libraries' as well.
         offline: nothing may be fetched.
-        processes: this one among those that were started together.
     """
 
     registry: Registry
     verbose: int = 0
     offline: bool = False
-    processes: Processes = field(default_factory=Processes)
 
 
 class Commands(TyperGroup):
@@ -78,21 +73,22 @@ def main() -> None:
     """Entry point of the `rqat` script."""
     _prepare_environment(offline="--offline" in sys.argv[1:], verbose=bool(ANYWHERE & {*sys.argv[1:]} - {"--offline"}))
     sys.unraisablehook = _raise_again
-    processes = Processes.here()
     try:
-        with processes.taking_part():
-            build(processes)(prog_name="rqat")
+        work_alone()
+        build()(prog_name="rqat")
+    except RqatError as error:
+        _report(error)
+        raise SystemExit(error.exit_code) from None
+    except WorkerFailed as failed:  # it has a traceback of its own
+        typer.echo(failed, err=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:  # before the command was reached, while modules were being imported
         _forget_interrupt()
         raise SystemExit(130) from None
 
 
-def build(processes: Processes | None = None) -> typer.Typer:
-    """The command line with the built-in commands and those that plugins bring.
-
-    Args:
-        processes: this one among those that were started together; None is alone.
-    """
+def build() -> typer.Typer:
+    """The command line with the built-in commands and those that plugins bring."""
     from ..registry import Registry
 
     registry = Registry.discover()
@@ -120,8 +116,7 @@ def build(processes: Processes | None = None) -> typer.Typer:
             bool, typer.Option("--offline", help="Fetch nothing; fail at once if something is missing.")
         ] = False,
     ) -> None:
-        context.obj = Invocation(registry, verbose, offline, processes or Processes())
-        _refuse_several(context)
+        context.obj = Invocation(registry, verbose, offline)
         if offline:
             _go_offline()
         _start_logging(verbose)
@@ -136,15 +131,6 @@ def build(processes: Processes | None = None) -> typer.Typer:
     app.command("doctor")(doctor.doctor)
     registry.add_commands(app)
     return app
-
-
-def _refuse_several(context: typer.Context) -> None:
-    count, command = context.obj.processes.count, context.invoked_subcommand
-    if count > 1 and command not in TOGETHER:
-        raise RqatError(
-            f"`rqat {command}` runs in one process, and {count} were started.",
-            hint="Start it without torchrun; `rqat qat` is the command that trains in several.",
-        )
 
 
 class _Lines(logging.Handler):

@@ -56,7 +56,7 @@ def evaluate(
     if task.startswith("builtin:") or (Path(task) / "config.json").is_file():
         raise RqatError(f"'{task}' is a model; the task comes first.", hint=f"rqat eval {model} {task}")
     raw = pairs(changes or [], "--set") | ({} if data is None else {"data": data})
-    own = any(card.name == task for card in context.obj.registry.cards("task"))
+    own = context.obj.registry.has("task", task)
     run = (_own if own else _of_lm_eval)(context.obj.registry, task, raw, limit, batch)
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder)

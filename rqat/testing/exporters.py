@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from ..contracts import Context, Exporter, ModelShape
+from ..contracts import Context, Exporter, ModelShape, Problem
 from ..scheme import Scheme
 from .grid import same
 from .suite import Suite, expect
@@ -90,22 +90,21 @@ class ExporterSuite(Suite):
 
     def test_some_scheme_is_accepted(self) -> None:
         """And refusals are sentences."""
-        reasons = [self._problems(Scheme.parse(text)) for text in self.schemes]
-        texts = [text for problems in reasons for text in problems]
-        expect(all(isinstance(text, str) and text for text in texts), "a problem without a text")
-        expect([] in reasons, f"every scheme is refused: {texts[0] if texts else ''}")
+        problems = [problem for text in self.schemes for problem in self._refusals(Scheme.parse(text))]
+        expect(all(isinstance(problem, Problem) and problem.text for problem in problems), "check() gives no Problems")
+        expect(any(self._accepted()), f"every scheme is refused: {problems[0].text if problems else ''}")
 
     @staticmethod
     def _writes_itself(made: Exporter) -> bool:
         """Whether it overrides `write` and so needs no `tensors` and no `config`."""
         return type(made).write is not Exporter.write
 
-    def _problems(self, scheme: Scheme) -> list[str]:
-        """What the options have against a scheme, on a layer that every format takes."""
-        model = ModelShape("tiny", "qwen3", {self.layer: (64, IN)}, 64, 99, 2, True, 256)
-        options = self._registry.options(self.card, self.options)
-        context = Context(schemes={self.layer: scheme}, model=model)
-        return [problem.text for problem in options.check(context) if problem.level == "error"]
-
     def _accepted(self) -> Iterator[Scheme]:
-        yield from (scheme for scheme in map(Scheme.parse, self.schemes) if not self._problems(scheme))
+        yield from (scheme for scheme in map(Scheme.parse, self.schemes) if not self._refusals(scheme))
+
+    def _refusals(self, scheme: Scheme) -> list[Problem]:
+        """What its options say against a scheme, on a layer of a shape that every format takes."""
+        model = ModelShape("tiny", "qwen3", {self.layer: (64, IN)}, 64, 99, 2, True, 256)
+        context = Context(schemes={self.layer: scheme}, model=model)
+        problems = self._registry.options(self.card, self.options).check(context)
+        return [problem for problem in problems if problem.level == "error"]

@@ -63,7 +63,7 @@ class ObjectiveSuite(Suite):
             model.get_parameter(f"{name}.weight").data = decoded(layer)
         optimizer = QuantizedOptimizer(model, layers, Scheme.parse("w2g32"), lr=self.lr)
         rows = prepare_rows(
-            addition(), tokenizer, steps=steps, batch=batch, max_tokens=64, seed=0, rollouts=self.card.rollouts
+            addition(), tokenizer, steps=steps, batch=batch, max_tokens=64, seed=0, rollouts=self.card.writes
         )
         teacher = tiny_model()[0].requires_grad_(False) if self.card.teacher else None
         with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +94,7 @@ class ObjectiveSuite(Suite):
                 arguments=arguments,
                 max_tokens=64,
                 teacher=teacher,
-                grade=self.grade if self.card.rollouts else None,
+                grade=self.grade if self.card.graded else None,
             )
             made: Objective = self.make()
             trainer = made.build_trainer(training)

@@ -35,8 +35,12 @@ NOT_LOGGED = frozenset(
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
-def last_complete(folder: Path) -> Path | None:
-    """The newest checkpoint in a Trainer's output folder that is whole; half-written ones are removed."""
+def last_complete(folder: Path, *, clean: bool = True) -> Path | None:
+    """The newest checkpoint in a Trainer's output folder that is whole.
+
+    Args:
+        clean: half-written ones are removed; for one process of several.
+    """
     found: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
         match = _FOLDER.fullmatch(path.name)
@@ -44,7 +48,7 @@ def last_complete(folder: Path) -> Path | None:
             continue
         if (path / COMPLETE).is_file():
             found[int(match[1])] = path
-        else:
+        elif clean:
             shutil.rmtree(path)
     return found[max(found)] if found else None
 
@@ -71,7 +75,7 @@ class Checkpoints(TrainerCallback):
     """Marks checkpoints as complete; the last is that of the last step.
 
     Args:
-        processes: those that train together; the leader waits until all have written their files, and marks.
+        processes: those that train together; the first waits until all have written their files, and marks.
         digest: of what this process has trained.
     """
 

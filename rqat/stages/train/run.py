@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from ...model.checkpoint import Checkpoint
     from ...train.optimizer import QuantizedOptimizer
 
+SEVERAL = True
+"""It can run in several processes at once."""
+
 TRAINER = "trainer"
 """Folder of the Trainer's own checkpoints, removed when training is done."""
 
@@ -36,6 +39,8 @@ LOG = "training.jsonl"
 
 def run(job: Job, step: Step) -> dict[str, Any]:
     """Trains `step.inputs["start"]`; see the module for what it writes.
+
+    In several processes all call it: the first writes, the others only leave their random states in checkpoints.
 
     Returns:
         steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; for rollouts
@@ -51,12 +56,11 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
     why = _skipped(job, step)
-    checkpoint = None if why else last_complete(work / TRAINER)
-    if job.processes.count > 1 and not why:
-        name = None if checkpoint is None else checkpoint.name
-        job.processes.call({"step": step.name, "fingerprint": job.plan.fingerprint(step), "checkpoint": name})
+    checkpoint = None if why else last_complete(work / TRAINER, clean=job.processes.leads)
     start = _start(job, start_folder)
     if why:
+        if not job.processes.leads:
+            return {}
         log.warning("%s: skipped, %s", step.name, why)
         save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme)
         _copy_latents(start_folder, work)
@@ -65,27 +69,14 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
     configs = copy.deepcopy((start.model.config, start.model.generation_config))
     optimizer, facts = _train(job, step, keys, start, start_folder, checkpoint)
+    if not job.processes.leads:
+        return {}
     start.model.config, start.model.generation_config = configs
     layers = optimizer.quantized_layers()
     save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme)
     save_latents(work, optimizer.latents(), layers)
     discard(work / TRAINER)
     return facts
-
-
-def join(job: Job, step: Step, order: Mapping[str, Any]) -> None:
-    """A follower's part of `run`: trains along, and writes nothing but its random states.
-
-    Args:
-        order: the leader's; its `checkpoint` is the name of that to resume from, or None.
-
-    Raises:
-        RqatError: as `run`.
-    """
-    keys: TrainKeys = step.settings  # type: ignore[assignment]
-    start_folder = job.result_of(step.inputs["start"])
-    checkpoint = job.workdir(step) / TRAINER / order["checkpoint"] if order["checkpoint"] else None
-    _train(job, step, keys, _start(job, start_folder), start_folder, checkpoint)
 
 
 def _start(job: Job, folder: Path) -> Checkpoint:
@@ -125,7 +116,7 @@ def _train(
             batch=keys.batch,
             max_tokens=min(keys.max_tokens, context_of(start.model)),
             seed=keys.seed,
-            rollouts=card.rollouts,
+            rollouts=card.writes,
         )
         teacher = None
         if card.teacher:
@@ -156,7 +147,7 @@ def _train(
                     step.name, processes.count, before,
                 )  # fmt: skip
                 seed += step_of(checkpoint) * max(before, processes.count)
-        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu(), processes.together(job.device):
+        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu():
             callbacks: list[Any] = [Checkpoints(processes, optimizer.digest)]
             if processes.leads:
                 callbacks.append(Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
@@ -176,7 +167,7 @@ def _train(
                 )
             )
             _without_printing(trainer)
-            if card.rollouts and processes.leads:
+            if card.writes and processes.leads:
                 rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -91,6 +91,6 @@ def _q4_0(name: str, weight: rqat.QuantizedWeight) -> numpy.ndarray:
 
 
 @rqat.hookimpl
-def register_exporters(register: rqat.hookspecs.Register) -> None:
+def register_exporters(register: rqat.RegisterExporter) -> None:
     """See `rqat.hookspecs`."""
     register("acme-gguf", options=Options, load=":Gguf", summary="one GGUF file, Q4_0")
