@@ -56,11 +56,12 @@ log = logging.getLogger("rqat.plugins")
 
 @dataclass(frozen=True)
 class Command:
-    """A command, or a group of them, that a plugin adds to `rqat`."""
+    """A command, or a group of them, that a plugin adds to `rqat`; `summary` is the first line of its help."""
 
     name: str
     module: str
     owner: str
+    summary: str
 
 
 @dataclass
@@ -253,24 +254,21 @@ class Registry:
 
     def add_commands(self, app: typer.Typer) -> None:
         """Lets plugins add their commands to the command line; one that fails goes to `broken`."""
-        from typer.main import get_command
-
+        known = _commands_of(app) if self._commands else {}
         for module, owner, function in self._commands:
             commands, groups = len(app.registered_commands), len(app.registered_groups)
-            before = set(getattr(get_command(app), "commands", ())) if commands + groups else set()
             try:
                 function(app)
-                made = get_command(app)  # reads every signature: a wrong one would end every other command too
-                names = list(getattr(made, "commands", ()))
-                if len(names) < len(app.registered_commands) + len(app.registered_groups):
+                made = _commands_of(app)  # reads every signature: a wrong one would end every other command too
+                if len(made) < len(app.registered_commands) + len(app.registered_groups):
                     raise PluginError("a command of that name exists already")
             except Exception as error:
                 del app.registered_commands[commands:], app.registered_groups[groups:]
                 text = f"register_commands: {_command_problem(error)}"
                 self.broken.append(BrokenPlugin.of(module, owner, error, text))
             else:
-                names = [name for name in names if name not in before]
-                self.commands += [Command(name, module, owner) for name in names]
+                self.commands += [Command(n, module, owner, made[n]) for n in made if n not in known]
+                known = made
 
     def _add(self, plugin: Plugin) -> None:
         """Calls a plugin's hooks, each by itself, so that a failure has a name and hides nothing else."""
@@ -319,6 +317,17 @@ class Registry:
     def _report(self, plugin: Plugin, error: str | BaseException, text: str = "") -> None:
         found = BrokenPlugin.of(plugin.module.__name__, plugin.owner, error, text, by_path=plugin.by_path)
         self.broken.append(found)
+
+
+def _commands_of(app: typer.Typer) -> dict[str, str]:
+    """Names of an app's commands and groups, with the first lines of their help."""
+    from typer.main import get_command
+
+    if not (app.registered_commands or app.registered_groups):
+        return {}
+    whole = get_command(app)
+    commands = getattr(whole, "commands", {str(whole.name): whole})
+    return {name: command.get_short_help_str(100) for name, command in commands.items()}
 
 
 def _command_problem(error: Exception) -> str:
