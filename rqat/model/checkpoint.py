@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -202,9 +201,9 @@ class LayerFile:
         self._names = frozenset(self._file.keys())
 
     @property
-    def weights(self) -> int:
-        """Number of weights of all layers."""
-        return sum(math.prod(self._file.get_slice(f"{name}.codes").get_shape()) for name in self.schemes)
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """`(O, I)` of every layer."""
+        return {name: tuple(self._file.get_slice(f"{name}.codes").get_shape()) for name in self.schemes}
 
     def layer(self, name: str) -> QuantizedWeight:
         """One layer, on the CPU.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...contracts import Exporter
-from ...errors import PluginError
+from ...errors import ModelError, PluginError
 from ...job import Job, Progress
 from ...model.exported import check_layers, check_logits
 from ...model.reader import CheckpointReader
@@ -64,9 +64,12 @@ def export_checkpoint(
         PluginError: a layer does not decode to what was exported, or nothing was written.
         NumericsError: the loaded model is not the one in memory.
     """
+    reader = CheckpointReader(start)
+    for problem in exporter.options.check(reader.context):
+        if problem.level == "error":
+            raise ModelError(problem.text, hint=problem.hint)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    reader = CheckpointReader(start)
     with progress.task(f"export {card.name}", len(reader.layers)) as bar:
         reader.progress = bar.update
         exporter.write(folder, reader, reader.layers)

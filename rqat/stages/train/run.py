@@ -192,15 +192,13 @@ def _latents(
         source: the model before quantization if it is in memory already; else it is loaded when needed.
     """
     from ...model.load import load_model
-    from ...train.latents import SourceLatents, is_source_of, load_latents
+    from ...train.latents import first_latents, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
         return carried, "the train step before"
     source = source or load_model(job.plan.model, device=job.device, offline=job.offline)[0]
-    if is_source_of(source, start.model, start.layers):
-        return SourceLatents(source, start.layers), "the weights before quantization"
-    return {}, "the middle of their cells"
+    return first_latents(source, start.model, start.layers)
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
