@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from .cli.models import default_device, load_any
-from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task
+from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
 from .errors import ModelError, RecipeError, RqatError, RunError
 from .job import Silence
 from .keys import CalibrationKeys, EvaluateKeys, ExportKeys, ModelKeys, QuantizeKeys
@@ -32,6 +32,7 @@ from .model.activations import TokenBatch
 from .model.blocks import quantize_model
 from .model.checkpoint import load_checkpoint, save_checkpoint
 from .model.load import load_model
+from .model.transforms import Applied, apply_transforms
 from .problems import Place, problems_of
 from .registry import Registry
 from .scheme import Scheme
@@ -64,6 +65,7 @@ class QuantizedModel:
         tokenizer: its tokenizer.
         source: path or hub name of the model before quantization, where it is known.
         trained_by: the optimizer that has the codes since training began; `optimizer` sets it.
+        transforms: what the model went through before it was quantized; their hooks are attached.
     """
 
     def __init__(
@@ -74,15 +76,18 @@ class QuantizedModel:
         *,
         source: str | None = None,
         folder: Path | None = None,
+        transforms: Sequence[Applied] = (),
     ) -> None:
         """Holds what it is given.
 
         Args:
             layers: the quantized layers by full name, each with its scheme.
+            transforms: what the model went through before; their hooks are attached.
             folder: the checkpoint they were loaded from, where latent weights may lie.
         """
         self.model, self.tokenizer, self.source = model, tokenizer, source
         self.trained_by: QuantizedOptimizer | None = None
+        self.transforms = list(transforms)
         self._layers, self._folder = dict(layers), folder
         # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
         self._configs = copy.deepcopy((model.config, model.generation_config))
@@ -105,7 +110,8 @@ class QuantizedModel:
 
         Args:
             lr: learning rate of the latent weights.
-            source: the model before quantization; None is the one that was named to `rqat.quantize`, if one was.
+            source: the model before quantization, by name, or loaded and as its transforms left it; None is the one
+                that was named to `rqat.quantize`, if one was.
             options: of `rqat.QuantizedOptimizer`: `scale_lr`, `zero_lr`, `other_lr`, `weight_decay`, `inner`, ...
 
         Raises:
@@ -124,6 +130,7 @@ class QuantizedModel:
             return carried
         if isinstance(before, (str, Path)):
             before, _ = load_model(ModelKeys(path=str(before)), device=str(self.model.device))
+            apply_transforms(before, [(one.name, one.options, one.make()) for one in self.transforms])
         return first_latents(before, self.model, layers)[0]
 
     @contextmanager
@@ -140,7 +147,7 @@ class QuantizedModel:
 def quantize(
     model: str | Path | transformers.PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
-    method: str = "gptq",
+    method: str | Sequence[str | Mapping[str, Any]] = "gptq",
     scheme: str = "w2g128",
     *,
     calibration: Calibration | None = None,
@@ -154,7 +161,8 @@ def quantize(
     Args:
         model: folder, hub name, `builtin:tiny-reasoner`; or a loaded model, which is quantized in place.
         tokenizer: of a loaded model.
-        method: name of the quantizer.
+        method: name of the quantizer; or a list of transforms and a quantizer, spelled as in a recipe:
+            `[{"method": "rotate", "seed": 1}, "gptq"]`.
         scheme: spelling of the grid.
         calibration: what quantizers see activations of; see `Calibration`. Of rows, each is one sequence, cut at 512
             tokens or where the model's context ends.
@@ -169,18 +177,21 @@ def quantize(
         DataError: calibration is needed and there is none, or too little.
         ModelError: the model is missing, damaged or not supported, or the scheme does not fit its layers.
     """
-    registry = Registry.discover()
-    keys = _keys(QuantizeKeys, {"method": method, "skip": skip, "indivisible": indivisible, **options}, "quantize")
+    registry = Registry.current()
+    *before, last = [method] if isinstance(method, str) else method
+    chosen = {"method": last} if isinstance(last, str) else dict(last)
+    keys = _keys(QuantizeKeys, {**chosen, "skip": skip, "indivisible": indivisible, **options}, "quantize")
     card = registry.card("quantizer", keys.method)
     quantizer: Quantizer = registry.make(card, registry.options(card, keys.options, "quantize"))
     grid = Scheme.parse(scheme, where="quantize: scheme")
     if quantizer.needs and calibration is None:
         raise RecipeError(
-            f"quantize: method '{method}' needs calibration.",
+            f"quantize: method '{keys.method}' needs calibration.",
             hint="Give calibration= a list of texts or rows, or the name of a source (`rqat plugins ls`).",
         )
     source = str(model) if isinstance(model, (str, Path)) else None
     loaded, tokenizer = _opened(model, tokenizer, device)
+    transforms = apply_transforms(loaded, [_transform(registry, one) for one in before])
     batches = _batches(registry, calibration, loaded, tokenizer) if quantizer.needs and calibration is not None else []
     training = loaded.training
     layers, reports = quantize_model(
@@ -191,7 +202,15 @@ def quantize(
         if report.note:
             log.warning("%s: %s", report.name, report.note)
     made = {name: replace(layer, scheme=grid) for name, layer in layers.items()}
-    return QuantizedModel(loaded, tokenizer, made, source=source)
+    return QuantizedModel(loaded, tokenizer, made, source=source, transforms=transforms)
+
+
+def _transform(registry: Registry, spelled: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], Transform]:
+    """Name, options and object of a transform."""
+    keys = _keys(QuantizeKeys, {"method": spelled} if isinstance(spelled, str) else spelled, "quantize")
+    card = registry.card("transform", keys.method)
+    options = registry.options(card, keys.options, f"quantize: {card.name}")
+    return card.full_name, options.model_dump(mode="json"), registry.make(card, options)
 
 
 def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -211,7 +230,9 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
     layers = quantized.layers
     try:
         with quantized._as_made():
-            save_checkpoint(partial, quantized.model, quantized.tokenizer, layers, _one_scheme(layers))
+            save_checkpoint(
+                partial, quantized.model, quantized.tokenizer, layers, _one_scheme(layers), quantized.transforms
+            )
     except ValueError as error:
         shutil.rmtree(partial)
         raise RqatError(
@@ -235,7 +256,7 @@ def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
     """
     found = load_checkpoint(Path(folder), device=device or default_device())
     layers = {name: replace(layer, scheme=layer.scheme or found.scheme) for name, layer in found.layers.items()}
-    return QuantizedModel(found.model, found.tokenizer, layers, folder=Path(folder))
+    return QuantizedModel(found.model, found.tokenizer, layers, folder=Path(folder), transforms=found.transforms)
 
 
 def export(
@@ -264,7 +285,7 @@ def export(
         UnknownName: no such format. RecipeError: an option that it does not have.
         ModelError: the format cannot hold a layer. PluginError, NumericsError: what was written is another model.
     """
-    registry = Registry.discover()
+    registry = Registry.current()
     keys = _keys(ExportKeys, {"format": format, **options}, "export")
     card = registry.card("exporter", keys.format)
     exporter: Exporter = registry.make(card, registry.options(card, keys.options, "export"))
@@ -310,7 +331,7 @@ def evaluate(
     from .evals.harness import run_task
     from .packed.backend import writer_for, written_by
 
-    registry = Registry.discover()
+    registry = Registry.current()
     keys = _keys(EvaluateKeys, {"task": task, "limit": limit, "batch": batch, **options}, "evaluate")
     card = registry.card("task", keys.task)
     made: Task = registry.make(card, registry.options(card, keys.options, "evaluate"))

@@ -35,7 +35,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "launcher": ("job", "plan", "processes", "storage", "errors"),
     "worker": ("pipeline", "launcher", "job", "plan", "recipe", "registry", "processes", "storage", "errors"),
     "recipe": ("registry", "keys", "problems", "yaml_lines", "errors"),
-    "model": ("contracts", "keys", "scheme", "errors", "storage"),
+    "model": ("registry", "contracts", "keys", "scheme", "errors", "storage"),
     "evals": ("contracts", "keys", "scheme", "errors", "storage"),
     "packed": ("model", "contracts", "keys", "scheme", "errors"),
     "train": ("model", "contracts", "keys", "scheme", "errors", "storage", "processes"),

@@ -21,6 +21,7 @@ from ...errors import ModelError, PluginError
 from ...job import Job, Progress
 from ...model.exported import check_layers, check_logits
 from ...model.reader import CheckpointReader
+from ...model.transforms import load_transforms
 from ...plan import Step
 from ...registry import Card
 from ...storage import write_text
@@ -68,6 +69,12 @@ def export_checkpoint(
     for problem in exporter.options.check(reader.context):
         if problem.level == "error":
             raise ModelError(problem.text, hint=problem.hint)
+    hooked = [one.name for one in load_transforms(start) if one.hooked()]
+    if hooked:
+        raise ModelError(
+            f"the model was made with {', '.join(hooked)}, whose forward hooks no checkpoint format holds.",
+            hint="Leave `export` out: `rqat eval` and `rqat generate` take the step's own folder.",
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with progress.task(f"export {card.name}", len(reader.layers)) as bar:
