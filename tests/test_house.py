@@ -35,13 +35,14 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "launcher": ("job", "plan", "processes", "storage", "errors"),
     "worker": ("pipeline", "launcher", "job", "plan", "recipe", "registry", "processes", "storage", "errors"),
     "recipe": ("registry", "keys", "problems", "yaml_lines", "errors"),
-    "model": ("contracts", "keys", "scheme", "errors", "storage"),
+    "model": ("registry", "contracts", "keys", "scheme", "errors", "storage"),
     "evals": ("contracts", "keys", "scheme", "errors", "storage"),
     "packed": ("model", "contracts", "keys", "scheme", "errors"),
     "train": ("model", "contracts", "keys", "scheme", "errors", "storage", "processes"),
     "facts": ("registry", "model", "keys", "storage", "contracts"),
     "plan": ("facts", "recipe", "registry", "problems", "model", "keys", "storage", "contracts", "scheme", "errors"),
     "estimate": ("plan", "model", "keys", "errors"),
+    "describe": (),
     "preflight": ("estimate", "evals", "plan", "facts", "registry", "problems", "model", "keys", "contracts", "errors"),
     "scaffold": ("registry", "storage", "errors"),
     "testing": ("registry", "train", "model", "contracts", "scheme", "errors"),
@@ -171,7 +172,7 @@ def test_a_plugins_card_is_light():
 
 def test_the_light_half_does_not_import_torch():
     light = "errors scheme contracts hookspecs keys problems yaml_lines storage registry recipe facts plan estimate"
-    light += " processes cards discovery launcher"
+    light += " processes cards discovery describe launcher"
     modules = ", ".join(
         f"rqat.{name}" for name in [*light.split(), "preflight", "scaffold", "testing", "job", "cli.app"]
     )

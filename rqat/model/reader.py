@@ -14,9 +14,10 @@ from ..contracts import Exporter, QuantizedWeight
 from ..errors import PluginError
 from ..scheme import Scheme
 from ..storage import explained
-from .checkpoint import DENSE_FILE, LayerFile, damaged, open_tensors
+from .checkpoint import DENSE_FILE, LayerFile
 from .hf_folder import ShardWriter, write_config, write_tokenizer
 from .hub import QUANTIZED_FILE
+from .tensors import damaged, open_tensors
 
 if TYPE_CHECKING:
     import transformers

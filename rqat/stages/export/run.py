@@ -28,6 +28,7 @@ from ...model.checkpoint import load_checkpoint
 from ...model.load import quiet
 from ...model.reader import CheckpointReader
 from ...model.stored import StoredTensors
+from ...model.transforms import load_transforms
 from ...plan import Step
 from ...registry import Card
 from ...storage import write_text
@@ -81,6 +82,12 @@ def export_checkpoint(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     reader = CheckpointReader(start)
+    hooked = [one.name for one in load_transforms(start) if one.hooked()]
+    if hooked:
+        raise ModelError(
+            f"the model was made with {', '.join(hooked)}, whose forward hooks no checkpoint format holds.",
+            hint="Leave `export` out: `rqat eval` and `rqat generate` take the step's own folder.",
+        )
     with progress.task(f"export {card.name}", len(reader.layers)) as bar:
         reader.progress = bar.update
         exporter.write(folder, reader, reader.layers)

@@ -62,7 +62,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         if not job.processes.leads:
             return {}
         log.warning("%s: skipped, %s", step.name, why)
-        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme)
+        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme, start.transforms)
         _copy_latents(start_folder, work)
         return {"skipped": why}
 
@@ -73,7 +73,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         return {}
     start.model.config, start.model.generation_config = configs
     layers = optimizer.quantized_layers()
-    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme)
+    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme, start.transforms)
     save_latents(work, optimizer.latents(), layers)
     discard(work / TRAINER)
     return facts
@@ -192,12 +192,15 @@ def _latents(
         source: the model before quantization if it is in memory already; else it is loaded when needed.
     """
     from ...model.load import load_model
+    from ...model.transforms import apply_transforms
     from ...train.latents import SourceLatents, is_source_of, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
         return carried, "the train step before"
-    source = source or load_model(job.plan.model, device=job.device, offline=job.offline)[0]
+    if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
+        source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
+        apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
     if is_source_of(source, start.model, start.layers):
         return SourceLatents(source, start.layers), "the weights before quantization"
     return {}, "the middle of their cells"
