@@ -246,12 +246,7 @@ def test_a_bug_in_one_is_told_once_and_ends_all(folder: Path, tmp_path: Path) ->
         "def register_sources(register):\n"
         "    register('failing', options=rqat.Options, load=':Failing')\n"
     )
-    information = tmp_path / "failing-1.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: failing\nVersion: 1\n")
-    (information / "entry_points.txt").write_text("[rqat]\nfailing = failing\n")
-    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
-    done = started(qat(folder, training(4, data="failing")), PYTHONPATH=path)
+    done = started([*qat(folder, training(4, data="failing")), "--plugin", str(tmp_path / "failing.py")])
     assert done.returncode == 1, done.stderr
     told = done.stderr.rpartition("train together\n")[2]
     assert re.fullmatch(r"Traceback .*\n( .*\n)+IndexError: list index out of range\n\n", told)

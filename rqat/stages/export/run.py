@@ -25,11 +25,11 @@ from ...contracts import Exporter
 from ...errors import ModelError, NumericsError, PluginError
 from ...job import Job, Progress
 from ...model.checkpoint import load_checkpoint
-from ...model.load import quiet
 from ...model.reader import CheckpointReader
 from ...model.stored import StoredTensors
 from ...model.transforms import load_transforms
 from ...plan import Step
+from ...quiet import quiet_loading
 from ...registry import Card
 from ...storage import write_text
 from .card import model_card
@@ -160,7 +160,7 @@ def check_logits(folder: Path, exporter: Exporter, card: Card, start: Path, devi
     torch.nn.Module.to(checkpoint.model, "meta")  # frees its memory before the exported one is loaded
     try:
         # Loaders draw progress bars of their own, each through another library.
-        with quiet(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with quiet_loading(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
             found = logits_of(model.to(device).eval())
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
