@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..contracts import Exporter
 from ..errors import ModelError, NumericsError, PluginError
+from ..quiet import quiet_loading
 from .blockwise import largest_difference
 from .checkpoint import load_checkpoint
 from .load import default_dtype

@@ -115,7 +115,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 {"name": "others", "params": list(self.masters.values()), "lr": other_lr, "weight_decay": 0.0}
             )
         accepted = inspect.signature(inner).parameters
-        options = {"fused": True} if "fused" in accepted else {}
+        options: dict[str, Any] = {"fused": True} if "fused" in accepted else {}
         if "weight_decay" not in accepted:
             for group in groups:
                 del group["weight_decay"]
