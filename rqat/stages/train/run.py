@@ -18,7 +18,7 @@ from ...errors import RqatError
 from ...job import Job, log
 from ...plan import Step
 from ...processes import Processes
-from ...storage import read_json
+from ...storage import read_json, read_json_lines
 
 if TYPE_CHECKING:
     import transformers
@@ -97,11 +97,11 @@ def _train(
     from transformers import set_seed
 
     from ...contracts import Training
-    from ...train.checkpoints import Checkpoints, Log, processes_of, read_log, step_of
+    from ...quiet import quiet_training
+    from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
     from ...train.data import context_of, prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
-    from ...train.quiet import quiet_training
     from ...train.schedule import build_schedule, optimizer_class
     from ...train.teacher import load_teacher
 
@@ -171,7 +171,7 @@ def _train(
                 rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    lines = read_log(work / LOG)
+    lines = read_json_lines(work / LOG)
     last = lines[-1] if lines else {}
     return optimizer, {
         "steps": trainer.state.global_step,
@@ -193,7 +193,7 @@ def _latents(
     """
     from ...model.load import load_model
     from ...model.transforms import apply_transforms
-    from ...train.latents import SourceLatents, is_source_of, load_latents
+    from ...train.latents import first_latents, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
@@ -201,9 +201,7 @@ def _latents(
     if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
         source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
         apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
-    if is_source_of(source, start.model, start.layers):
-        return SourceLatents(source, start.layers), "the weights before quantization"
-    return {}, "the middle of their cells"
+    return first_latents(source, start.model, start.layers)
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
