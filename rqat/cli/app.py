@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -22,6 +21,7 @@ from typer.core import TyperGroup
 from ..discovery import add_paths
 from ..errors import PluginError, RqatError
 from ..processes import WorkerFailed, work_alone
+from ..quiet import quiet_imports
 from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes
 
 if TYPE_CHECKING:
@@ -251,11 +251,7 @@ def _prepare_environment(*, offline: bool, verbose: bool) -> None:
     if offline:
         _go_offline()
     if not verbose:
-        for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
-            os.environ.setdefault(name, "error")
-        os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        warnings.filterwarnings("ignore")
+        quiet_imports()
 
 
 def _go_offline() -> None:

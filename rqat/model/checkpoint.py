@@ -25,9 +25,10 @@ from rqat_kernels.grid import dequantize
 from ..contracts import QuantizedWeight
 from ..contracts.grids import PARTS
 from ..errors import ModelError, RqatError
+from ..quiet import quiet_loading
 from ..scheme import Scheme
 from .hub import QUANTIZED_FILE
-from .load import default_dtype, quiet
+from .load import default_dtype
 from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
 from .transforms import Applied, attach_transforms, load_transforms, save_transforms
 
@@ -125,7 +126,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | N
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model_class = getattr(transformers, (config.architectures or [""])[0])
-        with quiet():
+        with quiet_loading():
             model, loading = model_class.from_pretrained(
                 None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
             )

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ..contracts import Exporter
 from ..errors import ModelError, NumericsError, PluginError
+from ..quiet import quiet_loading
 from .blockwise import largest_difference
 from .checkpoint import load_checkpoint
-from .load import default_dtype, quiet
+from .load import default_dtype
 from .memory import available_bytes
 from .reader import CheckpointReader
 from .stored import StoredTensors
@@ -89,7 +90,7 @@ def check_logits(
     how = f"transformers {transformers.__version__}"
     try:
         # Loaders draw progress bars of their own, each through another library.
-        with quiet(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with quiet_loading(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             if whole:
                 what, (difference, largest) = "logits", _of_logits(folder, reader, device)
             else:

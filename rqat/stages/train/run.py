@@ -18,7 +18,7 @@ from ...errors import RqatError
 from ...job import Job, log
 from ...plan import Step
 from ...processes import Processes
-from ...storage import read_json
+from ...storage import read_json, read_json_lines
 
 if TYPE_CHECKING:
     import transformers
@@ -97,11 +97,11 @@ def _train(
     from transformers import set_seed
 
     from ...contracts import Training
-    from ...train.checkpoints import Checkpoints, Log, processes_of, read_log, step_of
+    from ...quiet import quiet_training
+    from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
     from ...train.data import context_of, prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
-    from ...train.quiet import quiet_training
     from ...train.schedule import build_schedule, optimizer_class
     from ...train.teacher import load_teacher
 
@@ -171,7 +171,7 @@ def _train(
                 rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    lines = read_log(work / LOG)
+    lines = read_json_lines(work / LOG)
     last = lines[-1] if lines else {}
     return optimizer, {
         "steps": trainer.state.global_step,
