@@ -44,6 +44,7 @@ BUILTIN = (
     "rqat_math",
     "rqat_compressed_tensors",
     "rqat_gptq_format",
+    "rqat_bf16",
 )
 """Modules of the plugins that come with rqat; their names are reserved."""
 

@@ -203,6 +203,11 @@ class LayerFile:
         self._notes: dict[str, str] = facts["notes"]
         self._names = frozenset(self._file.keys())
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """`(O, I)` of every layer."""
+        return {name: tuple(self._file.get_slice(f"{name}.codes").get_shape()) for name in self.schemes}
+
     def layer(self, name: str) -> QuantizedWeight:
         """One layer, on the CPU.
 

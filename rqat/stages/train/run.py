@@ -193,7 +193,7 @@ def _latents(
     """
     from ...model.load import load_model
     from ...model.transforms import apply_transforms
-    from ...train.latents import SourceLatents, is_source_of, load_latents
+    from ...train.latents import first_latents, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
@@ -201,9 +201,7 @@ def _latents(
     if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
         source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
         apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
-    if is_source_of(source, start.model, start.layers):
-        return SourceLatents(source, start.layers), "the weights before quantization"
-    return {}, "the middle of their cells"
+    return first_latents(source, start.model, start.layers)
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def test_doctor_of_a_plugin_with_a_broken_part(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "FAILED  acme_half (acme_half.py): register_rewards: 'lod' is not a keyword" in done.stdout
     assert "did you mean 'load'?" in done.stdout
-    assert "good    it is a finite number" in done.stdout
+    assert "good    scores are finite numbers" in done.stdout
 
 
 def test_a_card_that_imports_torch_fails(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_doctor_runs_the_suites_a_plugin_brings(tmp_path: Path) -> None:
     )
     done = rqat_command("plugins", "doctor", "acme_own", "--plugin", "acme_own.py", cwd=tmp_path)
     assert done.stdout.count("what only this one promises: it was run") == 1
-    assert done.stdout.count("good    it is a finite number") == 2
+    assert done.stdout.count("good    scores are finite numbers") == 2
 
 
 def test_the_readmes_quantizer_passes_doctor(tmp_path: Path) -> None:
