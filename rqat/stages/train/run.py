@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RqatError
+from ...batches import split_batch
 from ...job import Job, log
 from ...plan import Step
 from ...processes import Processes
@@ -208,23 +208,12 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
     """Settings every TRL config takes; `batch` is that of all processes together."""
     from ...train.checkpoints import KEPT
 
-    micro = keys.micro_batch or max(1, keys.batch // processes.count)
-    if processes.count > 1 and keys.batch % (micro * processes.count):
-        shares = f"{processes.count} processes" + (f" with micro_batch {micro}" if keys.micro_batch else "")
-        raise RqatError(
-            f"train.batch is {keys.batch}, which does not split over {shares}.",
-            hint=f"Choose a batch that is a multiple of {(keys.micro_batch or 1) * processes.count}.",
-        )
-    if keys.batch % micro:
-        raise RqatError(
-            f"train.batch is {keys.batch}, which is not a multiple of micro_batch {micro}.",
-            hint="Choose a micro_batch that divides batch.",
-        )
+    micro, passes = split_batch(keys.batch, keys.micro_batch, processes.count)
     return {
         "output_dir": str(folder),
         "max_steps": keys.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": keys.batch // (micro * processes.count),
+        "gradient_accumulation_steps": passes,
         "learning_rate": keys.lr,
         "max_grad_norm": keys.max_grad_norm,
         "seed": keys.seed,
