@@ -1,6 +1,7 @@
 """Writes docs/reference/{cli,recipe-keys,hooks,performance}.md; `--check` only says whether they are up to date.
 
-The first three come from the code, the last one from the results in kernels/bench/results.
+The first three come from the code, the last one from the results in kernels/bench/results. The tutorial on plugins
+shows files; they are put into it anew.
 
 python docs/generate.py
 """
@@ -13,30 +14,77 @@ import sys
 from pathlib import Path
 from typing import Any
 
-REFERENCE = Path(__file__).parent / "reference"
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+EXAMPLES = ROOT / "docs" / "examples" / "hooks"
 NOTE_RESULTS = "<!-- Written by docs/generate.py from kernels/bench/results; measure again instead of editing. -->\n\n"
 NOTE = "<!-- Written by docs/generate.py; edit the docstrings instead. -->\n\n"
 
 
 def hooks_page() -> str:
-    """Every hook with its signature and docstring, and the callback it receives."""
-    from rqat import hookspecs
+    """Every hook with its `register`, the class behind it and an example; then all types that pass a hook."""
+    from rqat import contracts, hookspecs
+    from rqat.cards import KINDS, kind_of
 
-    lines = ["# Hooks\n", NOTE, _code(inspect.getdoc(hookspecs) or ""), "\n## The callback\n"]
-    signature = str(inspect.signature(hookspecs.Register.__call__)).replace("(self, ", "(")
-    lines += [f"`register{signature}`\n", _code(inspect.getdoc(hookspecs.Register) or "")]
+    lines = ["# Hooks\n", NOTE, _code(inspect.getdoc(hookspecs) or "")]
+    shown = set()
     for name, function in vars(hookspecs).items():
-        if name.startswith("register_") and inspect.isfunction(function):
-            lines += [f"\n## {name}\n", f"`{name}{inspect.signature(function)}`\n", f"{inspect.getdoc(function)}\n"]
-    lines += ["\n## What a plugin implements\n", "The classes are in `rqat/contracts.py`; import them from `rqat`.\n"]
-    from rqat import contracts
-
-    for kind in (contracts.Quantizer, contracts.Objective, contracts.Source, contracts.Task, contracts.Exporter):
-        lines += [f"\n### {kind.__name__}\n", f"{inspect.getdoc(kind)}\n"]
-        for name, method in vars(kind).items():
-            if not name.startswith("_") and inspect.isfunction(method):
-                lines += [f"\n`{name}{inspect.signature(method)}`\n", _code(inspect.getdoc(method) or "")]
+        if not (name.startswith("register_") and inspect.isfunction(function)):
+            continue
+        lines += [f"\n## {name}\n", f"`{name}{_signature(function)}`\n", f"{inspect.getdoc(function)}\n"]
+        kind = kind_of(name)
+        if kind in KINDS:
+            protocol = getattr(hookspecs, f"Register{kind.capitalize()}")
+            base = KINDS[kind].base
+            shown.add(base.__name__)
+            lines += [f"`register{_signature(protocol.__call__)}`\n", _code(inspect.getdoc(protocol) or "")]
+            lines += [*_class(base)]
+        file = EXAMPLES / f"my_{kind}.py"
+        lines += [f"\n`{file.relative_to(ROOT)}`:\n", f"```python\n{file.read_text(encoding='utf-8')}```\n"]
+    lines += ["\n## Types\n", "What passes between a plugin and rqat. All are in `rqat`; shapes by the letters\n"]
+    lines += [_code((inspect.getdoc(contracts) or "").partition("\n\n")[2].partition("\n\n")[2])]
+    for name in sorted(set(contracts.__all__) - shown):
+        lines += _class(getattr(contracts, name), name)
     return "\n".join(lines)
+
+
+def _class(kind: Any, name: str = "") -> list[str]:
+    """A class with its docstring, its methods and theirs; of another type what it is."""
+    if not inspect.isclass(kind):
+        return [f"\n### {name}\n", f"`{name} = {_type(kind)}`\n"]
+    lines = [f"\n### {kind.__name__}\n", _code(inspect.getdoc(kind) or "")]
+    for name, method in vars(kind).items():
+        function = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+        if (name.startswith("_") and name != "__call__") or not inspect.isfunction(function):
+            continue
+        signature = "" if isinstance(method, property) else _signature(function)
+        lines += [f"`{name}{signature}`\n"]
+        if function.__doc__:
+            lines += [_code(inspect.getdoc(function) or "")]
+    return lines
+
+
+def _signature(function: Any) -> str:
+    """As it is written, without `self`."""
+    whole = inspect.signature(function)
+    parameters = [parameter for name, parameter in whole.parameters.items() if name not in ("self", "cls")]
+    text = str(whole.replace(parameters=parameters))
+    text = re.sub(r"""(: |-> )(['"])(.*?)\2""", r"\1\3", text)
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+
+
+def _type(kind: Any) -> str:
+    return str(kind).replace("typing.", "")
+
+
+def tutorial_page() -> str:
+    """The tutorial as it stands, with the files it shows as they are now."""
+    page = (ROOT / "docs" / "tutorial" / "write-a-plugin.md").read_text(encoding="utf-8")
+    return re.sub(r"(<!-- file: (\S+) -->\n```(\w+)\n).*?```", _filled, page, flags=re.DOTALL)
+
+
+def _filled(block: re.Match[str]) -> str:
+    return f"{block[1]}{(ROOT / block[2]).read_text(encoding='utf-8')}```"
 
 
 def keys_page() -> str:
@@ -58,9 +106,9 @@ def keys_page() -> str:
     lines = ["# Recipe keys\n", NOTE, "Options of plugins stand beside these keys, in the same mapping.\n"]
     for title, model in sections:
         lines += [f"\n## {title}\n", _table(model)]
-    for kind in ("quantizer", "objective", "source", "task", "exporter"):
-        for card in Registry.discover().cards(kind):
-            lines += [f"\n## {kind} {card.name}\n", f"{card.summary}\n", _table(card.options)]
+    for card in Registry.discover().all_cards():
+        if card.owner == "rqat":
+            lines += [f"\n## {card.kind} {card.name}\n", f"{card.summary}\n", _table(card.options)]
     return "\n".join(lines)
 
 
@@ -96,46 +144,32 @@ def _bench() -> Any:
 
 
 def _table(model: type) -> str:
-    """A pydantic model as a table; meanings come from the docstring's `Attributes:`."""
-    meanings: dict[str, str] = {}
-    for ancestor in reversed(model.__mro__):
-        own = ancestor.__module__.startswith("rqat")
-        meanings |= _attributes(inspect.cleandoc(ancestor.__doc__ or "") if own else "")
+    """A pydantic model as a table."""
+    from rqat.describe import field_rows
+
     rows = []
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-        kind = re.sub(r"(typing|rqat\.\w+|rqat_\w+(\.\w+)*)\.", "", kind).replace("|", "\\|")
-        default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
+    for field in field_rows(model):
+        default = f"`{field.default}`" if field.default else "required"
         if "Keys" in default:
             default = "see below"
-        rows.append(f"| `{name}` | {kind} | {default} | {meanings.get(name, '')} |")
+        rows.append(f"| `{field.name}` | {field.type.replace('|', chr(92) + '|')} | {default} | {field.meaning} |")
     if not rows:
         return "No options.\n"
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
-
-
-def _attributes(docstring: str) -> dict[str, str]:
-    """`name: meaning` entries of a docstring's Attributes section."""
-    section = docstring.partition("Attributes:\n")[2]
-    found: dict[str, str] = {}
-    current = ""
-    for line in section.splitlines():
-        if entry := re.match(r" {4}(\w+): (.*)", line):
-            current = entry[1]
-            found[current] = entry[2]
-        elif current and line.startswith("        "):
-            found[current] += " " + line.strip()
-        elif line.strip():
-            break
-    return found
 
 
 def _code(text: str) -> str:
     return f"```text\n{text}\n```\n"
 
 
-PAGES = {"cli.md": cli_page, "recipe-keys.md": keys_page, "hooks.md": hooks_page, "performance.md": performance_page}
+PAGES = {
+    "cli.md": cli_page,
+    "recipe-keys.md": keys_page,
+    "hooks.md": hooks_page,
+    "performance.md": performance_page,
+    "../tutorial/write-a-plugin.md": tutorial_page,
+}
+"""Pages by their path from docs/reference."""
 
 
 def main() -> int:

@@ -45,7 +45,7 @@ class RoundToNearest(rqat.Quantizer):
 
 
 @rqat.hookimpl
-def register_quantizers(register: rqat.hookspecs.Register) -> None:
+def register_quantizers(register: rqat.RegisterQuantizer) -> None:
     """The card of `rtn`."""
     register(
         "rtn", options=Options, load=":RoundToNearest", summary="round every weight to the nearest code; needs no data"

@@ -33,5 +33,6 @@ class Sft(rqat.Objective):
 
 
 @rqat.hookimpl
-def register_objectives(register):
+def register_objectives(register: rqat.RegisterObjective) -> None:
+    """The card of `sft`."""
     register("sft", load=":Sft", summary="cross entropy on the completions")

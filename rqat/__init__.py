@@ -1,33 +1,62 @@
 """rqat: quantization-aware training for reasoning language models at 2 and 3 bits.
 
-This is the public face, and all a plugin author needs; importing it does not import torch.
+This is the public face: the contracts, which are all a plugin author needs, and functions that quantize, train, save,
+export and evaluate, for people with a training loop of their own. Importing it does not import torch: those functions
+are fetched from `rqat.api` when they are first named.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .contracts import (
     Block,
+    Completion,
+    Context,
     Exporter,
+    File,
+    Grid,
+    Level,
     LinearStats,
+    LoadedModel,
+    Message,
+    ModelShape,
     Objective,
     Options,
     Part,
+    Problem,
     QuantizedWeight,
     Quantizer,
+    Reader,
+    Reward,
+    RewardFunction,
     Row,
     SharedInput,
     Source,
     Split,
     Statistic,
+    Streams,
     Task,
     TaskOptions,
     Training,
+    Transform,
     Verdict,
 )
 from .errors import DataError, ModelError, NumericsError, PluginError, RecipeError, RqatError, RunError, UnknownName
-from .hookspecs import hookimpl
+from .hookspecs import (
+    API,
+    Register,
+    RegisterExporter,
+    RegisterGrid,
+    RegisterObjective,
+    RegisterQuantizer,
+    RegisterReward,
+    RegisterSource,
+    RegisterTask,
+    RegisterTransform,
+    hookimpl,
+)
 from .scheme import ROW, Scheme
 
 if TYPE_CHECKING:
@@ -36,23 +65,50 @@ if TYPE_CHECKING:
     import torch
     import transformers
 
+    from .api import QuantizedModel, evaluate, export, load, quantize, save
+    from .train.optimizer import QuantizedOptimizer
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "API",
     "ROW",
     "Block",
+    "Completion",
+    "Context",
     "DataError",
     "Exporter",
+    "File",
+    "Grid",
+    "Level",
     "LinearStats",
+    "LoadedModel",
+    "Message",
     "ModelError",
+    "ModelShape",
     "NumericsError",
     "Objective",
     "Options",
     "Part",
     "PluginError",
+    "Problem",
+    "QuantizedModel",
+    "QuantizedOptimizer",
     "QuantizedWeight",
     "Quantizer",
+    "Reader",
     "RecipeError",
+    "Register",
+    "RegisterExporter",
+    "RegisterGrid",
+    "RegisterObjective",
+    "RegisterQuantizer",
+    "RegisterReward",
+    "RegisterSource",
+    "RegisterTask",
+    "RegisterTransform",
+    "Reward",
+    "RewardFunction",
     "Row",
     "RqatError",
     "RunError",
@@ -61,15 +117,40 @@ __all__ = [
     "Source",
     "Split",
     "Statistic",
+    "Streams",
     "Task",
     "TaskOptions",
     "Training",
+    "Transform",
     "UnknownName",
     "Verdict",
     "__version__",
+    "evaluate",
+    "export",
     "hookimpl",
+    "load",
     "load_packed",
+    "quantize",
+    "save",
 ]
+
+
+_FETCHED = {
+    "QuantizedModel": ".api",
+    "QuantizedOptimizer": ".train.optimizer",
+    "evaluate": ".api",
+    "export": ".api",
+    "load": ".api",
+    "quantize": ".api",
+    "save": ".api",
+}
+"""What is fetched when it is first named, since it imports torch, and the module it is in."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FETCHED:
+        raise AttributeError(f"module 'rqat' has no attribute '{name}'")
+    return getattr(import_module(_FETCHED[name], __name__), name)
 
 
 def load_packed(

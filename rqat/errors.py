@@ -62,11 +62,11 @@ class UnknownName(RqatError):
 
 
 class RecipeError(RqatError):
-    """Every problem of one recipe. `problems` are complete lines, in the order of the file."""
+    """Every problem of one recipe. `problems` are complete lines, in file order; plain text is one."""
 
-    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
-        super().__init__("\n".join(problems), hint=hint)
-        self.problems = list(problems)
+    def __init__(self, problems: str | Sequence[str], *, hint: str = "") -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems), hint=hint)
 
 
 class PluginError(RqatError):

@@ -13,21 +13,32 @@ so a plugin's module must not import torch.
     def register_quantizers(register):
         register("acme", options=Options, load=".solver:Acme", summary="GPTQ with our column order")
 
-`load` is `".submodule:Class"`, relative to the plugin's package, or `":Class"` for a class of the plugin's own module.
+Every `register` takes
+    name: what a recipe or the command line calls it.
+    options: its options, a subclass of `rqat.Options` (`rqat.TaskOptions` for tasks).
+    load: where its class is: `".submodule:Class"`, relative to the plugin's package, or `":Class"` of its own module.
+    summary: one line for `rqat plugins ls`.
+    paper: arXiv id, if it comes from one.
+and what its kind needs beside. A module may say `RQAT_API = 1`: which contract it was written for (`rqat.API`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 
-from .contracts import Options, Statistic
-from .scheme import Scheme
+from .contracts import Options, Statistic, TaskOptions
 
 if TYPE_CHECKING:
     import typer
+
+API = 1
+"""Version of the contract between rqat and its plugins: hooks, what `register` takes, and the classes behind `load`."""
+
+OLDEST_API = 1
+"""Oldest contract that plugins may still be written for."""
 
 PROJECT = "rqat"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -35,59 +46,201 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Register(Protocol):
-    """The callback a hook receives: registers one thing under `name`.
+    """What every `register` takes; the `register` of each hook is one of the protocols below."""
+
+    def __call__(
+        self, name: str, *, load: str, options: type[Options] = Options, summary: str = "", paper: str = ""
+    ) -> None: ...
+
+
+class RegisterQuantizer(Protocol):
+    """Registers a quantizer.
 
     Args:
-        name: what a recipe or the command line calls it.
-        options: its options, a subclass of `rqat.Options` (`rqat.TaskOptions` for tasks).
-        load: where its class is.
-        summary: one line for `rqat plugins ls`.
-        paper: arXiv id, if it comes from one.
-        teacher: objectives only: it learns from a teacher, by default the model before quantization.
-        rollouts: objectives only: it learns from its own completions, so the cold-start gate stands before it.
-        needs: quantizers only: the statistics its class collects ("hessian", "absmean"), the same as `Quantizer.needs`.
-        domain: sources and tasks only: what the rows are about ("math", "text"), for the domain check of `rqat plan`.
-        refuses: exporters only: says why a scheme cannot be written, or returns "".
+        needs: the statistics its class collects, the same as `Quantizer.needs`.
+        grids: names of the grids it can fit; None is any, by way of `rqat.grid_of`.
     """
 
     def __call__(
         self,
         name: str,
         *,
-        options: type[Options] = Options,
         load: str,
+        options: type[Options] = Options,
+        summary: str = "",
+        paper: str = "",
+        needs: Sequence[Statistic] = (),
+        grids: Sequence[str] | None = ("uniform",),
+    ) -> None: ...
+
+
+class RegisterGrid(Protocol):
+    """Registers a grid.
+
+    Args:
+        bits: widths there are.
+        slower: without kernels of its own: about how many times longer an optimizer step takes; 1 with kernels.
+    """
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        load: str,
+        options: type[Options] = Options,
+        summary: str = "",
+        paper: str = "",
+        bits: Sequence[int] = (2, 3, 4, 8),
+        slower: float = 5.0,
+    ) -> None: ...
+
+
+class RegisterTransform(Register, Protocol):
+    """Registers a transform of whole models.
+
+    Args:
+        hooks: it adds forward hooks (`attach`), so that no checkpoint format holds all of it.
+    """
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        load: str,
+        options: type[Options] = Options,
+        summary: str = "",
+        paper: str = "",
+        hooks: bool = False,
+    ) -> None: ...
+
+
+class RegisterObjective(Protocol):
+    """Registers an objective.
+
+    Args:
+        teacher: it learns from a teacher, by default the model before quantization.
+        writes: it learns from completions that it writes itself: rows need a prompt and nothing else.
+        graded: it is trained on rewards: rows need an answer, the recipe a task, and the cold-start gate stands before.
+    """
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        load: str,
+        options: type[Options] = Options,
         summary: str = "",
         paper: str = "",
         teacher: bool = False,
-        rollouts: bool = False,
-        needs: Sequence[Statistic] = (),
+        writes: bool = False,
+        graded: bool = False,
+    ) -> None: ...
+
+
+class RegisterReward(Protocol):
+    """Registers a reward."""
+
+    def __call__(
+        self, name: str, *, load: str, options: type[Options] = Options, summary: str = "", paper: str = ""
+    ) -> None: ...
+
+
+class RegisterSource(Protocol):
+    """Registers a source of rows.
+
+    Args:
+        domain: what the rows are about ("math", "text"), for the domain check of `rqat plan`.
+        model: it asks for the model before quantization, in a step of its own: see `rqat.Source.produce`.
+    """
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        load: str,
+        options: type[Options] = Options,
+        summary: str = "",
+        paper: str = "",
         domain: str = "",
-        refuses: Callable[[Scheme], str] | None = None,
+        model: bool = False,
+    ) -> None: ...
+
+
+class RegisterTask(Protocol):
+    """Registers a task.
+
+    Args:
+        domain: what the problems are about.
+    """
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        load: str,
+        options: type[TaskOptions] = TaskOptions,
+        summary: str = "",
+        paper: str = "",
+        domain: str = "",
+    ) -> None: ...
+
+
+class RegisterExporter(Protocol):
+    """Registers a checkpoint format.
+
+    Args:
+        grids: names of the grids it can write.
+    """
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        load: str,
+        options: type[Options] = Options,
+        summary: str = "",
+        paper: str = "",
+        grids: Sequence[str] = ("uniform",),
     ) -> None: ...
 
 
 @hookspec
-def register_quantizers(register: Register) -> None:
+def register_quantizers(register: RegisterQuantizer) -> None:
     """Offers quantizers: `rqat.Quantizer`, named by `quantize.method`."""
 
 
 @hookspec
-def register_objectives(register: Register) -> None:
+def register_grids(register: RegisterGrid) -> None:
+    """Offers grids: `rqat.Grid`, named by a scheme's ending (`w2g128-seq`)."""
+
+
+@hookspec
+def register_transforms(register: RegisterTransform) -> None:
+    """Offers changes of a whole model before calibration: `rqat.Transform`, named in front of a quantizer."""
+
+
+@hookspec
+def register_objectives(register: RegisterObjective) -> None:
     """Offers training objectives: `rqat.Objective`, named by `train[].objective`."""
 
 
 @hookspec
-def register_sources(register: Register) -> None:
+def register_rewards(register: RegisterReward) -> None:
+    """Offers rewards: `rqat.Reward`, named and weighted by `train[].rewards`."""
+
+
+@hookspec
+def register_sources(register: RegisterSource) -> None:
     """Offers calibration and training data: `rqat.Source`, named by `calibration.source` and `train[].data.source`."""
 
 
 @hookspec
-def register_tasks(register: Register) -> None:
+def register_tasks(register: RegisterTask) -> None:
     """Offers evaluation tasks: `rqat.Task`, named by `evaluate[].task` and `rqat eval TASK`."""
 
 
 @hookspec
-def register_exporters(register: Register) -> None:
+def register_exporters(register: RegisterExporter) -> None:
     """Offers checkpoint formats: `rqat.Exporter`, named by `export.format`."""
 
 

@@ -48,7 +48,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Step:
-    """One unit of work, done by `rqat.stages.<stage>.run(job, step)`, in a folder of its own.
+    """One unit of work, done by `rqat.stages.<stage>.run.run(job, step)`, in a folder of its own.
 
     Attributes:
         name: folder name, "04-train-kd".
@@ -248,7 +248,7 @@ class _Builder:
             wanted = f"leave it out, or use one that does: {learners}"
             self.problems.append(f"{place.at('teacher')}: '{keys.objective}' learns from no teacher; {wanted}.")
         inputs = {"start": self.made[start]}
-        if objective is not None and objective.card.rollouts:
+        if objective is not None and objective.card.graded:
             if keys.task is None:
                 known = ", ".join(card.name for card in self.registry.cards("task"))
                 wanted = f"add `task: ...`, known: {known}"
@@ -301,8 +301,8 @@ class _Builder:
         return replace(use, parts=tuple(parts))
 
     def _new_variant(self, name: str) -> str:
-        """`name`, or `name-2` and so on when there is such a variant already."""
-        return _unused(name, [BASE, *self.made])
+        """`name` without its plugin's, or `name-2` and so on when there is such a variant already."""
+        return _unused(name.rpartition(":")[2], [BASE, *self.made])
 
     def _add(
         self,

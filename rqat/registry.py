@@ -1,10 +1,10 @@
-"""Which plugins there are, what they offer, who owns it: built-ins by name, third parties by entry point.
+"""What plugins offer, and who owns it: looking parts up, reading their options, building them.
 
-The only file that uses pluggy's manager. A plugin that fails is reported in `Registry.broken` and stops nothing else; a
-name offered twice is an error only for whoever asks for that name.
+A plugin that fails is reported in `Registry.broken` and stops nothing else. A name that rqat itself offers is rqat's:
+a third party that registers it is told, and `plugin:name` reaches its part. A name offered by two third parties is an
+error only for whoever asks for that name without saying whose.
 
-    RQAT_DISABLE_PLUGINS=rqat_gptq,acme-quant    leaves plugins out, by module or distribution
-    RQAT_TRACE_PLUGINS=1                         logs every registration
+    RQAT_TRACE_PLUGINS=1    logs every registration
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ import importlib
 import inspect
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import pluggy
 from pydantic import ValidationError
 
-from . import hookspecs, keys
-from .contracts import Exporter, Objective, Options, Part, Quantizer, Source, Statistic, Task, TaskOptions
+from . import hookspecs
+from .cards import KINDS, Card, Kind, registrar
+from .contracts import Options, Part, Quantizer, Source, Transform
+from .discovery import BrokenPlugin, Discovery, Plugin, one_line
 from .errors import PluginError, RecipeError, UnknownName, nearest
 from .problems import Place, problems_of
-from .scheme import Scheme
 
 if TYPE_CHECKING:
     import typer
+
+__all__ = ["BUILTIN", "KINDS", "BrokenPlugin", "Card", "Kind", "Registry", "parts_of"]
 
 BUILTIN = (
     "rqat_rtn",
@@ -45,74 +44,24 @@ BUILTIN = (
     "rqat_math",
     "rqat_compressed_tensors",
     "rqat_gptq_format",
+    "rqat_bf16",
 )
 """Modules of the plugins that come with rqat; their names are reserved."""
 
-GROUP = "rqat"
-"""Entry-point group of third-party plugins."""
-
-Kind = Literal["quantizer", "objective", "source", "task", "exporter"]
-
-KINDS: dict[Kind, tuple[type, type[Options], frozenset[str]]] = {
-    "quantizer": (Quantizer, Options, frozenset(keys.QuantizeKeys.model_fields)),
-    "objective": (Objective, Options, frozenset(keys.TrainKeys.model_fields)),
-    "source": (Source, Options, frozenset({*keys.CalibrationKeys.model_fields, *Part.model_fields})),
-    "task": (Task, TaskOptions, frozenset(keys.EvaluateKeys.model_fields)),
-    "exporter": (Exporter, Options, frozenset(keys.ExportKeys.model_fields)),
-}
-"""For every kind: its base class, the base of its options, and the recipe's own keys, which no option may take."""
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
-_LOAD = re.compile(r"(\.[A-Za-z_][\w.]*)?:[A-Za-z_]\w*")
+HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("register_"))
+"""Names of all hooks."""
 
 log = logging.getLogger("rqat.plugins")
 
 
 @dataclass(frozen=True)
-class Card:
-    """What is known of one quantizer, objective, source, task or exporter without importing its class.
+class Command:
+    """A command, or a group of them, that a plugin adds to `rqat`; `summary` is the first line of its help."""
 
-    Attributes are those of `hookspecs.Register`, and:
-        module: name of the plugin's module.
-        owner: distribution the plugin came with; "rqat" for built-ins.
-        version: of that distribution.
-    """
-
-    kind: Kind
     name: str
-    options: type[Options]
-    load: str
     module: str
     owner: str
-    version: str
-    summary: str = ""
-    paper: str = ""
-    teacher: bool = False
-    rollouts: bool = False
-    needs: tuple[Statistic, ...] = ()
-    domain: str = ""
-    refuses: Callable[[Scheme], str] | None = None
-
-    def __str__(self) -> str:
-        return f"{self.kind} '{self.name}' ({self.module}, {self.owner} {self.version})"
-
-
-@dataclass(frozen=True)
-class BrokenPlugin:
-    """A plugin, or a part of one, that could not be used.
-
-    Attributes:
-        name: its module.
-        owner: its distribution.
-        error: what went wrong, in one line.
-    """
-
-    name: str
-    owner: str
-    error: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.owner}): {self.error}"
+    summary: str
 
 
 @dataclass
@@ -120,61 +69,118 @@ class Registry:
     """Everything that plugins offer.
 
     Attributes:
-        broken: plugins that could not be used.
+        broken: plugins, or parts of them, that could not be used.
         disabled: modules left out by RQAT_DISABLE_PLUGINS.
+        complaints: what of the environment means nothing, one line each.
+        commands: what `add_commands` has added.
     """
 
     broken: list[BrokenPlugin] = field(default_factory=list)
     disabled: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
     _cards: dict[tuple[str, str], list[Card]] = field(default_factory=dict)
     _commands: list[tuple[str, str, Callable[[Any], None]]] = field(default_factory=list)
+    _told: set[tuple[str, str]] = field(default_factory=set)
+    _latest: ClassVar[Registry | None] = None
 
     @classmethod
     def discover(cls) -> Registry:
         """Imports every plugin's light module and collects what it offers."""
-        registry = cls()
-        manager = pluggy.PluginManager(hookspecs.PROJECT)
-        manager.add_hookspecs(hookspecs)
-        for owner, release, module in registry._modules():
-            registry._add(manager, module, owner, release)
+        found = Discovery(BUILTIN)
+        registry = cls(found.broken, found.disabled, found.complaints)
+        for plugin in found.plugins():
+            registry._add(plugin)
+        cls._latest = registry
         return registry
 
+    @classmethod
+    def current(cls) -> Registry:
+        """What was discovered last in this process, for whoever was handed none."""
+        return cls._latest or cls.discover()
+
     def cards(self, kind: Kind) -> list[Card]:
-        """What can be used of one kind, by name; names offered twice are left out (see `clashes`)."""
-        return [found[0] for (k, _), found in sorted(self._cards.items()) if k == kind and len(found) == 1]
+        """What can be used by its bare name, of one kind, by name; names offered twice are left out (see `clashes`)."""
+        found = (self._by_bare_name(k, name) for k, name in sorted(self._cards) if k == kind)
+        return [card for card in found if card is not None]
+
+    def all_cards(self) -> list[Card]:
+        """Every part of every plugin, also those that only `plugin:name` reaches; by kind and name."""
+        return [card for kind in KINDS for (k, _), found in sorted(self._cards.items()) if k == kind for card in found]
 
     @property
     def clashes(self) -> list[tuple[Card, ...]]:
-        """Cards that share a kind and a name."""
-        return [tuple(found) for found in self._cards.values() if len(found) > 1]
+        """Cards of third parties that share a kind and a name."""
+        return [tuple(found) for key, found in self._cards.items() if self._by_bare_name(*key) is None]
+
+    @property
+    def shadowed(self) -> list[tuple[Card, Card]]:
+        """Third parties' cards whose name rqat itself offers, each with rqat's."""
+        return [
+            (card, own)
+            for key, found in self._cards.items()
+            if (own := self._by_bare_name(*key)) is not None
+            for card in found
+            if card is not own
+        ]
+
+    def has(self, kind: Kind, name: str) -> bool:
+        """Whether anybody offers `name`, or `plugin:name`."""
+        return bool(self._matching(kind, name))
 
     def card(self, kind: Kind, name: str, where: object = "") -> Card:
-        """The card called `name`.
+        """The card called `name`, or `plugin:name`, where the plugin is a module or a distribution.
 
         Args:
             where: file, line and key the name was read from.
 
         Raises:
             UnknownName: nobody registered it.
-            PluginError: more than one plugin registered it.
+            PluginError: more than one third party registered it, and the name does not say whose is meant.
         """
-        found = self._cards.get((kind, name), [])
-        if len(found) == 1:
-            return found[0]
+        found = self._matching(kind, name)
+        plugin, _, bare = name.rpartition(":")
+        own = None if plugin else self._by_bare_name(kind, bare)
+        if own is not None or (plugin and len(found) == 1):
+            chosen = own or found[0]
+            self._tell_shadowed(chosen, [card for card in found if card is not chosen])
+            return chosen
         if found:
             place = f"{where}: " if str(where) else ""
             owners = " and ".join(f"{card.module} ({card.owner} {card.version})" for card in found)
             raise PluginError(
-                f"{place}the {kind} '{name}' is offered by {owners}.",
-                hint=f"Rename one, or leave one out: RQAT_DISABLE_PLUGINS={found[-1].module}",
+                f"{place}the {kind} '{bare}' is offered by {owners}.",
+                hint=f"Say whose: {' or '.join(card.full_name for card in found)}.",
             )
-        error = UnknownName(name, kind, (card.name for card in self.cards(kind)), where=str(where))
+        raise self._unknown(kind, name, str(where))
+
+    def _matching(self, kind: Kind, name: str) -> list[Card]:
+        plugin, _, bare = name.rpartition(":")
+        return [card for card in self._cards.get((kind, bare), []) if not plugin or card.belongs_to(plugin)]
+
+    def _by_bare_name(self, kind: str, name: str) -> Card | None:
+        """Whose a name is: rqat's own part, else the only one; None where third parties share it, or nobody has it."""
+        found = self._cards.get((kind, name), [])
+        own = [card for card in found if card.owner == "rqat"] or found
+        return own[0] if len(own) == 1 else None
+
+    def _tell_shadowed(self, chosen: Card, others: list[Card]) -> None:
+        if others and (chosen.kind, chosen.name) not in self._told:
+            self._told.add((chosen.kind, chosen.name))
+            theirs = " and ".join(f"{card.full_name} ({card.owner} {card.version})" for card in others)
+            log.warning("the %s '%s' is rqat's own; there is also %s", chosen.kind, chosen.name, theirs)
+
+    def _unknown(self, kind: Kind, name: str, where: str) -> UnknownName:
+        known = [card.name for card in self.cards(kind)]
+        known += [card.full_name for clash in self.clashes for card in clash if card.kind == kind]
+        known += [card.full_name for card, _ in self.shadowed if card.kind == kind]
+        error = UnknownName(name, kind, known, where=where)
         if self.broken:
             names = ", ".join(dict.fromkeys(broken.name for broken in self.broken))
             error.hint += f" Broken, so perhaps missing here: {names} (`rqat plugins` says why)."
         if self.disabled:
             error.hint += f" Left out by RQAT_DISABLE_PLUGINS: {', '.join(self.disabled)}."
-        raise error
+        return error
 
     def options(self, card: Card, raw: Mapping[str, Any], where: Place | str = "") -> Options:
         """Validates a part's options, and those of the sources it is made of.
@@ -227,7 +233,7 @@ class Registry:
             module = importlib.import_module(submodule, card.module) if submodule else plugin
         except Exception as error:
             raise PluginError(
-                f"{card} does not import: {_one_line(error)}.",
+                f"{card} does not import: {one_line(error)}.",
                 hint=f"Try: python -c 'import {card.module}{submodule}'",
             ) from error
         found = getattr(module, class_name, None)
@@ -251,103 +257,65 @@ class Registry:
                 f"{card} registers needs={sorted(card.needs)}, but its class says {sorted(found.needs)}.",
                 hint="Make the two equal.",
             )
+        if issubclass(found, Transform) and card.hooks != (found.attach is not Transform.attach):
+            raise PluginError(
+                f"{card} registers hooks={card.hooks}, but its class {'has no' if card.hooks else 'has an'} `attach`.",
+                hint="Make the two agree.",
+            )
         return found
 
     def add_commands(self, app: typer.Typer) -> None:
         """Lets plugins add their commands to the command line; one that fails goes to `broken`."""
-        from typer.main import get_command
-
+        known = _commands_of(app) if self._commands else {}
         for module, owner, function in self._commands:
             commands, groups = len(app.registered_commands), len(app.registered_groups)
             try:
                 function(app)
-                made = get_command(app)  # reads every signature: a wrong one would end every other command too
-                if len(getattr(made, "commands", ())) < len(app.registered_commands) + len(app.registered_groups):
+                made = _commands_of(app)  # reads every signature: a wrong one would end every other command too
+                if len(made) < len(app.registered_commands) + len(app.registered_groups):
                     raise PluginError("a command of that name exists already")
             except Exception as error:
                 del app.registered_commands[commands:], app.registered_groups[groups:]
-                self._report(module, owner, f"register_commands: {_one_line(error)}")
-
-    # -- discovery
-
-    def _modules(self) -> Iterator[tuple[str, str, ModuleType]]:
-        """Owner, version and module of every plugin that imports and is not disabled."""
-        disabled = {_normal(name) for name in os.environ.get("RQAT_DISABLE_PLUGINS", "").split(",") if name.strip()}
-        own_version = importlib.import_module("rqat").__version__
-        for name in BUILTIN:
-            if _normal(name) in disabled:
-                self.disabled.append(name)
-                continue
-            module = self._import(name, "rqat", lambda name=name: importlib.import_module(name))  # type: ignore[misc]
-            if module is not None:
-                yield "rqat", own_version, module
-        seen = set(BUILTIN)
-        for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.value, entry.name)):
-            owner, release = _owner(entry)
-            if {_normal(owner), _normal(entry.module), _normal(entry.name)} & disabled:
-                self.disabled.append(entry.module)
-            elif entry.value in seen:
-                if entry.value in BUILTIN and _normal(owner) != "rqat":
-                    self._report(entry.value, owner, "this module name is reserved for a plugin that comes with rqat")
+                text = f"register_commands: {_command_problem(error)}"
+                self.broken.append(BrokenPlugin.of(module, owner, error, text))
             else:
-                seen.add(entry.value)
-                module = self._import(entry.value, owner, entry.load)
-                if module is not None:
-                    yield owner, release, module
+                self.commands += [Command(n, module, owner, made[n]) for n in made if n not in known]
+                known = made
 
-    def _import(self, name: str, owner: str, load: Callable[[], Any]) -> ModuleType | None:
-        try:
-            module = load()
-        except (Exception, SystemExit) as error:
-            self._report(name, owner, _one_line(error))
-            return None
-        if isinstance(module, ModuleType):
-            return module
-        self._report(name, owner, "its entry point does not name a module")
-        return None
+    def _add(self, plugin: Plugin) -> None:
+        """Calls a plugin's hooks, each by itself, so that a failure has a name and hides nothing else."""
+        hooks = 0
+        for name, function in sorted(vars(plugin.module).items()):
+            marked = getattr(function, f"{hookspecs.PROJECT}_impl", None) if inspect.isfunction(function) else None
+            if marked is None:
+                if name in HOOKS and inspect.isfunction(function):
+                    hooks += 1
+                    self._report(plugin, f"'{name}' is not marked as a hook: forgot @rqat.hookimpl above it?")
+                continue
+            hooks += 1
+            hook = marked.get("specname") or name
+            if hook in HOOKS:
+                self._call(hook, function, plugin)
+                continue
+            near = nearest(hook, HOOKS)
+            ending = f"did you mean '{near}'?" if near else f"known: {', '.join(HOOKS)}"
+            self._report(plugin, f"'{hook}' is not a hook; {ending}")
+        if not hooks:
+            self._report(plugin, "it implements no hook of rqat")
 
-    def _add(self, manager: pluggy.PluginManager, module: ModuleType, owner: str, release: str) -> None:
-        """Registers one plugin and calls its hooks, each by itself, so that a failure has a name."""
-        name = module.__name__
-        try:
-            manager.register(module, name)
-        except (pluggy.PluginValidationError, ValueError) as error:
-            if manager.has_plugin(name):
-                manager.unregister(name=name)
-            self._report(name, owner, _one_line(error))
-            return
-        callers = sorted(manager.get_hookcallers(module) or [], key=lambda caller: caller.name)
-        if not callers:
-            self._report(name, owner, "it implements no hook of rqat")
-        for caller in callers:
-            if caller.spec is None:
-                known = [hook for hook in vars(hookspecs) if hook.startswith("register_")]
-                near = nearest(caller.name, known)
-                ending = f"did you mean '{near}'?" if near else f"known: {', '.join(known)}"
-                self._report(name, owner, f"'{caller.name}' is not a hook; {ending}")
-                manager.unregister(name=name)
-                return
-        for caller in callers:
-            for implementation in (found for found in caller.get_hookimpls() if found.plugin is module):
-                self._call(caller.name, implementation, module, owner, release)
-
-    def _call(self, hook: str, implementation: Any, module: ModuleType, owner: str, release: str) -> None:
-        if hook == "register_commands":
-            self._commands.append((module.__name__, owner, implementation.function))
-            return
-        kind: Kind = hook.removeprefix("register_").removesuffix("s")  # type: ignore[assignment]
-
-        def register(
-            name: str, *, load: str, options: type[Options] | None = None, needs: Sequence[Statistic] = (), **facts: Any
-        ) -> None:
-            chosen = KINDS[kind][1] if options is None else options
-            card = Card(kind, name, chosen, load, module.__name__, owner, release, needs=tuple(needs), **facts)
-            self._offer(_checked(card))
-
-        try:
-            implementation.function(*([register] if implementation.argnames else []))
-        except Exception as error:
-            self._report(module.__name__, owner, f"{hook}: {_one_line(error)}")
+    def _call(self, hook: str, function: Callable[..., None], plugin: Plugin) -> None:
+        argument = next(iter(inspect.signature(getattr(hookspecs, hook)).parameters))
+        taken = list(inspect.signature(function).parameters)
+        if taken != [argument]:
+            self._report(plugin, f"{hook}({', '.join(taken)}): a hook of this name takes one argument, '{argument}'")
+        elif hook == "register_commands":
+            self._commands.append((plugin.module.__name__, plugin.owner, function))
+        else:
+            owner = (plugin.module.__name__, plugin.owner, plugin.version)
+            try:
+                function(registrar(hook, owner, self._offer, lambda text: self._report(plugin, f"{hook}: {text}")))
+            except Exception as error:
+                self._report(plugin, error, f"{hook}: {one_line(error)}")
 
     def _offer(self, card: Card) -> None:
         self._cards.setdefault((card.kind, card.name), []).append(card)
@@ -358,28 +326,30 @@ class Registry:
         card = self.card("source", part.source)
         return self.make(card, self.options(card, part.options))
 
-    def _report(self, name: str, owner: str, error: str) -> None:
-        self.broken.append(BrokenPlugin(name, owner, error))
+    def _report(self, plugin: Plugin, error: str | BaseException, text: str = "") -> None:
+        found = BrokenPlugin.of(plugin.module.__name__, plugin.owner, error, text, by_path=plugin.by_path)
+        self.broken.append(found)
 
 
-def _checked(card: Card) -> Card:
-    """Refuses a card that could not be used later."""
-    _, base, host_keys = KINDS[card.kind]
-    if not (isinstance(card.name, str) and _NAME.fullmatch(card.name)):
-        raise PluginError(f"{card.name!r} is not a name: use lower-case letters, digits, '-', '_' and '.'")
-    if not (isinstance(card.load, str) and _LOAD.fullmatch(card.load)):
-        raise PluginError(f"'{card.name}' says load={card.load!r}; write '.submodule:Class' or ':Class'")
-    if not (inspect.isclass(card.options) and issubclass(card.options, base)):
-        raise PluginError(f"options of '{card.name}' are not a subclass of rqat.{base.__name__}")
-    unknown = sorted(set(card.needs) - set(get_args(Statistic)))
-    if unknown:
-        raise PluginError(
-            f"'{card.name}' needs {', '.join(unknown)}; known statistics: {', '.join(get_args(Statistic))}"
+def _commands_of(app: typer.Typer) -> dict[str, str]:
+    """Names of an app's commands and groups, with the first lines of their help."""
+    from typer.main import get_command
+
+    if not (app.registered_commands or app.registered_groups):
+        return {}
+    whole = get_command(app)
+    commands = getattr(whole, "commands", {str(whole.name): whole})
+    return {name: command.get_short_help_str(100) for name, command in commands.items()}
+
+
+def _command_problem(error: Exception) -> str:
+    """One line; Typer reads the annotations of a command where its module's names are known, and no others."""
+    if isinstance(error, NameError) and error.name:
+        return (
+            f"its annotations name '{error.name}', which Typer cannot find: import it at the top of the module, "
+            "or leave out `from __future__ import annotations`"
         )
-    taken = sorted(host_keys & set(card.options.model_fields))
-    if taken:
-        raise PluginError(f"option {', '.join(map(repr, taken))} of '{card.name}' is a key of the recipe itself")
-    return card
+    return one_line(error)
 
 
 def parts_of(options: Options) -> Iterator[tuple[str, int, Part]]:
@@ -387,24 +357,3 @@ def parts_of(options: Options) -> Iterator[tuple[str, int, Part]]:
     for name, value in options:
         if isinstance(value, (list, tuple)):
             yield from ((name, index, part) for index, part in enumerate(value) if isinstance(part, Part))
-
-
-def _owner(entry: EntryPoint) -> tuple[str, str]:
-    """Distribution and version behind an entry point."""
-    if entry.dist is None:
-        return "unknown", "0"
-    try:
-        return entry.dist.name, version(entry.dist.name)
-    except PackageNotFoundError:
-        return entry.dist.name, "0"
-
-
-def _normal(name: str) -> str:
-    """A distribution's or module's name, spelled one way."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-def _one_line(error: BaseException) -> str:
-    """Type and message of an exception, on one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"

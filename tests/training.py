@@ -19,7 +19,7 @@ from rqat.model.checkpoint import save_checkpoint
 from rqat.plan import Step, Use
 from rqat.registry import Registry
 from rqat.scheme import Scheme
-from rqat.stages import train
+from rqat.stages.train import run as train
 from rqat.storage import sha256_of
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 
@@ -98,7 +98,7 @@ def train_step(
     use = Use(card, card.options(**settings.options))
     given: dict[str, Any] = {"source": source or Sums()}
     parts = {"objective": use}
-    if card.rollouts:
+    if card.writes:
         given["task"] = EvenLength()
         parts["task"] = use
     plan: Any = SimpleNamespace(model=ModelKeys(path=str(folder / "model")), fingerprint=lambda step: step.name)

@@ -49,7 +49,7 @@ class ArithOptions(rqat.TaskOptions):
 
 
 @rqat.hookimpl
-def register_sources(register: rqat.hookspecs.Register) -> None:
+def register_sources(register: rqat.RegisterSource) -> None:
     """The card of the source."""
     register(
         "arith",
@@ -61,7 +61,7 @@ def register_sources(register: rqat.hookspecs.Register) -> None:
 
 
 @rqat.hookimpl
-def register_tasks(register: rqat.hookspecs.Register) -> None:
+def register_tasks(register: rqat.RegisterTask) -> None:
     """The card of the task."""
     register(
         "arith",

@@ -38,7 +38,7 @@ class Options(rqat.Options):
 
 
 @rqat.hookimpl
-def register_quantizers(register: rqat.hookspecs.Register) -> None:
+def register_quantizers(register: rqat.RegisterQuantizer) -> None:
     """The card of `gptq`."""
     register(
         "gptq",

@@ -46,12 +46,14 @@ class Options(rqat.Options):
 
 
 @rqat.hookimpl
-def register_objectives(register):
+def register_objectives(register: rqat.RegisterObjective) -> None:
+    """The card of `grpo`."""
     register(
         "grpo",
         options=Options,
         load=".objective:Grpo",
         summary="reinforcement learning from verified answers",
         paper="2402.03300",
-        rollouts=True,
+        writes=True,
+        graded=True,
     )

@@ -28,7 +28,8 @@ class Options(rqat.Options):
 
 
 @rqat.hookimpl
-def register_objectives(register):
+def register_objectives(register: rqat.RegisterObjective) -> None:
+    """The card of `kd`."""
     register(
         "kd",
         options=Options,

@@ -26,8 +26,8 @@ class MathOptions(rqat.TaskOptions):
 
 
 @rqat.hookimpl
-def register_tasks(register: rqat.hookspecs.Register) -> None:
-    """The cards of both tasks."""
+def register_tasks(register: rqat.RegisterTask) -> None:
+    """The cards of the tasks."""
     register(
         "math500",
         options=MathOptions,

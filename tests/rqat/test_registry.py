@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import rqat
 from rqat import Options, PluginError, RecipeError, UnknownName
 from rqat.registry import BUILTIN, KINDS, Card, Registry
 from tests.plugin_maker import QUANTIZER, write_metadata, write_plugin
@@ -99,6 +100,17 @@ def test_an_unknown_name_is_told_with_the_nearest():
         (acme().replace("(register)", "(registr)"), "registr"),
         (acme().replace("summary", "sumary"), "sumary"),
         (acme(name="Acme!"), "is not a name"),
+        (acme().replace("@rqat.hookimpl", ""), "'register_quantizers' is not marked as a hook: forgot @rqat.hookimpl"),
+        (acme().replace("summary", "rollouts=True, summary"), "register_quantizers: 'rollouts' is not a keyword of"),
+        (acme().replace("summary", "rollouts=True, summary"), "; say writes=True, graded=True"),
+        (acme().replace("summary", "refuses=str, summary"), "rqat.Options.check"),
+        (acme().replace('load=":Acme", ', ""), "register_quantizers: 'acme' lacks load="),
+        (acme().replace("options=Options", "Options"), "takes one name and then keywords (load, options, summary"),
+        (acme().replace('summary="a test"', "summary=3"), "summary=3; it is text"),
+        (acme().replace("summary", "needs='hessian', summary"), "write needs=('hessian',)"),
+        (acme() + "RQAT_API = 2\n", "it needs plugin contract 2, and this rqat has 1; install a newer rqat"),
+        (acme() + "RQAT_API = 0\n", "written for plugin contract 0, which this rqat no longer has"),
+        (acme() + "RQAT_API = '1'\n", "RQAT_API = '1', which is not a whole number"),
         (acme(load="solver.Acme"), "write '.submodule:Class' or ':Class'"),
         (acme().replace("strength", "method"), "option 'method' of 'acme' is a key of the recipe itself"),
         (acme().replace("summary", "needs=['hesian'], summary"), "known statistics: hessian, absmean"),
@@ -119,6 +131,46 @@ def test_a_broken_plugin_is_reported_and_stops_nothing_else(site: Path, code: st
         registry.card("quantizer", "acme")
 
 
+def test_a_plugin_that_registers_a_name_twice(site: Path):
+    write_plugin(site, "rqat-acme", acme() + "    register('acme', load=':Other')\n")
+    registry = Registry.discover()
+    assert "register_quantizers: 'acme' is registered twice" in errors(registry)
+    assert registry.card("quantizer", "acme").load == ":Acme"
+
+
+def test_a_plugin_may_say_which_contract_it_needs(site: Path):
+    write_plugin(site, "rqat-acme", acme() + f"RQAT_API = {rqat.API}\n")
+    assert Registry.discover().card("quantizer", "acme")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        'register("bad", load="nonsense")',
+        'register("bad", lod=":Acme")',
+        'register("bad")',
+        'register("Bad name", load=":Acme")',
+    ],
+)
+def test_a_broken_card_hides_no_other_part(site: Path, wrong: str):
+    other = "\n@rqat.hookimpl\ndef register_sources(register):\n    register('rows', load=':Acme')\n"
+    other += "\n@rqat.hookimpl\ndef register_nothing(register): ...\n"
+    write_plugin(site, "rqat-acme", acme().replace("    register(", f"    {wrong}\n    register(") + other)
+    registry = Registry.discover()
+    assert registry.card("quantizer", "acme")
+    assert registry.card("source", "rows")
+    assert len(registry.broken) == 2
+
+
+def test_where_a_plugin_failed_is_kept(site: Path):
+    write_plugin(site, "rqat-broken", "def inner():\n    raise ValueError('no')\ninner()\n")
+    write_plugin(site, "rqat-worse", acme().replace("    register(", "    1 / 0\n    register("))
+    first, second = Registry.discover().broken
+    assert "rqat_broken.py" in first.traceback
+    assert "in inner" in first.traceback
+    assert "ZeroDivisionError" in second.traceback
+
+
 def test_a_plugin_that_ends_the_process_on_import_is_reported(site: Path):
     write_plugin(site, "rqat-broken", "raise SystemExit(3)")
     assert "SystemExit: 3" in errors(Registry.discover())
@@ -129,23 +181,46 @@ def test_an_entry_point_must_name_a_module(site: Path):
     assert "does not name a module" in errors(Registry.discover())
 
 
-def test_a_name_offered_twice_fails_only_for_that_name(site: Path):
+def test_a_name_two_third_parties_offer_fails_only_for_that_name(site: Path):
     write_plugin(site, "rqat-one", acme())
     write_plugin(site, "rqat-two", acme())
     registry = Registry.discover()
     assert registry.card("quantizer", "gptq")
     assert [{card.owner for card in clash} for clash in registry.clashes] == [{"rqat-one", "rqat-two"}]
-    with pytest.raises(PluginError, match=r"rqat_one \(rqat-one 1.2\) and rqat_two \(rqat-two 1.2\)"):
-        registry.card("quantizer", "acme")
+    with pytest.raises(PluginError, match=r"rqat_one \(rqat-one 1.2\) and rqat_two \(rqat-two 1.2\)") as caught:
+        registry.card("quantizer", "acme", "mine.yaml:3 quantize.method")
+    assert str(caught.value).startswith("mine.yaml:3 quantize.method: the quantizer 'acme' is offered by")
+    assert caught.value.hint == "Say whose: rqat_one:acme or rqat_two:acme."
+    for plugin in ("rqat_one", "rqat-one"):
+        assert registry.card("quantizer", f"{plugin}:acme").owner == "rqat-one"
+    assert registry.card("quantizer", "rqat-two:acme").owner == "rqat-two"
 
 
-def test_a_built_in_name_offered_by_a_third_party_is_a_clash(site: Path):
+def test_a_built_in_name_stays_the_built_ins(site: Path, caplog: pytest.LogCaptureFixture, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("rqat"), "propagate", True)
     write_plugin(site, "rqat-acme", acme(name="gptq"))
     registry = Registry.discover()
-    with pytest.raises(PluginError, match=r"rqat_gptq \(rqat .* and rqat_acme"):
-        registry.card("quantizer", "gptq")
-    assert registry.card("exporter", "gptq").owner == "rqat"
-    assert registry.card("quantizer", "rtn")
+    assert not caplog.text
+    assert registry.card("quantizer", "gptq").owner == "rqat"
+    assert "quantizer 'gptq' is rqat's own; there is also rqat_acme:gptq (rqat-acme 1.2)" in caplog.text
+    registry.card("quantizer", "gptq")
+    assert len(caplog.records) == 1
+    assert registry.card("quantizer", "rqat_acme:gptq").owner == registry.card("quantizer", "rqat-acme:gptq").owner
+    assert registry.card("quantizer", "rqat_gptq:gptq").owner == "rqat"
+    assert [(card.owner, own.owner) for card, own in registry.shadowed] == [("rqat-acme", "rqat")]
+    assert registry.clashes == []
+    assert [card.module for card in registry.cards("quantizer")] == ["rqat_awq", "rqat_gptq", "rqat_rtn"]
+
+
+def test_an_unknown_plugin_or_part_of_one(site: Path):
+    write_plugin(site, "rqat-acme", acme(name="gptq"))
+    registry = Registry.discover()
+    with pytest.raises(UnknownName, match=r"'rqat_acmee:gptq' is not a quantizer.*Did you mean 'rqat_acme:gptq'"):
+        registry.card("quantizer", "rqat_acmee:gptq")
+    with pytest.raises(UnknownName, match="'rqat_acme:gptqq' is not a quantizer"):
+        registry.card("quantizer", "rqat_acme:gptqq")
+    assert registry.has("quantizer", "rqat_acme:gptq")
+    assert not registry.has("quantizer", "rqat_awq:gptq")
 
 
 def test_a_built_in_module_cannot_be_claimed(site: Path):
@@ -244,6 +319,13 @@ def test_plugins_can_be_left_out(site: Path, monkeypatch: pytest.MonkeyPatch, na
     assert registry.disabled == ["rqat_awq", "rqat_acme"]
     with pytest.raises(UnknownName, match="Left out by RQAT_DISABLE_PLUGINS: rqat_awq, rqat_acme"):
         registry.card("quantizer", "awq")
+
+
+def test_a_name_that_disables_nothing_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RQAT_DISABLE_PLUGINS", "rqat_awq,rqat-gtpq")
+    assert Registry.discover().complaints == [
+        "RQAT_DISABLE_PLUGINS: 'rqat-gtpq' is no plugin. Did you mean 'rqat-gptq'?"
+    ]
 
 
 def test_registrations_can_be_traced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):

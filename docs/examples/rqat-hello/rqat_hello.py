@@ -57,7 +57,7 @@ class PercentileClip(rqat.Quantizer):
 
 
 @rqat.hookimpl
-def register_quantizers(register: rqat.hookspecs.Register) -> None:
+def register_quantizers(register: rqat.RegisterQuantizer) -> None:
     """The card of `hello`: read at start-up, so nothing above imports torch."""
     register(
         "hello",

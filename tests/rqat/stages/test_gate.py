@@ -11,7 +11,7 @@ import pytest
 
 from rqat.errors import RqatError
 from rqat.keys import GateKeys
-from rqat.stages import gate
+from rqat.stages.gate import run as gate
 from rqat.storage import read_json
 from rqat.train.gate import judge, measure
 from rqat.train.rollouts import Completion

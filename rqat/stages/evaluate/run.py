@@ -7,21 +7,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contracts import Task, TaskOptions
-from ..evals.harness import Evaluation, number_of_completions, run_task
-from ..job import Job
-from ..keys import EvaluateKeys
-from ..model.checkpoint import load_checkpoint
-from ..model.load import default_dtype, load_model
-from ..packed.backend import writer_for, written_by
-from ..plan import LM_EVAL, Step
-from ..storage import write_json, write_text
+from ...contracts import Task, TaskOptions
+from ...evals.harness import Evaluation, number_of_completions, run_task
+from ...job import Job
+from ...keys import EvaluateKeys
+from ...model.checkpoint import load_checkpoint
+from ...model.load import default_dtype, load_model
+from ...packed.backend import writer_for, written_by
+from ...plan import LM_EVAL, Step
+from ...storage import write_json, write_json_lines
 
 if TYPE_CHECKING:
     import transformers
@@ -86,12 +85,12 @@ def load_variant(job: Job, step: Step) -> tuple[transformers.PreTrainedModel, tr
 
 def write_evaluation(folder: Path, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
     """Writes results.json and samples.jsonl."""
-    write_text(folder / SAMPLES_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
+    write_json_lines(folder / SAMPLES_FILE, samples)
     write_json(folder / RESULTS_FILE, results)
 
 
 def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
-    from ..evals.lm_eval_tasks import find_task, run_lm_eval_task
+    from ...evals.lm_eval_tasks import find_task, run_lm_eval_task
 
     name = keys.task.removeprefix(LM_EVAL)
     known = [card.name for card in job.registry.cards("task")]

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from .. import __version__
-from ..contracts import Exporter
-from ..scheme import ROW, Scheme
+from ... import __version__
+from ...contracts import Exporter
+from ...scheme import ROW, Scheme
 
 
-def model_card(base: str, scheme: Scheme, format_name: str, exporter: Exporter, skipped: Sequence[str]) -> str:
+def model_card(
+    base: str, layers: Mapping[str, Scheme], format_name: str, exporter: Exporter, skipped: Sequence[str]
+) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
         base: the recipe's `model.path`; a folder's name is kept, its path is not.
+        layers: the scheme of every quantized layer.
         exporter: says how the format is loaded and served.
         skipped: linear layers that were left as they were.
     """
     on_hub = base.count("/") == 1 and not base.startswith((".", "/", "~"))
     name = base if on_hub else PurePath(base.removeprefix("builtin:")).name
-    zeros = "a fixed zero point" if scheme.symmetric else "an integer zero point"
-    group = "output row" if scheme.group == ROW else f"{scheme.group} input features"
+    schemes = sorted(set(layers.values()), key=list(layers.values()).count, reverse=True)
     lines = ["---", "library_name: transformers"]
     if on_hub:
         lines.append(f"base_model: {base}")
-    lines += ["tags:", "- rqat", f"- {format_name}", f"- {scheme.bits}-bit", "---", "", f"# {name}, {scheme}", ""]
+    lines += ["tags:", "- rqat", f"- {format_name}", *dict.fromkeys(f"- {scheme.bits}-bit" for scheme in schemes)]
+    lines += ["---", "", f"# {name}, {' and '.join(map(str, schemes))}", ""]
     lines += [
-        f"`{name}` with {scheme.bits}-bit weights (`{scheme}`): one scale and {zeros} per {group}, in the",
+        f"`{name}` with {' and '.join(map(_described, schemes))}, in the",
         f"`{format_name}` checkpoint format. Made with rqat {__version__}.",
         "",
         f"Left as they were: the embeddings, the norms{''.join(f', `{layer}`' for layer in skipped)}.",
@@ -53,3 +56,9 @@ def model_card(base: str, scheme: Scheme, format_name: str, exporter: Exporter, 
     if exporter.serving:
         lines += ["## Serve it", "", exporter.serving]
     return "\n".join(lines)
+
+
+def _described(scheme: Scheme) -> str:
+    zeros = "a fixed zero point" if scheme.symmetric else "an integer zero point"
+    group = "output row" if scheme.group == ROW else f"{scheme.group} input features"
+    return f"{scheme.bits}-bit weights (`{scheme}`): one scale and {zeros} per {group}"

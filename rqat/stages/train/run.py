@@ -14,19 +14,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RqatError
-from ..job import Job, log
-from ..plan import Step
-from ..processes import Processes
-from ..storage import read_json
+from ...batches import split_batch
+from ...job import Job, log
+from ...plan import Step
+from ...processes import Processes
+from ...storage import read_json, read_json_lines
 
 if TYPE_CHECKING:
     import transformers
     from torch import Tensor
 
-    from ..keys import TrainKeys
-    from ..model.checkpoint import Checkpoint
-    from ..train.optimizer import QuantizedOptimizer
+    from ...keys import TrainKeys
+    from ...model.checkpoint import Checkpoint
+    from ...train.optimizer import QuantizedOptimizer
+
+SEVERAL = True
+"""It can run in several processes at once."""
 
 TRAINER = "trainer"
 """Folder of the Trainer's own checkpoints, removed when training is done."""
@@ -37,6 +40,8 @@ LOG = "training.jsonl"
 def run(job: Job, step: Step) -> dict[str, Any]:
     """Trains `step.inputs["start"]`; see the module for what it writes.
 
+    In several processes all call it: the first writes, the others only leave their random states in checkpoints.
+
     Returns:
         steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; for rollouts
         sampler_gap_nats; only `skipped`, with the reason, where the gate said so.
@@ -44,53 +49,39 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
     """
-    from ..model.checkpoint import save_checkpoint
-    from ..train.checkpoints import discard, last_complete
-    from ..train.latents import save_latents
+    from ...model.checkpoint import save_checkpoint
+    from ...train.checkpoints import discard, last_complete
+    from ...train.latents import save_latents
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
     why = _skipped(job, step)
-    checkpoint = None if why else last_complete(work / TRAINER)
-    if job.processes.count > 1 and not why:
-        name = None if checkpoint is None else checkpoint.name
-        job.processes.call({"step": step.name, "fingerprint": job.plan.fingerprint(step), "checkpoint": name})
+    checkpoint = None if why else last_complete(work / TRAINER, clean=job.processes.leads)
     start = _start(job, start_folder)
     if why:
+        if not job.processes.leads:
+            return {}
         log.warning("%s: skipped, %s", step.name, why)
-        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme)
+        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme, start.transforms)
         _copy_latents(start_folder, work)
         return {"skipped": why}
 
     # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
     configs = copy.deepcopy((start.model.config, start.model.generation_config))
     optimizer, facts = _train(job, step, keys, start, start_folder, checkpoint)
+    if not job.processes.leads:
+        return {}
     start.model.config, start.model.generation_config = configs
     layers = optimizer.quantized_layers()
-    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme)
+    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme, start.transforms)
     save_latents(work, optimizer.latents(), layers)
     discard(work / TRAINER)
     return facts
 
 
-def join(job: Job, step: Step, order: Mapping[str, Any]) -> None:
-    """A follower's part of `run`: trains along, and writes nothing but its random states.
-
-    Args:
-        order: the leader's; its `checkpoint` is the name of that to resume from, or None.
-
-    Raises:
-        RqatError: as `run`.
-    """
-    keys: TrainKeys = step.settings  # type: ignore[assignment]
-    start_folder = job.result_of(step.inputs["start"])
-    checkpoint = job.workdir(step) / TRAINER / order["checkpoint"] if order["checkpoint"] else None
-    _train(job, step, keys, _start(job, start_folder), start_folder, checkpoint)
-
-
 def _start(job: Job, folder: Path) -> Checkpoint:
-    from ..model.checkpoint import load_checkpoint
-    from ..model.load import default_dtype
+    from ...model.checkpoint import load_checkpoint
+    from ...model.load import default_dtype
 
     return load_checkpoint(folder, device=job.device, dtype=default_dtype(job.device, job.plan.model.dtype))
 
@@ -105,14 +96,14 @@ def _train(
     """
     from transformers import set_seed
 
-    from ..contracts import Training
-    from ..train.checkpoints import Checkpoints, Log, processes_of, read_log, step_of
-    from ..train.data import context_of, prepare_rows
-    from ..train.one_gpu import one_gpu
-    from ..train.optimizer import QuantizedOptimizer
-    from ..train.quiet import quiet_training
-    from ..train.schedule import build_schedule, optimizer_class
-    from ..train.teacher import load_teacher
+    from ...contracts import Training
+    from ...quiet import quiet_training
+    from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
+    from ...train.data import context_of, prepare_rows
+    from ...train.one_gpu import one_gpu
+    from ...train.optimizer import QuantizedOptimizer
+    from ...train.schedule import build_schedule, optimizer_class
+    from ...train.teacher import load_teacher
 
     work, card, processes = job.workdir(step), step.parts["objective"].card, job.processes
     arguments = _arguments(keys, work / TRAINER, job.device, processes)
@@ -125,7 +116,7 @@ def _train(
             batch=keys.batch,
             max_tokens=min(keys.max_tokens, context_of(start.model)),
             seed=keys.seed,
-            rollouts=card.rollouts,
+            rollouts=card.writes,
         )
         teacher = None
         if card.teacher:
@@ -156,7 +147,7 @@ def _train(
                     step.name, processes.count, before,
                 )  # fmt: skip
                 seed += step_of(checkpoint) * max(before, processes.count)
-        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu(), processes.together(job.device):
+        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu():
             callbacks: list[Any] = [Checkpoints(processes, optimizer.digest)]
             if processes.leads:
                 callbacks.append(Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
@@ -176,11 +167,11 @@ def _train(
                 )
             )
             _without_printing(trainer)
-            if card.rollouts and processes.leads:
+            if card.writes and processes.leads:
                 rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    lines = read_log(work / LOG)
+    lines = read_json_lines(work / LOG)
     last = lines[-1] if lines else {}
     return optimizer, {
         "steps": trainer.state.global_step,
@@ -200,39 +191,29 @@ def _latents(
     Args:
         source: the model before quantization if it is in memory already; else it is loaded when needed.
     """
-    from ..model.load import load_model
-    from ..train.latents import SourceLatents, is_source_of, load_latents
+    from ...model.load import load_model
+    from ...model.transforms import apply_transforms
+    from ...train.latents import first_latents, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
         return carried, "the train step before"
-    source = source or load_model(job.plan.model, device=job.device, offline=job.offline)[0]
-    if is_source_of(source, start.model, start.layers):
-        return SourceLatents(source, start.layers), "the weights before quantization"
-    return {}, "the middle of their cells"
+    if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
+        source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
+        apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
+    return first_latents(source, start.model, start.layers)
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
     """Settings every TRL config takes; `batch` is that of all processes together."""
-    from ..train.checkpoints import KEPT
+    from ...train.checkpoints import KEPT
 
-    micro = keys.micro_batch or max(1, keys.batch // processes.count)
-    if processes.count > 1 and keys.batch % (micro * processes.count):
-        shares = f"{processes.count} processes" + (f" with micro_batch {micro}" if keys.micro_batch else "")
-        raise RqatError(
-            f"train.batch is {keys.batch}, which does not split over {shares}.",
-            hint=f"Choose a batch that is a multiple of {(keys.micro_batch or 1) * processes.count}.",
-        )
-    if keys.batch % micro:
-        raise RqatError(
-            f"train.batch is {keys.batch}, which is not a multiple of micro_batch {micro}.",
-            hint="Choose a micro_batch that divides batch.",
-        )
+    micro, passes = split_batch(keys.batch, keys.micro_batch, processes.count)
     return {
         "output_dir": str(folder),
         "max_steps": keys.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": keys.batch // (micro * processes.count),
+        "gradient_accumulation_steps": passes,
         "learning_rate": keys.lr,
         "max_grad_norm": keys.max_grad_norm,
         "seed": keys.seed,
@@ -255,7 +236,7 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
 
 
 def _sampler_gap(start: Checkpoint, prompts: list[Any]) -> float:
-    from ..train.rollouts import sampler_gap
+    from ...train.rollouts import sampler_gap
 
     texts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in prompts]
     return sampler_gap(start.model, start.tokenizer, texts)
@@ -278,7 +259,7 @@ def _skipped(job: Job, step: Step) -> str:
 
 
 def _copy_latents(source: Path, target: Path) -> None:
-    from ..train.latents import FILE
+    from ...train.latents import FILE
 
     if (source / FILE).exists():
         shutil.copyfile(source / FILE, target / FILE)

@@ -1,0 +1,230 @@
+"""What is known of a part before its class is imported: its card, and the `register` that makes cards.
+
+Each kind's `register` takes the keywords of its protocol in `hookspecs.py`. A card that cannot be used is one clear
+line, and hides neither the plugin's other parts nor anybody else's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from . import hookspecs, keys
+from .contracts import (
+    Exporter,
+    Grid,
+    Objective,
+    Options,
+    Part,
+    Quantizer,
+    Reward,
+    Source,
+    Statistic,
+    Task,
+    TaskOptions,
+    Transform,
+)
+from .errors import PluginError, nearest
+
+Kind = Literal["quantizer", "grid", "transform", "objective", "reward", "source", "task", "exporter"]
+
+
+class KindFacts(NamedTuple):
+    """What belongs to a kind of part.
+
+    Attributes:
+        base: the class that a part of this kind derives from.
+        options: the class that its options derive from.
+        reserved: the recipe's own keys beside which the options stand; no option may be called like one of them.
+    """
+
+    base: type
+    options: type[Options]
+    reserved: frozenset[str]
+
+
+KINDS: dict[Kind, KindFacts] = {
+    "quantizer": KindFacts(Quantizer, Options, frozenset(keys.QuantizeKeys.model_fields)),
+    "grid": KindFacts(Grid, Options, frozenset()),
+    "transform": KindFacts(Transform, Options, frozenset(keys.QuantizeKeys.model_fields)),
+    "objective": KindFacts(Objective, Options, frozenset(keys.TrainKeys.model_fields)),
+    "reward": KindFacts(Reward, Options, frozenset({"weight"})),
+    "source": KindFacts(Source, Options, frozenset({*keys.CalibrationKeys.model_fields, *Part.model_fields})),
+    "task": KindFacts(Task, TaskOptions, frozenset(keys.EvaluateKeys.model_fields)),
+    "exporter": KindFacts(Exporter, Options, frozenset(keys.ExportKeys.model_fields)),
+}
+
+OLD_KEYWORDS = {
+    "rollouts": "say writes=True, graded=True",
+    "refuses": "let `check` of its options say what cannot be done (`rqat.Options.check`)",
+}
+"""Keywords of the contract before this one, and what says the same today."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_LOAD = re.compile(r"(\.[A-Za-z_][\w.]*)?:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of one part without importing its class.
+
+    Attributes are what its kind's `register` takes (see `hookspecs.py`), and:
+        module: name of the plugin's module.
+        owner: distribution the plugin came with; "rqat" for built-ins, the file's name for one given by its path.
+        version: of that distribution.
+    """
+
+    kind: Kind
+    name: str
+    options: type[Options]
+    load: str
+    module: str
+    owner: str
+    version: str
+    summary: str = ""
+    paper: str = ""
+    needs: tuple[Statistic, ...] = ()
+    grids: tuple[str, ...] | None = ("uniform",)
+    bits: tuple[int, ...] = (2, 3, 4, 8)
+    slower: float = 5.0
+    teacher: bool = False
+    writes: bool = False
+    graded: bool = False
+    domain: str = ""
+    model: bool = False
+    hooks: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """`module:name`, which names this part even where another plugin offers the same name."""
+        return f"{self.module}:{self.name}"
+
+    @property
+    def class_file(self) -> str:
+        """Where its class is written; found without importing it. Empty where there is no such file."""
+        submodule = self.load.partition(":")[0]
+        if not submodule:
+            return str(getattr(sys.modules.get(self.module), "__file__", None) or "")
+        try:
+            spec = importlib.util.find_spec(submodule, self.module)
+        except ImportError:
+            return ""
+        return str(spec.origin) if spec is not None and spec.origin else ""
+
+    def belongs_to(self, plugin: str) -> bool:
+        """Whether `plugin` is the module or the distribution it came with, in any spelling."""
+        return spelled(plugin) in (spelled(self.module), spelled(self.owner))
+
+    def facts(self) -> dict[str, Any]:
+        """What this kind registers beside name, load, options, summary and paper."""
+        common = set(keywords("register"))
+        return {name: getattr(self, name) for name in keywords(f"register_{self.kind}s") if name not in common}
+
+    def __str__(self) -> str:
+        return f"{self.kind} '{self.name}' ({self.module}, {self.owner} {self.version})"
+
+
+def spelled(name: str) -> str:
+    """A distribution's or module's name, spelled one way."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def kind_of(hook: str) -> Kind:
+    """The kind that a hook offers: "quantizer" of `register_quantizers`."""
+    return hook.removeprefix("register_").removesuffix("s")  # type: ignore[return-value]
+
+
+def keywords(hook: str) -> Mapping[str, Any]:
+    """Keywords of a hook's `register`, with their defaults (`inspect.Parameter.empty` for none)."""
+    protocol = getattr(hookspecs, f"Register{kind_of(hook).capitalize()}" if hook != "register" else "Register")
+    parameters = inspect.signature(protocol.__call__).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name not in ("self", "name")}
+
+
+def registrar(
+    hook: str, plugin: tuple[str, str, str], offer: Callable[[Card], None], refuse: Callable[[str], None]
+) -> Callable[..., None]:
+    """The `register` that a hook is given.
+
+    Args:
+        plugin: its module's name, its distribution and its version.
+        offer: is given every card that can be used.
+        refuse: is told, in one line, why one cannot.
+    """
+    kind = kind_of(hook)
+    registered: set[str] = set()
+
+    def register(*given: Any, **values: Any) -> None:
+        try:
+            card = _card(hook, plugin, given, values)
+            if card.name in registered:
+                raise PluginError(f"'{card.name}' is registered twice")
+            registered.add(card.name)
+            offer(card)
+        except PluginError as error:
+            refuse(error.message)
+
+    register.__name__ = f"register_{kind}"
+    return register
+
+
+def _card(hook: str, plugin: tuple[str, str, str], given: tuple[Any, ...], values: dict[str, Any]) -> Card:
+    kind, known = kind_of(hook), keywords(hook)
+    if not given and "name" in values:
+        given = (values.pop("name"),)
+    if len(given) != 1:
+        raise PluginError(f"register takes one name and then keywords ({', '.join(known)}), not {len(given)} values")
+    name = given[0]
+    for word in values:
+        if word not in known:
+            raise PluginError(_unknown_keyword(word, name, known))
+    lacking = [word for word, default in known.items() if default is inspect.Parameter.empty and word not in values]
+    if lacking:
+        raise PluginError(f"{name!r} lacks {', '.join(f'{word}=' for word in lacking)}")
+    for word, default in known.items():
+        if isinstance(default, tuple) and values.get(word) is not None:
+            values[word] = _listed(name, word, values[word])
+        elif isinstance(default, (str, bool)) and not isinstance(values.get(word, default), type(default)):
+            wanted = "text" if isinstance(default, str) else "True or False"
+            raise PluginError(f"'{name}' says {word}={values[word]!r}; it is {wanted}")
+    values["options"] = values.get("options") or KINDS[kind].options
+    return _checked(Card(kind, name, module=plugin[0], owner=plugin[1], version=plugin[2], **values))
+
+
+def _unknown_keyword(word: str, name: Any, known: Mapping[str, Any]) -> str:
+    text = f"'{word}' is not a keyword of register ({name!r}); known: {', '.join(known)}"
+    near = nearest(word, known)
+    if word in OLD_KEYWORDS:
+        return f"{text}; {OLD_KEYWORDS[word]}"
+    return f"{text}; did you mean '{near}'?" if near else text
+
+
+def _listed(name: Any, word: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise PluginError(f"'{name}' says {word}={value!r}; write {word}=({value!r},)")
+    return tuple(value)
+
+
+def _checked(card: Card) -> Card:
+    """Refuses a card that could not be used later."""
+    _, base, reserved = KINDS[card.kind]
+    if not (isinstance(card.name, str) and _NAME.fullmatch(card.name)):
+        raise PluginError(f"{card.name!r} is not a name: use lower-case letters, digits, '-', '_' and '.'")
+    if not (isinstance(card.load, str) and _LOAD.fullmatch(card.load)):
+        raise PluginError(f"'{card.name}' says load={card.load!r}; write '.submodule:Class' or ':Class'")
+    if not (inspect.isclass(card.options) and issubclass(card.options, base)):
+        raise PluginError(f"options of '{card.name}' are not a subclass of rqat.{base.__name__}")
+    unknown = sorted(set(card.needs) - set(get_args(Statistic)))
+    if unknown:
+        raise PluginError(
+            f"'{card.name}' needs {', '.join(unknown)}; known statistics: {', '.join(get_args(Statistic))}"
+        )
+    taken = sorted(reserved & set(card.options.model_fields))
+    if taken:
+        raise PluginError(f"option {', '.join(map(repr, taken))} of '{card.name}' is a key of the recipe itself")
+    return card
