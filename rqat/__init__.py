@@ -41,6 +41,7 @@ from .contracts import (
     Verdict,
 )
 from .errors import DataError, ModelError, NumericsError, PluginError, RecipeError, RqatError, RunError, UnknownName
+from .generation.loops import is_looping
 from .hookspecs import (
     API,
     Register,
@@ -118,6 +119,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "hookimpl",
+    "is_looping",
     "load_packed",
 ]
 

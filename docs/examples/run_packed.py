@@ -2,8 +2,9 @@
 
 import sys
 
-import rqat
 from rqat.packed.engine import Engine
+
+import rqat
 
 model, tokenizer = rqat.load_packed(sys.argv[1])
 prompts = [f"Mia starts with {figs} figs. A friend takes 3. How many figs are there at the end?\n" for figs in (20, 9)]
