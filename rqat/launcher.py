@@ -29,6 +29,7 @@ from .errors import RqatError, RunError
 from .job import Job, Progress, Task
 from .plan import Step
 from .processes import WorkerFailed
+from .quiet import hush
 from .storage import read_json, write_json
 
 if TYPE_CHECKING:
@@ -141,8 +142,7 @@ def _run_workers(count: int, folder: Path) -> None:
         signals_to_handle="SIGTERM",
         shutdown_timeout=GRACE_S,
     )
-    for name in NOISY:  # what they say of a worker that failed is said by `_cause`
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    hush(*NOISY, level=logging.CRITICAL)  # what they say of a worker that failed is said by `_cause`
     before = signal.getsignal(signal.SIGTERM)
     try:
         elastic_launch(config, sys.executable)("-P", "-c", START, str(folder / ORDER))

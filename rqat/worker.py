@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from .launcher import RELAY, RESULTS
 from .pipeline import run_stage
 from .plan import Step, build_plan
 from .processes import Processes
+from .quiet import hush, quiet_imports
 from .recipe import built_recipe
 from .registry import Registry
 from .storage import explained, read_json, write_json
@@ -106,9 +106,9 @@ class Relay(io.TextIOBase):
         handler.emit = lambda record: self._say("log", record.name, record.levelno, handler.format(record))  # type: ignore[method-assign]
         logging.root.handlers = [handler]
         for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+            hush(name, level=level)
         if levels["rqat"] > logging.INFO:
-            warnings.filterwarnings("ignore")
+            quiet_imports()
         sys.stdout = sys.stderr = self
 
     def _say(self, *message: Any) -> None:

@@ -25,9 +25,10 @@ from ..contracts import QuantizedWeight
 from ..contracts.grids import PARTS
 from ..errors import ModelError, RqatError
 from ..grids import grid_of
+from ..quiet import quiet_loading
 from ..scheme import Scheme
 from .hub import QUANTIZED_FILE
-from .load import default_dtype, quiet
+from .load import default_dtype
 from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
 from .transforms import Applied, attach_transforms, load_transforms, save_transforms
 
@@ -121,7 +122,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | N
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model_class = getattr(transformers, (config.architectures or [""])[0])
-        with quiet():
+        with quiet_loading():
             model, loading = model_class.from_pretrained(
                 None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
             )
@@ -224,6 +225,11 @@ class LayerFile:
                 ) from error
         self._notes: dict[str, str] = facts["notes"]
         self._names = frozenset(self._file.keys())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """`(O, I)` of every layer."""
+        return {name: tuple(self._file.get_slice(f"{name}.codes").get_shape()) for name in self.schemes}
 
     def layer(self, name: str) -> QuantizedWeight:
         """One layer, on the CPU.

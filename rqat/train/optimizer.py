@@ -30,21 +30,13 @@ from torch import Tensor, nn
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, NumericsError, RqatError, RunError
+from ..optimizers import OPTIMIZERS, UNSUITABLE
 from ..storage import fingerprint_of
 from .buckets import Bucket, plan_buckets
 from .fused import FusedAdam, all_finite
 
 FORMAT = 1
 """Version of `state_dict`'s layout."""
-
-ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
-"""Optimizers that treat every number by itself: their layers are trained as one flat tensor, which is much faster."""
-
-UNSUITABLE = {
-    "LBFGS": "it needs a closure",
-    "Muon": "it orthogonalizes matrices",
-    "SparseAdam": "it is for sparse gradients",
-}
 
 
 class QuantizedOptimizer(torch.optim.Optimizer):
@@ -83,13 +75,13 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if inner.__name__ in UNSUITABLE:
             raise RqatError(
                 f"optimizer '{inner.__name__}' cannot train quantized weights: {UNSUITABLE[inner.__name__]}.",
-                hint=f"Use one of {', '.join(ELEMENTWISE)}.",
+                hint=f"Use one of {', '.join(OPTIMIZERS)}.",
             )
         self.steps_done = 0
         self._trains_scale = scale_lr is not None
         self._trains_zero = zero_lr is not None
         weights = _weights_of(model, layers)
-        self.buckets = plan_buckets(weights, layers, latents or {}, flat=inner.__name__ in ELEMENTWISE)
+        self.buckets = plan_buckets(weights, layers, latents or {}, flat=OPTIMIZERS.get(inner.__name__, False))
         self.others = _other_parameters(model, weights) if other_lr is not None else {}
         trained = {id(p) for p in [*weights.values(), *self.others.values()]}
         for parameter in model.parameters():
@@ -111,7 +103,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 {"name": "others", "params": list(self.masters.values()), "lr": other_lr, "weight_decay": 0.0}
             )
         accepted = inspect.signature(inner).parameters
-        options = {"fused": True} if "fused" in accepted else {}
+        options: dict[str, Any] = {"fused": True} if "fused" in accepted else {}
         if "weight_decay" not in accepted:
             for group in groups:
                 del group["weight_decay"]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ...contracts import Row, Source
 from ...errors import DataError, ModelError
+from ...generation.prompts import encode_examples
 from ...job import Job
 from ...keys import CalibrationKeys
 from ...model.config import read_config
 from ...model.load import load_tokenizer
 from ...plan import Step
-from ...train.data import encode_completions, encode_prompts
 
 if TYPE_CHECKING:
     import transformers
@@ -49,13 +49,37 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         )
     tokenizer = load_tokenizer(job.plan.model, offline=job.offline)
     counted = Counted(source.rows(keys.split, keys.seed))
-    sequences: list[list[int]] = []
     with job.progress.task("calibrate", keys.samples) as bar:
-        for sequence in sequences_of(counted, tokenizer, keys.tokens, pack=keys.pack):
-            sequences.append(sequence)
-            bar.update(len(sequences))
-            if len(sequences) == keys.samples:
-                break
+        input_ids, attention_mask = calibration_tokens(counted, tokenizer, keys, bar.update)
+    save_file({"input_ids": input_ids, "attention_mask": attention_mask}, job.workdir(step) / CALIBRATION_FILE)
+    return {
+        "rows": counted.rows,
+        "sequences": len(input_ids),
+        "tokens": int(attention_mask.sum()),
+        "sha256": hashlib.sha256(input_ids.numpy().tobytes() + attention_mask.numpy().tobytes()).hexdigest(),
+    }
+
+
+def calibration_tokens(
+    counted: Counted,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    keys: CalibrationKeys,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Tensor, Tensor]:
+    """As many sequences as `keys` ask for: ids `(N, T)` int32 and their mask `(N, T)` uint8.
+
+    Args:
+        progress: told how many sequences there are.
+
+    Raises:
+        DataError: the rows end too early.
+    """
+    sequences: list[list[int]] = []
+    for sequence in sequences_of(counted, tokenizer, keys.tokens, pack=keys.pack):
+        sequences.append(sequence)
+        progress(len(sequences))
+        if len(sequences) == keys.samples:
+            break
     if not counted.rows:
         raise DataError(
             f"calibration.source: '{keys.source}' has no rows in its {keys.split} split.", hint="Check its options."
@@ -67,14 +91,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             f"in its {counted.rows} rows.",
             hint="Ask for fewer (calibration.samples, calibration.tokens) or add data.",
         )
-    input_ids, attention_mask = pad(sequences, padding_id(tokenizer))
-    save_file({"input_ids": input_ids, "attention_mask": attention_mask}, job.workdir(step) / CALIBRATION_FILE)
-    return {
-        "rows": counted.rows,
-        "sequences": len(sequences),
-        "tokens": int(attention_mask.sum()),
-        "sha256": hashlib.sha256(input_ids.numpy().tobytes() + attention_mask.numpy().tobytes()).hexdigest(),
-    }
+    return pad(sequences, padding_id(tokenizer))
 
 
 class Counted:
@@ -100,8 +117,8 @@ def sequences_of(
         pack: join rows and split the stream (what is left over at its end is dropped), or one sequence per row.
     """
     stream: list[int] = []
-    for row in rows:
-        ids = tokenize(row, tokenizer)
+    for number, row in enumerate(rows, start=1):
+        ids = tokenize(row, tokenizer, f"row {number} of the calibration data")
         if not pack:
             yield ids[:tokens]
             continue
@@ -113,16 +130,10 @@ def sequences_of(
         del stream[:start]
 
 
-def tokenize(row: Row, tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of one row, ended by the end-of-sequence token, as training has them (see `rqat.train.data`).
-
-    A completion is put behind the opened turn of the chat template, not given to the template as a message: several
-    drop everything up to `</think>` of a message, which is most of a reasoning trace.
-    """
-    prompt = row.get("prompt", "")
-    completion = row["text"] if "text" in row else row.get("completion", "")
-    (before,), (after,) = encode_prompts(tokenizer, [prompt]), encode_completions(tokenizer, [prompt], [completion])
-    return [*before, *after]
+def tokenize(row: Row, tokenizer: transformers.PreTrainedTokenizerBase, place: str = "a row") -> list[int]:
+    """Token ids of one row, ended by the end-of-sequence token, as training has them (see `encode_examples`)."""
+    [(prompt, after)] = encode_examples([row], tokenizer, lambda index: place)
+    return [*prompt.tokens, *after]
 
 
 def pad(sequences: list[list[int]], filler: int) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,11 @@ samples.jsonl    the sampled completions
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from ...job import Job, log
 from ...plan import Step
-from ...storage import write_json, write_text
+from ...storage import write_json, write_json_lines
 
 if TYPE_CHECKING:
     from ...keys import TrainKeys
@@ -28,18 +27,20 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """
     from transformers import set_seed
 
+    from ...generation.backend import writer_for
+    from ...generation.complete import Generator, sample
+    from ...generation.prompts import Prompt
+    from ...generation.sampling import Sampling, context_length
     from ...model.checkpoint import load_checkpoint
     from ...model.load import default_dtype
-    from ...packed.backend import writer_for
-    from ...train.data import context_of, prepare_rows
+    from ...quiet import quiet_training
+    from ...train.data import prepare_rows
     from ...train.gate import judge, measure, stop_if_failed
-    from ...train.quiet import quiet_training
-    from ...train.rollouts import sample
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     dtype = default_dtype(job.device, job.plan.model.dtype)
     start = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
-    limit = min(keys.max_tokens, context_of(start.model))
+    limit = min(keys.max_tokens, context_length(start.model))
     with quiet_training():
         rows = prepare_rows(
             job.make(step, "source").rows(keys.data.split, keys.data.seed),
@@ -50,33 +51,30 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             seed=keys.seed,
             rollouts=True,
         ).rows
-        prompts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in rows["prompt"]]
+        prompts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in rows["prompt"]]
         room = limit - max(rows["prompt_tokens"])
         set_seed(keys.seed)
         with job.progress.task(f"gate {step.variant}", len(prompts)) as bar:
-            completions = sample(
-                start.model,
-                start.tokenizer,
-                prompts,
-                samples=keys.gate.samples,
+            sampling = Sampling(
                 max_new_tokens=min(room, keys.options.get("max_completion_tokens") or room),
                 temperature=keys.options.get("temperature", 1.0),
                 top_p=keys.options.get("top_p", 1.0),
-                batch=keys.micro_batch or keys.batch,
-                advance=bar.update,
-                writer=writer_for(start.model),
             )
+            # Completions of one prompt are written together, and stay until all have ended: see TransformersWriter.
+            together = max(1, (keys.micro_batch or keys.batch) // keys.gate.samples) * keys.gate.samples
+            writer = writer_for(start.model, rows=together, piece=None)
+            generator = Generator(start.model, start.tokenizer, sampling, writer)
+            asked = [Prompt(str(start.tokenizer.decode(ids)), tuple(ids)) for ids in rows["prompt_ids"]]
+            completions = sample(generator, asked, keys.gate.samples, advance=bar.update)
             figures = measure(completions, rows["answer"], job.make(step, "task").grade)
             bar.update(len(prompts), f"{figures.pass_rate:.1%} correct")
     verdict = judge(figures, keys.gate)
     lines = [
-        {"prompt": prompt, "completion": c.text, "answer": answer, "tokens": c.tokens, "ended": c.ended}
+        {"prompt": prompt, "completion": c.text, "answer": answer, "tokens": len(c.tokens), "ended": c.ended}
         for prompt, answer, group in zip(prompts, rows["answer"], completions, strict=True)
         for c in group
     ]
-    write_text(
-        job.workdir(step) / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    )
+    write_json_lines(job.workdir(step) / "samples.jsonl", lines)
     write_json(job.workdir(step) / "gate.json", verdict)
     stop_if_failed(verdict, keys.objective, keys.gate)
     if not verdict["passed"]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ...contracts import Quantizer, Transform
 from ...job import Job
@@ -109,9 +110,14 @@ def summary(reports: list[LayerReport]) -> dict[str, Any]:
 
 
 def token_batches(path: Path, device: str) -> list[TokenBatch]:
-    """The sequences of a calibrate step in batches, each cut to its longest; one without padding has no mask."""
+    """The sequences of a calibrate step in batches."""
     tensors = load_file(path)
-    input_ids, mask = tensors["input_ids"].long(), tensors["attention_mask"].bool()
+    return batches_of(tensors["input_ids"], tensors["attention_mask"], device)
+
+
+def batches_of(input_ids: Tensor, mask: Tensor, device: str) -> list[TokenBatch]:
+    """Sequences `(N, T)` in batches, each cut to its longest; one without padding has no mask."""
+    input_ids, mask = input_ids.long(), mask.bool()
     size = max(1, TOKENS_AT_ONCE[device.partition(":")[0]] // input_ids.shape[1])
     batches = []
     for ids, real in zip(input_ids.split(size), mask.split(size), strict=True):

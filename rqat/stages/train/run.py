@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RqatError
+from ...batches import split_batch
 from ...job import Job, log
 from ...plan import Step
 from ...processes import Processes
-from ...storage import read_json
+from ...storage import read_json, read_json_lines
 
 if TYPE_CHECKING:
     import transformers
@@ -97,11 +97,13 @@ def _train(
     from transformers import set_seed
 
     from ...contracts import Training
-    from ...train.checkpoints import Checkpoints, Log, processes_of, read_log, step_of
-    from ...train.data import context_of, prepare_rows
+    from ...generation.sampling import context_length, own_settings_hidden
+    from ...quiet import quiet_training
+    from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
+    from ...train.data import prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
-    from ...train.quiet import quiet_training
+    from ...train.sampler_gap import sampler_gap
     from ...train.schedule import build_schedule, optimizer_class
     from ...train.teacher import load_teacher
 
@@ -114,7 +116,7 @@ def _train(
             start.tokenizer,
             steps=keys.steps,
             batch=keys.batch,
-            max_tokens=min(keys.max_tokens, context_of(start.model)),
+            max_tokens=min(keys.max_tokens, context_length(start.model)),
             seed=keys.seed,
             rollouts=card.writes,
         )
@@ -146,7 +148,7 @@ def _train(
                     step.name, processes.count, before,
                 )  # fmt: skip
                 seed += step_of(checkpoint) * max(before, processes.count)
-        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu():
+        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu(), own_settings_hidden(start.model):
             callbacks: list[Any] = [Checkpoints(processes, optimizer.digest)]
             if processes.leads:
                 callbacks.append(Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
@@ -158,7 +160,7 @@ def _train(
                     optimizer=optimizer,
                     scheduler=build_schedule(optimizer, keys),
                     arguments=arguments,
-                    max_tokens=min(keys.max_tokens, context_of(start.model)),
+                    max_tokens=min(keys.max_tokens, context_length(start.model)),
                     teacher=teacher,
                     grade=job.make(step, "task").grade if "task" in step.parts else None,
                     callbacks=callbacks,
@@ -167,10 +169,10 @@ def _train(
             )
             _without_printing(trainer)
             if card.writes and processes.leads:
-                rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
+                rows.facts["sampler_gap_nats"] = sampler_gap(start.model, start.tokenizer, rows.rows["prompt_ids"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    lines = read_log(work / LOG)
+    lines = read_json_lines(work / LOG)
     last = lines[-1] if lines else {}
     return optimizer, {
         "steps": trainer.state.global_step,
@@ -192,7 +194,7 @@ def _latents(
     """
     from ...model.load import load_model
     from ...model.transforms import apply_transforms
-    from ...train.latents import SourceLatents, is_source_of, load_latents
+    from ...train.latents import first_latents, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
@@ -200,32 +202,19 @@ def _latents(
     if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
         source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
         apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
-    if is_source_of(source, start.model, start.layers):
-        return SourceLatents(source, start.layers), "the weights before quantization"
-    return {}, "the middle of their cells"
+    return first_latents(source, start.model, start.layers)
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
     """Settings every TRL config takes; `batch` is that of all processes together."""
     from ...train.checkpoints import KEPT
 
-    micro = keys.micro_batch or max(1, keys.batch // processes.count)
-    if processes.count > 1 and keys.batch % (micro * processes.count):
-        shares = f"{processes.count} processes" + (f" with micro_batch {micro}" if keys.micro_batch else "")
-        raise RqatError(
-            f"train.batch is {keys.batch}, which does not split over {shares}.",
-            hint=f"Choose a batch that is a multiple of {(keys.micro_batch or 1) * processes.count}.",
-        )
-    if keys.batch % micro:
-        raise RqatError(
-            f"train.batch is {keys.batch}, which is not a multiple of micro_batch {micro}.",
-            hint="Choose a micro_batch that divides batch.",
-        )
+    micro, passes = split_batch(keys.batch, keys.micro_batch, processes.count)
     return {
         "output_dir": str(folder),
         "max_steps": keys.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": keys.batch // (micro * processes.count),
+        "gradient_accumulation_steps": passes,
         "learning_rate": keys.lr,
         "max_grad_norm": keys.max_grad_norm,
         "seed": keys.seed,
@@ -245,13 +234,6 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
         "dataloader_pin_memory": False,
         **processes.arguments(device),
     }
-
-
-def _sampler_gap(start: Checkpoint, prompts: list[Any]) -> float:
-    from ...train.rollouts import sampler_gap
-
-    texts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in prompts]
-    return sampler_gap(start.model, start.tokenizer, texts)
 
 
 def _without_printing(trainer: transformers.Trainer) -> None:
