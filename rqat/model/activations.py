@@ -173,10 +173,15 @@ class Activations:
         return rows if real is None else rows.index_select(0, real)
 
     def _empty(self, width: int) -> LinearStats:
-        shapes = {"hessian": (width, width), "absmean": (width,), "mean": (width,), "absmax": (width,)}
-        shapes["cross"] = (width, width)
+        def zeros(statistic: Statistic, *shape: int) -> Tensor | None:
+            return torch.zeros(shape, device=self._device) if statistic in self._needs else None
+
         return LinearStats(
-            **{name: torch.zeros(shapes[name], device=self._device) for name in shapes if name in self._needs}
+            hessian=zeros("hessian", width, width),
+            absmean=zeros("absmean", width),
+            mean=zeros("mean", width),
+            absmax=zeros("absmax", width),
+            cross=zeros("cross", width, width),
         )
 
     def _embed(self) -> None:

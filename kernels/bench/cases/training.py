@@ -94,7 +94,7 @@ def _time(bench: Bench, rows: int) -> Iterator[Row]:
         return step
 
     def eager() -> Contender:
-        return Contender(_eager(model, names, scheme.max_code, stepped(plain)), graph=False)
+        return Contender(_eager(model, names, 2**BITS - 1, stepped(plain)), graph=False)
 
     contenders: dict[str, Any] = {
         "bf16": Contender(stepped(plain), graph=False),
