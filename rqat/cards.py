@@ -97,6 +97,7 @@ class Card:
     graded: bool = False
     domain: str = ""
     model: bool = False
+    hooks: bool = False
 
     @property
     def full_name(self) -> str:

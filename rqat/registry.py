@@ -16,13 +16,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError
 
 from . import hookspecs
 from .cards import KINDS, Card, Kind, registrar
-from .contracts import Options, Part, Quantizer, Source
+from .contracts import Options, Part, Quantizer, Source, Transform
 from .discovery import BrokenPlugin, Discovery, Plugin, one_line
 from .errors import PluginError, RecipeError, UnknownName, nearest
 from .problems import Place, problems_of
@@ -44,6 +44,7 @@ BUILTIN = (
     "rqat_math",
     "rqat_compressed_tensors",
     "rqat_gptq_format",
+    "rqat_bf16",
 )
 """Modules of the plugins that come with rqat; their names are reserved."""
 
@@ -81,6 +82,7 @@ class Registry:
     _cards: dict[tuple[str, str], list[Card]] = field(default_factory=dict)
     _commands: list[tuple[str, str, Callable[[Any], None]]] = field(default_factory=list)
     _told: set[tuple[str, str]] = field(default_factory=set)
+    _latest: ClassVar[Registry | None] = None
 
     @classmethod
     def discover(cls) -> Registry:
@@ -89,7 +91,13 @@ class Registry:
         registry = cls(found.broken, found.disabled, found.complaints)
         for plugin in found.plugins():
             registry._add(plugin)
+        cls._latest = registry
         return registry
+
+    @classmethod
+    def current(cls) -> Registry:
+        """What was discovered last in this process, for whoever was handed none."""
+        return cls._latest or cls.discover()
 
     def cards(self, kind: Kind) -> list[Card]:
         """What can be used by its bare name, of one kind, by name; names offered twice are left out (see `clashes`)."""
@@ -248,6 +256,11 @@ class Registry:
             raise PluginError(
                 f"{card} registers needs={sorted(card.needs)}, but its class says {sorted(found.needs)}.",
                 hint="Make the two equal.",
+            )
+        if issubclass(found, Transform) and card.hooks != (found.attach is not Transform.attach):
+            raise PluginError(
+                f"{card} registers hooks={card.hooks}, but its class {'has no' if card.hooks else 'has an'} `attach`.",
+                hint="Make the two agree.",
             )
         return found
 

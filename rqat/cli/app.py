@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -22,6 +21,7 @@ from typer.core import TyperGroup
 from ..discovery import add_paths
 from ..errors import PluginError, RqatError
 from ..processes import WorkerFailed, work_alone
+from ..quiet import quiet_imports
 from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes
 
 if TYPE_CHECKING:
@@ -177,13 +177,17 @@ def _paths(own: Sequence[str]) -> list[str]:
 
 
 def _tell_about_plugins(context: typer.Context) -> None:
-    """Warns of what was asked about plugins in vain; a plugin that was given by its path has to be there."""
-    registry = context.obj.registry
+    """Warns of what was asked about plugins in vain; one that was given by its path has to offer something."""
+    registry: Registry = context.obj.registry
     for complaint in registry.complaints:
         logging.getLogger("rqat").warning(complaint)
-    missing = [broken for broken in registry.broken if broken.by_path]
-    if missing and context.invoked_subcommand not in ("plugins", "doctor"):
-        raise PluginError(f"--plugin {missing[0].owner}: {missing[0].error}.", hint="`rqat -v plugins` shows where.")
+    if context.invoked_subcommand in ("plugins", "doctor"):
+        return
+    offering = {card.module for card in registry.all_cards()} | {command.module for command in registry.commands}
+    for broken in (broken for broken in registry.broken if broken.by_path):
+        if broken.name not in offering:
+            raise PluginError(f"--plugin {broken.owner}: {broken.error}.", hint="`rqat -v plugins` shows where.")
+        logging.getLogger("rqat").warning("%s", broken)
 
 
 def _no_command(name: str, silent: Sequence[BrokenPlugin]) -> RqatError:
@@ -251,11 +255,7 @@ def _prepare_environment(*, offline: bool, verbose: bool) -> None:
     if offline:
         _go_offline()
     if not verbose:
-        for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
-            os.environ.setdefault(name, "error")
-        os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        warnings.filterwarnings("ignore")
+        quiet_imports()
 
 
 def _go_offline() -> None:

@@ -44,7 +44,7 @@ def ls(
     if as_json:
         display.print_json(_listed(registry))
         return
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (card.kind, card.name, f"{card.module} ({card.owner} {card.version})", card.summary, card.paper)
         for card in registry.all_cards()
     ]

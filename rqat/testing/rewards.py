@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
-from typing import get_args
+from typing import ClassVar, get_args
 
 from ..contracts import Completion, Reward, Row, Verdict
 from .suite import Suite, expect
 
 
 class RewardSuite(Suite):
-    """A finite number for whatever a model may write, the same every time, and nothing changed on the way."""
+    """A finite number for every completion, the same each time.
+
+    Class attributes:
+        row: a training row, for rewards that look at one.
+    """
 
     kind = "reward"
+    row: ClassVar[Row] = {"prompt": "1+1=", "completion": "2", "answer": "2"}
 
-    def completions(self) -> Iterator[tuple[Completion, Row]]:
-        """What is scored; a subclass may add its own, and rows with the fields that its reward reads."""
-        row: Row = {"prompt": "1+1=", "completion": "2", "answer": "2"}
-        for text in ("It is \\boxed{2}.", "2", "", "I think, " * 50, "<think>one and one", "\n\u2028 \U0001f600"):
-            tokens = tuple(range(len(text)))
-            for ended in (True, False):
-                logprobs = tuple(-0.5 for _ in tokens)
-                yield Completion(text, tokens, ended, limit=1024, unclosed_think="<think>" in text), row
-                yield Completion(text, tokens, ended, limit=1024, looping=not ended, logprobs=logprobs), row
+    def completions(self) -> Iterator[Completion]:
+        """Completions of every kind: ended, cut off, empty, in a loop, with thinking that was never closed."""
+        yield Completion("\\boxed{2}", tuple(range(5, 14)), ended=True, limit=64)
+        yield Completion("<think>so</think>2", tuple(range(5, 30)), ended=True, limit=64)
+        yield Completion("<think>so", tuple(range(5, 69)), ended=False, limit=64, unclosed_think=True)
+        yield Completion("", (1,), ended=True, limit=64)
+        yield Completion("", (), ended=False, limit=1)
+        yield Completion("no " * 32, (7, 8) * 32, ended=False, limit=64, looping=True)
 
-    def test_it_is_a_finite_number(self) -> None:
-        """For every completion and verdict, also without a task and for a completion of no tokens."""
-        for completion, row, verdict in self._cases():
-            score = self.make().score(completion, row, verdict)
-            number = isinstance(score, (int, float)) and not isinstance(score, bool)
-            expect(number, f"score is {score!r}, a {type(score).__name__}; return a float")
-            expect(math.isfinite(score), f"score of {completion.text[:40]!r} is {score}")
-
-    def test_the_same_completion_gives_the_same_score(self) -> None:
-        """Also from the same object a second time: no memory, no chance."""
+    def test_scores_are_finite_numbers(self) -> None:
+        """Whatever the completion and its verdict are."""
         made: Reward = self.make()
-        for case in self._cases():
-            scores = {made.score(*case), made.score(*case), self.make().score(*case)}
-            expect(len(scores) == 1, f"three scores of {case[0].text[:40]!r} differ: {sorted(scores)}")
+        for completion in self.completions():
+            for verdict in (*get_args(Verdict), None):
+                score = made.score(completion, self.row, verdict)
+                finite = isinstance(score, int | float) and math.isfinite(score)
+                expect(finite, f"{score!r} for {completion.text[:30]!r}, graded {verdict}: not a finite number")
 
-    def test_nothing_it_is_given_changes(self) -> None:
-        """The row is shared with other rewards."""
-        for completion, row, verdict in self._cases():
-            before = copy.deepcopy(row)
-            self.make().score(completion, row, verdict)
-            expect(row == before, f"score changed the row it was given: {before} to {row}")
-
-    def _cases(self) -> Iterator[tuple[Completion, Row, Verdict | None]]:
-        for completion, row in self.completions():
-            for verdict in (None, *get_args(Verdict)):
-                yield completion, row, verdict
+    def test_the_same_completion_scores_the_same(self) -> None:
+        """Also by a second object, and without changing the row."""
+        before = dict(self.row)
+        first: Reward = self.make()
+        second: Reward = self.make()
+        for completion in self.completions():
+            for verdict in get_args(Verdict):
+                scores = [made.score(completion, self.row, verdict) for made in (first, first, second)]
+                expect(len(set(scores)) == 1, f"{completion.text[:30]!r} scores {scores}")
+        expect(self.row == before, "the row was changed")

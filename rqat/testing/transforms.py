@@ -80,4 +80,4 @@ class TransformSuite(Suite):
         import torch
 
         with torch.no_grad():
-            return model(torch.arange(64).view(2, 32) % 90).logits  # type: ignore[no-any-return]
+            return model(torch.arange(64).view(2, 32) % 90).logits

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, NumericsError, RqatError, RunError
+from ..optimizers import OPTIMIZERS, UNSUITABLE
 from ..scheme import Scheme
 from ..storage import fingerprint_of
 from .buckets import Bucket, plan_buckets
@@ -36,15 +37,6 @@ from .fused import FusedAdam, all_finite
 
 FORMAT = 1
 """Version of `state_dict`'s layout."""
-
-ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
-"""Optimizers that treat every number by itself: their layers are trained as one flat tensor, which is much faster."""
-
-UNSUITABLE = {
-    "LBFGS": "it needs a closure",
-    "Muon": "it orthogonalizes matrices",
-    "SparseAdam": "it is for sparse gradients",
-}
 
 
 class QuantizedOptimizer(torch.optim.Optimizer):
@@ -60,10 +52,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         zero_lr: of the zero points, in codes; None freezes them, as does a symmetric scheme.
         other_lr: of everything else but embeddings and lm_head; None freezes it.
         weight_decay: of the latent weights.
-        lsq: multiply the gradients of scales and zero points by `1 / sqrt(g Q)` (arXiv 1902.08153, section 2.2).
         latents: start of the latent weights by layer, `(O, I)` in float32 or wider; they are clamped into the cells of
             their codes, so that the first forward pass is still the quantized model. Missing ones start at `w_hat`.
-        inner_options: more arguments for `inner`.
 
     Raises:
         ModelError: a layer that is not in the model, is tied to another one, or has another shape.
@@ -82,22 +72,19 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         zero_lr: float | None = None,
         other_lr: float | None = None,
         weight_decay: float = 0.0,
-        lsq: bool = False,
         latents: Mapping[str, Tensor] | None = None,
-        inner_options: Mapping[str, Any] | None = None,
     ) -> None:
         if inner.__name__ in UNSUITABLE:
             raise RqatError(
                 f"optimizer '{inner.__name__}' cannot train quantized weights: {UNSUITABLE[inner.__name__]}.",
-                hint=f"Use one of {', '.join(ELEMENTWISE)}.",
+                hint=f"Use one of {', '.join(OPTIMIZERS)}.",
             )
         self.scheme = scheme
-        self.lsq = lsq
         self.steps_done = 0
         self._trains_scale = scale_lr is not None
         self._trains_zero = zero_lr is not None and not scheme.symmetric
         weights = _weights_of(model, layers)
-        self.buckets = plan_buckets(weights, layers, scheme, latents or {}, flat=inner.__name__ in ELEMENTWISE)
+        self.buckets = plan_buckets(weights, layers, scheme, latents or {}, flat=OPTIMIZERS.get(inner.__name__, False))
         self.others = _other_parameters(model, weights) if other_lr is not None else {}
         trained = {id(p) for p in [*weights.values(), *self.others.values()]}
         for parameter in model.parameters():
@@ -120,11 +107,11 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 {"name": "others", "params": list(self.masters.values()), "lr": other_lr, "weight_decay": 0.0}
             )
         accepted = inspect.signature(inner).parameters
-        options = {"fused": True} if "fused" in accepted else {}
+        options: dict[str, Any] = {"fused": True} if "fused" in accepted else {}
         if "weight_decay" not in accepted:
             for group in groups:
                 del group["weight_decay"]
-        self.inner = inner(groups, **{**options, **(inner_options or {})})
+        self.inner = inner(groups, **options)
         # The very same group dicts: a scheduler that sets this optimizer's learning rates sets the inner one's.
         super().__init__(self.inner.param_groups, self.inner.defaults)
         self._share_inner()
@@ -133,7 +120,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     def _share_inner(self) -> None:
         self.state = self.inner.state
         self.param_groups = self.inner.param_groups
-        self._fused = FusedAdam(self.inner, self.scheme.max_code, lsq=self.lsq)
+        self._fused = FusedAdam(self.inner, self.scheme.max_code)
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -174,7 +161,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if grad is None:
             return
         scale, zero = bucket.scale(), bucket.whole_zero()
-        gw, gs, gz = bucket.straight_through(grad, scale, zero, self.scheme.max_code, lsq=self.lsq)
+        gw, gs, gz = bucket.straight_through(grad, scale, zero, self.scheme.max_code)
         if not torch.isfinite(gs.sum()):
             raise self._not_finite(bucket)
         bucket.latent.grad = gw.view_as(bucket.latent)

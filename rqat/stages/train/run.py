@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RqatError
+from ...batches import split_batch
 from ...job import Job, log
 from ...plan import Step
 from ...processes import Processes
-from ...storage import read_json
+from ...storage import read_json, read_json_lines
 
 if TYPE_CHECKING:
     import transformers
@@ -62,7 +62,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         if not job.processes.leads:
             return {}
         log.warning("%s: skipped, %s", step.name, why)
-        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme)
+        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme, start.transforms)
         _copy_latents(start_folder, work)
         return {"skipped": why}
 
@@ -73,7 +73,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         return {}
     start.model.config, start.model.generation_config = configs
     layers = optimizer.quantized_layers()
-    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme)
+    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme, start.transforms)
     save_latents(work, optimizer.latents(), layers)
     discard(work / TRAINER)
     return facts
@@ -98,11 +98,11 @@ def _train(
 
     from ...contracts import Training
     from ...generation.sampling import context_length, own_settings_hidden
-    from ...train.checkpoints import Checkpoints, Log, processes_of, read_log, step_of
+    from ...quiet import quiet_training
+    from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
     from ...train.data import prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
-    from ...train.quiet import quiet_training
     from ...train.sampler_gap import sampler_gap
     from ...train.schedule import build_schedule, optimizer_class
     from ...train.teacher import load_teacher
@@ -173,7 +173,7 @@ def _train(
                 rows.facts["sampler_gap_nats"] = sampler_gap(start.model, start.tokenizer, rows.rows["prompt_ids"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    lines = read_log(work / LOG)
+    lines = read_json_lines(work / LOG)
     last = lines[-1] if lines else {}
     return optimizer, {
         "steps": trainer.state.global_step,
@@ -194,38 +194,28 @@ def _latents(
         source: the model before quantization if it is in memory already; else it is loaded when needed.
     """
     from ...model.load import load_model
-    from ...train.latents import SourceLatents, is_source_of, load_latents
+    from ...model.transforms import apply_transforms
+    from ...train.latents import first_latents, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
         return carried, "the train step before"
-    source = source or load_model(job.plan.model, device=job.device, offline=job.offline)[0]
-    if is_source_of(source, start.model, start.layers):
-        return SourceLatents(source, start.layers), "the weights before quantization"
-    return {}, "the middle of their cells"
+    if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
+        source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
+        apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
+    return first_latents(source, start.model, start.layers)
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
     """Settings every TRL config takes; `batch` is that of all processes together."""
     from ...train.checkpoints import KEPT
 
-    micro = keys.micro_batch or max(1, keys.batch // processes.count)
-    if processes.count > 1 and keys.batch % (micro * processes.count):
-        shares = f"{processes.count} processes" + (f" with micro_batch {micro}" if keys.micro_batch else "")
-        raise RqatError(
-            f"train.batch is {keys.batch}, which does not split over {shares}.",
-            hint=f"Choose a batch that is a multiple of {(keys.micro_batch or 1) * processes.count}.",
-        )
-    if keys.batch % micro:
-        raise RqatError(
-            f"train.batch is {keys.batch}, which is not a multiple of micro_batch {micro}.",
-            hint="Choose a micro_batch that divides batch.",
-        )
+    micro, passes = split_batch(keys.batch, keys.micro_batch, processes.count)
     return {
         "output_dir": str(folder),
         "max_steps": keys.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": keys.batch // (micro * processes.count),
+        "gradient_accumulation_steps": passes,
         "learning_rate": keys.lr,
         "max_grad_norm": keys.max_grad_norm,
         "seed": keys.seed,

@@ -147,6 +147,13 @@ def test_a_path_where_no_plugin_is(tmp_path: Path) -> None:
     assert "Python can import" in rqat_command("plan", "x", "--plugin", "not-a-name.py", cwd=tmp_path).stderr
 
 
+def test_a_broken_part_of_a_plugin_given_by_its_path_is_told_and_the_others_work(tmp_path: Path) -> None:
+    (tmp_path / "acme_half.py").write_text(ACME + "    register('bad', rollouts=True)\n" + COMMAND)
+    done = rqat_command("greet", "--plugin", "acme_half.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+    assert "Warning: acme_half (acme_half.py): register_quantizers: 'rollouts' is not a keyword" in done.stderr
+
+
 def test_spawned_processes_find_a_plugin_given_by_its_path(acme: Path, tmp_path: Path) -> None:
     (tmp_path / "spawning.py").write_text(
         "import multiprocessing, sys\n"
@@ -221,7 +228,7 @@ def test_doctor_of_a_plugin_with_a_broken_part(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "FAILED  acme_half (acme_half.py): register_rewards: 'lod' is not a keyword" in done.stdout
     assert "did you mean 'load'?" in done.stdout
-    assert "good    it is a finite number" in done.stdout
+    assert "good    scores are finite numbers" in done.stdout
 
 
 def test_a_card_that_imports_torch_fails(tmp_path: Path) -> None:
@@ -244,7 +251,7 @@ def test_doctor_runs_the_suites_a_plugin_brings(tmp_path: Path) -> None:
     )
     done = rqat_command("plugins", "doctor", "acme_own", "--plugin", "acme_own.py", cwd=tmp_path)
     assert done.stdout.count("what only this one promises: it was run") == 1
-    assert done.stdout.count("good    it is a finite number") == 2
+    assert done.stdout.count("good    scores are finite numbers") == 2
 
 
 def test_the_readmes_quantizer_passes_doctor(tmp_path: Path) -> None:
