@@ -55,6 +55,7 @@ def keys_page() -> str:
         ("quantize, compare[]", keys.QuantizeKeys),
         ("train[]", keys.TrainKeys),
         ("train[].data", keys.DataKeys),
+        ("train[].rewards", keys.RewardKeys),
         ("train[].gate", keys.GateKeys),
         ("export", keys.ExportKeys),
         ("evaluate[]", keys.EvaluateKeys),
@@ -62,7 +63,7 @@ def keys_page() -> str:
     lines = ["# Recipe keys\n", NOTE, "Options of plugins stand beside these keys, in the same mapping.\n"]
     for title, model in sections:
         lines += [f"\n## {title}\n", _table(model)]
-    for kind in ("quantizer", "objective", "source", "task", "exporter"):
+    for kind in ("quantizer", "objective", "reward", "source", "task", "exporter"):
         for card in Registry.discover().cards(kind):
             lines += [f"\n## {kind} {card.name}\n", f"{card.summary}\n", _table(card.options)]
     return "\n".join(lines)

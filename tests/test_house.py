@@ -36,7 +36,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "model": ("contracts", "keys", "scheme", "errors", "storage"),
     "evals": ("contracts", "keys", "scheme", "errors", "storage"),
     "packed": ("model", "contracts", "keys", "scheme", "errors"),
-    "train": ("model", "contracts", "keys", "scheme", "errors", "storage", "processes"),
+    "train": ("model", "evals", "contracts", "keys", "scheme", "errors", "storage", "processes"),
     "facts": ("registry", "model", "keys", "storage", "contracts"),
     "plan": ("facts", "recipe", "registry", "problems", "model", "keys", "storage", "contracts", "scheme", "errors"),
     "estimate": ("plan", "model", "keys", "errors"),

@@ -293,7 +293,7 @@ def _through_lm_eval(task: Task, name: str, problems: Sequence[Row], run: _Run) 
             return Instance("generate_until", doc=doc, arguments=(ctx, settings), idx=0, metadata=kwargs["metadata"])
 
         def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
-            verdict = task.grade(results[0], doc["answer"])
+            verdict = task.grade(results[0], doc["answer"], problems[doc["index"]])
             return {"acc": float(verdict == "correct"), "verdict": verdict}
 
         def aggregation(self) -> dict[str, Any]:

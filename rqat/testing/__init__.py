@@ -13,6 +13,7 @@ from .doctor import Result, examine
 from .exporters import ExporterSuite
 from .objectives import ObjectiveSuite
 from .quantizers import QuantizerSuite
+from .rewards import RewardSuite
 from .suite import Suite, expect
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ObjectiveSuite",
     "QuantizerSuite",
     "Result",
+    "RewardSuite",
     "SourceSuite",
     "Suite",
     "TaskSuite",

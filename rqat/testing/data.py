@@ -86,7 +86,7 @@ class TaskSuite(Suite):
         """Every one of them, written as a model would."""
         made: Task = self.make()
         for number, row in enumerate(list(made.problems())[: self.problems]):
-            verdict = made.grade(self.right(row["answer"]), row["answer"])
+            verdict = made.grade(self.right(row["answer"]), row["answer"], row)
             expect(verdict == "correct", f"problem {number}: its own answer {row['answer']!r} is graded '{verdict}'")
 
     def test_it_rejects_other_answers(self) -> None:
@@ -94,6 +94,6 @@ class TaskSuite(Suite):
         made: Task = self.make()
         for number, row in enumerate(list(made.problems())[: self.problems]):
             for completion in (self.wrong(row["answer"]), "I do not know.", ""):
-                verdict = made.grade(completion, row["answer"])
+                verdict = made.grade(completion, row["answer"], row)
                 expect(verdict in get_args(Verdict), f"grade returned {verdict!r}")
                 expect(verdict != "correct", f"problem {number}: {completion!r} is graded 'correct'")

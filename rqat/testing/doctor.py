@@ -14,11 +14,13 @@ from .data import SourceSuite, TaskSuite
 from .exporters import ExporterSuite
 from .objectives import ObjectiveSuite
 from .quantizers import QuantizerSuite
+from .rewards import RewardSuite
 from .suite import Suite
 
 SUITES: dict[Kind, type[Suite]] = {
     "quantizer": QuantizerSuite,
     "objective": ObjectiveSuite,
+    "reward": RewardSuite,
     "source": SourceSuite,
     "task": TaskSuite,
     "exporter": ExporterSuite,

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..contracts import Objective, Training, Verdict
+from ..contracts import (
+    Completion,
+    Objective,
+    Options,
+    Reward,
+    RewardFunction,
+    Row,
+    Task,
+    TaskOptions,
+    Training,
+    Verdict,
+)
 from ..scheme import Scheme
 from .grid import same
 from .suite import Suite, expect
@@ -26,8 +38,8 @@ class ObjectiveSuite(Suite):
     kind = "objective"
     lr: ClassVar[float] = 1e-2
 
-    def grade(self, completion: str, answer: str) -> Verdict:
-        """Rewards for rollouts: any rule that calls some completions of an untrained model right and others wrong."""
+    def grade(self, completion: str, answer: str, row: Row) -> Verdict:
+        """Judges completions: any rule that calls some completions of an untrained model right and others wrong."""
         return "correct" if sum(map(ord, completion)) % 2 else "wrong"
 
     def test_it_trains_and_stays_on_the_grid(self) -> None:
@@ -53,7 +65,7 @@ class ObjectiveSuite(Suite):
         from transformers import get_scheduler, set_seed
         from transformers.trainer_callback import PrinterCallback
 
-        from ..train.data import prepare_rows
+        from ..train.data import completion_room, prepare_rows
         from ..train.optimizer import QuantizedOptimizer
 
         set_seed(0)
@@ -63,8 +75,17 @@ class ObjectiveSuite(Suite):
             model.get_parameter(f"{name}.weight").data = decoded(layer)
         optimizer = QuantizedOptimizer(model, layers, Scheme.parse("w2g32"), lr=self.lr)
         rows = prepare_rows(
-            addition(), tokenizer, steps=steps, batch=batch, max_tokens=64, seed=0, rollouts=self.card.writes
+            addition(),
+            tokenizer,
+            steps=steps,
+            batch=batch,
+            max_tokens=64,
+            seed=0,
+            writes=self.card.writes,
+            graded=self.card.graded,
         )
+        options = self._registry.options(self.card, self.options)
+        room = completion_room(rows.rows, 64, options) if self.card.writes else 0
         teacher = tiny_model()[0].requires_grad_(False) if self.card.teacher else None
         with tempfile.TemporaryDirectory() as folder:
             arguments = {
@@ -94,10 +115,39 @@ class ObjectiveSuite(Suite):
                 arguments=arguments,
                 max_tokens=64,
                 teacher=teacher,
-                grade=self.grade if self.card.graded else None,
+                max_completion_tokens=room,
+                rewards=[self._correct(rows.source, tokenizer, room)] if self.card.graded else [],
+                reward_weights=[1.0] if self.card.graded else [],
             )
             made: Objective = self.make()
             trainer = made.build_trainer(training)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         return model, optimizer, [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+    def _correct(self, rows: Sequence[Row], tokenizer: Any, limit: int) -> RewardFunction:
+        """The reward of a correct completion, judged by `grade`."""
+        from ..train.rewards import Judge, reward_function
+
+        task = _Grader(TaskOptions())
+        task.suite = self
+        return reward_function(
+            "correct", _Correct(Options()), Judge(task, rows, tokenizer, [tokenizer.eos_token_id], limit)
+        )
+
+
+class _Grader(Task):
+    """A task without problems, that grades as a suite does."""
+
+    suite: ObjectiveSuite
+
+    def problems(self) -> Sequence[Row]:
+        return ()
+
+    def grade(self, completion: str, answer: str, row: Row) -> Verdict:
+        return self.suite.grade(completion, answer, row)
+
+
+class _Correct(Reward):
+    def score(self, completion: Completion, row: Row, verdict: Verdict | None) -> float:
+        return float(verdict == "correct")
