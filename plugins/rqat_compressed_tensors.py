@@ -36,11 +36,14 @@ With 3 bits, every reader needs compressed-tensors 0.18 or newer. transformers 5
 of this format only with `quantization_config=CompressedTensorsConfig(dequantize=True)`.
 """
 
-    def tensors(self, name: str, weight: rqat.QuantizedWeight, scheme: rqat.Scheme) -> dict[str, torch.Tensor]:
+    def tensors(self, name: str, weight: rqat.QuantizedWeight) -> dict[str, torch.Tensor]:
         """See `Exporter`."""
         import torch
 
         from rqat_kernels.packing import pack
+
+        scheme = weight.scheme
+        assert scheme is not None
 
         packed = {
             f"{name}.weight_packed": pack(weight.codes, scheme.bits),
@@ -63,33 +66,47 @@ of this format only with `quantization_config=CompressedTensorsConfig(dequantize
             zero = torch.full(scale.shape, scheme.middle, dtype=torch.uint8, device=scale.device)
         else:
             zero = unpack(tensors[f"{name}.weight_zero_point"], scheme.bits, out, dim=0)
-        return rqat.QuantizedWeight(unpack(tensors[f"{name}.weight_packed"], scheme.bits, width), scale, zero)
+        codes = unpack(tensors[f"{name}.weight_packed"], scheme.bits, width)
+        return rqat.QuantizedWeight(codes, scale, zero, scheme=scheme)
 
-    def config(self, scheme: rqat.Scheme, layers: Sequence[str], skipped: Sequence[str]) -> dict[str, Any]:
-        """See `Exporter`."""
-        per_row = scheme.group == rqat.ROW
-        weights = {
-            "num_bits": scheme.bits,
-            "type": "int",
-            "symmetric": scheme.symmetric,
-            "strategy": "channel" if per_row else "group",
-            "group_size": None if per_row else scheme.group,
-            "dynamic": False,
+    def config(self, layers: Mapping[str, rqat.Scheme], skipped: Sequence[str]) -> dict[str, Any]:
+        """See `Exporter`.
+
+        One scheme is a group for everything linear but `ignore`, which every reader understands; several are a group
+        each, with the names of its layers.
+        """
+        by_scheme: dict[rqat.Scheme, list[str]] = {}
+        for name, scheme in layers.items():
+            by_scheme.setdefault(scheme, []).append(name)
+        groups = {
+            f"group_{number}": {
+                "targets": names if len(by_scheme) > 1 else ["Linear"],
+                "weights": _weights(scheme),
+                "input_activations": None,
+                "output_activations": None,
+            }
+            for number, (scheme, names) in enumerate(by_scheme.items())
         }
         return {
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
             "quantization_status": "compressed",
-            "config_groups": {
-                "group_0": {
-                    "targets": ["Linear"],
-                    "weights": weights,
-                    "input_activations": None,
-                    "output_activations": None,
-                }
-            },
+            "config_groups": groups,
             "ignore": list(skipped),
         }
+
+
+def _weights(scheme: rqat.Scheme) -> dict[str, Any]:
+    """A scheme as the format's readers spell it."""
+    per_row = scheme.group == rqat.ROW
+    return {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if per_row else "group",
+        "group_size": None if per_row else scheme.group,
+        "dynamic": False,
+    }
 
 
 @rqat.hookimpl

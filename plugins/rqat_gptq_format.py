@@ -27,6 +27,10 @@ GROUPS = (rqat.ROW, 16, 32, 64, 128, 256, 512, 1024)
 """Group sizes that gptqmodel's kernels accept."""
 
 
+WORD = 32
+"""Codes are stored in words of 32 bits, whole words along both sides of a layer: multiples of 32 fill them."""
+
+
 class Options(rqat.Options):
     """Options of `gptq`.
 
@@ -37,14 +41,27 @@ class Options(rqat.Options):
     checkpoint_format: Literal["auto", "gptq", "gptq_v2"] = "auto"
 
     def check(self, context: rqat.Context) -> Iterator[rqat.Problem]:
-        """Group sizes that its readers do not know."""
-        for group in sorted({scheme.group for scheme in context.schemes.values()} - set(GROUPS)):
-            known = ", ".join(map(str, GROUPS[1:]))
+        """The format holds one scheme, of a group size its readers know, and layers that fill whole words."""
+        schemes = dict.fromkeys(context.schemes.values())
+        if len(schemes) > 1:
             yield rqat.Problem(
-                f"the readers of 'gptq' take groups of {known} or a whole row, not {group}",
-                "Choose another format or scheme.",
-                "format",
+                f"'gptq' holds one scheme for all layers, not {', '.join(map(str, schemes))}.",
+                hint="Export as compressed-tensors, or use one scheme.",
+                key="format",
             )
+        for scheme in schemes:
+            if scheme.group not in GROUPS:
+                known = ", ".join(map(str, GROUPS[1:]))
+                yield rqat.Problem(
+                    f"'gptq' cannot write {scheme}: its readers take groups of {known} or a whole row, "
+                    f"not {scheme.group}.",
+                    hint="Choose another format or scheme.",
+                    key="format",
+                )
+        shapes = context.model.linears if context.model else {}
+        odd = [name for name in context.schemes if not _fills_words(*shapes.get(name, (WORD, WORD)))]
+        if odd:
+            yield _does_not_fill(odd[0], *shapes[odd[0]], more=len(odd) - 1)
 
 
 class Gptq(rqat.Exporter):
@@ -62,7 +79,7 @@ vllm serve THIS_FOLDER --dtype float16
 Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which older releases of vLLM misread.
 """
 
-    def tensors(self, name: str, weight: rqat.QuantizedWeight, scheme: rqat.Scheme) -> dict[str, torch.Tensor]:
+    def tensors(self, name: str, weight: rqat.QuantizedWeight) -> dict[str, torch.Tensor]:
         """See `Exporter`.
 
         Raises:
@@ -72,12 +89,12 @@ Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which older relea
 
         from rqat_kernels.packing import pack
 
+        scheme = weight.scheme
+        assert scheme is not None
         out, width = weight.codes.shape
-        if out % 32 or width % 32:
-            raise rqat.ModelError(
-                f"{name} has {out} output and {width} input features; the gptq format takes multiples of 32.",
-                hint="Leave the layer out with quantize.skip, or export as compressed-tensors.",
-            )
+        if not _fills_words(out, width):
+            problem = _does_not_fill(name, out, width)
+            raise rqat.ModelError(problem.text, hint=problem.hint)
         zero = weight.zero
         if self._stored_format(scheme) == "gptq":
             if not bool(zero.all()):
@@ -103,14 +120,22 @@ Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which older relea
         zero = unpack(tensors[f"{name}.qzeros"], scheme.bits, scale.shape[0]).T.contiguous()
         if self._stored_format(scheme) == "gptq":
             zero = zero + 1
-        return rqat.QuantizedWeight(unpack(tensors[f"{name}.qweight"].T, scheme.bits, width), scale, zero)
+        codes = unpack(tensors[f"{name}.qweight"].T, scheme.bits, width)
+        return rqat.QuantizedWeight(codes, scale, zero, scheme=scheme)
 
-    def config(self, scheme: rqat.Scheme, layers: Sequence[str], skipped: Sequence[str]) -> dict[str, Any]:
+    def config(self, layers: Mapping[str, rqat.Scheme], skipped: Sequence[str]) -> dict[str, Any]:
         """See `Exporter`.
 
         Every reader leaves the head alone by itself. Other skipped layers are named twice: gptqmodel reads `dynamic`,
         transformers reads `modules_in_block_to_quantize`.
+
+        Raises:
+            ModelError: layers of different schemes, which the format cannot hold.
         """
+        scheme = next(iter(layers.values()))
+        if any(other != scheme for other in layers.values()):
+            problem = next(iter(self.options.check(rqat.Context(schemes=layers))))
+            raise rqat.ModelError(problem.text, hint=problem.hint)
         config: dict[str, Any] = {
             "quant_method": "gptq",
             "bits": scheme.bits,
@@ -133,6 +158,19 @@ Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which older relea
         if chosen == "auto":
             return "gptq" if scheme.symmetric else "gptq_v2"
         return chosen
+
+
+def _fills_words(out: int, width: int) -> bool:
+    return out % WORD == 0 and width % WORD == 0
+
+
+def _does_not_fill(name: str, out: int, width: int, more: int = 0) -> rqat.Problem:
+    others = f", as do {more} more layers" if more else ""
+    return rqat.Problem(
+        f"{name} has {out} output and {width} input features{others}; the gptq format takes multiples of {WORD}.",
+        hint="Leave the layer out with quantize.skip, or export as compressed-tensors.",
+        key="format",
+    )
 
 
 @rqat.hookimpl

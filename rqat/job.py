@@ -55,7 +55,8 @@ class Job:
         device: "cpu" or "cuda".
         offline: nothing may be fetched.
         progress: where long work reports to.
-        processes: this one among those that train together.
+        workers: processes that a stage runs in which can run in several.
+        processes: this one among those, while it does such a step; alone otherwise.
     """
 
     plan: Plan
@@ -65,6 +66,7 @@ class Job:
     offline: bool = False
     progress: Progress = field(default_factory=Silence)
     processes: Processes = field(default_factory=Processes)
+    workers: int = 1
 
     def make(self, step: Step, role: str) -> Any:
         """Builds the part a step uses in `role` ("quantizer", "source", "objective", "task", "exporter")."""

@@ -26,6 +26,7 @@ from typing import Any
 from . import __version__
 from .errors import RunError
 from .job import Job, log
+from .launcher import check_processes, launch
 from .plan import Step, difference
 from .storage import PARTIAL, explained, publish, read_json, sha256_of, write_json
 
@@ -64,6 +65,8 @@ def run_pipeline(job: Job, *, fresh: bool = False) -> Outcome:
             is full or not writable.
         RqatError: whatever a stage reports. What was finished stays, and the same command resumes from there.
     """
+    if job.workers > 1:
+        check_processes(job.workers, job.device)
     with _only_one(job.folder):
         _refuse_foreign_folder(job)
         if fresh:
@@ -82,27 +85,6 @@ def run_pipeline(job: Job, *, fresh: bool = False) -> Outcome:
 
             outcome.summary = write(job)
         return outcome
-
-
-def follow(job: Job) -> None:
-    """A follower's part of `run_pipeline`: takes part in what the leader calls for, until it has ended.
-
-    Raises:
-        RunError: its plan is not the leader's.
-        RqatError: whatever a stage reports.
-    """
-    steps = {step.name: step for step in job.plan.steps}
-    while (order := job.processes.next_call()) is not None:
-        step = steps.get(order["step"])
-        if step is None or job.plan.fingerprint(step) != order["fingerprint"]:
-            raise RunError(
-                f"process {job.processes.rank} has another plan for {order['step']} than the leader.",
-                hint="Start all with one command, where they find the same files and the same versions.",
-            )
-        _seed()
-        stage = importlib.import_module(f".stages.{step.stage}", __package__)
-        with explained(job.workdir(step)):
-            stage.join(job, step, order)
 
 
 @contextmanager
@@ -212,10 +194,8 @@ def _run_step(job: Job, step: Step) -> None:
     log.info("%s", step.name)
     started = datetime.now(UTC)
     clock = time.perf_counter()
-    _seed()
-    stage = importlib.import_module(f".stages.{step.stage}", __package__)
     with explained(work):
-        results = stage.run(job, step)
+        results = run_stage(job, step)
         written = (path for path in sorted(work.rglob("*")) if path.is_file() and path != work / MARK)
         files = {str(path.relative_to(work)): sha256_of(path) for path in written}
         write_json(
@@ -235,6 +215,16 @@ def _run_step(job: Job, step: Step) -> None:
         )
         (work / MARK).unlink()
     publish(work, job.result_of(step.name))
+
+
+def run_stage(job: Job, step: Step) -> dict[str, Any]:
+    """Does the work of a step in `job.workdir(step)`: in `job.workers` processes where its stage can run in several."""
+    stage = importlib.import_module(f".stages.{step.stage}.run", __package__)
+    if job.workers > 1 and getattr(stage, "SEVERAL", False):
+        return launch(job, step)
+    _seed()
+    results: dict[str, Any] = stage.run(job, step)
+    return results
 
 
 def _marked(work: Path) -> str:

@@ -52,7 +52,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Step:
-    """One unit of work, done by `rqat.stages.<stage>.run(job, step)`, in a folder of its own.
+    """One unit of work, done by `rqat.stages.<stage>.run.run(job, step)`, in a folder of its own.
 
     Attributes:
         name: folder name, "04-train-kd".

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .contracts import Context
+from .contracts import Context, ModelShape
 from .errors import ModelError, RqatError, nearest
 from .estimate import Estimate, estimate
 from .facts import data_files
@@ -68,7 +68,7 @@ def preflight(
         processes: how many train together.
     """
     model = [*_model(plan, folder, offline, device, processes), *_teachers(plan, offline)]
-    findings = [*model, *_data(plan), *_training(plan, processes), *_parts(plan)]
+    findings = [*model, *_data(plan), *_training(plan, processes), *_parts(plan, offline)]
     order = {"error": 0, "warning": 1, "note": 2}
     return sorted(dict.fromkeys(findings), key=lambda finding: order[finding.level])
 
@@ -284,12 +284,33 @@ def _training(plan: Plan, processes: int) -> Iterator[Finding]:
             yield Finding("note", text)
 
 
-def _parts(plan: Plan) -> Iterator[Finding]:
+def _context(plan: Plan, offline: bool) -> Context:
+    """What the options of an exporter are checked against; empty where the model cannot be read, told elsewhere."""
+    try:
+        config, keys = read_config(plan.model, offline=offline), plan.recipe.quantize
+        chosen = choose_layers(config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible)
+    except RqatError:
+        return Context(schemes={"": plan.scheme})
+    shape = ModelShape(
+        plan.model.path,
+        config.model_type,
+        config.linears,
+        config.hidden,
+        config.vocab,
+        config.blocks,
+        config.tied,
+        config.context,
+    )
+    return Context(schemes=dict.fromkeys(chosen, plan.scheme), model=shape)
+
+
+def _parts(plan: Plan, offline: bool) -> Iterator[Finding]:
     for step in plan.steps:
         exporter = step.parts.get("exporter")
-        problems = exporter.options.check(Context(schemes={"": plan.scheme})) if exporter else ()
-        for problem in problems:
-            yield Finding(problem.level, f"{plan.place.at('export', problem.key)}: {problem.text}.", problem.hint)
+        if exporter:
+            for problem in exporter.options.check(_context(plan, offline)):
+                place = plan.place.at("export", problem.key) if problem.key else plan.place.at("export")
+                yield Finding(problem.level, f"{place}: {problem.text}", problem.hint)
     if plan.recipe.train and not plan.recipe.evaluate:
         yield Finding("note", "nothing is evaluated: the report will show losses only.", "Add `evaluate:`.")
 

@@ -450,7 +450,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_ctrl_c_in_a_stage_is_130_and_the_same_command_goes_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import rqat.stages.export as export
+    import rqat.stages.export.run as export
 
     command = [str(word) for word in quantize(model)]
     with monkeypatch.context() as patch:

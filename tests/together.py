@@ -10,7 +10,8 @@ from typing import Any
 
 from rqat.contracts import Row, Verdict
 from rqat.processes import Processes
-from rqat.stages import train
+from rqat.stages.train import run as train
+from rqat.worker import reporting
 
 from .training import EvenLength, train_step
 
@@ -30,23 +31,16 @@ class Noted(EvenLength):
 
 def main(root: Path, asked: dict[str, Any]) -> None:
     """Trains for every objective, one after the other."""
-    processes = Processes.here()
+    processes = Processes.join("cpu")
     (root / f"pid-{processes.rank}").write_text(str(os.getpid()))
-    with processes.taking_part():
-        steps = {}
-        for objective, keys in asked.items():
-            job, step = train_step(root, objective, **keys)
-            job.processes = processes
-            job.given["task"] = Noted(root / f"graded-{processes.rank}")
-            steps[step.name] = job, step
-        if processes.leads:
-            for job, step in steps.values():
-                train.run(job, step)
-            assert "RANK" not in os.environ
-        else:
-            while (order := processes.next_call()) is not None:
-                train.join(*steps[order["step"]], order)
+    for objective, keys in asked.items():
+        job, step = train_step(root, objective, **keys)
+        job.processes = processes
+        job.given["task"] = Noted(root / f"graded-{processes.rank}")
+        train.run(job, step)
+        processes.gather()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    with reporting():
+        main(Path(sys.argv[1]), json.loads(sys.argv[2]))

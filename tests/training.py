@@ -19,7 +19,7 @@ from rqat.model.checkpoint import save_checkpoint
 from rqat.plan import REWARDS, Step, Use
 from rqat.registry import Registry
 from rqat.scheme import Scheme
-from rqat.stages import train
+from rqat.stages.train import run as train
 from rqat.storage import sha256_of
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 

@@ -91,7 +91,7 @@ def main() -> None:
     from rqat.model import activations, blocks
     from rqat.model.activations import TokenBatch
     from rqat.scheme import Scheme
-    from rqat.stages.quantize import TOKENS_AT_ONCE
+    from rqat.stages.quantize.run import TOKENS_AT_ONCE
     from rqat_gptq import solver
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -45,7 +45,7 @@ class Grpo(rqat.Objective):
         )
         return GRPOTrainer(
             model=training.model,
-            reward_funcs=training.rewards,
+            reward_funcs=training.rewards,  # type: ignore[arg-type]
             args=config,
             train_dataset=training.rows,
             processing_class=training.tokenizer,

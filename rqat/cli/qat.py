@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..quiet import only_our_bars
 from . import display, options
 
 
@@ -17,11 +18,14 @@ def qat(
     changes: options.Changes = None,
     out: options.RunFolder = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what the folder holds and start over.")] = False,
+    processes: Annotated[
+        int, typer.Option("--processes", min=0, metavar="N", help="Train in N processes, one per GPU; 0: on all GPUs.")
+    ] = 1,
     as_json: options.Json = False,
 ) -> None:
     """Run a recipe. What its run folder holds already is not done again."""
     from ..job import Job
-    from ..pipeline import follow, run_pipeline
+    from ..pipeline import run_pipeline
     from ..plan import build_plan
     from ..recipe import load_recipe
     from .models import default_device
@@ -29,19 +33,13 @@ def qat(
 
     plan = build_plan(load_recipe(name, changes or ()), context.obj.registry)
     folder = out or Path("runs") / plan.recipe.name
-    processes = context.obj.processes
-    if not processes.leads:
-        device = default_device()
-        processes.prepare(device)
-        follow(Job(plan, folder, context.obj.registry, device=device, offline=context.obj.offline, processes=processes))
-        return
+    workers = processes or _all_gpus()
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
-    check(plan, folder, offline=context.obj.offline, processes=processes.count)
+    check(plan, folder, offline=context.obj.offline, processes=workers)
     check_data(plan, folder, context.obj.registry, fresh=fresh)
     device = default_device()
-    processes.prepare(device)
-    display.note(f"Device: {device}{_others(device, processes.count)}")
-    display.only_our_bars()
+    display.note(f"Device: {device}{_others(device, workers)}")
+    only_our_bars()
     job = Job(
         plan,
         folder,
@@ -49,7 +47,7 @@ def qat(
         device=device,
         offline=context.obj.offline,
         progress=display.Bars(),
-        processes=processes,
+        workers=workers,
     )
     outcome = run_pipeline(job, fresh=fresh)
     if not outcome.ran:
@@ -66,16 +64,20 @@ def qat(
     display.note(f"Report: {folder / 'report.html'}")
 
 
-def _others(device: str, processes: int) -> str:
-    """What is to be said of the other devices."""
-    if processes > 1:
-        return f", {processes} processes train together"
-    if device != "cuda":
-        return ""
+def _all_gpus() -> int:
     import torch
 
-    there = torch.cuda.device_count()
-    return f", one of {there}; all train with: torchrun --nproc-per-node {there} -m rqat qat ..." if there > 1 else ""
+    return max(1, torch.cuda.device_count())
+
+
+def _others(device: str, workers: int) -> str:
+    """What is to be said of the other devices."""
+    if workers > 1:
+        return f", {workers} processes train together"
+    if device != "cuda":
+        return ""
+    there = _all_gpus()
+    return f", one of {there}; all train with --processes {there}" if there > 1 else ""
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -40,8 +39,11 @@ class Reader(Protocol):
         """Writes a Hugging Face folder from what `exporter.tensors` and `exporter.config` give, shard by shard."""
 
 
-class Exporter(ABC):
+class Exporter:
     """Writes a quantized model in one checkpoint format.
+
+    A format of safetensors and a `quantization_config` implements `tensors` and `config`; the default of `write` does
+    the rest. A format of its own (a single file, say) overrides `write`.
 
     Class attributes:
         loader_packages: what must be installed, beside transformers, to load the checkpoint with `from_pretrained`;
@@ -57,18 +59,26 @@ class Exporter(ABC):
     def __init__(self, options: Any) -> None:
         self.options = options
 
-    @abstractmethod
-    def tensors(self, name: str, weight: QuantizedWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
-        """Tensors of one layer under their full names (`name + ".weight_packed"`)."""
-
-    @abstractmethod
-    def config(self, scheme: Scheme, layers: Sequence[str], skipped: Sequence[str]) -> dict[str, Any]:
-        """The `quantization_config` of the checkpoint's config.json.
+    def write(self, folder: Path, reader: Reader, layers: Mapping[str, Scheme]) -> None:
+        """Writes the whole model into an existing, empty folder; the host adds README.md and checks what is there.
 
         Args:
-            layers: full names of the quantized linear layers.
+            layers: the scheme of every quantized layer, by full name, in the order data passes them.
+        """
+        reader.save(folder, self, layers)
+
+    def tensors(self, name: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+        """Tensors of one layer under their full names (`name + ".weight_packed"`); `weight.scheme` is set."""
+        raise NotImplementedError
+
+    def config(self, layers: Mapping[str, Scheme], skipped: Sequence[str]) -> dict[str, Any] | None:
+        """The `quantization_config` of the checkpoint's config.json; None writes none.
+
+        Args:
+            layers: the scheme of every quantized layer, by full name.
             skipped: full names of the linear layers left as they were, lm_head among them.
         """
+        raise NotImplementedError
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
         """The inverse of `tensors`; optional. With it, the export stage checks every layer bit by bit."""

@@ -12,27 +12,25 @@ The same model gives the same bytes: safetensors orders tensors by itself, and t
 from __future__ import annotations
 
 import copy
-import json
-import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rqat_kernels.grid import dequantize
 
 from ..contracts import QuantizedWeight
+from ..contracts.grids import PARTS
 from ..errors import ModelError, RqatError
+from ..quiet import quiet_loading
 from ..scheme import Scheme
-from ..storage import explained
 from .hub import QUANTIZED_FILE
-from .load import default_dtype, quiet
+from .load import default_dtype
+from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
+from .transforms import Applied, attach_transforms, load_transforms, save_transforms
 
 if TYPE_CHECKING:
     import transformers
@@ -42,8 +40,6 @@ FORMAT = 1
 
 DENSE_FILE = "model.safetensors"
 GENERATION_FILE = "generation_config.json"
-ENTRY = "rqat"
-"""The only key of a file's metadata. With more than one their order in the file would be random."""
 
 
 @dataclass
@@ -55,12 +51,14 @@ class Checkpoint:
         tokenizer: its tokenizer.
         layers: the quantized layers by full module name, on the CPU.
         scheme: their grid.
+        transforms: what the model went through before it was quantized; their hooks are attached.
     """
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
     layers: dict[str, QuantizedWeight]
     scheme: Scheme
+    transforms: list[Applied] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -69,11 +67,13 @@ def save_checkpoint(
     tokenizer: transformers.PreTrainedTokenizerBase,
     layers: Mapping[str, QuantizedWeight],
     scheme: Scheme,
+    transforms: Sequence[Applied] = (),
 ) -> None:
     """Writes a checkpoint into an existing folder; whoever calls gives the folder its final name.
 
     Args:
         layers: the quantized layers by full module name ("model.layers.0.self_attn.q_proj").
+        transforms: what the model went through before.
 
     Raises:
         ValueError: a weight of the model is not what its codes decode to.
@@ -95,6 +95,7 @@ def save_checkpoint(
     }
     write_tensors(folder / DENSE_FILE, dense, {"format": FORMAT})
     save_layers(folder / QUANTIZED_FILE, layers, scheme)
+    save_transforms(folder, transforms)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = narrowest(model.get_parameter("model.embed_tokens.weight").detach()).dtype
@@ -125,7 +126,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | N
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model_class = getattr(transformers, (config.architectures or [""])[0])
-        with quiet():
+        with quiet_loading():
             model, loading = model_class.from_pretrained(
                 None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
             )
@@ -140,15 +141,18 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | N
     model.config._name_or_path = str(folder)
     if (folder / GENERATION_FILE).exists():  # else it is derived from config.json, which knows one end token only
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return Checkpoint(model.to(device).eval(), tokenizer, layers, scheme)
+    model = model.to(device).eval()
+    transforms = load_transforms(folder)
+    attach_transforms(model, transforms)
+    return Checkpoint(model, tokenizer, layers, scheme, transforms)
 
 
 def save_layers(path: Path, layers: Mapping[str, QuantizedWeight], scheme: Scheme) -> None:
     """Writes codes, scales, zero points and notes of quantized layers into one file."""
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        for part in ("codes", "scale", "zero"):
-            tensors[f"{name}.{part}"] = getattr(layer, part).detach().cpu().contiguous()
+        for part, tensor in layer.contiguous().state().items():
+            tensors[f"{name}.{part}"] = tensor
     facts = {
         "format": FORMAT,
         "grid": scheme.grid,
@@ -160,92 +164,67 @@ def save_layers(path: Path, layers: Mapping[str, QuantizedWeight], scheme: Schem
 
 
 def load_layers(path: Path) -> tuple[dict[str, QuantizedWeight], Scheme]:
-    """Reads what `save_layers` wrote, without building a model: all an exporter needs.
+    """Reads what `save_layers` wrote, without building a model.
 
     Raises:
         ModelError: the file is missing, damaged, or was written by another version.
     """
-    tensors, facts = read_tensors(path)
-    if facts.get("format") != FORMAT:
-        raise ModelError(
-            f"'{path}' has checkpoint format {facts.get('format')}; this version of rqat reads {FORMAT}.",
-            hint="Run the step that wrote it again with this version.",
-        )
-    try:
-        scheme = Scheme.parse(facts["scheme"]).model_copy(update={"grid": facts["grid"]})
-        Scheme.model_validate(scheme.model_dump(warnings=False))
-    except (KeyError, TypeError, ValueError, RqatError) as error:
-        raise ModelError(
-            f"'{path}' has grid {facts.get('grid')!r} and scheme {facts.get('scheme')!r}, unknown to this version.",
-            hint="Use the version of rqat that wrote it.",
-        ) from error
-    layers: dict[str, QuantizedWeight] = {}
-    for name in facts["layers"]:
+    file = LayerFile(path)
+    return {name: file.layer(name) for name in file.schemes}, file.scheme
+
+
+class LayerFile:
+    """What `save_layers` wrote, read layer by layer.
+
+    Attributes:
+        schemes: the scheme of every layer, in the order data passes them.
+
+    Raises:
+        ModelError: the file is missing, damaged, or was written by another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file, facts = open_tensors(path)
+        if facts.get("format") != FORMAT:
+            raise ModelError(
+                f"'{path}' has checkpoint format {facts.get('format')}; this version of rqat reads {FORMAT}.",
+                hint="Run the step that wrote it again with this version.",
+            )
         try:
-            codes, scale, zero = (tensors.pop(f"{name}.{part}") for part in ("codes", "scale", "zero"))
-        except KeyError as error:
-            raise damaged(path, f"{error.args[0]} is missing") from error
-        out, width = codes.shape
+            self.scheme = Scheme.parse(facts["scheme"]).model_copy(update={"grid": facts["grid"]})
+            Scheme.model_validate(self.scheme.model_dump(warnings=False))
+        except (KeyError, TypeError, ValueError, RqatError) as error:
+            raise ModelError(
+                f"'{path}' has grid {facts.get('grid')!r} and scheme {facts.get('scheme')!r}, unknown to this version.",
+                hint="Use the version of rqat that wrote it.",
+            ) from error
+        self.schemes: dict[str, Scheme] = dict.fromkeys(facts["layers"], self.scheme)
+        self._notes: dict[str, str] = facts["notes"]
+        self._names = frozenset(self._file.keys())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """`(O, I)` of every layer."""
+        return {name: tuple(self._file.get_slice(f"{name}.codes").get_shape()) for name in self.schemes}
+
+    def layer(self, name: str) -> QuantizedWeight:
+        """One layer, on the CPU.
+
+        Raises:
+            ModelError: a part of it is missing, or not on its scheme.
+        """
+        scheme = self.schemes[name]
+        missing = [part for part in PARTS if f"{name}.{part}" not in self._names]
+        if missing:
+            raise damaged(self.path, f"{name}.{missing[0]} is missing")
+        state = {part: self._file.get_tensor(f"{name}.{part}") for part in PARTS}
+        out, width = state["codes"].shape
         expected = (out, scheme.groups(width))
-        if scale.shape != expected or zero.shape != expected or int(codes.max()) > scheme.max_code:
-            raise damaged(path, f"{name} is not on {scheme}")
-        layers[name] = QuantizedWeight(codes, scale, zero, facts["notes"].get(name, ""))
-    return layers, scheme
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Writes tensors, and facts about them, into one file, under a temporary name first.
-
-    Raises:
-        RunError: the disk is full or the folder not writable.
-    """
-    with explained(path):
-        try:
-            save_file(tensors, path, metadata={ENTRY: json.dumps(facts)})
-            path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files only their owner can read
-        except SafetensorError as error:
-            # The operating system's refusal comes as text only.
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Every tensor of a file this module wrote, and its facts.
-
-    Raises:
-        ModelError: the file is missing, damaged or foreign.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[ENTRY])
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, facts
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"'{path.parent}' is not an rqat checkpoint: it has no {path.name}.",
-            hint="Name the folder of a finished quantize or train step.",
-        ) from error
-    except KeyError as error:
-        raise ModelError(
-            f"'{path}' was not written by rqat.", hint="Name the folder of a finished quantize or train step."
-        ) from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(path, str(error)) from error
-
-
-def narrowest(tensor: Tensor) -> Tensor:
-    """A float32 tensor as bfloat16 or float16 where that holds all its values exactly; anything else as it is."""
-    if tensor.dtype == torch.float32:
-        for dtype in (torch.bfloat16, torch.float16):
-            if torch.equal((narrow := tensor.to(dtype)).float(), tensor):
-                return narrow
-    return tensor
-
-
-def damaged(path: Path, what: str) -> ModelError:
-    """The error for a checkpoint that is there but not whole."""
-    return ModelError(
-        f"'{path}' is damaged: {what}.", hint="Remove it and run the same command again: the step is repeated."
-    )
+        if (
+            state["scale"].shape != expected
+            or state["zero"].shape != expected
+            or int(state["codes"].max()) > scheme.max_code
+        ):
+            raise damaged(self.path, f"{name} is not on {scheme}")
+        return QuantizedWeight.from_state(state, scheme, self._notes.get(name, ""))

@@ -6,13 +6,11 @@ replaced, and everything else is read as it is. What comes out is a plain Huggin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rqat_kernels.packed_linear import PackedLinear
@@ -20,11 +18,14 @@ from rqat_kernels.packing import PackedWeight
 
 from ..errors import ModelError
 from ..keys import ModelKeys
-from ..model.checkpoint import DENSE_FILE, GENERATION_FILE, damaged, load_layers, read_tensors
-from ..model.config import ModelConfig, read_config, weight_files
+from ..model.checkpoint import DENSE_FILE, GENERATION_FILE, load_layers
+from ..model.config import ModelConfig, read_config
 from ..model.hub import QUANTIZED_FILE
 from ..model.layers import FAMILIES
 from ..model.load import check_finite, check_tokenizer, default_dtype, load_tokenizer
+from ..model.stored import StoredTensors
+from ..model.tensors import damaged, read_tensors
+from ..model.transforms import load_transforms
 from .formats import ANOTHER, check_bits, pack_layer, reader
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ def load_packed(
             hint="Name an exported checkpoint or a step of a run, or use --backend transformers.",
         )
     folder = config.fetch(offline=offline)
+    hooked = [one.name for one in load_transforms(folder) if one.hooked()]
+    if hooked:
+        raise ModelError(
+            f"'{path}' was made with {', '.join(hooked)}, whose forward hooks packed layers do not run.",
+            hint="Use --backend transformers.",
+        )
     tokenizer = load_tokenizer(keys, offline=offline)
     layers, dense = _contents(config, folder, place)
     model = _build(keys.path, folder, layers, dense, dtype or default_dtype(place.type), place)
@@ -107,7 +114,7 @@ def _contents(
         )[0]
     assert config.quantization is not None
     suffixes, pack = reader(path, config.quantization)
-    stored = _Stored(folder)
+    stored = StoredTensors(folder)
     names = [name.removesuffix(f".{suffixes[0]}") for name in stored.names if name.endswith(f".{suffixes[0]}")]
     if not names:
         raise damaged(folder, f"no tensor is called <layer>.{suffixes[0]}, as config.json says")
@@ -120,40 +127,6 @@ def _contents(
         except (ValueError, RuntimeError, IndexError) as error:
             raise damaged(folder, f"{name}: {' '.join(str(error).split())[:200]}") from error
     return packed, {name: stored.read(name) for name in stored.names if name not in taken}
-
-
-class _Stored:
-    """The tensors of all weight files of a folder, read one by one.
-
-    Raises:
-        ModelError: a file or a tensor is missing or damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._file: dict[str, Any] = {}
-        for path in weight_files(folder):
-            with _readable(path):
-                file = safe_open(path, framework="pt")
-                self._file |= dict.fromkeys(file.keys(), file)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._file)
-
-    def read(self, name: str) -> Tensor:
-        if name not in self._file:
-            raise damaged(self._folder, f"{name} is missing")
-        with _readable(self._folder):
-            return self._file[name].get_tensor(name)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise damaged(path, str(error)) from error
 
 
 def _build(

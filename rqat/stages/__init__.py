@@ -1,1 +1,1 @@
-"""One file per stage: `run(job, step)` does the work of a step in `job.workdir(step)` and returns facts about it."""
+"""One folder per stage: `run.run(job, step)` does a step's work in `job.workdir(step)` and returns facts about it."""

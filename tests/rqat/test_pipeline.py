@@ -43,7 +43,7 @@ class ToyPlan:
 @pytest.fixture
 def toy(monkeypatch):
     """A stage that writes its value, notes the call, and does what `toy.before` says first."""
-    stage = types.ModuleType("rqat.stages.toy")
+    stage = types.ModuleType("rqat.stages.toy.run")
     stage.calls, stage.before = [], lambda work: None
 
     def run(job, step):
@@ -55,7 +55,7 @@ def toy(monkeypatch):
         return {"value": step.value}
 
     stage.run = run
-    monkeypatch.setitem(sys.modules, "rqat.stages.toy", stage)
+    monkeypatch.setitem(sys.modules, "rqat.stages.toy.run", stage)
 
     def write(job):
         summary = {"written": len(stage.calls)}

@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 
 from rqat import preflight as preflight_module
-from rqat.contracts import Context
 from rqat.estimate import LIBRARIES_BYTES, estimate
 from rqat.model.config import read_config
 from rqat.plan import Plan, build_plan
 from rqat.preflight import Finding, preflight, read_data
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
-from rqat.scheme import Scheme
 from tests.tiny import save_tiny
 
 
@@ -162,16 +160,22 @@ def test_every_known_schedule_and_optimizer_can_be_built():
 
 
 def test_schemes_an_exporter_cannot_write(registry: Registry, model: Path):
-    refusing = [
-        (card, scheme)
-        for card in registry.cards("exporter")
-        for scheme in ("w3-row-sym", "w2-row", "w3g40")
-        if any(card.options().check(Context(schemes={"": Scheme.parse(scheme)})))
-    ]
-    assert refusing
-    for card, scheme in refusing:
-        plan = plan_of(registry, model, f"scheme={scheme}", f"export={card.name}")
-        assert any(f"export.format: the readers of '{card.name}' take" in text for text in found(plan, "error"))
+    plan = plan_of(registry, model, "scheme=w3g40", "export=gptq")
+    assert any("export.format: 'gptq' cannot write w3g40" in text for text in found(plan, "error"))
+    for scheme in ("w3-row-sym", "w2g128"):
+        assert not any(
+            "gptq" in text for text in found(plan_of(registry, model, f"scheme={scheme}", "export=gptq"), "error")
+        )
+
+
+def test_layers_that_a_format_cannot_hold(registry: Registry, tmp_path: Path):
+    """The rows of a word are told with the first layer that does not fill them, and how many more there are."""
+    odd = save_tiny(tmp_path / "odd", hidden=96)
+    for format_name, refused in (("gptq", True), ("compressed-tensors", False)):
+        plan = plan_of(registry, odd, "scheme=w4-row", f"export={format_name}")
+        texts = [text for text in found(plan, "error") if "gptq format takes multiples of 32" in text]
+        assert bool(texts) is refused
+        assert not refused or ("k_proj has 48 output and 96 input features, as do 3 more layers" in texts[0])
 
 
 def test_a_full_disk(registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

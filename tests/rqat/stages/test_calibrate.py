@@ -13,7 +13,7 @@ from rqat import DataError, ModelError, Row, Source
 from rqat.job import Job
 from rqat.keys import CalibrationKeys, ModelKeys
 from rqat.plan import Step
-from rqat.stages import calibrate
+from rqat.stages.calibrate import run as calibrate
 from tests.tiny import save_tiny, tiny_tokenizer
 
 EOS = 1

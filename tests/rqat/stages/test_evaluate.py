@@ -12,7 +12,7 @@ from rqat.model.load import load_model
 from rqat.plan import eval_plan
 from rqat.registry import Registry
 from rqat.scheme import Scheme
-from rqat.stages import evaluate
+from rqat.stages.evaluate import run as evaluate
 from tests.tiny import save_tiny
 
 

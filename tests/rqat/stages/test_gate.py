@@ -12,7 +12,7 @@ import pytest
 from rqat.contracts import Row
 from rqat.errors import RqatError
 from rqat.keys import GateKeys
-from rqat.stages import gate
+from rqat.stages.gate import run as gate
 from rqat.storage import read_json
 from rqat.train.gate import judge, measure
 from rqat.train.rollouts import Completion

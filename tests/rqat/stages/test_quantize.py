@@ -15,7 +15,7 @@ from rqat.job import Job
 from rqat.keys import ModelKeys, QuantizeKeys
 from rqat.model.checkpoint import load_checkpoint
 from rqat.plan import Step
-from rqat.stages import quantize
+from rqat.stages.quantize import run as quantize
 from rqat_kernels import grid
 from tests.tiny import save_tiny, tiny_model
 

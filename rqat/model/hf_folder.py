@@ -1,0 +1,114 @@
+"""A Hugging Face folder, written tensor by tensor: numbered shards and their index, config.json, tokenizer files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..errors import PluginError
+from ..storage import read_json, write_json
+from .checkpoint import GENERATION_FILE
+from .hub import INDEX, SINGLE
+from .tensors import save_tensors
+
+if TYPE_CHECKING:
+    import transformers
+
+SHARD = 5 * 10**9
+"""Bytes of tensors in one file, at most; one shard is held in memory at a time."""
+
+
+class ShardWriter:
+    """Takes tensors one after the other and writes them into `model.safetensors`, or into numbered shards.
+
+    Every shard is written as soon as it is full, under a name of its own until their number is known.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._waiting: dict[str, Tensor] = {}
+        self._written: list[list[str]] = []
+        self._names: set[str] = set()
+        self._total = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Takes over one tensor.
+
+        Raises:
+            PluginError: there was one of that name before.
+            RunError: the disk is full or the folder not writable.
+        """
+        if name in self._names:
+            raise PluginError(
+                f"the tensor '{name}' is written twice.",
+                hint="An exporter's tensors are named after their layer; please report it to the plugin's author.",
+            )
+        if self._waiting and sum(each.nbytes for each in self._waiting.values()) + tensor.nbytes > SHARD:
+            self._flush()
+        self._names.add(name)
+        self._total += tensor.nbytes
+        tensor = tensor.detach().cpu().contiguous()
+        # A view of something larger: safetensors writes only tensors with memory of their own.
+        self._waiting[name] = tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+
+    def close(self) -> None:
+        """Writes what is left and gives the files their names.
+
+        Raises:
+            RunError: the disk is full or the folder not writable.
+        """
+        self._flush()
+        count = len(self._written)
+        if count == 1:
+            self._unnamed(0).replace(self._folder / SINGLE)
+            return
+        files = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        for number, file in enumerate(files):
+            self._unnamed(number).replace(self._folder / file)
+        holder = {name: file for file, names in zip(files, self._written, strict=True) for name in names}
+        write_json(self._folder / INDEX, {"metadata": {"total_size": self._total}, "weight_map": holder})
+
+    def _flush(self) -> None:
+        save_tensors(self._unnamed(len(self._written)), self._waiting, {"format": "pt"})
+        self._written.append(list(self._waiting))
+        self._waiting = {}
+
+    def _unnamed(self, number: int) -> Path:
+        return self._folder / f".shard-{number:05d}"
+
+
+def write_config(start: Path, folder: Path, quantization: dict[str, Any] | None) -> None:
+    """Writes config.json and copies generation_config.json.
+
+    The rotary embedding's parameters are written twice: transformers 4 knows only the older spelling and would silently
+    take its own default for what it does not find.
+
+    Args:
+        quantization: the `quantization_config`; None writes none.
+    """
+    config = read_json(start / "config.json")
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if quantization is not None:
+        config["quantization_config"] = quantization
+    write_json(folder / "config.json", config)
+    if (start / GENERATION_FILE).exists():
+        shutil.copy(start / GENERATION_FILE, folder)
+
+
+def write_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, folder: Path) -> None:
+    """Saves a tokenizer under the names that transformers 4 knows too; transformers 5 reads both."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(path, settings)

@@ -1,0 +1,141 @@
+"""A step of a run, read tensor by tensor: what exporters write from (`rqat.Reader`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..contracts import Context, Exporter, ModelShape, QuantizedWeight
+from ..errors import PluginError
+from ..scheme import Scheme
+from ..storage import explained
+from .checkpoint import DENSE_FILE, LayerFile
+from .hf_folder import ShardWriter, write_config, write_tokenizer
+from .hub import QUANTIZED_FILE
+from .tensors import damaged, open_tensors
+
+if TYPE_CHECKING:
+    import transformers
+
+
+class CheckpointReader:
+    """A quantized model on disk; what it gives is in memory, and nothing else is.
+
+    Attributes:
+        folder: the step of a run.
+        layers: the scheme of every quantized layer, by full name, in the order data passes them.
+        names: full names of all tensors that are not quantized weights.
+        progress: told how many different layers have been read, each time one is.
+
+    Raises:
+        ModelError: a file is missing or damaged, or was written by another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._layers = LayerFile(folder / QUANTIZED_FILE)
+        self._dense, _ = open_tensors(folder / DENSE_FILE)
+        self.layers: Mapping[str, Scheme] = self._layers.schemes
+        self.names: list[str] = list(self._dense.keys())
+        self.progress: Callable[[int], None] = lambda done: None
+        self._seen: set[str] = set()
+
+    @cached_property
+    def config(self) -> transformers.PretrainedConfig:
+        """The model's configuration."""
+        import transformers
+
+        try:
+            config: transformers.PretrainedConfig = transformers.AutoConfig.from_pretrained(
+                self.folder, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise damaged(self.folder, " ".join(str(error).split())[:300]) from error
+        return config
+
+    @cached_property
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        import transformers
+
+        tokenizer: transformers.PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            self.folder, local_files_only=True
+        )
+        return tokenizer
+
+    @cached_property
+    def skipped(self) -> list[str]:
+        """Full names of the linear layers left as they were, lm_head among them, in the model's own order."""
+        import transformers
+
+        model_class: Any = getattr(transformers, (self.config.architectures or [""])[0], None)
+        if model_class is None:
+            raise damaged(self.folder, f"config.json names {self.config.architectures}, unknown to transformers")
+        with torch.device("meta"):
+            model = model_class(self.config)
+        linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        return [name for name in linears if name not in self.layers]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, quantized ones included."""
+        shapes = [*self._layers.shapes.values(), *(self._dense.get_slice(name).get_shape() for name in self.names)]
+        return sum(map(math.prod, shapes))
+
+    @property
+    def context(self) -> Context:
+        """What an exporter's options are checked against."""
+        config = self.config
+        shape = ModelShape(
+            name=str(self.folder),
+            model_type=config.model_type,
+            linears=self._layers.shapes,
+            hidden=config.hidden_size,
+            vocab=config.vocab_size,
+            blocks=config.num_hidden_layers,
+            tied=bool(config.tie_word_embeddings),
+            context=getattr(config, "max_position_embeddings", None),
+        )
+        return Context(schemes=self.layers, model=shape)
+
+    def tensor(self, name: str) -> Tensor:
+        """One of `names`, on the CPU, in the narrowest dtype that holds its values."""
+        tensor: Tensor = self._dense.get_tensor(name)
+        return tensor
+
+    def layer(self, name: str) -> QuantizedWeight:
+        """A quantized layer, on the CPU."""
+        layer = self._layers.layer(name)
+        self._seen.add(name)
+        self.progress(len(self._seen))
+        return layer
+
+    def save(self, folder: Path, exporter: Exporter, layers: Mapping[str, Scheme]) -> None:
+        """Writes a Hugging Face folder from what `exporter.tensors` and `exporter.config` give, shard by shard.
+
+        Raises:
+            PluginError: the exporter's configuration names no method, or two of its tensors have one name.
+            RunError: the disk is full or the folder not writable.
+        """
+        config = exporter.config(layers, self.skipped)
+        if config is not None and not config.get("quant_method"):
+            raise PluginError(
+                f"{type(exporter).__name__}.config() gives a quantization_config without a quant_method.",
+                hint="Name the method that its readers look for; return None for weights that are not packed.",
+            )
+        with explained(folder):
+            shards = ShardWriter(folder)
+            for name in self.names:
+                shards.add(name, self.tensor(name))
+            for name in layers:
+                for key, tensor in exporter.tensors(name, self.layer(name)).items():
+                    shards.add(key, tensor)
+            shards.close()
+            write_config(self.folder, folder, config)
+            write_tokenizer(self.tokenizer, folder)

@@ -1,0 +1,1 @@
+"""The calibrate stage; `run` does its work."""

@@ -1,0 +1,160 @@
+"""Rows of a source -> the token sequences a quantizer's statistics are taken from.
+
+<step>/calibration.safetensors    input_ids (N, T) int32, attention_mask (N, T) uint8, padding on the right
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...contracts import Row, Source
+from ...errors import DataError, ModelError
+from ...job import Job
+from ...keys import CalibrationKeys
+from ...model.config import read_config
+from ...model.load import load_tokenizer
+from ...plan import Step
+from ...train.data import encode_completions, encode_prompts
+
+if TYPE_CHECKING:
+    import transformers
+
+CALIBRATION_FILE = "calibration.safetensors"
+
+
+def run(job: Job, step: Step) -> dict[str, Any]:
+    """Tokenizes as many rows as the step's settings ask for.
+
+    Returns:
+        rows read, sequences, tokens without padding, and the hash of all ids.
+
+    Raises:
+        DataError: the source is empty or ends too early.
+        ModelError: sequences would be longer than the model's context.
+    """
+    keys = step.settings
+    assert isinstance(keys, CalibrationKeys)
+    source: Source = job.make(step, "source")
+    context = read_config(job.plan.model, offline=job.offline).context
+    if context is not None and keys.tokens > context:
+        raise ModelError(
+            f"calibration.tokens: {keys.tokens} is more than the {context} tokens of the model's context.",
+            hint=f"Set it to {context} or less.",
+        )
+    tokenizer = load_tokenizer(job.plan.model, offline=job.offline)
+    counted = Counted(source.rows(keys.split, keys.seed))
+    with job.progress.task("calibrate", keys.samples) as bar:
+        input_ids, attention_mask = calibration_tokens(counted, tokenizer, keys, bar.update)
+    save_file({"input_ids": input_ids, "attention_mask": attention_mask}, job.workdir(step) / CALIBRATION_FILE)
+    return {
+        "rows": counted.rows,
+        "sequences": len(input_ids),
+        "tokens": int(attention_mask.sum()),
+        "sha256": hashlib.sha256(input_ids.numpy().tobytes() + attention_mask.numpy().tobytes()).hexdigest(),
+    }
+
+
+def calibration_tokens(
+    counted: Counted,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    keys: CalibrationKeys,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Tensor, Tensor]:
+    """As many sequences as `keys` ask for: ids `(N, T)` int32 and their mask `(N, T)` uint8.
+
+    Args:
+        progress: told how many sequences there are.
+
+    Raises:
+        DataError: the rows end too early.
+    """
+    sequences: list[list[int]] = []
+    for sequence in sequences_of(counted, tokenizer, keys.tokens, pack=keys.pack):
+        sequences.append(sequence)
+        progress(len(sequences))
+        if len(sequences) == keys.samples:
+            break
+    if not counted.rows:
+        raise DataError(
+            f"calibration.source: '{keys.source}' has no rows in its {keys.split} split.", hint="Check its options."
+        )
+    if len(sequences) < keys.samples:
+        shape = f"sequences of {keys.tokens} tokens" if keys.pack else "rows"
+        raise DataError(
+            f"calibration: {keys.samples} {shape} were asked for; '{keys.source}' has {len(sequences)} "
+            f"in its {counted.rows} rows.",
+            hint="Ask for fewer (calibration.samples, calibration.tokens) or add data.",
+        )
+    return pad(sequences, padding_id(tokenizer))
+
+
+class Counted:
+    """Rows, counted while they are read."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._source = rows
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._source:
+            self.rows += 1
+            yield row
+
+
+def sequences_of(
+    rows: Iterable[Row], tokenizer: transformers.PreTrainedTokenizerBase, tokens: int, *, pack: bool
+) -> Iterator[list[int]]:
+    """Token sequences made of rows, each row ended by the end-of-sequence token.
+
+    Args:
+        tokens: length of every sequence with `pack`; without, the length rows are cut at.
+        pack: join rows and split the stream (what is left over at its end is dropped), or one sequence per row.
+    """
+    stream: list[int] = []
+    for row in rows:
+        ids = tokenize(row, tokenizer)
+        if not pack:
+            yield ids[:tokens]
+            continue
+        stream += ids
+        start = 0
+        while len(stream) - start >= tokens:
+            yield stream[start : start + tokens]
+            start += tokens
+        del stream[:start]
+
+
+def tokenize(row: Row, tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of one row, ended by the end-of-sequence token, as training has them (see `rqat.train.data`).
+
+    A completion is put behind the opened turn of the chat template, not given to the template as a message: several
+    drop everything up to `</think>` of a message, which is most of a reasoning trace.
+    """
+    prompt = row.get("prompt", "")
+    completion = row["text"] if "text" in row else row.get("completion", "")
+    (before,), (after,) = encode_prompts(tokenizer, [prompt]), encode_completions(tokenizer, [prompt], [completion])
+    return [*before, *after]
+
+
+def pad(sequences: list[list[int]], filler: int) -> tuple[Tensor, Tensor]:
+    """Ids `(N, T)` int32, filled on the right, and the mask `(N, T)` uint8 that is 0 there."""
+    longest = max(map(len, sequences))
+    input_ids = torch.full((len(sequences), longest), filler, dtype=torch.int32)
+    attention_mask = torch.zeros((len(sequences), longest), dtype=torch.uint8)
+    for index, sequence in enumerate(sequences):
+        input_ids[index, : len(sequence)] = torch.tensor(sequence, dtype=torch.int32)
+        attention_mask[index, : len(sequence)] = 1
+    return input_ids, attention_mask
+
+
+def padding_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
+    """A token to fill up with; which one does not matter, since it is masked."""
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    assert isinstance(filler, int)
+    return filler

@@ -1,0 +1,1 @@
+"""The evaluate stage; `run` does its work."""

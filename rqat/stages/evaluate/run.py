@@ -1,0 +1,110 @@
+"""A model -> how well it does on a task.
+
+<step>/results.json     figures of the evaluation (see evals/harness.py)
+<step>/samples.jsonl    one row per completion: prompt, completion, answer, verdict, tokens
+<step>.partial/samples.partial.jsonl    finished batches, from which an interrupted evaluation resumes
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...contracts import Task, TaskOptions
+from ...evals.harness import Evaluation, number_of_completions, run_task
+from ...job import Job
+from ...keys import EvaluateKeys
+from ...model.checkpoint import load_checkpoint
+from ...model.load import default_dtype, load_model
+from ...packed.backend import writer_for, written_by
+from ...plan import LM_EVAL, Step
+from ...storage import write_json, write_json_lines
+
+if TYPE_CHECKING:
+    import transformers
+
+RESULTS_FILE = "results.json"
+SAMPLES_FILE = "samples.jsonl"
+PARTIAL_FILE = "samples.partial.jsonl"
+
+log = logging.getLogger("rqat")
+
+
+def run(job: Job, step: Step) -> dict[str, Any]:
+    """Evaluates the model of the step's variant on the step's task.
+
+    Returns:
+        the figures of results.json.
+
+    Raises:
+        RqatError: see `load_model`, `load_checkpoint`, `run_task` and `run_lm_eval_task`.
+    """
+    keys = step.settings
+    assert isinstance(keys, EvaluateKeys)
+    work = job.workdir(step)
+    if keys.task.startswith(LM_EVAL):
+        found = _lm_eval_task(job, step, keys)
+    else:
+        task: Task = job.make(step, "task")
+        # Before the model is loaded: missing data is known at once.
+        total = number_of_completions(task, keys.limit)
+        model, tokenizer = load_variant(job, step)
+        writer = writer_for(model)
+        with job.progress.task(f"evaluate {step.variant} on {keys.task}", total) as bar:
+            found = run_task(
+                task,
+                keys.task,
+                model,
+                tokenizer,
+                limit=keys.limit,
+                batch=keys.batch,
+                partial=work / PARTIAL_FILE,
+                report=bar.update,
+                writer=writer,
+                backend=written_by(writer),
+            )
+            bar.update(total, f"{found.results['accuracy']:.1%} correct")
+    for note in found.results["notes"]:
+        log.warning("%s: %s", step.name, note)
+    results = {"variant": step.variant, "backend": "transformers", **found.results}
+    write_evaluation(work, results, found.samples)
+    (work / PARTIAL_FILE).unlink(missing_ok=True)
+    return results
+
+
+def load_variant(job: Job, step: Step) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """The model a step evaluates: the result of the step it starts from, else the plan's model as it is."""
+    if "start" not in step.inputs:
+        return load_model(job.plan.model, device=job.device, offline=job.offline, quantizable=False)
+    dtype = default_dtype(job.device, job.plan.model.dtype)
+    loaded = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
+    return loaded.model, loaded.tokenizer
+
+
+def write_evaluation(folder: Path, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+    """Writes results.json and samples.jsonl."""
+    write_json_lines(folder / SAMPLES_FILE, samples)
+    write_json(folder / RESULTS_FILE, results)
+
+
+def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
+    from ...evals.lm_eval_tasks import find_task, run_lm_eval_task
+
+    name = keys.task.removeprefix(LM_EVAL)
+    known = [card.name for card in job.registry.cards("task")]
+    find_task(name, known)
+    model, tokenizer = load_variant(job, step)
+    with job.progress.task(f"evaluate {step.variant} on {name}", 1) as bar:
+        found = run_lm_eval_task(
+            name,
+            model,
+            tokenizer,
+            TaskOptions.model_validate(keys.options),
+            limit=keys.limit,
+            batch=keys.batch,
+            known=known,
+        )
+        bar.update(1, f"{found.results['accuracy']:.1%}")
+    return found

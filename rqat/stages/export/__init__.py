@@ -1,0 +1,1 @@
+"""The export stage; `run` does its work."""

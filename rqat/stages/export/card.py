@@ -1,0 +1,64 @@
+"""The README.md of an exported model: where it comes from and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+
+from ... import __version__
+from ...contracts import Exporter
+from ...scheme import ROW, Scheme
+
+
+def model_card(
+    base: str, layers: Mapping[str, Scheme], format_name: str, exporter: Exporter, skipped: Sequence[str]
+) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    Args:
+        base: the recipe's `model.path`; a folder's name is kept, its path is not.
+        layers: the scheme of every quantized layer.
+        exporter: says how the format is loaded and served.
+        skipped: linear layers that were left as they were.
+    """
+    on_hub = base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    name = base if on_hub else PurePath(base.removeprefix("builtin:")).name
+    schemes = sorted(set(layers.values()), key=list(layers.values()).count, reverse=True)
+    lines = ["---", "library_name: transformers"]
+    if on_hub:
+        lines.append(f"base_model: {base}")
+    lines += ["tags:", "- rqat", f"- {format_name}", *dict.fromkeys(f"- {scheme.bits}-bit" for scheme in schemes)]
+    lines += ["---", "", f"# {name}, {' and '.join(map(str, schemes))}", ""]
+    lines += [
+        f"`{name}` with {' and '.join(map(_described, schemes))}, in the",
+        f"`{format_name}` checkpoint format. Made with rqat {__version__}.",
+        "",
+        f"Left as they were: the embeddings, the norms{''.join(f', `{layer}`' for layer in skipped)}.",
+        "",
+        "## Load it",
+        "",
+    ]
+    if exporter.loader_packages is not None:
+        packages = " ".join(package.replace("_", "-") for package in ("transformers", *exporter.loader_packages))
+        lines += [
+            "```shell",
+            f"pip install {packages}",
+            "```",
+            "",
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+            "```",
+            "",
+        ]
+    if exporter.serving:
+        lines += ["## Serve it", "", exporter.serving]
+    return "\n".join(lines)
+
+
+def _described(scheme: Scheme) -> str:
+    zeros = "a fixed zero point" if scheme.symmetric else "an integer zero point"
+    group = "output row" if scheme.group == ROW else f"{scheme.group} input features"
+    return f"{scheme.bits}-bit weights (`{scheme}`): one scale and {zeros} per {group}"

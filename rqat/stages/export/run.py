@@ -1,0 +1,100 @@
+"""Writes a quantized model in a format that servers load, and reads it back to prove it is the same model.
+
+    <step>/model/
+      config.json (with quantization_config), generation_config.json, tokenizer files, README.md
+      model.safetensors, or numbered shards and an index
+      or whatever else the format is made of
+
+Two checks follow, on the files; see `rqat.model.exported`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...contracts import Exporter
+from ...errors import ModelError, PluginError
+from ...job import Job, Progress
+from ...model.exported import check_layers, check_logits
+from ...model.reader import CheckpointReader
+from ...model.transforms import load_transforms
+from ...plan import Step
+from ...registry import Card
+from ...storage import write_text
+from .card import model_card
+
+SMALL = (".json", ".md", ".jinja", ".txt")
+"""Endings of files beside the weights."""
+
+
+INSTALL = "Install the versions of transformers and its helpers that rqat's own requirements name."
+
+
+def run(job: Job, step: Step) -> dict[str, Any]:
+    """Exports the model of the step's `start`; see `export_checkpoint`."""
+    return export_checkpoint(
+        job.result_of(step.inputs["start"]),
+        job.workdir(step) / "model",
+        job.make(step, "exporter"),
+        step.parts["exporter"].card,
+        base=job.plan.model.path,
+        device=job.device,
+        progress=job.progress,
+    )
+
+
+def export_checkpoint(
+    start: Path, folder: Path, exporter: Exporter, card: Card, *, base: str, device: str, progress: Progress
+) -> dict[str, Any]:
+    """Writes the quantized checkpoint in `start` into `folder`, which is emptied before, and checks what was written.
+
+    Args:
+        card: the exporter's.
+        base: what the model before quantization is called, for the README.md.
+        device: "cpu" or "cuda": where logits are compared.
+
+    Returns:
+        format, bytes, number of layers, layers left as they were, and the outcome of both checks.
+
+    Raises:
+        ModelError: the format cannot hold a layer, or transformers does not load the result.
+        PluginError: a layer does not decode to what was exported, or nothing was written.
+        NumericsError: the loaded model is not the one in memory.
+    """
+    reader = CheckpointReader(start)
+    for problem in exporter.options.check(reader.context):
+        if problem.level == "error":
+            raise ModelError(problem.text, hint=problem.hint)
+    hooked = [one.name for one in load_transforms(start) if one.hooked()]
+    if hooked:
+        raise ModelError(
+            f"the model was made with {', '.join(hooked)}, whose forward hooks no checkpoint format holds.",
+            hint="Leave `export` out: `rqat eval` and `rqat generate` take the step's own folder.",
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with progress.task(f"export {card.name}", len(reader.layers)) as bar:
+        reader.progress = bar.update
+        exporter.write(folder, reader, reader.layers)
+    weights = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in SMALL]
+    if not weights:
+        raise PluginError(
+            f"exporter '{card.name}' wrote no weights into '{folder}'.", hint="Report this to the plugin's author."
+        )
+    write_text(folder / "README.md", model_card(base, reader.layers, card.name, exporter, reader.skipped))
+    facts: dict[str, Any] = {
+        "format": card.name,
+        "scheme": ", ".join(map(str, dict.fromkeys(reader.layers.values()))),
+        "layers": len(reader.layers),
+        "left_as_they_were": reader.skipped,
+        "float32_tensors": sum(reader.tensor(name).dtype == torch.float32 for name in reader.names),
+        "bytes": sum(path.stat().st_size for path in weights),
+        "decoded": check_layers(folder, exporter, card.name, reader),
+    }
+    theirs = f"The format comes with {card.owner} {card.version}: report this to the plugin's author."
+    hint = INSTALL if card.owner == "rqat" else theirs
+    return facts | check_logits(folder, exporter, reader, device, hint=hint)

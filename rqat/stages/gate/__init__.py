@@ -1,0 +1,1 @@
+"""The gate stage; `run` does its work."""

@@ -1,0 +1,83 @@
+"""Measures, before an objective that is trained on rewards, whether there is anything to learn from.
+
+gate.json        figures, whether the floors are met, and the action for the train step to follow
+samples.jsonl    the sampled completions
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...job import Job, log
+from ...plan import Step
+from ...storage import write_json, write_json_lines
+
+if TYPE_CHECKING:
+    from ...keys import TrainKeys
+
+
+def run(job: Job, step: Step) -> dict[str, Any]:
+    """Samples from `step.inputs["start"]`; the objective's `temperature`, `top_p` and `max_completion_tokens` are used.
+
+    Returns:
+        pass_rate, signal, truncated and the rest of `rqat.train.gate.judge`.
+
+    Raises:
+        RqatError: a floor is missed and the recipe says to stop.
+    """
+    from transformers import set_seed
+
+    from ...model.checkpoint import load_checkpoint
+    from ...model.load import default_dtype
+    from ...packed.backend import writer_for
+    from ...quiet import quiet_training
+    from ...train.data import completion_room, context_of, prepare_rows
+    from ...train.gate import judge, measure, stop_if_failed
+    from ...train.rollouts import sample
+
+    keys: TrainKeys = step.settings  # type: ignore[assignment]
+    options = job.registry.options(job.registry.card("objective", keys.objective), keys.options)
+    dtype = default_dtype(job.device, job.plan.model.dtype)
+    start = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
+    limit = min(keys.max_tokens, context_of(start.model))
+    with quiet_training():
+        prepared = prepare_rows(
+            job.make(step, "source").rows(keys.data.split, keys.data.seed),
+            start.tokenizer,
+            steps=1,
+            batch=keys.gate.prompts,
+            max_tokens=limit,
+            seed=keys.seed,
+            writes=True,
+            graded=True,
+        )
+        rows, source = prepared.rows, prepared.source
+        prompts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in rows["prompt"]]
+        set_seed(keys.seed)
+        with job.progress.task(f"gate {step.variant}", len(prompts)) as bar:
+            completions = sample(
+                start.model,
+                start.tokenizer,
+                prompts,
+                samples=keys.gate.samples,
+                max_new_tokens=completion_room(rows, limit, options),
+                temperature=getattr(options, "temperature", 1.0),
+                top_p=getattr(options, "top_p", 1.0),
+                batch=keys.micro_batch or keys.batch,
+                advance=bar.update,
+                writer=writer_for(start.model),
+            )
+            figures = measure(completions, [source[index] for index in rows["row"]], job.make(step, "task").grade)
+            bar.update(len(prompts), f"{figures.pass_rate:.1%} correct")
+    verdict = judge(figures, keys.gate)
+    lines = [
+        {"prompt": prompt, "completion": c.text, "answer": answer, "tokens": c.tokens, "ended": c.ended}
+        for prompt, answer, group in zip(prompts, rows["answer"], completions, strict=True)
+        for c in group
+    ]
+    write_json_lines(job.workdir(step) / "samples.jsonl", lines)
+    write_json(job.workdir(step) / "gate.json", verdict)
+    stop_if_failed(verdict, keys.objective, keys.gate)
+    if not verdict["passed"]:
+        log.warning("%s: %s", step.name, verdict["why"])
+    return verdict

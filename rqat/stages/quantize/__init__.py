@@ -1,0 +1,1 @@
+"""The quantize stage; `run` does its work."""

@@ -1,0 +1,127 @@
+"""The model -> a quantized model, without training: codes, scales and zero points of every chosen layer.
+
+<step>/    a checkpoint (see model/checkpoint.py), and layers.json with one entry per layer
+<step>.partial/blocks/    finished blocks, until the step is done
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...contracts import Quantizer, Transform
+from ...job import Job
+from ...keys import QuantizeKeys
+from ...model.activations import TokenBatch
+from ...model.block_store import LayerReport
+from ...model.blocks import quantize_model
+from ...model.checkpoint import save_checkpoint
+from ...model.layers import layer_names
+from ...model.load import load_model
+from ...model.transforms import apply_transforms
+from ...plan import Step
+from ...storage import write_json
+from ..calibrate.run import CALIBRATION_FILE
+
+TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}
+"""Tokens per forward pass: enough to keep the matrix units busy. Part of the result, by rounding, so never adapted."""
+
+log = logging.getLogger("rqat")
+
+
+def run(job: Job, step: Step) -> dict[str, Any]:
+    """Quantizes the plan's model with the step's quantizer.
+
+    Returns:
+        number of layers, stored bits per weight, mean and worst error, notes, layers left as they were, seconds.
+
+    Raises:
+        RqatError: see `load_model` and `quantize_model`.
+    """
+    keys = step.settings
+    assert isinstance(keys, QuantizeKeys)
+    work = job.workdir(step)
+    start = time.perf_counter()
+    quantizer: Quantizer = job.make(step, "quantizer")
+    model, tokenizer = load_model(job.plan.model, device=job.device, offline=job.offline)
+    transforms = apply_transforms(model, list(_transforms(job, step)))
+    batches = []
+    if quantizer.needs and "calibration" in step.inputs:
+        batches = token_batches(job.result_of(step.inputs["calibration"]) / CALIBRATION_FILE, job.device)
+    kept = work / "blocks"
+    kept.mkdir(exist_ok=True)
+    blocks = model.config.num_hidden_layers
+    with job.progress.task(f"quantize {step.variant}", blocks) as bar:
+        layers, reports = quantize_model(
+            model,
+            batches,
+            quantizer,
+            job.plan.scheme,
+            skip=keys.skip,
+            indivisible=keys.indivisible,
+            progress=lambda done, _: bar.update(done),
+            resume_dir=kept,
+        )
+    save_checkpoint(work, model, tokenizer, layers, job.plan.scheme, transforms)
+    write_json(work / "layers.json", [facts_of(report) for report in reports])
+    shutil.rmtree(kept)
+    notes = {report.name: report.note for report in reports if report.note}
+    for name, note in notes.items():
+        log.warning("%s: %s", name, note)
+    left = len(layer_names(blocks)) - len(layers)
+    if left:
+        log.warning("%d linear layers were left as they are.", left)
+    return summary(reports) | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _transforms(job: Job, step: Step) -> Iterator[tuple[str, dict[str, Any], Transform]]:
+    """Name, options and object of every transform that stands before the quantizer, in order."""
+    for role, use in step.parts.items():
+        if role.startswith("transform"):
+            yield use.card.full_name, use.options.model_dump(mode="json"), job.make(step, role)
+
+
+def facts_of(report: LayerReport) -> dict[str, Any]:
+    """A report without its wall time, so that two runs write the same bytes."""
+    return {key: value for key, value in asdict(report).items() if key != "seconds"}
+
+
+def summary(reports: list[LayerReport]) -> dict[str, Any]:
+    """Figures over all layers; `error` is the mean over layers, `worst` the layer with the largest."""
+    weights = [report.out_features * report.in_features for report in reports]
+    bits = sum(report.bits * weight for report, weight in zip(reports, weights, strict=True)) / sum(weights)
+    errors = {report.name: report.error for report in reports if report.error is not None}
+    worst = max(errors, key=lambda name: errors[name]) if errors else None
+    return {
+        "layers": len(reports),
+        "weights": sum(weights),
+        "bits_per_weight": round(bits, 4),
+        "error": sum(errors.values()) / len(errors) if errors else None,
+        "worst": {"layer": worst, "error": errors[worst]} if worst else None,
+    }
+
+
+def token_batches(path: Path, device: str) -> list[TokenBatch]:
+    """The sequences of a calibrate step in batches."""
+    tensors = load_file(path)
+    return batches_of(tensors["input_ids"], tensors["attention_mask"], device)
+
+
+def batches_of(input_ids: Tensor, mask: Tensor, device: str) -> list[TokenBatch]:
+    """Sequences `(N, T)` in batches, each cut to its longest; one without padding has no mask."""
+    input_ids, mask = input_ids.long(), mask.bool()
+    size = max(1, TOKENS_AT_ONCE[device.partition(":")[0]] // input_ids.shape[1])
+    batches = []
+    for ids, real in zip(input_ids.split(size), mask.split(size), strict=True):
+        longest = int(real.sum(1).max())
+        ids, real = ids[:, :longest], real[:, :longest]
+        batches.append(TokenBatch(ids, None if bool(real.all()) else real))
+    return batches

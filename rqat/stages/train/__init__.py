@@ -1,0 +1,1 @@
+"""The train stage; `run` does its work."""

@@ -1,0 +1,300 @@
+"""Trains a quantized model for one objective, with a TRL trainer and the optimizer that keeps it on the grid.
+
+trainer/checkpoint-*     while training; from the last complete one an interrupted run resumes
+training.jsonl           a line per optimizer step
+latents.safetensors      where the latent weights stand in their cells, for a next train step
+model.safetensors ...    the trained model, as `rqat.model.checkpoint` writes it
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import RqatError
+from ...job import Job, log
+from ...plan import Step
+from ...processes import Processes
+from ...storage import read_json, read_json_lines
+
+if TYPE_CHECKING:
+    import transformers
+    from torch import Tensor
+
+    from ...contracts import RewardFunction
+    from ...keys import TrainKeys
+    from ...model.checkpoint import Checkpoint
+    from ...train.data import Prepared
+    from ...train.optimizer import QuantizedOptimizer
+
+SEVERAL = True
+"""It can run in several processes at once."""
+
+TRAINER = "trainer"
+"""Folder of the Trainer's own checkpoints, removed when training is done."""
+
+LOG = "training.jsonl"
+
+
+def run(job: Job, step: Step) -> dict[str, Any]:
+    """Trains `step.inputs["start"]`; see the module for what it writes.
+
+    In several processes all call it: the first writes, the others only leave their random states in checkpoints.
+
+    Returns:
+        steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; of an objective that
+        writes, sampler_gap_nats; only `skipped`, with the reason, where the gate said so.
+
+    Raises:
+        RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
+    """
+    from ...model.checkpoint import save_checkpoint
+    from ...train.checkpoints import discard, last_complete
+    from ...train.latents import save_latents
+
+    keys: TrainKeys = step.settings  # type: ignore[assignment]
+    work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
+    why = _skipped(job, step)
+    checkpoint = None if why else last_complete(work / TRAINER, clean=job.processes.leads)
+    start = _start(job, start_folder)
+    if why:
+        if not job.processes.leads:
+            return {}
+        log.warning("%s: skipped, %s", step.name, why)
+        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme, start.transforms)
+        _copy_latents(start_folder, work)
+        return {"skipped": why}
+
+    # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
+    configs = copy.deepcopy((start.model.config, start.model.generation_config))
+    optimizer, facts = _train(job, step, keys, start, start_folder, checkpoint)
+    if not job.processes.leads:
+        return {}
+    start.model.config, start.model.generation_config = configs
+    layers = optimizer.quantized_layers()
+    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme, start.transforms)
+    save_latents(work, optimizer.latents(), layers)
+    discard(work / TRAINER)
+    return facts
+
+
+def _start(job: Job, folder: Path) -> Checkpoint:
+    from ...model.checkpoint import load_checkpoint
+    from ...model.load import default_dtype
+
+    return load_checkpoint(folder, device=job.device, dtype=default_dtype(job.device, job.plan.model.dtype))
+
+
+def _train(
+    job: Job, step: Step, keys: TrainKeys, start: Checkpoint, start_folder: Path, checkpoint: Path | None
+) -> tuple[QuantizedOptimizer, dict[str, Any]]:
+    """Runs the trainer to its end; the model of `start` is trained in place.
+
+    Args:
+        checkpoint: to resume from.
+    """
+    from transformers import set_seed
+
+    from ...contracts import Training
+    from ...quiet import quiet_training
+    from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
+    from ...train.data import completion_room, context_of, dropped_rows, prepare_rows
+    from ...train.one_gpu import one_gpu
+    from ...train.optimizer import QuantizedOptimizer
+    from ...train.schedule import build_schedule, optimizer_class
+    from ...train.teacher import load_teacher
+
+    work, objective, processes = job.workdir(step), step.parts["objective"], job.processes
+    card = objective.card
+    arguments = _arguments(keys, work / TRAINER, job.device, processes)
+    with quiet_training():
+        set_seed(keys.seed)
+        max_tokens = min(keys.max_tokens, context_of(start.model))
+        rows = prepare_rows(
+            job.make(step, "source").rows(keys.data.split, keys.data.seed),
+            start.tokenizer,
+            steps=keys.steps,
+            batch=keys.batch,
+            max_tokens=max_tokens,
+            seed=keys.seed,
+            writes=card.writes,
+            graded=card.graded,
+        )
+        if rows.facts["rows_dropped_too_long"] and processes.leads:
+            log.warning("%s: %s", step.name, dropped_rows(rows.facts, max_tokens))
+        teacher = None
+        if card.teacher:
+            named = keys.teacher or job.plan.model
+            teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline)
+        latents, where = _latents(job, start, start_folder, teacher if keys.teacher is None else None)
+        optimizer = QuantizedOptimizer(
+            start.model,
+            start.layers,
+            start.scheme,
+            inner=optimizer_class(keys.optimizer),
+            lr=keys.lr,
+            scale_lr=keys.scale_lr,
+            zero_lr=keys.zero_lr,
+            other_lr=keys.other_lr,
+            weight_decay=keys.weight_decay,
+            latents=latents,
+        )
+        room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
+        rewards, weights = _rewards(job, step, start, rows, room) if card.graded else ([], [])
+        del latents  # they may hold the whole model before quantization
+        seed = keys.seed + processes.rank
+        if checkpoint is not None:
+            log.info("%s: resumes after step %d of %d", step.name, step_of(checkpoint), keys.steps)
+            before = processes_of(checkpoint)
+            if before != processes.count:
+                log.warning(
+                    "%s: resumes with %d process(es), its checkpoint was saved by %d: sums are rounded in another way, "
+                    "and rollouts are drawn with other random numbers, than in a run that did not change.",
+                    step.name, processes.count, before,
+                )  # fmt: skip
+                seed += step_of(checkpoint) * max(before, processes.count)
+        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu():
+            callbacks: list[Any] = [Checkpoints(processes, optimizer.digest)]
+            if processes.leads:
+                callbacks.append(Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
+            trainer = job.make(step, "objective").build_trainer(
+                Training(
+                    model=start.model,
+                    tokenizer=start.tokenizer,
+                    rows=rows.rows,
+                    optimizer=optimizer,
+                    scheduler=build_schedule(optimizer, keys),
+                    arguments=arguments,
+                    max_tokens=max_tokens,
+                    teacher=teacher,
+                    max_completion_tokens=room,
+                    rewards=rewards,
+                    reward_weights=weights,
+                    callbacks=callbacks,
+                    processes=processes.count,
+                )
+            )
+            _without_printing(trainer)
+            if card.writes and processes.leads:
+                rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
+            set_seed(seed)
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    lines = read_json_lines(work / LOG)
+    last = lines[-1] if lines else {}
+    return optimizer, {
+        "steps": trainer.state.global_step,
+        "final_loss": last.get("loss"),
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "latents_from": where,
+        "train_seconds": round(sum(line["seconds"] for line in lines), 3),
+        **rows.facts,
+    }
+
+
+def _rewards(
+    job: Job, step: Step, start: Checkpoint, rows: Prepared, limit: int
+) -> tuple[list[RewardFunction], list[float]]:
+    """TRL's reward functions and their weights; `limit`: tokens a completion may have."""
+    from ...train.rewards import Judge, reward_function
+    from ...train.rollouts import end_tokens
+
+    judge = Judge(job.make(step, "task"), rows.source, start.tokenizer, end_tokens(start.model, start.tokenizer), limit)
+    parts = step.parts["objective"].parts
+    made = [reward_function(use.card.name, job.registry.make(use.card, use.options), judge) for use, _ in parts]
+    return made, [weight for _, weight in parts]
+
+
+def _latents(
+    job: Job, start: Checkpoint, folder: Path, source: transformers.PreTrainedModel | None
+) -> tuple[Mapping[str, Tensor], str]:
+    """Where the latent weights start, and what that is called in the facts; see `rqat.train.latents`.
+
+    Args:
+        source: the model before quantization if it is in memory already; else it is loaded when needed.
+    """
+    from ...model.load import load_model
+    from ...model.transforms import apply_transforms
+    from ...train.latents import first_latents, load_latents
+
+    carried = load_latents(folder, start.layers)
+    if carried:
+        return carried, "the train step before"
+    if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
+        source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
+        apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
+    return first_latents(source, start.model, start.layers)
+
+
+def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
+    """Settings every TRL config takes; `batch` is that of all processes together."""
+    from ...train.checkpoints import KEPT
+
+    micro = keys.micro_batch or max(1, keys.batch // processes.count)
+    if processes.count > 1 and keys.batch % (micro * processes.count):
+        shares = f"{processes.count} processes" + (f" with micro_batch {micro}" if keys.micro_batch else "")
+        raise RqatError(
+            f"train.batch is {keys.batch}, which does not split over {shares}.",
+            hint=f"Choose a batch that is a multiple of {(keys.micro_batch or 1) * processes.count}.",
+        )
+    if keys.batch % micro:
+        raise RqatError(
+            f"train.batch is {keys.batch}, which is not a multiple of micro_batch {micro}.",
+            hint="Choose a micro_batch that divides batch.",
+        )
+    return {
+        "output_dir": str(folder),
+        "max_steps": keys.steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": keys.batch // (micro * processes.count),
+        "learning_rate": keys.lr,
+        "max_grad_norm": keys.max_grad_norm,
+        "seed": keys.seed,
+        "data_seed": keys.seed,
+        "train_sampling_strategy": "sequential",
+        "use_cpu": device == "cpu",
+        # The model is in bfloat16 already where that is wanted; autocast would only add casts.
+        "bf16": False,
+        "gradient_checkpointing": keys.recomputes(device),
+        "save_strategy": "steps",
+        "save_steps": keys.save_every,
+        "save_total_limit": KEPT,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        **processes.arguments(device),
+    }
+
+
+def _sampler_gap(start: Checkpoint, prompts: list[Any]) -> float:
+    from ...train.rollouts import sampler_gap
+
+    texts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in prompts]
+    return sampler_gap(start.model, start.tokenizer, texts)
+
+
+def _without_printing(trainer: transformers.Trainer) -> None:
+    """The Trainer's own output to the terminal; ours is the progress bar."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+
+
+def _skipped(job: Job, step: Step) -> str:
+    """Why the gate before this step says not to train, or ""."""
+    if "gate" not in step.inputs:
+        return ""
+    verdict = read_json(job.result_of(step.inputs["gate"]) / "gate.json") or {}
+    return verdict.get("why", "") if verdict.get("action") == "skip" and not verdict.get("passed") else ""
+
+
+def _copy_latents(source: Path, target: Path) -> None:
+    from ...train.latents import FILE
+
+    if (source / FILE).exists():
+        shutil.copyfile(source / FILE, target / FILE)
