@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .batches import sequences_at_once
 from .errors import RqatError
 from .keys import CalibrationKeys, EvaluateKeys, ModelKeys, TrainKeys
 from .model.config import ModelConfig, read_config
@@ -86,7 +87,7 @@ class _Sizes:
         optimizer = 3 * trained * FLOAT32  # latents and two moments
         gradients = trained * self.width
         teacher = self._teacher(keys.teacher) if step.parts["objective"].card.teacher else 0
-        sequences = keys.micro_batch or max(1, keys.batch // self.processes)
+        sequences = sequences_at_once(keys.batch, keys.micro_batch, self.processes)
         tokens = sequences * keys.max_tokens
         logits = LOGITS_COPIES * tokens * self.config.vocab * FLOAT32
         kept = tokens * self.width * self._activations(keys)

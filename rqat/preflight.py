@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .batches import UnevenBatch, split_batch
 from .contracts import Context, ModelShape
 from .errors import ModelError, RqatError, nearest
 from .estimate import Estimate, estimate
@@ -17,25 +18,12 @@ from .model.config import ModelConfig, check_quantizable, read_config
 from .model.hub import QUANTIZED_FILE
 from .model.layers import choose_layers
 from .model.vocabulary import check_vocabularies
+from .optimizers import OPTIMIZERS, SCHEDULES
 from .plan import LM_EVAL, Plan, Step, Use
 from .problems import Place
 from .registry import Registry
 
 Level = Literal["error", "warning", "note"]
-
-SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-)
-"""Schedules of transformers that need nothing but steps and warm-up."""
-
-OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop")
-"""Classes of torch.optim that take a learning rate and groups of parameters, and need no closure."""
 
 
 @dataclass(frozen=True)
@@ -266,14 +254,10 @@ def _domains(plan: Plan) -> Iterator[Finding]:
 def _training(plan: Plan, processes: int) -> Iterator[Finding]:
     for index, keys in enumerate(plan.recipe.train):
         place = plan.place.at("train", index)
-        if keys.micro_batch and keys.batch % keys.micro_batch:
-            text = f"{place.at('micro_batch')}: a batch of {keys.batch} does not split into micro-batches of "
-            fits = ", ".join(str(n) for n in range(1, keys.batch + 1) if keys.batch % n == 0)
-            yield Finding("error", f"{text}{keys.micro_batch}.", f"Use one of {fits}.")
-        elif keys.batch % (processes * (keys.micro_batch or 1)):
-            shares = f"{processes} processes" + (f" with micro_batch {keys.micro_batch}" if keys.micro_batch else "")
-            text = f"{place.at('batch')}: a batch of {keys.batch} does not split over {shares}."
-            yield Finding("error", text, f"Use a multiple of {processes * (keys.micro_batch or 1)}.")
+        try:
+            split_batch(keys.batch, keys.micro_batch, processes)
+        except UnevenBatch as error:
+            yield Finding("error", f"{place.at(error.key)}: {error.message}", error.hint)
         for name, value, known in (("schedule", keys.schedule, SCHEDULES), ("optimizer", keys.optimizer, OPTIMIZERS)):
             if value not in known:
                 near = nearest(value, known)

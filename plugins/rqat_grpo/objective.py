@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 import rqat
 
 from . import Options
+from .rollouts import Trainer
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Grpo(rqat.Objective):
             # A model that went through another trainer may have it switched off in its config.
             generation_kwargs={"use_cache": True},
         )
-        return GRPOTrainer(
+        return Trainer(
             model=training.model,
             reward_funcs=training.rewards,  # type: ignore[arg-type]
             args=config,

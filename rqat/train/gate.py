@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..contracts import Row, Verdict
+from ..contracts import Completion, Row, Verdict
 from ..errors import RqatError
 from ..keys import GateKeys
-from .rollouts import Completion
 
 Grade = Callable[[str, str, Row], Verdict]
 
@@ -63,7 +62,7 @@ def measure(completions: Sequence[Sequence[Completion]], rows: Sequence[Row], gr
         signal=signal / len(verdicts),
         unverifiable=sum(verdict == "unverifiable" for group in verdicts for verdict in group) / len(every),
         truncated=sum(not c.ended for c in every) / len(every),
-        mean_tokens=sum(c.tokens for c in every) / len(every),
+        mean_tokens=sum(len(c.tokens) for c in every) / len(every),
     )
 
 

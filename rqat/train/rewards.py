@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..contracts import Completion, Reward, RewardFunction, Row, Task, Verdict
 from ..errors import RqatError
-from ..evals.generate import is_looping
-from .data import THINK, opens_thinking
+from ..generation.complete import completion_from
+from ..generation.prompts import Prompt
 
 if TYPE_CHECKING:
     import transformers
@@ -42,39 +42,38 @@ class Judge:
         limit: int,
     ) -> None:
         self.task, self.rows, self.tokenizer, self.ends, self.limit = task, rows, tokenizer, frozenset(ends), limit
-        self.opened = bool(tokenizer.chat_template) and opens_thinking(tokenizer)
         self._batch: tuple[list[int], list[tuple[int, ...]]] | None = None
         self._judged: list[Judged] = []
 
-    def batch(self, rows: Sequence[int], tokens: Sequence[Sequence[int]], log_metric: LogMetric) -> list[Judged]:
+    def batch(
+        self,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        tokens: Sequence[Sequence[int]],
+        log_metric: LogMetric,
+    ) -> list[Judged]:
         """Completions with their rows and verdicts.
 
         Args:
             rows: which row each completion belongs to.
-            tokens: ids of every completion.
+            prompts: token ids of what was asked.
+            tokens: token ids of every completion.
             log_metric: TRL's; called once for a batch.
         """
         asked = (list(rows), [tuple(ids) for ids in tokens])
         if asked != self._batch:
-            texts = [str(self.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in tokens]
-            self._judged = [self._one(*one) for one in zip(texts, asked[1], asked[0], strict=True)]
+            self._judged = [self._one(*one) for one in zip(rows, prompts, tokens, strict=True)]
             self._batch = asked
             count = len(self._judged)
             log_metric("unverifiable", sum(verdict == "unverifiable" for *_, verdict in self._judged) / count)
             log_metric("repetition", sum(completion.looping for completion, *_ in self._judged) / count)
         return self._judged
 
-    def _one(self, text: str, tokens: tuple[int, ...], number: int) -> Judged:
+    def _one(self, number: int, prompt: Sequence[int], tokens: Sequence[int]) -> Judged:
         row = self.rows[number]
-        completion = Completion(
-            text=text,
-            tokens=tokens,
-            ended=bool(tokens) and tokens[-1] in self.ends,
-            limit=self.limit,
-            looping=is_looping(tokens),
-            unclosed_think=(self.opened or THINK in text) and "</think>" not in text,
-        )
-        return completion, row, self.task.grade(text, row["answer"], row)
+        asked = Prompt(str(self.tokenizer.decode(list(prompt))), tuple(prompt))
+        completion = completion_from(self.tokenizer, asked, tokens, self.ends, self.limit)
+        return completion, row, self.task.grade(completion.text, row["answer"], row)
 
 
 def reward_function(name: str, reward: Reward, judge: Judge) -> RewardFunction:
@@ -86,7 +85,7 @@ def reward_function(name: str, reward: Reward, judge: Judge) -> RewardFunction:
 
     def scores(**columns: Any) -> list[float]:
         log_metric = columns.get("log_metric", lambda name, value: None)
-        judged = judge.batch(columns["row"], columns["completion_ids"], log_metric)
+        judged = judge.batch(columns["row"], columns["prompt_ids"], columns["completion_ids"], log_metric)
         return [_score(name, reward, *one) for one in judged]
 
     scores.__name__ = name

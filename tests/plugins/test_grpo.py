@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import rqat
 from rqat.contracts import Context, Training
 from rqat.errors import RqatError
 from rqat.train.data import prepare_rows
@@ -16,6 +17,25 @@ from rqat_grpo.objective import Grpo
 from rqat_grpo.watch import Watch
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import Sums
+
+
+@pytest.mark.parametrize(
+    ("ids", "loop"),
+    [
+        ([], False),
+        ([5] * 31, False),
+        ([5] * 32, True),
+        ([1, 2, 3, *[8, 9, 10] * 11], True),
+        ([*[8, 9, 10] * 11, 8], True),
+        ([*[8, 9, 10] * 11, 7], False),
+        (list(range(200)), False),
+        ([*range(40)] * 4, True),
+        ([*range(40)] * 3, False),
+        ([*range(65)] * 4, True),
+    ],
+)
+def test_loops_are_told_from_text(ids: list[int], loop: bool) -> None:
+    assert rqat.is_looping(ids) is loop
 
 
 def history(*entries: dict[str, float]) -> Any:

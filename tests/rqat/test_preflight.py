@@ -149,13 +149,14 @@ def test_every_known_schedule_and_optimizer_can_be_built():
     import torch
 
     from rqat.keys import TrainKeys
+    from rqat.optimizers import OPTIMIZERS, SCHEDULES
     from rqat.train.schedule import build_schedule, optimizer_class
 
     inner = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    for name in preflight_module.SCHEDULES:
+    for name in SCHEDULES:
         keys = TrainKeys.model_validate({"objective": "kd", "data": {"source": "arith"}, "steps": 4, "schedule": name})
         assert build_schedule(inner, keys)
-    for name in preflight_module.OPTIMIZERS:
+    for name in OPTIMIZERS:
         assert optimizer_class(name)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RqatError
+from ...batches import split_batch
 from ...job import Job, log
 from ...plan import Step
 from ...processes import Processes
@@ -99,11 +99,13 @@ def _train(
     from transformers import set_seed
 
     from ...contracts import Training
+    from ...generation.sampling import context_length, own_settings_hidden
     from ...quiet import quiet_training
     from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
-    from ...train.data import completion_room, context_of, dropped_rows, prepare_rows
+    from ...train.data import completion_room, dropped_rows, prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
+    from ...train.sampler_gap import sampler_gap
     from ...train.schedule import build_schedule, optimizer_class
     from ...train.teacher import load_teacher
 
@@ -112,7 +114,7 @@ def _train(
     arguments = _arguments(keys, work / TRAINER, job.device, processes)
     with quiet_training():
         set_seed(keys.seed)
-        max_tokens = min(keys.max_tokens, context_of(start.model))
+        max_tokens = min(keys.max_tokens, context_length(start.model))
         rows = prepare_rows(
             job.make(step, "source").rows(keys.data.split, keys.data.seed),
             start.tokenizer,
@@ -156,7 +158,7 @@ def _train(
                     step.name, processes.count, before,
                 )  # fmt: skip
                 seed += step_of(checkpoint) * max(before, processes.count)
-        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu():
+        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu(), own_settings_hidden(start.model):
             callbacks: list[Any] = [Checkpoints(processes, optimizer.digest)]
             if processes.leads:
                 callbacks.append(Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
@@ -179,7 +181,7 @@ def _train(
             )
             _without_printing(trainer)
             if card.writes and processes.leads:
-                rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
+                rows.facts["sampler_gap_nats"] = sampler_gap(start.model, start.tokenizer, rows.rows["prompt_ids"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     lines = read_json_lines(work / LOG)
@@ -198,8 +200,8 @@ def _rewards(
     job: Job, step: Step, start: Checkpoint, rows: Prepared, limit: int
 ) -> tuple[list[RewardFunction], list[float]]:
     """TRL's reward functions and their weights; `limit`: tokens a completion may have."""
+    from ...generation.sampling import end_tokens
     from ...train.rewards import Judge, reward_function
-    from ...train.rollouts import end_tokens
 
     judge = Judge(job.make(step, "task"), rows.source, start.tokenizer, end_tokens(start.model, start.tokenizer), limit)
     parts = step.parts["objective"].parts
@@ -232,23 +234,12 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
     """Settings every TRL config takes; `batch` is that of all processes together."""
     from ...train.checkpoints import KEPT
 
-    micro = keys.micro_batch or max(1, keys.batch // processes.count)
-    if processes.count > 1 and keys.batch % (micro * processes.count):
-        shares = f"{processes.count} processes" + (f" with micro_batch {micro}" if keys.micro_batch else "")
-        raise RqatError(
-            f"train.batch is {keys.batch}, which does not split over {shares}.",
-            hint=f"Choose a batch that is a multiple of {(keys.micro_batch or 1) * processes.count}.",
-        )
-    if keys.batch % micro:
-        raise RqatError(
-            f"train.batch is {keys.batch}, which is not a multiple of micro_batch {micro}.",
-            hint="Choose a micro_batch that divides batch.",
-        )
+    micro, passes = split_batch(keys.batch, keys.micro_batch, processes.count)
     return {
         "output_dir": str(folder),
         "max_steps": keys.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": keys.batch // (micro * processes.count),
+        "gradient_accumulation_steps": passes,
         "learning_rate": keys.lr,
         "max_grad_norm": keys.max_grad_norm,
         "seed": keys.seed,
@@ -268,13 +259,6 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
         "dataloader_pin_memory": False,
         **processes.arguments(device),
     }
-
-
-def _sampler_gap(start: Checkpoint, prompts: list[Any]) -> float:
-    from ...train.rollouts import sampler_gap
-
-    texts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in prompts]
-    return sampler_gap(start.model, start.tokenizer, texts)
 
 
 def _without_printing(trainer: transformers.Trainer) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from rqat.contracts import Row
 from rqat.errors import DataError
-from rqat.train.data import IGNORED, check_rows, completion_room, dropped_rows, encode_prompts, prepare_rows
+from rqat.train.data import IGNORED, check_rows, completion_room, dropped_rows, prepare_rows
 from tests.tiny import tiny_tokenizer
 from tests.training import Sums
 
@@ -52,7 +52,6 @@ def test_a_chat_template_wraps_the_prompt() -> None:
     rows = prepare_rows([{"prompt": "hi", "completion": "yo"}], tokenizer, steps=1, batch=1, max_tokens=20, seed=0).rows
     assert tokenizer.decode(rows[0]["input_ids"]) == "[hi]>yo<eos>"
     assert rows[0]["prompt"] == [{"role": "user", "content": "hi"}]
-    assert tokenizer.decode(encode_prompts(tokenizer, ["hi"])[0]) == "[hi]>"
 
 
 @pytest.mark.parametrize("completion", ["<think>\n1+1</think>2", "1+1</think>2"])
@@ -119,7 +118,7 @@ def test_rollouts_keep_prompts_and_answers_only() -> None:
     prepared = prepare_rows(
         endless(), tiny_tokenizer(), steps=2, batch=4, max_tokens=100, seed=0, writes=True, graded=True
     )
-    assert set(prepared.rows.column_names) == {"prompt", "answer", "prompt_tokens", "row"}
+    assert set(prepared.rows.column_names) == {"prompt", "answer", "prompt_tokens", "prompt_ids", "row"}
     for row in prepared.rows:
         assert prepared.source[row["row"]]["prompt"] == row["prompt"]
 

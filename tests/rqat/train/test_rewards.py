@@ -50,8 +50,8 @@ def ids(text: str, end: bool = True) -> list[int]:
     return TOKENIZER(text)["input_ids"] + [END] * end
 
 
-def judge(task: Task, **more: Any) -> Judge:
-    return Judge(task, ROWS, more.pop("tokenizer", TOKENIZER), [END], 40)
+def judge(task: Task) -> Judge:
+    return Judge(task, ROWS, TOKENIZER, [END], 40)
 
 
 def test_every_completion_is_graded_once_for_all_rewards_on_its_whole_row() -> None:
@@ -63,6 +63,7 @@ def test_every_completion_is_graded_once_for_all_rewards_on_its_whole_row() -> N
     ]
     asked: dict[str, Any] = {
         "prompts": ["2+2=", "2+2=", "2+3=", "2+3="], "completions": [""] * 4, "row": [0, 0, 1, 1],
+        "prompt_ids": [[5]] * 4,
         "completion_ids": [ids("4"), ids("7" * 36), ids("?"), ids("5")], "answer": ["4", "4", "5", "5"],
         "log_metric": lambda name, value: logged.append((name, value)),
     }  # fmt: skip
@@ -78,7 +79,11 @@ def test_every_completion_is_graded_once_for_all_rewards_on_its_whole_row() -> N
 def test_a_reward_sees_how_a_completion_ended() -> None:
     seen: list[Completion] = []
     look = reward_function("look", Noted(lambda completion, *_: seen.append(completion) or 0), judge(Equal()))
-    look(completion_ids=[ids("12"), ids("7" * 40, end=False), [], ids("<think>a")], row=[0, 0, 1, 1])
+    look(
+        completion_ids=[ids("12"), ids("7" * 40, end=False), [], ids("<think>a")],
+        row=[0, 0, 1, 1],
+        prompt_ids=[[5]] * 4,
+    )
     ended, cut, empty, thinking = seen
     assert (ended.text, ended.tokens, ended.ended, ended.limit) == ("12", tuple(ids("12")), True, 40)
     assert (cut.ended, cut.truncated, cut.looping, cut.unclosed_think) == (False, True, True, False)
@@ -87,12 +92,9 @@ def test_a_reward_sees_how_a_completion_ended() -> None:
 
 
 def test_thinking_that_the_prompt_opened_has_to_be_closed() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
     seen: list[Completion] = []
-    shared = judge(Equal(), tokenizer=tokenizer)
-    look = reward_function("look", Noted(lambda completion, *_: seen.append(completion) or 0), shared)
-    look(completion_ids=[ids("12"), ids("a</think>12")], row=[0, 0])
+    look = reward_function("look", Noted(lambda completion, *_: seen.append(completion) or 0), judge(Equal()))
+    look(completion_ids=[ids("12"), ids("a</think>12")], row=[0, 0], prompt_ids=[ids("2+2=<think>", end=False)] * 2)
     assert [completion.unclosed_think for completion in seen] == [True, False]
 
 
@@ -102,5 +104,5 @@ def test_a_score_that_is_no_finite_number_is_one_clear_error(score: Any) -> None
     with pytest.raises(
         RqatError, match=r"the reward 'acme-brief' gave .* a completion of a.jsonl:9 \(2 tokens"
     ) as info:
-        function(completion_ids=[ids("4")], row=[1])
+        function(completion_ids=[ids("4")], row=[1], prompt_ids=[[5]])
     assert "finite number" in info.value.hint
