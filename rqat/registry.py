@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["BUILTIN", "KINDS", "BrokenPlugin", "Card", "Kind", "Registry", "parts_of"]
 
 BUILTIN = (
+    "rqat_uniform",
+    "rqat_seq",
     "rqat_rtn",
     "rqat_gptq",
     "rqat_awq",
