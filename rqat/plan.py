@@ -15,7 +15,7 @@ from .contracts import Options, TaskOptions
 from .errors import RecipeError, RqatError, UnknownName
 from .facts import difference
 from .grids import scheme_problems
-from .keys import EvaluateKeys, Keys, ModelKeys, PluginKeys, Recipe, TrainKeys
+from .keys import EvaluateKeys, Keys, ModelKeys, PluginKeys, Recipe, RewardKeys, TrainKeys
 from .problems import Keys as KeyPath
 from .problems import Place, problems_of
 from .recipe import LoadedRecipe, built_recipe
@@ -30,6 +30,9 @@ Stage = Literal["calibrate", "quantize", "train", "gate", "export", "evaluate"]
 BASE = "bf16"
 """The variant of the model as it was before quantization."""
 
+REWARDS = {"correct": RewardKeys()}
+"""What an objective is trained on when its recipe names no rewards."""
+
 LM_EVAL = "lm-eval:"
 """Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
 
@@ -39,7 +42,8 @@ class Use:
     """A part with its validated options.
 
     Attributes:
-        parts: of a source made of others: those, with their weights, in order.
+        parts: of a source made of others: those, with their weights, in order; of an objective that is trained on
+            rewards: the rewards, with their weights, in order.
     """
 
     card: Card
@@ -261,6 +265,8 @@ class _Builder:
             wanted = f"leave it out, or use one that does: {learners}"
             self.problems.append(f"{place.at('teacher')}: '{keys.objective}' learns from no teacher; {wanted}.")
         inputs = {"start": self.made[start]}
+        if objective is not None:
+            objective = replace(objective, parts=self._rewards(keys, place, objective.card))
         if objective is not None and objective.card.graded:
             if keys.task is None:
                 known = ", ".join(card.name for card in self.registry.cards("task"))
@@ -271,6 +277,23 @@ class _Builder:
         parts = {"objective": objective, "source": source, "task": task}
         self.made[variant] = self._add(f"train-{variant}", "train", variant, keys, parts, inputs)
         return variant
+
+    def _rewards(self, keys: TrainKeys, place: Place, card: Card) -> tuple[tuple[Use, float], ...]:
+        """The rewards an objective is trained on, with their weights."""
+        if not card.graded:
+            if keys.rewards is not None:
+                graded = ", ".join(card.name for card in self.registry.cards("objective") if card.graded)
+                wanted = f"leave it out, or use one that is: {graded}"
+                self.problems.append(f"{place.at('rewards')}: '{card.name}' is not trained on rewards; {wanted}.")
+            return ()
+        asked = REWARDS if keys.rewards is None else keys.rewards
+        if not any(reward.weight for reward in asked.values()):
+            self.problems.append(f"{place.at('rewards')}: every weight is 0, so nothing would be learned.")
+        found = [
+            (self._use("reward", name, reward.options, place.at("rewards", name)), reward.weight)
+            for name, reward in asked.items()
+        ]
+        return tuple((use, weight) for use, weight in found if use is not None)
 
     def _evaluate(self, keys: EvaluateKeys, place: Place) -> None:
         known = [BASE, *self.made]
@@ -295,10 +318,10 @@ class _Builder:
         except ValidationError as error:
             self.problems += problems_of(error, TaskOptions, place, also_known=EvaluateKeys.model_fields)
 
-    def _use(self, kind: Kind, name: str, raw: Mapping[str, Any], place: Place, name_key: str) -> Use | None:
+    def _use(self, kind: Kind, name: str, raw: Mapping[str, Any], place: Place, name_key: str = "") -> Use | None:
         """A part with its options; None, with the reasons among the problems, when something is wrong."""
         try:
-            card = self.registry.card(kind, name, place.at(name_key))
+            card = self.registry.card(kind, name, place.at(name_key) if name_key else place)
             return self._with_parts(Use(card, self.registry.options(card, raw, place)))
         except RecipeError as error:
             self.problems += error.problems

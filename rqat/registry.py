@@ -42,6 +42,7 @@ BUILTIN = (
     "rqat_sft",
     "rqat_kd",
     "rqat_grpo",
+    "rqat_rewards",
     "rqat_data",
     "rqat_arith",
     "rqat_math",

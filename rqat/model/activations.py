@@ -173,16 +173,17 @@ class Activations:
         return rows if real is None else rows.index_select(0, real)
 
     def _empty(self, width: int) -> LinearStats:
-        def zeros(statistic: Statistic, *shape: int) -> Tensor | None:
-            return torch.zeros(shape, device=self._device) if statistic in self._needs else None
-
-        return LinearStats(
-            hessian=zeros("hessian", width, width),
-            absmean=zeros("absmean", width),
-            mean=zeros("mean", width),
-            absmax=zeros("absmax", width),
-            cross=zeros("cross", width, width),
-        )
+        shapes: dict[str, tuple[int, ...]] = {
+            "hessian": (width, width),
+            "absmean": (width,),
+            "mean": (width,),
+            "absmax": (width,),
+            "cross": (width, width),
+        }
+        kept: dict[str, Any] = {
+            name: torch.zeros(shape, device=self._device) for name, shape in shapes.items() if name in self._needs
+        }
+        return LinearStats(**kept)
 
     def _embed(self) -> None:
         """The tokens' embeddings, and a place for the hidden states of every batch."""
