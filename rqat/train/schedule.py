@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import RqatError, UnknownName
-from ..keys import TrainKeys
 from .optimizer import UNSUITABLE
 
 if TYPE_CHECKING:
     import torch
+
+
+class Scheduled(Protocol):
+    """What a recipe says of the learning rate's course."""
+
+    @property
+    def schedule(self) -> str: ...
+
+    @property
+    def warmup(self) -> float: ...
+
+    @property
+    def steps(self) -> int: ...
+
 
 NEEDS_MORE = frozenset({"reduce_lr_on_plateau", "greedy", "warmup_stable_decay", "cosine_warmup_with_min_lr"})
 """Schedules that follow an evaluation or need arguments a recipe has no key for."""
@@ -34,7 +47,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return known[name]
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, keys: TrainKeys) -> Any:
+def build_schedule(optimizer: torch.optim.Optimizer, keys: Scheduled) -> Any:
     """The learning-rate schedule over `optimizer`: `keys.warmup` of the steps up, the rest as `keys.schedule` says.
 
     Raises:

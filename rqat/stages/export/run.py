@@ -28,8 +28,8 @@ from ...model.checkpoint import load_checkpoint
 from ...model.load import quiet
 from ...model.reader import CheckpointReader
 from ...model.stored import StoredTensors
-from ...plan import Step
 from ...registry import Card
+from ...stage import Step
 from ...storage import write_text
 from .card import model_card
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from rqat import Exporter, NumericsError, PluginError, QuantizedWeight, Scheme
 from rqat.job import Job
-from rqat.keys import ExportKeys
 from rqat.model import hf_folder
 from rqat.model.checkpoint import save_checkpoint
-from rqat.plan import Step, Use
 from rqat.registry import Registry
+from rqat.stage import Step, Use
+from rqat.stages.export import ExportKeys
 from rqat.stages.export import run as export
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 from tests.tiny import tiny_model, tiny_tokenizer
