@@ -8,7 +8,6 @@ python docs/generate.py
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,27 +44,30 @@ def hooks_page() -> str:
 
 def keys_page() -> str:
     """Every key of a recipe with type, default and meaning, then the options of every built-in plugin."""
-    from rqat import keys
+    from rqat.recipe import Recipe
     from rqat.registry import Registry
 
-    sections = [
-        ("recipe", keys.Recipe),
-        ("model, train[].teacher", keys.ModelKeys),
-        ("calibration", keys.CalibrationKeys),
-        ("quantize, compare[]", keys.QuantizeKeys),
-        ("train[]", keys.TrainKeys),
-        ("train[].data", keys.DataKeys),
-        ("train[].gate", keys.GateKeys),
-        ("export", keys.ExportKeys),
-        ("evaluate[]", keys.EvaluateKeys),
-    ]
     lines = ["# Recipe keys\n", NOTE, "Options of plugins stand beside these keys, in the same mapping.\n"]
-    for title, model in sections:
-        lines += [f"\n## {title}\n", _table(model)]
-    for kind in ("quantizer", "objective", "source", "task", "exporter"):
-        for card in Registry.discover().cards(kind):
-            lines += [f"\n## {kind} {card.name}\n", f"{card.summary}\n", _table(card.options)]
+    for model, places in _mappings(Recipe).items():
+        lines += [f"\n## {', '.join(places) or 'recipe'}\n", _table(model)]
+    for card in Registry.discover().all_cards():
+        if card.owner == "rqat":
+            lines += [f"\n## {card.kind} {card.name}\n", f"{card.summary}\n", _table(card.options)]
     return "\n".join(lines)
+
+
+def _mappings(model: type, place: str = "", found: dict[type, list[str]] | None = None) -> dict[type, list[str]]:
+    """Every mapping of a recipe, with where it may stand: `train[].data`."""
+    from rqat.problems import is_list, model_at
+
+    found = {} if found is None else found
+    found.setdefault(model, []).extend([place] if place else [])
+    for name, field in model.model_fields.items():
+        inner = model_at(model, (name,))
+        if inner is not None:
+            where = f"{place}.{name}" if place else name
+            _mappings(inner, where + ("[]" if is_list(field.annotation) else ""), found)
+    return found
 
 
 def cli_page() -> str:
@@ -100,39 +102,18 @@ def _bench() -> Any:
 
 
 def _table(model: type) -> str:
-    """A pydantic model as a table; meanings come from the docstring's `Attributes:`."""
-    meanings: dict[str, str] = {}
-    for ancestor in reversed(model.__mro__):
-        own = ancestor.__module__.startswith("rqat")
-        meanings |= _attributes(inspect.cleandoc(ancestor.__doc__ or "") if own else "")
+    """A pydantic model as a table."""
+    from rqat.describe import field_rows
+
     rows = []
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-        kind = re.sub(r"(typing|rqat(\.\w+)+|rqat_\w+(\.\w+)*)\.", "", kind).replace("|", "\\|")
-        default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
+    for field in field_rows(model):
+        default = f"`{field.default}`" if field.default else "required"
         if "Keys" in default:
             default = "see below"
-        rows.append(f"| `{name}` | {kind} | {default} | {meanings.get(name, '')} |")
+        rows.append(f"| `{field.name}` | {field.type.replace('|', chr(92) + '|')} | {default} | {field.meaning} |")
     if not rows:
         return "No options.\n"
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
-
-
-def _attributes(docstring: str) -> dict[str, str]:
-    """`name: meaning` entries of a docstring's Attributes section."""
-    section = docstring.partition("Attributes:\n")[2]
-    found: dict[str, str] = {}
-    current = ""
-    for line in section.splitlines():
-        if entry := re.match(r" {4}(\w+): (.*)", line):
-            current = entry[1]
-            found[current] = entry[2]
-        elif current and line.startswith("        "):
-            found[current] += " " + line.strip()
-        elif line.strip():
-            break
-    return found
 
 
 def _code(text: str) -> str:

@@ -1,11 +1,14 @@
 """rqat: quantization-aware training for reasoning language models at 2 and 3 bits.
 
-This is the public face, and all a plugin author needs; importing it does not import torch.
+This is the public face: the contracts, which are all a plugin author needs, and functions that quantize, train, save,
+export and evaluate, for people with a training loop of their own. Importing it does not import torch: those functions
+are fetched from `rqat.api` when they are first named.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .contracts import (
     Block,
@@ -62,6 +65,9 @@ if TYPE_CHECKING:
     import torch
     import transformers
 
+    from .api import QuantizedModel, evaluate, export, load, quantize, save
+    from .train.optimizer import QuantizedOptimizer
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -86,6 +92,8 @@ __all__ = [
     "Part",
     "PluginError",
     "Problem",
+    "QuantizedModel",
+    "QuantizedOptimizer",
     "QuantizedWeight",
     "Quantizer",
     "Reader",
@@ -117,9 +125,28 @@ __all__ = [
     "UnknownName",
     "Verdict",
     "__version__",
+    "evaluate",
+    "export",
     "hookimpl",
+    "load",
     "load_packed",
+    "quantize",
+    "save",
 ]
+
+
+_FETCHED = {
+    ".api": ("QuantizedModel", "evaluate", "export", "load", "quantize", "save"),
+    ".train.optimizer": ("QuantizedOptimizer",),
+}
+"""What is fetched when it is first named, since it imports torch, by the module it is in."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _FETCHED.items():
+        if name in names:
+            return getattr(import_module(module, __name__), name)
+    raise AttributeError(f"module 'rqat' has no attribute '{name}'")
 
 
 def load_packed(

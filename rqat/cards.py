@@ -6,6 +6,7 @@ line, and hides neither the plugin's other parts nor anybody else's.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 import sys
@@ -96,6 +97,7 @@ class Card:
     graded: bool = False
     domain: str = ""
     model: bool = False
+    hooks: bool = False
 
     @property
     def full_name(self) -> str:
@@ -103,9 +105,16 @@ class Card:
         return f"{self.module}:{self.name}"
 
     @property
-    def file(self) -> str:
-        """Where the plugin's module lies."""
-        return str(getattr(sys.modules.get(self.module), "__file__", None) or "")
+    def class_file(self) -> str:
+        """Where its class is written; found without importing it. Empty where there is no such file."""
+        submodule = self.load.partition(":")[0]
+        if not submodule:
+            return str(getattr(sys.modules.get(self.module), "__file__", None) or "")
+        try:
+            spec = importlib.util.find_spec(submodule, self.module)
+        except ImportError:
+            return ""
+        return str(spec.origin) if spec is not None and spec.origin else ""
 
     def belongs_to(self, plugin: str) -> bool:
         """Whether `plugin` is the module or the distribution it came with, in any spelling."""

@@ -99,7 +99,7 @@ class Discovery:
         unwanted = [name.strip() for name in os.environ.get(DISABLED, "").split(",") if name.strip()]
         entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.value, entry.name))
         names = {spelled(name) for name in self.builtin}
-        found = [*self._builtin(), *self._by_path(entries, names), *self._installed(entries)]
+        found = [*self._builtin(), *self._by_path(entries), *self._installed(entries)]
         meant: set[str] = set()
         for known_as, owner, release, load, by_path in found:
             names |= {spelled(name) for name in known_as}
@@ -127,7 +127,7 @@ class Discovery:
         for name in self.builtin:
             yield (name,), "rqat", release, lambda name=name: importlib.import_module(name), False
 
-    def _by_path(self, entries: Sequence[EntryPoint], builtin: set[str]) -> Iterator[Any]:
+    def _by_path(self, entries: Sequence[EntryPoint]) -> Iterator[Any]:
         """Plugins given by their path. One that is installed as well is read from there, not from its installation."""
         self._seen = set(self.builtin)
         installed = {entry.value for entry in entries}
@@ -137,7 +137,7 @@ class Discovery:
             if name in self._seen and name not in self.builtin:
                 continue
             self._seen.add(name)
-            yield (name, path.name), path.name, "", _loader(path, name, name in installed, builtin), True
+            yield (name, path.name), path.name, "", self._loader(path, name, name in installed), True
 
     def _installed(self, entries: Sequence[EntryPoint]) -> Iterator[Any]:
         for entry in entries:
@@ -147,6 +147,27 @@ class Discovery:
                 yield (entry.module, owner, entry.name), owner, release, entry.load, False
             elif entry.value in self.builtin and spelled(owner) != "rqat":
                 self.report(entry.value, owner, "this module name is reserved for a plugin that comes with rqat")
+
+    def _loader(self, path: Path, name: str, installed: bool) -> Callable[[], ModuleType]:
+        """Imports the plugin at a path under the name `name`, which no other module may have."""
+
+        def load() -> ModuleType:
+            file = path / "__init__.py" if path.is_dir() else path
+            if not file.is_file():
+                raise PluginError(f"there is no file {file}")
+            if (path.suffix != ".py" and not path.is_dir()) or not name.isidentifier():
+                raise PluginError("a plugin is a .py file, or a folder with __init__.py, whose name Python can import")
+            if name in self.builtin:
+                raise PluginError("this module name is reserved for a plugin that comes with rqat; rename the file")
+            there = sys.modules.get(name)
+            if there is not None and _same(there.__file__, file):
+                return there
+            spec = None if installed else importlib.util.find_spec(name)
+            if there is not None or (spec is not None and not _same(spec.origin, file)):
+                raise PluginError(f"there is another module '{name}'; rename the file")
+            return _load(file, name)
+
+        return load
 
     def _import(self, name: str, owner: str, load: Callable[[], Any], by_path: bool) -> ModuleType | None:
         try:
@@ -174,44 +195,28 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"
 
 
-def _loader(path: Path, name: str, installed: bool, builtin: set[str]) -> Callable[[], ModuleType]:
-    """Imports the plugin at a path under the name `name`."""
+def _same(one: str | None, other: Path) -> bool:
+    return one is not None and Path(one).resolve() == other.resolve()
 
-    def load() -> ModuleType:
-        file = path / "__init__.py" if path.is_dir() else path
-        if not file.is_file():
-            raise PluginError(f"there is no file {path}" if not path.is_dir() else f"{path} has no __init__.py")
-        if (path.suffix != ".py" and not path.is_dir()) or not name.isidentifier():
-            raise PluginError("a plugin is a .py file, or a folder with __init__.py, whose name Python can import")
-        if spelled(name) in builtin:
-            raise PluginError("this module name is reserved for a plugin that comes with rqat; rename the file")
-        there = sys.modules.get(name)
-        if there is not None and Path(str(there.__file__)) == file:
-            return there
-        if not installed and (there is not None or importlib.util.find_spec(name) is not None) and not _lies_in(file):
-            raise PluginError(f"there is another module '{name}' already; rename the file")
-        # Processes that this one spawns import what they are sent by name.
-        if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))
-        spec = importlib.util.spec_from_file_location(
-            name, file, submodule_search_locations=[str(path)] if path.is_dir() else None
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
 
-    def _lies_in(file: Path) -> bool:
-        spec = importlib.util.find_spec(name)
-        return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == file.resolve()
-
-    return load
+def _load(file: Path, name: str) -> ModuleType:
+    """Runs a module's file. Processes that this one spawns import by name, so its folder goes on the path."""
+    package = file.name == "__init__.py"
+    folder = str(file.parent.parent if package else file.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    inside = [str(file.parent)] if package else None
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=inside)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _check_contract(module: ModuleType) -> None:

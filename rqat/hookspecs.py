@@ -95,11 +95,22 @@ class RegisterGrid(Protocol):
     ) -> None: ...
 
 
-class RegisterTransform(Protocol):
-    """Registers a transform of whole models."""
+class RegisterTransform(Register, Protocol):
+    """Registers a transform of whole models.
+
+    Args:
+        hooks: it adds forward hooks (`attach`), so that no checkpoint format holds all of it.
+    """
 
     def __call__(
-        self, name: str, *, load: str, options: type[Options] = Options, summary: str = "", paper: str = ""
+        self,
+        name: str,
+        *,
+        load: str,
+        options: type[Options] = Options,
+        summary: str = "",
+        paper: str = "",
+        hooks: bool = False,
     ) -> None: ...
 
 

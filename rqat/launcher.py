@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import RqatError, RunError
 from .job import Job, Progress, Task
 from .processes import WorkerFailed
+from .quiet import hush
 from .stage import Step
 from .storage import read_json, write_json
 
@@ -46,6 +47,8 @@ GRACE_S = 5
 
 CONSEQUENCES = frozenset({signal.SIGTERM, signal.SIGABRT})
 """Signals that end a worker because another has failed: the launcher's, and NCCL's."""
+
+NOISY = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 
 SHOWN = 4000
 """Characters shown of what a worker has printed that failed without a word."""
@@ -139,33 +142,28 @@ def _run_workers(count: int, folder: Path) -> None:
         signals_to_handle="SIGTERM",
         shutdown_timeout=GRACE_S,
     )
-    with _restored(signal.SIGTERM):
-        try:
-            elastic_launch(config, sys.executable)("-P", "-c", START, str(folder / ORDER))
-        except ChildFailedError as error:
-            raise _cause(error, count, folder) from None
-        except SignalException as ended:
-            raise SystemExit(128 + ended.sigval) from None
-
-
-@contextmanager
-def _restored(number: signal.Signals) -> Iterator[None]:
-    """Puts back what a signal does, which the launcher changes in the main thread and leaves so."""
-    before = signal.getsignal(number)
+    hush(*NOISY, level=logging.CRITICAL)  # what they say of a worker that failed is said by `_cause`
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        yield
+        elastic_launch(config, sys.executable)("-P", "-c", START, str(folder / ORDER))
+    except ChildFailedError as error:
+        raise _cause(error, count, folder) from None
+    except SignalException as ended:
+        raise SystemExit(128 + ended.sigval) from None
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(number, before)
+            signal.signal(signal.SIGTERM, before)
 
 
 def _cause(error: ChildFailedError, count: int, folder: Path) -> Exception:
     """What to raise for the worker that failed first; others then fail as they wait for it."""
-    codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    since = min(failure.timestamp for failure in error.failures.values())
+    soon = {rank: failure for rank, failure in error.failures.items() if failure.timestamp <= since + GRACE_S}
+    codes = {rank: failure.exitcode for rank, failure in soon.items()}
     killed = [rank for rank, code in codes.items() if code < 0 and -code not in CONSEQUENCES]
-    said = {rank: failure.error_file_data for rank, failure in error.failures.items()}
+    said = {rank: failure.error_file_data for rank, failure in soon.items()}
     told = sorted((data["time"], rank) for rank, data in said.items() if "time" in data)
-    rank = killed[0] if killed else told[0][1] if told else min(codes)
+    rank = killed[0] if killed else told[0][1] if told else min(codes, key=lambda rank: -codes[rank] in CONSEQUENCES)
     name = f"process {rank} of {count}"
     if codes[rank] == -signal.SIGKILL:
         hint = "Perhaps memory has run out: lower micro_batch. The same command resumes from the last checkpoint."
@@ -181,52 +179,38 @@ def _cause(error: ChildFailedError, count: int, folder: Path) -> Exception:
 def _relayed(path: Path, progress: Progress) -> Iterator[None]:
     """Shows meanwhile, in a thread, what the first worker writes to the pipe at `path`."""
     os.mkfifo(path)
-    # For reading and writing, so that it opens at once and stays open, whether there is a worker or not.
-    with open(os.open(path, os.O_RDWR)) as pipe:
-        shower = threading.Thread(target=_show, args=[_messages(pipe), progress], daemon=True)
-        shower.start()
-        try:
-            yield
-        finally:
-            os.write(pipe.fileno(), b'\n["over"]\n')
-            shower.join()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait here for the worker
+    writer = os.open(path, os.O_WRONLY)  # while it is open the pipe has no end
+    os.set_blocking(reader, True)
+    shower = threading.Thread(target=_show, args=[reader, progress], daemon=True)
+    shower.start()
+    try:
+        yield
+    finally:
+        os.close(writer)
+        shower.join(GRACE_S)
 
 
-def _messages(pipe: Any) -> Iterator[list[Any]]:
-    """What was written to the pipe, up to its end; a killed worker may leave half a line."""
-    for line in pipe:
-        with suppress(ValueError):
-            message = json.loads(line)
-            if message == ["over"]:
-                return
-            yield message
-
-
-def _show(messages: Iterator[list[Any]], progress: Progress) -> None:
-    with suppress(EOFError):
-        _show_within(messages, progress, None)
-    for _ in messages:  # else the worker would wait for ever for somebody to read them
-        pass
-
-
-def _show_within(messages: Iterator[list[Any]], progress: Progress, task: Task | None) -> None:
-    """Shows what belongs to one bar, or to none.
-
-    Raises:
-        EOFError: the worker ended before the bar did.
-    """
-    for word, *given in messages:
-        if word == "task":
-            with progress.task(*given) as inner:
-                _show_within(messages, progress, inner)
-        elif word == "update" and task is not None:
-            task.update(*given)
-        elif word == "log":
-            name, level, text = given
-            logging.getLogger(name).log(level, "%s", text)
-        elif word == "print":
-            sys.stderr.write(*given)
-        elif word == "done":
-            return
-    if task is not None:
-        raise EOFError
+def _show(reader: int, progress: Progress) -> None:
+    """Shows messages up to the end of the pipe; one that is not whole is the last of a worker that was killed."""
+    bars: list[Any] = []
+    tasks: list[Task] = []
+    with open(reader, encoding="utf-8") as pipe, suppress(ValueError):
+        for line in pipe:
+            word, *given = json.loads(line)
+            if word == "task":
+                bars.append(progress.task(*given))
+                tasks.append(bars[-1].__enter__())
+            elif word == "update":
+                tasks[-1].update(*given)
+            elif word == "done":
+                tasks.pop()
+                bars.pop().__exit__(None, None, None)
+            elif word == "log":
+                name, level, text = given
+                logging.getLogger(name).log(level, "%s", text)
+            else:
+                sys.stderr.write(*given)
+    for bar in reversed(bars):
+        with suppress(EOFError):
+            bar.__exit__(EOFError, EOFError(), None)

@@ -16,13 +16,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError
 
 from . import hookspecs
 from .cards import KINDS, Card, Kind, kind_of, registrar
-from .contracts import Options, Part, Quantizer, Source
+from .contracts import Options, Part, Quantizer, Source, Transform
 from .discovery import BrokenPlugin, Discovery, Plugin, one_line
 from .errors import PluginError, RecipeError, UnknownName, nearest
 from .problems import Place, problems_of
@@ -45,6 +45,7 @@ BUILTIN = (
     "rqat_math",
     "rqat_compressed_tensors",
     "rqat_gptq_format",
+    "rqat_bf16",
 )
 """Modules of the plugins that come with rqat; their names are reserved."""
 
@@ -56,11 +57,12 @@ log = logging.getLogger("rqat.plugins")
 
 @dataclass(frozen=True)
 class Command:
-    """A command, or a group of them, that a plugin adds to `rqat`."""
+    """A command, or a group of them, that a plugin adds to `rqat`; `summary` is the first line of its help."""
 
     name: str
     module: str
     owner: str
+    summary: str
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Registry:
     _cards: dict[tuple[str, str], list[Card]] = field(default_factory=dict)
     _commands: list[tuple[str, str, Callable[[Any], None]]] = field(default_factory=list)
     _told: set[tuple[str, str]] = field(default_factory=set)
+    _latest: ClassVar[Registry | None] = None
 
     @classmethod
     def discover(cls) -> Registry:
@@ -89,7 +92,13 @@ class Registry:
         registry = cls(found.broken, found.disabled, found.complaints)
         for plugin in found.plugins():
             registry._add(plugin)
+        cls._latest = registry
         return registry
+
+    @classmethod
+    def current(cls) -> Registry:
+        """What was discovered last in this process, for whoever was handed none."""
+        return cls._latest or cls.discover()
 
     def cards(self, kind: Kind) -> list[Card]:
         """What can be used by its bare name, of one kind, by name; names offered twice are left out (see `clashes`)."""
@@ -249,28 +258,30 @@ class Registry:
                 f"{card} registers needs={sorted(card.needs)}, but its class says {sorted(found.needs)}.",
                 hint="Make the two equal.",
             )
+        if issubclass(found, Transform) and card.hooks != (found.attach is not Transform.attach):
+            raise PluginError(
+                f"{card} registers hooks={card.hooks}, but its class {'has no' if card.hooks else 'has an'} `attach`.",
+                hint="Make the two agree.",
+            )
         return found
 
     def add_commands(self, app: typer.Typer) -> None:
         """Lets plugins add their commands to the command line; one that fails goes to `broken`."""
-        from typer.main import get_command
-
+        known = _commands_of(app) if self._commands else {}
         for module, owner, function in self._commands:
             commands, groups = len(app.registered_commands), len(app.registered_groups)
-            before = set(getattr(get_command(app), "commands", ())) if commands + groups else set()
             try:
                 function(app)
-                made = get_command(app)  # reads every signature: a wrong one would end every other command too
-                names = list(getattr(made, "commands", ()))
-                if len(names) < len(app.registered_commands) + len(app.registered_groups):
+                made = _commands_of(app)  # reads every signature: a wrong one would end every other command too
+                if len(made) < len(app.registered_commands) + len(app.registered_groups):
                     raise PluginError("a command of that name exists already")
             except Exception as error:
                 del app.registered_commands[commands:], app.registered_groups[groups:]
                 text = f"register_commands: {_command_problem(error)}"
                 self.broken.append(BrokenPlugin.of(module, owner, error, text))
             else:
-                names = [name for name in names if name not in before]
-                self.commands += [Command(name, module, owner) for name in names]
+                self.commands += [Command(n, module, owner, made[n]) for n in made if n not in known]
+                known = made
 
     def _add(self, plugin: Plugin) -> None:
         """Calls a plugin's hooks, each by itself, so that a failure has a name and hides nothing else."""
@@ -327,6 +338,17 @@ class Registry:
     def _report(self, plugin: Plugin, error: str | BaseException, text: str = "") -> None:
         found = BrokenPlugin.of(plugin.module.__name__, plugin.owner, error, text, by_path=plugin.by_path)
         self.broken.append(found)
+
+
+def _commands_of(app: typer.Typer) -> dict[str, str]:
+    """Names of an app's commands and groups, with the first lines of their help."""
+    from typer.main import get_command
+
+    if not (app.registered_commands or app.registered_groups):
+        return {}
+    whole = get_command(app)
+    commands = getattr(whole, "commands", {str(whole.name): whole})
+    return {name: command.get_short_help_str(100) for name, command in commands.items()}
 
 
 def _command_problem(error: Exception) -> str:

@@ -1,7 +1,9 @@
 """`rqat plugins new`: copies an installed plugin out into a distribution of one's own, with a test that runs its suite.
 
-The code is copied as it is; only the names it registers change, since a name can be offered once. The copy works under
-its new module name because plugins import themselves relatively.
+The code is copied as it is; the card alone changes: names, since a name can be offered once, docstrings that speak of
+the original, and `from __future__ import annotations`, under which Typer cannot read a command written beside the card.
+Of a plugin with several parts, one can be copied with the files it is made of. The copy works under its new module name
+because plugins import themselves relatively.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ import ast
 import importlib.util
 import re
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import __version__
+from . import __version__, cut_out
+from .cards import spelled
 from .errors import PluginError, RunError, UnknownName
 from .registry import BUILTIN, KINDS, Card, Registry
 from .storage import explained, write_text
@@ -40,16 +44,19 @@ class NewPlugin:
     commands: Sequence[str]
 
 
-def new_plugin(registry: Registry, name: str, like: str = "rtn", *, parent: Path | None = None) -> NewPlugin:
+def new_plugin(
+    registry: Registry, name: str, like: str = "rtn", *, kind: str | None = None, parent: Path | None = None
+) -> NewPlugin:
     """Writes the folder `name` with a plugin that starts as a copy of `like`.
 
     Args:
         name: of the distribution, `rqat-<owner>-<name>`; the module is called the same with underscores.
-        like: the plugin to copy: a part's name ("gptq") or a module's ("rqat_gptq").
+        like: what to copy: a part ("kd", "rqat_data:jsonl"), or a whole plugin by its module ("rqat_gptq").
+        kind: of the part, where parts of several kinds are called `like`.
         parent: where the folder is to be; None is the current one.
 
     Raises:
-        PluginError: the name is reserved or not of that form.
+        PluginError: the name is reserved or not of that form; `like` may be one of several parts.
         UnknownName: there is no plugin to copy.
         RunError: the folder exists already or cannot be written.
     """
@@ -60,16 +67,16 @@ def new_plugin(registry: Registry, name: str, like: str = "rtn", *, parent: Path
     folder = (parent or Path()) / name
     if folder.exists():
         raise RunError(f"'{folder}' exists already.", hint="Choose another name; nothing is overwritten.")
-    cards = _cards_of(registry, like)
+    cards = _cards_of(registry, like, kind)
     names = _new_names(cards, name.removeprefix("rqat-"))
     for card in cards:
         if names[card.name] in [other.name for other in registry.cards(card.kind)]:
             raise PluginError(f"there is a {card.kind} '{names[card.name]}' already.", hint="Choose another name.")
     with explained(folder):
         (folder / "tests").mkdir(parents=True)
-        copied = _copy(cards[0].module, folder, module)
+        copied = _copy(registry, cards, folder, module)
         light = copied / "__init__.py" if copied.is_dir() else copied
-        write_text(light, rename(light.read_text(encoding="utf-8"), names))
+        write_text(light, _card_of_copy(light.read_text(encoding="utf-8"), cards, names))
         write_text(folder / "pyproject.toml", _pyproject(name, copied, cards[0]))
         write_text(folder / "README.md", _readme(name, cards, names))
         write_text(folder / "tests" / "test_conformance.py", _tests(cards, names))
@@ -93,21 +100,33 @@ def rename(code: str, names: Mapping[str, str]) -> str:
     return "".join(lines)
 
 
-def _cards_of(registry: Registry, like: str) -> list[Card]:
-    """Every part of the plugin called `like`."""
-    cards = [card for kind in KINDS for card in registry.cards(kind)]
-    modules = {card.module for card in cards}
-    if like not in modules:
-        owners = sorted({card.module for card in cards if card.name == like})
-        if f"rqat_{like}" in modules:
-            like = f"rqat_{like}"
-        elif len(owners) > 1:
-            raise PluginError(f"'{like}' is a part of {' and of '.join(owners)}.", hint="Name the plugin's module.")
-        elif owners:
-            like = owners[0]
-        else:
-            raise UnknownName(like, "plugin", {card.name for card in cards} | modules)
-    return [card for card in cards if card.module == like]
+def _cards_of(registry: Registry, like: str, kind: str | None) -> list[Card]:
+    """Every part of the plugin called `like`, or the one part called so."""
+    cards = [card for card in registry.all_cards() if kind in (None, card.kind)]
+    whole = [card for card in cards if spelled(card.module) == spelled(like)]
+    if whole:
+        return whole
+    plugin, _, bare = like.rpartition(":")
+    found = [card for card in cards if card.name == bare and (not plugin or card.belongs_to(plugin))]
+    if len(found) > 1:
+        kinds = {card.kind for card in found}
+        choices = [f"--kind {k}" for k in KINDS if k in kinds] if len(kinds) > 1 else [c.full_name for c in found]
+        raise PluginError(
+            f"'{like}' is {' and '.join(f'the {card.kind} of {card.module}' for card in found)}.",
+            hint=f"Say which: {' or '.join(choices)}.",
+        )
+    found = found or [card for card in cards if card.module == f"rqat_{like}"]
+    if not found:
+        raise UnknownName(like, f"{kind or 'part'} or plugin", {c.name for c in cards} | {c.module for c in cards})
+    return found
+
+
+def _card_of_copy(code: str, cards: Sequence[Card], names: Mapping[str, str]) -> str:
+    """The code of a copied card's module, under its new names and without what only the original is."""
+    code = cut_out.with_names_in_docstrings(rename(code, names), names)
+    offers = "; ".join(f"{card.kind} `{names[card.name]}`: {card.summary}" for card in cards)
+    text = textwrap.fill(f"{offers[:1].upper()}{offers[1:]}.", 117)
+    return cut_out.without_future_annotations(cut_out.with_docstring(code, text))
 
 
 def _new_names(cards: Sequence[Card], suffix: str) -> dict[str, str]:
@@ -115,16 +134,37 @@ def _new_names(cards: Sequence[Card], suffix: str) -> dict[str, str]:
     return {old[0]: suffix} if len(old) == 1 else {name: f"{suffix}-{name}" for name in old}
 
 
-def _copy(module: str, folder: Path, new: str) -> Path:
-    """Copies a module or a package; returns the copy."""
+def _copy(registry: Registry, cards: Sequence[Card], folder: Path, new: str) -> Path:
+    """Copies a module or a package, or of it what some of its parts are made of; returns the copy."""
+    module = cards[0].module
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise PluginError(f"the code of '{module}' cannot be found.", hint="Copy another plugin with --from.")
     origin = Path(spec.origin)
+    kept = {(f"register_{card.kind}s", card.name) for card in cards}
+    some = len(kept) < sum(card.module == module for card in registry.all_cards())
     if not spec.submodule_search_locations:
-        return Path(shutil.copyfile(origin, folder / f"{new}.py"))
-    shutil.copytree(origin.parent, folder / new, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    return folder / new
+        copied = Path(shutil.copyfile(origin, folder / f"{new}.py"))
+        if some:
+            write_text(copied, cut_out.keep_parts(copied.read_text(encoding="utf-8"), kept))
+        return copied
+    copied = folder / new
+    shutil.copytree(origin.parent, copied, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    if some:
+        _cut(copied, cards, kept)
+    return copied
+
+
+def _cut(package: Path, cards: Sequence[Card], kept: set[tuple[str, str]]) -> None:
+    """Leaves in a copied package what some of its parts are made of."""
+    modules = cut_out.files_of(package, [card.load for card in cards])
+    for file in sorted(package.rglob("*.py")):
+        name = ".".join(file.relative_to(package).with_suffix("").parts)
+        if not name.endswith("__init__") and name not in modules:
+            file.unlink()
+    card = package / "__init__.py"
+    needed = cut_out.imported_from_card(package, modules)
+    write_text(card, cut_out.keep_parts(card.read_text(encoding="utf-8"), kept, needed))
 
 
 def _pyproject(name: str, copied: Path, card: Card) -> str:

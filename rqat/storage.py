@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,33 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Writes a JSON-lines file, a value to a line, atomically."""
+    write_text(path, "".join(map(_line, rows)))
+
+
+def append_json_line(path: Path, row: Any) -> None:
+    """Adds a line to a JSON-lines file; a kill may cut it off."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(row))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file, up to the first damaged one; none when there is no such file."""
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def _line(row: Any) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,18 +10,18 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import RqatError, RunError
-from .job import Job, Silence
+from .job import Job
 from .launcher import RELAY, RESULTS
 from .pipeline import run_stage
-from .plan import build_plan
+from .plan import Step, build_plan
 from .processes import Processes
+from .quiet import hush, quiet_imports
 from .recipe import built_recipe
 from .registry import Registry
 from .storage import explained, read_json, write_json
@@ -36,20 +36,22 @@ def main() -> None:
         file = Path(sys.argv[1])
         order = read_json(file)
         threading.Thread(target=_end_without, args=[order["parent"]], daemon=True).start()
-        processes = Processes.join(order["device"])
-        progress = Relay(file.with_name(RELAY), order["levels"]) if processes.leads else Silence()
-        results = work(order, processes, progress)
-        if processes.leads:
+        job, step = job_of(order)
+        job.processes = Processes.join(job.device)
+        if job.processes.leads:
+            job.progress = Relay(file.with_name(RELAY), order["levels"])
+        with explained(job.workdir(step)):
+            results = run_stage(job, step)
+        if job.processes.leads:
             write_json(file.with_name(RESULTS), results)
-        processes.gather()
+        job.processes.gather()
 
 
-def work(order: dict[str, Any], processes: Processes, progress: Any) -> dict[str, Any]:
-    """This process's part of the step.
+def job_of(order: dict[str, Any]) -> tuple[Job, Step]:
+    """The run and the step that an order is about.
 
     Raises:
         RunError: the plan made here is not the parent's.
-        RqatError: whatever the stage reports.
     """
     registry = Registry.discover()
     origins = {tuple(keys): origin for keys, origin in order["origins"]}
@@ -57,12 +59,10 @@ def work(order: dict[str, Any], processes: Processes, progress: Any) -> dict[str
     step = next((step for step in plan.steps if step.name == order["step"]), None)
     if step is None or plan.fingerprint(step) != order["fingerprint"]:
         raise RunError(
-            f"process {processes.rank} has another plan for {order['step']} than the one that started it.",
+            f"a process that was started for {order['step']} has another plan than the run.",
             hint="Files or plugins were changed meanwhile; give the same command again.",
         )
-    job = Job(plan, Path(order["folder"]), registry, order["device"], order["offline"], progress, processes)
-    with explained(job.workdir(step)):
-        return run_stage(job, step)
+    return Job(plan, Path(order["folder"]), registry, order["device"], order["offline"]), step
 
 
 @contextmanager
@@ -106,9 +106,9 @@ class Relay(io.TextIOBase):
         handler.emit = lambda record: self._say("log", record.name, record.levelno, handler.format(record))  # type: ignore[method-assign]
         logging.root.handlers = [handler]
         for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+            hush(name, level=level)
         if levels["rqat"] > logging.INFO:
-            warnings.filterwarnings("ignore")
+            quiet_imports()
         sys.stdout = sys.stderr = self
 
     def _say(self, *message: Any) -> None:

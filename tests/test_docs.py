@@ -79,3 +79,17 @@ def test_first_quantization_runs(tmp_path):
     written = subprocess.run(packed, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert written.returncode == 0, written.stderr[-2000:]
     assert "\\boxed{" in written.stdout
+
+
+@pytest.mark.slow
+def test_from_python_runs_and_is_short(tmp_path):
+    script = DOCS / "examples" / "from_python.py"
+    lines = [line for line in script.read_text().splitlines() if line and not line.startswith('"""')]
+    assert len(lines) <= 20
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    accuracy, reload = result.stdout.split(maxsplit=1)
+    assert float(accuracy) > 0.5
+    assert reload.startswith("transformers ")
+    assert (tmp_path / "trained" / "quantized.safetensors").is_file()
+    assert (tmp_path / "served" / "config.json").is_file()

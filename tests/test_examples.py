@@ -55,7 +55,7 @@ def test_the_example_is_found_by_its_entry_point(site: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_the_example_and_a_new_plugin_pass_their_tests(site: Path, tmp_path: Path):
     """The new plugin is made, installed and tested by the commands that `rqat plugins new` prints."""
-    made = new_plugin(Registry.discover(), "rqat-acme-quant", "gptq", parent=tmp_path)
+    made = new_plugin(Registry.discover(), "rqat-acme-quant", "rqat_gptq", parent=tmp_path)
     install(made.folder, site)
     own = [str(shutil.copytree(HELLO / "tests", tmp_path / "hello")), str(made.folder / "tests")]
     said = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *own, cwd=tmp_path, site=site)

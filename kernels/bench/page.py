@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .plots import pictures
+from .summary import lines as summary_lines
 from .table import Row, machine_of, read
-from .targets import lines as target_lines
 
 RESULTS = Path(__file__).parent / "results"
 COMMAND = "python kernels/bench/run.py --out DIR"
@@ -53,7 +53,7 @@ def _section(path: Path) -> str:
         f"torch {machine['torch']}, triton {machine['triton']}, driver {machine['driver'] or 'none'}, "
         f"seed {machine['seed']}."
     )
-    parts = [f"## {machine['gpu_name']}\n", facts + "\n", _targets(rows)]
+    parts = [f"## {machine['gpu_name']}\n", facts + "\n", _summary(rows)]
     parts += [_ceilings(rows), _checks(rows), _linears(rows)]
     for title, note, ops in TABLES:
         parts.append(_timings(title, note, [row for row in rows if row.op in ops and row.mode != "check"]))
@@ -78,9 +78,9 @@ TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "Distillation loss",
         "Forward and backward from hidden states; ratios are over torch with all logits.",
-        ("linear_kl", "topk_kl"),
+        ("linear_kl",),
     ),
-    ("Fake quantization", "Ratios are over eager torch.", ("latent_step", "fake_quant")),
+    ("Straight-through gradients", "Ratios are over eager torch.", ("latent_step",)),
     (
         "GPTQ",
         "Whole models have random weights and 262,144 calibration tokens.",
@@ -124,13 +124,10 @@ def _checks(rows: Sequence[Row]) -> str:
     )
 
 
-def _targets(rows: Sequence[Row]) -> str:
-    header = "| item | measured | target | moonshot | limit | best elsewhere |\n|---|---|---|---|---|---|"
-    note = (
-        "What the kernels were meant to reach, most of it on an H200; the best figures elsewhere are published ones, "
-        "not measured here."
-    )
-    return _table("Targets", note, header, target_lines(rows))
+def _summary(rows: Sequence[Row]) -> str:
+    header = "| item | measured | limit | best elsewhere |\n|---|---|---|---|"
+    note = "Figures from elsewhere are published ones, of the hardware that is named, not measured here."
+    return _table("In short", note, header, summary_lines(rows))
 
 
 def _linears(rows: Sequence[Row]) -> str:

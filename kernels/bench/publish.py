@@ -3,7 +3,7 @@
 The parts in DIR, and what the scripts for whole models left there, go into `kernels/bench/results/<gpu>.csv`; the
 winners of tune_packed_linear.py go into `kernels/rqat_kernels/measured/<gpu>.json`; then docs/reference/performance.md
 is written anew. `--measured` does no more than the second, so that a run after tuning uses what tuning found;
-`--targets` only prints the table of targets.
+`--summary` only prints the most important figures.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if p != str(HERE))]
 # ruff: noqa: E402
 
 from bench.collect import collected
+from bench.summary import lines as summary_lines
 from bench.table import COLUMNS, Table, machine_of, read
-from bench.targets import lines as target_lines
 
 MEASURED = HERE.parent / "rqat_kernels" / "measured"
 PART = re.compile(r"-(part[123]|qat)\.csv$")
@@ -115,12 +115,12 @@ def main() -> int:
     parser.add_argument(
         "--gpu", help="file name of the GPU that packed_linear.json is of; default: that of the CSV files"
     )
-    parser.add_argument("--targets", action="store_true", help="write nothing; print the table of targets")
+    parser.add_argument("--summary", action="store_true", help="write nothing; print the most important figures")
     options = parser.parse_args()
-    if options.targets:
+    if options.summary:
         with tempfile.TemporaryDirectory() as scratch:
             for path in publish(options.folder, Path(scratch)):
-                print("\n".join([path.stem, *target_lines(read(path))]))
+                print("\n".join([path.stem, *summary_lines(read(path))]))
         return 0
     written = [] if options.measured else publish(options.folder, HERE / "results")
     slug = options.gpu or (written[0].stem if len(written) == 1 else _this_gpu())

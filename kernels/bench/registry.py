@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .bench import Bench
 
 CASES = (
-    *("packed_linear", "packing", "grid", "latent_step", "optimizer", "fake_quant", "linear_kl", "topk_kl"),
+    *("packed_linear", "packing", "grid", "latent_step", "optimizer", "linear_kl"),
     *("gptq_block", "decode"),
     *("training", "decoding", "whole_gptq"),
 )

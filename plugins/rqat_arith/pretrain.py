@@ -14,7 +14,7 @@ import math
 import multiprocessing as mp
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from queue import Full
 from typing import Any
@@ -42,11 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = build_tokenizer()
     if options.start:
-        model = Qwen3ForCausalLM.from_pretrained(options.start, dtype=torch.float32).to(device)
+        model = Qwen3ForCausalLM.from_pretrained(options.start, dtype=torch.float32)
     else:
-        model = Qwen3ForCausalLM(model_config(options)).to(device)
+        model = Qwen3ForCausalLM(model_config(options))
+    torch.nn.Module.to(model, device)
     history = train(model, options)
-    model = model.to(torch.bfloat16).eval()
+    torch.nn.Module.to(model.eval(), torch.bfloat16)
     held_out = list(problems("test", seed=0, steps=(options.test_min, options.test_max), limit=options.test_problems))
     accuracy = evaluate(model, tokenizer, held_out)
 
@@ -131,7 +132,7 @@ def evaluate(
         inputs = tokenizer([p.prompt for p in part], return_tensors="pt", padding=True, return_token_type_ids=False)
         inputs = inputs.to(model.device)
         with torch.inference_mode():
-            output = model.generate(
+            output = model.generate(  # type: ignore[misc]
                 **inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
@@ -172,7 +173,7 @@ def _schedule(done: float) -> float:
     return min(done / 0.02 + 0.01, 0.505 + 0.495 * math.cos(math.pi * done))
 
 
-def _batches(options: argparse.Namespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batches(options: argparse.Namespace) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Batches `(ids, labels)`, int16 `(rows, width)`, from processes that make problems in the background."""
     context = mp.get_context("spawn")
     queue = context.Queue(maxsize=64)

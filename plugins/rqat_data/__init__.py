@@ -82,7 +82,7 @@ class HubOptions(rqat.Options):
     config: str | None = None
     revision: str | None = None
     fields: dict[RowField, str] = Field(default_factory=dict)
-    splits: dict[rqat.Split, str] = Field(default_factory=lambda: {"train": "train"})
+    splits: dict[rqat.Split, str] = Field(default={"train": "train"})
     shuffle: bool = True
 
 
@@ -101,7 +101,7 @@ class MixOptions(rqat.Options):
 
 @rqat.hookimpl
 def register_sources(register: rqat.RegisterSource) -> None:
-    """The cards of all five."""
+    """The cards of the sources."""
     register("jsonl", options=JsonlOptions, load=".files:Jsonl", summary="rows of a JSON-lines file")
     register("text", options=TextOptions, load=".files:Text", summary="documents of a plain text file", domain="text")
     register("gsm8k", options=Gsm8kOptions, load=".gsm8k:Gsm8k", summary="grade-school maths, solved", domain="math")

@@ -12,7 +12,7 @@ T = TypeVar("T")
 FIELDS = ("text", "prompt", "completion", "answer")
 
 
-def make_row(record: Any, fields: Mapping[str, str], place: Callable[[], str]) -> rqat.Row:
+def make_row(record: Any, fields: Mapping[Any, str], place: Callable[[], str]) -> rqat.Row:
     """Picks a row's fields out of a record.
 
     Args:

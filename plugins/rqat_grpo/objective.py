@@ -46,7 +46,7 @@ class Grpo(rqat.Objective):
         )
         return GRPOTrainer(
             model=training.model,
-            reward_funcs=correctness(training.grade),
+            reward_funcs=correctness(training.grade),  # type: ignore[arg-type]
             args=config,
             train_dataset=training.rows,
             processing_class=training.tokenizer,

@@ -27,7 +27,7 @@ class MathOptions(rqat.TaskOptions):
 
 @rqat.hookimpl
 def register_tasks(register: rqat.RegisterTask) -> None:
-    """The cards of both tasks."""
+    """The cards of the tasks."""
     register(
         "math500",
         options=MathOptions,

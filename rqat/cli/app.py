@@ -9,18 +9,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ..errors import RqatError
+from ..discovery import add_paths
+from ..errors import PluginError, RqatError
 from ..processes import WorkerFailed, work_alone
+from ..quiet import quiet_imports
 from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes
 
 if TYPE_CHECKING:
+    from ..discovery import BrokenPlugin
     from ..registry import Registry
 
 RESUMABLE = frozenset({"qat", "quantize"})
@@ -29,6 +34,9 @@ RESUMABLE = frozenset({"qat", "quantize"})
 
 ANYWHERE = frozenset({"--offline", "-v", "-vv", "--verbose"})
 """Options of `rqat` itself that may stand behind a command."""
+
+PLUGIN = "--plugin"
+"""Another such option, with a value."""
 
 
 @dataclass
@@ -49,19 +57,26 @@ class Invocation:
 class Commands(TyperGroup):
     """The command group, with rqat's way of reporting what went wrong."""
 
+    registry: Registry | None = None
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Lets the options of `rqat` itself stand behind the command as well: `rqat qat --recipe mine --offline`."""
-        end = args.index("--") if "--" in args else len(args)
-        own = [word for word in args[:end] if word in ANYWHERE]
-        return super().parse_args(ctx, own + [word for word in args[:end] if word not in ANYWHERE] + args[end:])
+        own, rest = _own_options(args)
+        return super().parse_args(ctx, own + rest)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Finds the command; where there is none, says which plugins could not add theirs."""
+        silent = [b for b in self.registry.broken if "register_commands" in b.error] if self.registry else []
+        if silent and args and self.get_command(ctx, args[0]) is None:
+            raise SystemExit(_report(_no_command(args[0], silent)))
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs a command; errors a user can put right end it with their exit code."""
         try:
             return super().invoke(ctx)
         except RqatError as error:
-            _report(error)
-            raise typer.Exit(error.exit_code) from error
+            raise typer.Exit(_report(error, verbose=bool(getattr(ctx.obj, "verbose", 0)))) from error
         except KeyboardInterrupt as interrupt:
             resumes = ctx.invoked_subcommand in RESUMABLE
             typer.echo(f"\nInterrupted.{' The same command resumes from here.' if resumes else ''}", err=True)
@@ -71,7 +86,9 @@ class Commands(TyperGroup):
 
 def main() -> None:
     """Entry point of the `rqat` script."""
-    _prepare_environment(offline="--offline" in sys.argv[1:], verbose=bool(ANYWHERE & {*sys.argv[1:]} - {"--offline"}))
+    own, _ = _own_options(sys.argv[1:])
+    _prepare_environment(offline="--offline" in own, verbose=bool(ANYWHERE & {*own} - {"--offline"}))
+    add_paths(_paths(own))
     sys.unraisablehook = _raise_again
     try:
         work_alone()
@@ -93,7 +110,7 @@ def build() -> typer.Typer:
 
     registry = Registry.discover()
     app = typer.Typer(
-        cls=Commands,
+        cls=type("Commands", (Commands,), {"registry": registry}),
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -115,11 +132,16 @@ def build() -> typer.Typer:
         offline: Annotated[
             bool, typer.Option("--offline", help="Fetch nothing; fail at once if something is missing.")
         ] = False,
+        plugin: Annotated[
+            list[str] | None,
+            typer.Option(PLUGIN, metavar="FILE", help="Load a plugin from a file or a package; may be repeated."),
+        ] = None,
     ) -> None:
         context.obj = Invocation(registry, verbose, offline)
         if offline:
             _go_offline()
         _start_logging(verbose)
+        _tell_about_plugins(context)
 
     app.command("quantize")(quantize.quantize)
     app.command("qat")(qat.qat)
@@ -131,6 +153,44 @@ def build() -> typer.Typer:
     app.command("doctor")(doctor.doctor)
     registry.add_commands(app)
     return app
+
+
+def _own_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options of `rqat` itself, which may stand anywhere before a `--`, and all that remains."""
+    own: list[str] = []
+    rest: list[str] = []
+    words = iter(args)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word == PLUGIN:
+            own += [word, *islice(words, 1)]
+        else:
+            (own if word in ANYWHERE or word.startswith(f"{PLUGIN}=") else rest).append(word)
+    return own, rest
+
+
+def _paths(own: Sequence[str]) -> list[str]:
+    """What was given with `--plugin`."""
+    joined = [word.partition("=")[2] for word in own if word.startswith(f"{PLUGIN}=")]
+    return joined + [path for word, path in pairwise(own) if word == PLUGIN]
+
+
+def _tell_about_plugins(context: typer.Context) -> None:
+    """Warns of what was asked about plugins in vain; a plugin that was given by its path has to be there."""
+    registry = context.obj.registry
+    for complaint in registry.complaints:
+        logging.getLogger("rqat").warning(complaint)
+    missing = [broken for broken in registry.broken if broken.by_path]
+    if missing and context.invoked_subcommand not in ("plugins", "doctor"):
+        raise PluginError(f"--plugin {missing[0].owner}: {missing[0].error}.", hint="`rqat -v plugins` shows where.")
+
+
+def _no_command(name: str, silent: Sequence[BrokenPlugin]) -> RqatError:
+    return PluginError(
+        f"There is no command '{name}', and plugins failed to add theirs: {'; '.join(map(str, silent))}.",
+        hint="`rqat --help` lists the commands; `rqat -v plugins` shows where the plugins failed.",
+    )
 
 
 class _Lines(logging.Handler):
@@ -171,11 +231,17 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _report(error: RqatError) -> None:
-    """Writes a user's mistake to stderr: the message, and what to do about it on a line of its own."""
+def _report(error: RqatError, *, verbose: bool = False) -> int:
+    """Writes a user's mistake to stderr: the message, and what to do on a line of its own; returns the exit code.
+
+    With `-v` also where a plugin failed that is the cause.
+    """
+    if verbose and isinstance(error, PluginError) and error.__cause__ is not None:
+        typer.echo("".join(traceback.format_exception(error.__cause__)), err=True)
     typer.echo(f"{typer.style('Error', fg='red', bold=True)}: {error.message}", err=True)
     if error.hint:
         typer.echo(f"{typer.style('Hint', fg='cyan')}: {error.hint}", err=True)
+    return error.exit_code
 
 
 def _prepare_environment(*, offline: bool, verbose: bool) -> None:
@@ -185,11 +251,7 @@ def _prepare_environment(*, offline: bool, verbose: bool) -> None:
     if offline:
         _go_offline()
     if not verbose:
-        for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
-            os.environ.setdefault(name, "error")
-        os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        warnings.filterwarnings("ignore")
+        quiet_imports()
 
 
 def _go_offline() -> None:

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -64,24 +63,6 @@ def print_json(value: Any) -> None:
 
 def _is_number(cell: object) -> bool:
     return str(cell).strip().removesuffix("%").strip().replace(".", "", 1).lstrip("+-").isdigit() or cell in ("", "-")
-
-
-@cache
-def only_our_bars() -> None:
-    """Keeps the progress bars of libraries off the screen, for the rest of the process; those of downloads stay.
-
-    compressed-tensors and lm-eval insist on theirs (`disable=False`), so that tqdm's environment variable is no help.
-    """
-    from tqdm import tqdm
-
-    original = tqdm.__init__
-
-    def quiet(self: Any, *arguments: Any, **settings: Any) -> None:
-        if not type(self).__module__.startswith("huggingface_hub"):
-            settings["disable"] = True
-        original(self, *arguments, **settings)
-
-    tqdm.__init__ = quiet
 
 
 class Bars:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from ..errors import RecipeError, RqatError, RunError
 from ..figures import percent, seconds
+from ..quiet import only_our_bars
 from . import display, options
 from .values import pairs
 
@@ -51,7 +51,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a task. The model may be an original, a quantized or an exported one."""
     from ..packed.backend import writer_for, written_by
-    from ..storage import explained, write_json, write_text
+    from ..storage import explained, write_json, write_json_lines
     from .models import load_any
 
     if task.startswith("builtin:") or (Path(task) / "config.json").is_file():
@@ -61,7 +61,7 @@ def evaluate(
     run = (_own if own else _of_lm_eval)(context.obj.registry, task, raw, limit, batch)
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder)
-    display.only_our_bars()
+    only_our_bars()
     loaded, tokenizer = load_any(
         model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code, backend=backend
     )
@@ -72,7 +72,7 @@ def evaluate(
     results = {"model": model, **found.results, "options": raw, "limit": limit, "backend": written}
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.samples))
+    write_json_lines(folder / "samples.jsonl", found.samples)
     write_json(folder / "results.json", results)
     if as_json:
         display.print_json(results)

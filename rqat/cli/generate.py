@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..errors import DataError
+from ..quiet import only_our_bars
 from . import display, options
 
 
@@ -39,7 +40,7 @@ def generate(
         prompt = typer.get_text_stream("stdin").read()
     if not prompt.strip():
         raise DataError("The prompt is empty.", hint='Give one: rqat generate MODEL "What is 2 + 3?"')
-    display.only_our_bars()
+    only_our_bars()
     loaded: Any
     loaded, tokenizer = load_any(
         model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code, backend=backend

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..figures import percent
+from ..quiet import only_our_bars
 from . import display, options
 
 
@@ -39,7 +40,7 @@ def qat(
     check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
     device = default_device()
     display.note(f"Device: {device}{_others(device, workers)}")
-    display.only_our_bars()
+    only_our_bars()
     job = Job(
         plan,
         folder,

@@ -15,6 +15,7 @@ import typer
 
 from ..errors import RqatError, RunError
 from ..figures import seconds
+from ..quiet import only_our_bars
 from . import display, options
 from .values import pairs
 
@@ -104,7 +105,7 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     work = out.absolute().with_name(f".{out.name}.rqat")
     check(plan, work, offline=offline)
     device = default_device()
-    display.only_our_bars()
+    only_our_bars()
     job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars())
     try:
         run_pipeline(job)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contracts import Row, Task
 from ..errors import DataError
+from ..quiet import hush
 from .generate import (
     Batch,
     Completion,
@@ -315,7 +316,7 @@ def _through_lm_eval(task: Task, name: str, problems: Sequence[Row], run: _Run) 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
             raise NotImplementedError("tasks of rqat generate")
 
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    hush("lm_eval", level=logging.WARNING)
     lm = Model()
     found = evaluate(lm, {"tasks": {name: Problems(config={"task": name})}}, bootstrap_iters=0, log_samples=True)
     assert found is not None

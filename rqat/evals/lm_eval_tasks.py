@@ -8,7 +8,6 @@ of ours that includes the task's own.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import tempfile
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contracts import TaskOptions
 from ..errors import DataError, UnknownName, nearest
+from ..quiet import hush
 from .harness import Evaluation
 from .stats import bootstrap, wilson
 
@@ -63,7 +63,7 @@ def run_lm_eval_task(
     options = options or TaskOptions()
     given = {key: getattr(options, key) for key in options.model_fields_set}
     file = find_task(name, known)
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    hush("lm_eval")
     began = time.perf_counter()
     lm = _fitting(HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch)
     with _manager(name, file, given.get("data")) as manager, _explained(name):

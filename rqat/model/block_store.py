@@ -13,7 +13,8 @@ from rqat_kernels.grid import dequantize
 from ..contracts import Block, QuantizedWeight
 from ..errors import ModelError
 from ..scheme import Scheme
-from .checkpoint import FORMAT, read_tensors, write_tensors
+from .checkpoint import FORMAT
+from .tensors import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,12 @@ The same model gives the same bytes: safetensors orders tensors by itself, and t
 from __future__ import annotations
 
 import copy
-import json
-import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rqat_kernels.grid import dequantize
@@ -30,10 +25,12 @@ from rqat_kernels.grid import dequantize
 from ..contracts import QuantizedWeight
 from ..contracts.grids import PARTS
 from ..errors import ModelError, RqatError
+from ..quiet import quiet_loading
 from ..scheme import Scheme
-from ..storage import explained
 from .hub import QUANTIZED_FILE
-from .load import default_dtype, quiet
+from .load import default_dtype
+from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
+from .transforms import Applied, attach_transforms, load_transforms, save_transforms
 
 if TYPE_CHECKING:
     import transformers
@@ -43,8 +40,6 @@ FORMAT = 1
 
 DENSE_FILE = "model.safetensors"
 GENERATION_FILE = "generation_config.json"
-ENTRY = "rqat"
-"""The only key of a file's metadata. With more than one their order in the file would be random."""
 
 
 @dataclass
@@ -56,12 +51,14 @@ class Checkpoint:
         tokenizer: its tokenizer.
         layers: the quantized layers by full module name, on the CPU.
         scheme: their grid.
+        transforms: what the model went through before it was quantized; their hooks are attached.
     """
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
     layers: dict[str, QuantizedWeight]
     scheme: Scheme
+    transforms: list[Applied] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -70,11 +67,13 @@ def save_checkpoint(
     tokenizer: transformers.PreTrainedTokenizerBase,
     layers: Mapping[str, QuantizedWeight],
     scheme: Scheme,
+    transforms: Sequence[Applied] = (),
 ) -> None:
     """Writes a checkpoint into an existing folder; whoever calls gives the folder its final name.
 
     Args:
         layers: the quantized layers by full module name ("model.layers.0.self_attn.q_proj").
+        transforms: what the model went through before.
 
     Raises:
         ValueError: a weight of the model is not what its codes decode to.
@@ -96,6 +95,7 @@ def save_checkpoint(
     }
     write_tensors(folder / DENSE_FILE, dense, {"format": FORMAT})
     save_layers(folder / QUANTIZED_FILE, layers, scheme)
+    save_transforms(folder, transforms)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = narrowest(model.get_parameter("model.embed_tokens.weight").detach()).dtype
@@ -126,7 +126,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | N
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model_class = getattr(transformers, (config.architectures or [""])[0])
-        with quiet():
+        with quiet_loading():
             model, loading = model_class.from_pretrained(
                 None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
             )
@@ -141,7 +141,10 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | N
     model.config._name_or_path = str(folder)
     if (folder / GENERATION_FILE).exists():  # else it is derived from config.json, which knows one end token only
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return Checkpoint(model.to(device).eval(), tokenizer, layers, scheme)
+    model = model.to(device).eval()
+    transforms = load_transforms(folder)
+    attach_transforms(model, transforms)
+    return Checkpoint(model, tokenizer, layers, scheme, transforms)
 
 
 def save_layers(path: Path, layers: Mapping[str, QuantizedWeight], scheme: Scheme) -> None:
@@ -200,6 +203,11 @@ class LayerFile:
         self._notes: dict[str, str] = facts["notes"]
         self._names = frozenset(self._file.keys())
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """`(O, I)` of every layer."""
+        return {name: tuple(self._file.get_slice(f"{name}.codes").get_shape()) for name in self.schemes}
+
     def layer(self, name: str) -> QuantizedWeight:
         """One layer, on the CPU.
 
@@ -220,78 +228,3 @@ class LayerFile:
         ):
             raise damaged(self.path, f"{name} is not on {scheme}")
         return QuantizedWeight.from_state(state, scheme, self._notes.get(name, ""))
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Writes tensors, and facts about them, into one file, under a temporary name first.
-
-    Raises:
-        RunError: the disk is full or the folder not writable.
-    """
-    save_tensors(path, tensors, {ENTRY: json.dumps(facts)})
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file, as readable as its folder is, under a temporary name first.
-
-    Raises:
-        RunError: the disk is full or the folder not writable.
-    """
-    with explained(path):
-        try:
-            save_file(tensors, path, metadata=metadata)
-            path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files only their owner can read
-        except SafetensorError as error:
-            # The operating system's refusal comes as text only.
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Every tensor of a file this module wrote, and its facts.
-
-    Raises:
-        ModelError: the file is missing, damaged or foreign.
-    """
-    file, facts = open_tensors(path)
-    return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (it cannot be iterated)
-
-
-def open_tensors(path: Path) -> tuple[Any, dict[str, Any]]:
-    """A file this module wrote, as an open `safe_open`, and its facts; tensors are read when they are asked for.
-
-    Raises:
-        ModelError: the file is missing, damaged or foreign.
-    """
-    try:
-        file: Any = safe_open(path, framework="pt")
-        return file, json.loads((file.metadata() or {})[ENTRY])
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"'{path.parent}' is not an rqat checkpoint: it has no {path.name}.",
-            hint="Name the folder of a finished quantize or train step.",
-        ) from error
-    except KeyError as error:
-        raise ModelError(
-            f"'{path}' was not written by rqat.", hint="Name the folder of a finished quantize or train step."
-        ) from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(path, str(error)) from error
-
-
-def narrowest(tensor: Tensor) -> Tensor:
-    """A float32 tensor as bfloat16 or float16 where that holds all its values exactly; anything else as it is."""
-    if tensor.dtype == torch.float32:
-        for dtype in (torch.bfloat16, torch.float16):
-            if torch.equal((narrow := tensor.to(dtype)).float(), tensor):
-                return narrow
-    return tensor
-
-
-def damaged(path: Path, what: str) -> ModelError:
-    """The error for a checkpoint that is there but not whole."""
-    return ModelError(
-        f"'{path}' is damaged: {what}.", hint="Remove it and run the same command again: the step is repeated."
-    )

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
+from ..quiet import quiet_loading
 from .config import ModelConfig, check_quantizable, read_config
 
 if TYPE_CHECKING:
@@ -31,20 +32,6 @@ def default_dtype(device: str, name: str = "auto") -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Switches off the progress bars of transformers for a while; rqat draws its own."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def load_model(
@@ -68,7 +55,7 @@ def load_model(
     check_loader(config)
     tokenizer = load_tokenizer(keys, offline=offline)
     folder = config.fetch(offline=offline)
-    with _explained(keys.path, "model"), quiet():
+    with _explained(keys.path, "model"), quiet_loading():
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=default_dtype(device, keys.dtype),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..contracts import Exporter, QuantizedWeight
+from ..contracts import Context, Exporter, ModelShape, QuantizedWeight
 from ..errors import PluginError
 from ..scheme import Scheme
 from ..storage import explained
-from .checkpoint import DENSE_FILE, LayerFile, damaged, open_tensors
+from .checkpoint import DENSE_FILE, LayerFile
 from .hf_folder import ShardWriter, write_config, write_tokenizer
 from .hub import QUANTIZED_FILE
+from .tensors import damaged, open_tensors
 
 if TYPE_CHECKING:
     import transformers
@@ -79,6 +81,28 @@ class CheckpointReader:
             model = model_class(self.config)
         linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         return [name for name in linears if name not in self.layers]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, quantized ones included."""
+        shapes = [*self._layers.shapes.values(), *(self._dense.get_slice(name).get_shape() for name in self.names)]
+        return sum(map(math.prod, shapes))
+
+    @property
+    def context(self) -> Context:
+        """What an exporter's options are checked against."""
+        config = self.config
+        shape = ModelShape(
+            name=str(self.folder),
+            model_type=config.model_type,
+            linears=self._layers.shapes,
+            hidden=config.hidden_size,
+            vocab=config.vocab_size,
+            blocks=config.num_hidden_layers,
+            tied=bool(config.tie_word_embeddings),
+            context=getattr(config, "max_position_embeddings", None),
+        )
+        return Context(schemes=self.layers, model=shape)
 
     def tensor(self, name: str) -> Tensor:
         """One of `names`, on the CPU, in the narrowest dtype that holds its values."""

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoint import damaged
 from .config import weight_files
+from .tensors import damaged
 
 
 class StoredTensors:

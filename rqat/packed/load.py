@@ -18,12 +18,14 @@ from rqat_kernels.packing import PackedWeight
 
 from ..errors import ModelError
 from ..keys import ModelKeys
-from ..model.checkpoint import DENSE_FILE, GENERATION_FILE, damaged, load_layers, read_tensors
+from ..model.checkpoint import DENSE_FILE, GENERATION_FILE, load_layers
 from ..model.config import ModelConfig, read_config
 from ..model.hub import QUANTIZED_FILE
 from ..model.layers import FAMILIES
 from ..model.load import check_finite, check_tokenizer, default_dtype, load_tokenizer
 from ..model.stored import StoredTensors
+from ..model.tensors import damaged, read_tensors
+from ..model.transforms import load_transforms
 from .formats import ANOTHER, check_bits, pack_layer, reader
 
 if TYPE_CHECKING:
@@ -66,6 +68,12 @@ def load_packed(
             hint="Name an exported checkpoint or a step of a run, or use --backend transformers.",
         )
     folder = config.fetch(offline=offline)
+    hooked = [one.name for one in load_transforms(folder) if one.hooked()]
+    if hooked:
+        raise ModelError(
+            f"'{path}' was made with {', '.join(hooked)}, whose forward hooks packed layers do not run.",
+            hint="Use --backend transformers.",
+        )
     tokenizer = load_tokenizer(keys, offline=offline)
     layers, dense = _contents(config, folder, place)
     model = _build(keys.path, folder, layers, dense, dtype or default_dtype(place.type), place)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..stages import stages
-from ..storage import read_json
+from ..storage import read_json, read_json_lines
 
 if TYPE_CHECKING:
     from ..job import Job
@@ -35,15 +34,7 @@ class StepFiles:
 
     def rows(self, file: str) -> list[dict[str, Any]]:
         """A JSON-lines file of this step; empty when it is not there, and up to the first damaged line."""
-        path = self.folder / file
-        rows: list[dict[str, Any]] = []
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").split("\n"):
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
-                    break
-        return rows
+        return read_json_lines(self.folder / file)
 
 
 @dataclass

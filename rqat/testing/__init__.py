@@ -5,7 +5,8 @@
     class TestAcme(rqat.testing.QuantizerSuite):
         name = "acme"
 
-Run them with pytest, or without it by `rqat plugins doctor`. torch is imported when a test runs.
+Run them with pytest, or without it by `rqat plugins doctor`, which also runs suites that a plugin brings in a module
+`conformance` of its own (see `doctor.py`). torch is imported when a test runs.
 """
 
 from .data import SourceSuite, TaskSuite
@@ -13,16 +14,20 @@ from .doctor import Result, examine
 from .exporters import ExporterSuite
 from .objectives import ObjectiveSuite
 from .quantizers import QuantizerSuite
+from .rewards import RewardSuite
 from .suite import Suite, expect
+from .transforms import TransformSuite
 
 __all__ = [
     "ExporterSuite",
     "ObjectiveSuite",
     "QuantizerSuite",
     "Result",
+    "RewardSuite",
     "SourceSuite",
     "Suite",
     "TaskSuite",
+    "TransformSuite",
     "examine",
     "expect",
 ]

@@ -1,24 +1,37 @@
-"""Runs a suite without pytest, for `rqat plugins doctor`."""
+"""Runs suites without pytest, for `rqat plugins doctor`.
+
+A plugin may bring suites of its own: subclasses of the suites of `rqat.testing`, each with the `name` of its part, in
+the submodule `conformance` of its package, or beside a single file `acme.py` in a module `acme_conformance`. They are
+run in place of the suite of the part's kind, which they contain, since they are derived from it.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, RqatError
+from ..errors import DataError, PluginError, RqatError
 from ..registry import Card, Kind, Registry
 from .data import SourceSuite, TaskSuite
 from .exporters import ExporterSuite
 from .objectives import ObjectiveSuite
 from .quantizers import QuantizerSuite
+from .rewards import RewardSuite
 from .suite import Suite
+from .transforms import TransformSuite
 
 SUITES: dict[Kind, type[Suite]] = {
     "quantizer": QuantizerSuite,
+    "transform": TransformSuite,
     "objective": ObjectiveSuite,
+    "reward": RewardSuite,
     "source": SourceSuite,
     "task": TaskSuite,
     "exporter": ExporterSuite,
@@ -41,25 +54,65 @@ class Result:
 
 
 def examine(registry: Registry, card: Card, options: Mapping[str, Any] | None = None) -> Iterator[Result]:
-    """Runs the suite of a card's kind, with the given options instead of the defaults."""
-    missing = [name for name, field in card.options.model_fields.items() if field.is_required()]
-    missing = [name for name in missing if name not in (options or {})]
-    attributes = {"name": card.name, "options": dict(options or {}), "registry": registry}
-    suite = type("Examined", (SUITES[card.kind],), attributes)()
+    """Runs the suites of a part: the plugin's own, or else that of the part's kind.
+
+    Args:
+        options: set in place of the defaults.
+    """
+    try:
+        found = suites_of(card)
+    except PluginError as error:
+        yield Result("its own suites", error=str(error))
+        found = [_general(card)]
+    for suite in found:
+        yield from _run(suite, registry, card, options or {})
+
+
+def suites_of(card: Card) -> list[type[Suite]]:
+    """The suites that a plugin brings for a part; where there are none, that of the part's kind.
+
+    Raises:
+        PluginError: the plugin's module of suites does not import.
+    """
+    package = hasattr(sys.modules[card.module], "__path__")
+    name = f"{card.module}.conformance" if package else f"{card.module}_conformance"
+    if importlib.util.find_spec(name) is None:
+        return [_general(card)]
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        raise PluginError(f"{name} does not import: {type(error).__name__}: {error}") from error
+    own = [suite for _, suite in inspect.getmembers(module, inspect.isclass) if issubclass(suite, Suite)]
+    return [suite for suite in own if (suite.name, suite.kind) == (card.name, card.kind)] or [_general(card)]
+
+
+def _general(card: Card) -> type[Suite]:
+    """The suite that every part of a kind has to pass."""
+    return SUITES.get(card.kind, Suite)
+
+
+def _run(kind: type[Suite], registry: Registry, card: Card, options: Mapping[str, Any]) -> Iterator[Result]:
+    given = {**kind.options, **options}
+    missing = [name for name, field in card.options.model_fields.items() if field.is_required() and name not in given]
+    attributes = {"name": card.full_name, "kind": card.kind, "options": given, "registry": registry}
+    suite = type("Examined", (kind,), attributes)()
     for name in sorted(name for name in dir(suite) if name.startswith("test_")):
         words = name.removeprefix("test_").replace("_", " ")
-        if missing:
+        if missing and not hasattr(Suite, name):
             yield Result(words, skipped=f"needs the options {', '.join(missing)}")
-            continue
-        try:
-            getattr(suite, name)()
-        except DataError as error:
-            yield Result(words, skipped=str(error))
-        except (AssertionError, RqatError) as error:
-            yield Result(words, error=" ".join(str(error).split()))
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}:{place.lineno}"
-            yield Result(words, error=f"{type(error).__name__}: {' '.join(str(error).split())} ({where})")
         else:
-            yield Result(words)
+            yield _result(words, getattr(suite, name))
+
+
+def _result(words: str, test: Any) -> Result:
+    try:
+        test()
+    except DataError as error:
+        return Result(words, skipped=str(error))
+    except (AssertionError, RqatError) as error:
+        return Result(words, error=" ".join(str(error).split()))
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return Result(words, error=f"{type(error).__name__}: {' '.join(str(error).split())} ({where})")
+    return Result(words)

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..contracts import Objective, Training, Verdict
+from ..contracts import Objective, Row, Training, Verdict
 from ..scheme import Scheme
 from .grid import same
 from .suite import Suite, expect
 from .tiny import addition, decoded, rounded_layers, tiny_model
+from .watch import Watch, expect_same_gradients
 
 if TYPE_CHECKING:
     import transformers
 
 
+LONG = 1100
+"""Characters of the longest completion: more than TRL cuts rows to unless it is told not to."""
+
+
 class ObjectiveSuite(Suite):
-    """Trains a tiny model for two steps, as the train stage does.
+    """Trains a tiny model for two steps, as the train stage does, and watches what the trainer does.
 
     Class attributes:
         lr: learning rate of the latents, large enough that two steps show.
+        split_tolerance: largest difference of gradients between two ways to split a batch, as a share of their norm.
     """
 
     kind = "objective"
     lr: ClassVar[float] = 1e-2
+    split_tolerance: ClassVar[float] = 1e-3
 
     def grade(self, completion: str, answer: str) -> Verdict:
         """Rewards for rollouts: any rule that calls some completions of an untrained model right and others wrong."""
@@ -49,7 +57,48 @@ class ObjectiveSuite(Suite):
         one, two = first.quantized_layers(), second.quantized_layers()
         expect(all(same(one[name], two[name]) for name in one), "codes differ between two runs with one seed")
 
-    def _train(self, steps: int = 2, batch: int = 8) -> tuple[transformers.PreTrainedModel, Any, list[float]]:
+    def test_it_uses_the_optimizer_it_is_given(self) -> None:
+        """The one that keeps weights on the grid, with its schedule."""
+        self._watched().expect_steps()
+        self._watched().expect_schedule()
+
+    def test_it_uses_the_callbacks_it_is_given(self) -> None:
+        """They write the log of the training and look after the loss."""
+        self._watched().expect_callbacks()
+
+    def test_the_teacher_stays_as_it_is(self) -> None:
+        """Its weights and its mode; it may be the model before quantization, which others need."""
+        self._watched().expect_teacher_unchanged()
+
+    def test_rows_arrive_whole_and_in_order(self) -> None:
+        """However long they are; which row is used when is the host's part, so that a run can be resumed."""
+        self._watched().expect_rows()
+
+    def test_micro_batches_agree(self) -> None:
+        """A batch of rows of unequal length gives one gradient, whether it is split into parts of 4 or of 1.
+
+        Not for an objective that writes, since each way draws other completions.
+        """
+        if self.card.writes:
+            return
+        watches = []
+        for micro_batch in (4, 1):
+            self._train(1, 8, micro_batch=micro_batch, rows=_uneven())
+            watches.append(self._watch)
+            watches[-1].expect_steps()
+        expect_same_gradients(watches[0], watches[1], self.split_tolerance)
+
+    def _watched(self) -> Watch:
+        """What was seen of one training, which all tests of this class share."""
+        kept = vars(type(self))
+        if "_seen" not in kept:
+            self._train(rows=addition() if self.card.writes else _uneven())
+            type(self)._seen = self._watch  # type: ignore[attr-defined]
+        return kept["_seen"]
+
+    def _train(
+        self, steps: int = 2, batch: int = 8, *, micro_batch: int | None = None, rows: Iterable[Row] | None = None
+    ) -> tuple[transformers.PreTrainedModel, Any, list[float]]:
         from transformers import get_scheduler, set_seed
         from transformers.trainer_callback import PrinterCallback
 
@@ -62,17 +111,19 @@ class ObjectiveSuite(Suite):
         for name, layer in layers.items():
             model.get_parameter(f"{name}.weight").data = decoded(layer)
         optimizer = QuantizedOptimizer(model, layers, Scheme.parse("w2g32"), lr=self.lr)
-        rows = prepare_rows(
-            addition(), tokenizer, steps=steps, batch=batch, max_tokens=64, seed=0, rollouts=self.card.writes
+        room = 64 if rows is None or self.card.writes else 2 * LONG
+        prepared = prepare_rows(
+            rows or addition(), tokenizer, steps=steps, batch=batch, max_tokens=room, seed=0, rollouts=self.card.writes
         )
         teacher = tiny_model()[0].requires_grad_(False) if self.card.teacher else None
         with tempfile.TemporaryDirectory() as folder:
             arguments = {
                 "output_dir": folder,
                 "max_steps": steps,
-                "per_device_train_batch_size": batch,
-                "gradient_accumulation_steps": 1,
+                "per_device_train_batch_size": micro_batch or batch,
+                "gradient_accumulation_steps": batch // (micro_batch or batch),
                 "learning_rate": self.lr,
+                "max_grad_norm": 0.0,
                 "seed": 0,
                 "data_seed": 0,
                 "train_sampling_strategy": "sequential",
@@ -88,16 +139,23 @@ class ObjectiveSuite(Suite):
             training = Training(
                 model=model,
                 tokenizer=tokenizer,
-                rows=rows.rows,
+                rows=prepared.rows,
                 optimizer=optimizer,
                 scheduler=get_scheduler("constant", optimizer),
                 arguments=arguments,
-                max_tokens=64,
+                max_tokens=room,
                 teacher=teacher,
                 grade=self.grade if self.card.graded else None,
             )
             made: Objective = self.make()
-            trainer = made.build_trainer(training)
+            self._watch = Watch(training)
+            self._watch.trainer = trainer = made.build_trainer(training)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         return model, optimizer, [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def _uneven() -> Iterator[Row]:
+    """Rows with completions of very unequal length, of which one is long."""
+    for number, row in enumerate(addition()):
+        yield {**row, "completion": "8" * (LONG if number == 3 else 1 + 7 * number % 23)}

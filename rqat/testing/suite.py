@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from ..registry import Card, Kind, Registry
+
+HEAVY = (
+    "accelerate",
+    "bitsandbytes",
+    "compressed_tensors",
+    "datasets",
+    "gptqmodel",
+    "huggingface_hub",
+    "jax",
+    "lm_eval",
+    "matplotlib",
+    "numpy",
+    "optimum",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "tensorflow",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "triton",
+    "trl",
+    "vllm",
+)
+"""Libraries that take long to import: a card must not need them."""
+
+_IMPORT = """
+import importlib, json, sys
+module, sys.path[:], heavy = json.loads(sys.argv[1])
+import rqat.registry
+before = set(sys.modules)
+importlib.import_module(module)
+print("\\n" + json.dumps([name for name in heavy if name in sys.modules and name not in before]))
+"""
 
 
 def expect(condition: object, message: str) -> None:
@@ -43,9 +84,27 @@ class Suite:
         expect(self.card.summary and "\n" not in self.card.summary, "summary= is missing or more than one line")
         self._registry.load_class(self.card)
 
+    def test_the_card_is_light(self) -> None:
+        """It is read whenever `rqat` starts, so it imports none of the large libraries."""
+        heavy = heavy_imports(self.card.module)
+        expect(
+            not heavy,
+            f"{self.card.module} imports {', '.join(heavy)} whenever rqat starts: import it inside the method that "
+            'needs it, or in a submodule of its own behind load=".submodule:Class"',
+        )
+
     @property
     def _registry(self) -> Registry:
         return self.registry or _installed()
+
+
+@lru_cache
+def heavy_imports(module: str) -> tuple[str, ...]:
+    """Which of the libraries `HEAVY` are imported with a plugin's module, found out in a process of its own."""
+    given = json.dumps([module, sys.path, HEAVY])
+    done = subprocess.run([sys.executable, "-c", _IMPORT, given], capture_output=True, text=True, check=False)
+    expect(done.returncode == 0, f"{module} does not import by itself: {done.stderr.strip().splitlines()[-1:]}")
+    return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..contracts import Block, LinearStats, QuantizedWeight, Quantizer, Row
@@ -117,6 +118,20 @@ def rounded_layers(model: torch.nn.Module) -> dict[str, QuantizedWeight]:
     scheme = Scheme.parse("w2g32")
     weights = {name: model.get_parameter(f"{name}.weight").detach() for name in layer_names(2)}
     return {name: rounded(weight, scheme) for name, weight in weights.items()}
+
+
+def save_rounded(folder: Path, scheme: Scheme) -> None:
+    """Writes `tiny_model`, with every layer rounded, as a step of a run into an existing folder."""
+    from ..model.checkpoint import save_checkpoint
+    from ..model.layers import layer_names
+
+    model, tokenizer = tiny_model()
+    layers = {}
+    for name in layer_names(2):
+        weight = model.get_parameter(f"{name}.weight").data
+        layers[name] = rounded(weight, scheme)
+        weight.copy_(decoded(layers[name]))
+    save_checkpoint(folder, model, tokenizer, layers, scheme)
 
 
 def decoded(layer: QuantizedWeight) -> torch.Tensor:

@@ -75,7 +75,7 @@ class Bucket:
         return torch.cat([grad.to(dtype).reshape(-1, self.group) for grad in grads])
 
     def straight_through(
-        self, grad: Tensor, scale: Tensor, zero: Tensor, max_code: int, *, lsq: bool
+        self, grad: Tensor, scale: Tensor, zero: Tensor, max_code: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`rqat_kernels.latent_step` for `grad (R, g)`, piece by piece: gradients of latent, scale and zero point."""
         rows = self.rows
@@ -83,9 +83,7 @@ class Bucket:
         gw, gs, gz = torch.empty_like(rows), rows.new_empty(scale.shape), rows.new_empty(scale.shape)
         for start in range(0, len(rows), piece):
             part = slice(start, start + piece)
-            gw[part], gs[part], gz[part] = latent_step(
-                grad[part], rows[part], scale[part], zero[part], max_code, lsq=lsq
-            )
+            gw[part], gs[part], gz[part] = latent_step(grad[part], rows[part], scale[part], zero[part], max_code)
         return gw, gs, gz
 
     def write(self, max_code: int) -> None:

@@ -6,7 +6,6 @@ folder as complete once everything in it is on disk; only marked ones are resume
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -18,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..errors import NumericsError, RunError
 from ..processes import Processes
-from ..storage import sync_folder, write_text
+from ..storage import append_json_line, read_json_lines, sync_folder, write_json_lines, write_text
 
 COMPLETE = ".complete"
 """Name of the marker, written last."""
@@ -121,8 +120,8 @@ class Log(TrainerCallback):
     def __init__(self, path: Path, *, done: int, steps: int, bar: Any) -> None:
         self.path, self.steps, self.bar = path, steps, bar
         self.started: float | None = None
-        kept = [line for line in read_log(path) if line["step"] <= done]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in read_json_lines(path) if line["step"] <= done]
+        write_json_lines(path, kept)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Starts the step's clock."""
@@ -138,8 +137,7 @@ class Log(TrainerCallback):
         if "loss" not in logs:  # the summary at the end
             return
         line = _line(state, logs, 0.0 if self.started is None else time.perf_counter() - self.started)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_json_line(self.path, line)
         if not abs(line["loss"]) < float("inf"):
             raise NumericsError(
                 f"step {line['step']}: the loss is {line['loss']}.",
@@ -162,16 +160,3 @@ def _line(state: TrainerState, logs: dict[str, Any], seconds: float) -> dict[str
     left_out = {*known, *NOT_LOGGED}
     own = {key: value for key, value in logs.items() if isinstance(value, int | float) and key not in left_out}
     return {**known, **own}
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a training log, up to the first damaged one (a kill may cut off the last)."""
-    lines: list[dict[str, Any]] = []
-    if not path.exists():
-        return lines
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines

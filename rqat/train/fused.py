@@ -30,11 +30,10 @@ class FusedAdam:
     Args:
         inner: the optimizer; its groups are called latents, scales and zeros.
         max_code: `Q`.
-        lsq: as for `QuantizedOptimizer`.
     """
 
-    def __init__(self, inner: torch.optim.Optimizer, max_code: int, *, lsq: bool) -> None:
-        self.inner, self.max_code, self.lsq = inner, max_code, lsq
+    def __init__(self, inner: torch.optim.Optimizer, max_code: int) -> None:
+        self.inner, self.max_code = inner, max_code
         self._done: dict[int, int] = {}
         self._fits: dict[int, tuple[list[Any], bool]] = {}
         self._launches: dict[tuple[int, ...], tuple[list[int], Launches]] = {}
@@ -105,7 +104,6 @@ class FusedAdam:
                 self.max_code,
                 self._rates(groups, step),
                 refused[device],
-                lsq=self.lsq,
             )
         if not all(self._searches[device].all_finite() for device in devices):
             return False

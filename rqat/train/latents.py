@@ -88,6 +88,19 @@ def is_source_of(source: nn.Module, model: nn.Module, layers: Mapping[str, Quant
     )
 
 
+def first_latents(
+    source: nn.Module, model: nn.Module, layers: Mapping[str, QuantizedWeight]
+) -> tuple[Mapping[str, Tensor], str]:
+    """Where the latent weights of a model start that has not been trained yet, and what that is called.
+
+    Args:
+        source: the model before quantization.
+    """
+    if is_source_of(source, model, layers):
+        return SourceLatents(source, layers), "the weights before quantization"
+    return {}, "the middle of their cells"
+
+
 def _grouped(layer: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor]:
     """Codes `(O, G, g)`, scale and zero point `(O, G, 1)` in float32."""
     out, groups = layer.scale.shape

@@ -60,10 +60,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         zero_lr: of the zero points, in codes; None freezes them, as does a symmetric scheme.
         other_lr: of everything else but embeddings and lm_head; None freezes it.
         weight_decay: of the latent weights.
-        lsq: multiply the gradients of scales and zero points by `1 / sqrt(g Q)` (arXiv 1902.08153, section 2.2).
         latents: start of the latent weights by layer, `(O, I)` in float32 or wider; they are clamped into the cells of
             their codes, so that the first forward pass is still the quantized model. Missing ones start at `w_hat`.
-        inner_options: more arguments for `inner`.
 
     Raises:
         ModelError: a layer that is not in the model, is tied to another one, or has another shape.
@@ -82,9 +80,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         zero_lr: float | None = None,
         other_lr: float | None = None,
         weight_decay: float = 0.0,
-        lsq: bool = False,
         latents: Mapping[str, Tensor] | None = None,
-        inner_options: Mapping[str, Any] | None = None,
     ) -> None:
         if inner.__name__ in UNSUITABLE:
             raise RqatError(
@@ -92,7 +88,6 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 hint=f"Use one of {', '.join(ELEMENTWISE)}.",
             )
         self.scheme = scheme
-        self.lsq = lsq
         self.steps_done = 0
         self._trains_scale = scale_lr is not None
         self._trains_zero = zero_lr is not None and not scheme.symmetric
@@ -120,11 +115,11 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 {"name": "others", "params": list(self.masters.values()), "lr": other_lr, "weight_decay": 0.0}
             )
         accepted = inspect.signature(inner).parameters
-        options = {"fused": True} if "fused" in accepted else {}
+        options: dict[str, Any] = {"fused": True} if "fused" in accepted else {}
         if "weight_decay" not in accepted:
             for group in groups:
                 del group["weight_decay"]
-        self.inner = inner(groups, **{**options, **(inner_options or {})})
+        self.inner = inner(groups, **options)
         # The very same group dicts: a scheduler that sets this optimizer's learning rates sets the inner one's.
         super().__init__(self.inner.param_groups, self.inner.defaults)
         self._share_inner()
@@ -133,7 +128,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     def _share_inner(self) -> None:
         self.state = self.inner.state
         self.param_groups = self.inner.param_groups
-        self._fused = FusedAdam(self.inner, self.scheme.max_code, lsq=self.lsq)
+        self._fused = FusedAdam(self.inner, self.scheme.max_code)
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -174,7 +169,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if grad is None:
             return
         scale, zero = bucket.scale(), bucket.whole_zero()
-        gw, gs, gz = bucket.straight_through(grad, scale, zero, self.scheme.max_code, lsq=self.lsq)
+        gw, gs, gz = bucket.straight_through(grad, scale, zero, self.scheme.max_code)
         if not torch.isfinite(gs.sum()):
             raise self._not_finite(bucket)
         bucket.latent.grad = gw.view_as(bucket.latent)

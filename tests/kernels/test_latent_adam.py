@@ -83,8 +83,8 @@ def test_kernel_equals_the_steps_one_after_the_other(group: int, decoupled: bool
         if step and len(grads) > 1:
             grads[1] = None
         numbers = rates(decoupled=decoupled, step=step + 1)
-        kernel.latent_adam(**mine, grads=grads, max_code=3, rates=numbers, lsq=bool(step))
-        reference.latent_adam(**exact, grads=grads, max_code=3, rates=numbers, lsq=bool(step))
+        kernel.latent_adam(**mine, grads=grads, max_code=3, rates=numbers)
+        reference.latent_adam(**exact, grads=grads, max_code=3, rates=numbers)
         close(mine, exact)
 
 

@@ -43,19 +43,17 @@ def case(bits: int, groups: int, seed: int = 0, dtype: torch.dtype = torch.float
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("groups", [1, 3, 6])
-@pytest.mark.parametrize("lsq", [False, True])
-def test_equals_autograd(bits: int, groups: int, lsq: bool) -> None:
+def test_equals_autograd(bits: int, groups: int) -> None:
     grad, weight, scale, zero = case(bits, groups)
     q = 2**bits - 1
     w, s, z = (t.clone().requires_grad_() for t in (weight, scale, zero))
     codes = (Round.apply(w.view(OUT, groups, -1) / s[..., None]) + Round.apply(z)[..., None]).clamp(0, q)
     w_hat = ((codes - Round.apply(z)[..., None]) * s[..., None]).view(OUT, IN)
     w_hat.backward(grad)
-    gw, gs, gz = latent_step(grad, weight, scale, zero, q, lsq=lsq)
-    factor = 1 / math.sqrt(IN // groups * q) if lsq else 1.0
+    gw, gs, gz = latent_step(grad, weight, scale, zero, q)
     torch.testing.assert_close(gw, w.grad, rtol=1e-14, atol=0)  # autograd multiplies by s, then divides by it
-    torch.testing.assert_close(gs, s.grad * factor, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(gz, z.grad * factor, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(gs, s.grad, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(gz, z.grad, rtol=1e-13, atol=1e-13)
     assert (gw == 0).any()
     assert (gw != 0).any()
 
@@ -120,8 +118,7 @@ def kernel_cases(device: str) -> list[tuple[int, int, int, torch.dtype, torch.dt
 
 
 @pytest.mark.skipif(not has_triton(), reason="the kernel is written in Triton; the dev extra has it")
-@pytest.mark.parametrize("lsq", [False, True])
-def test_kernel(lsq: bool, device: str) -> None:
+def test_kernel(device: str) -> None:
     """`gw` to the bit; the sums as close to float64 as float32 sums of these terms come."""
     from rqat_kernels.latent_step import kernel
 
@@ -133,9 +130,9 @@ def test_kernel(lsq: bool, device: str) -> None:
         weight = ((codes - zero[..., None]) * scale[..., None]).view(out, features).to(w_type).to(device)
         grad = torch.randn(features, out, generator=g).T.to(device, d_type)  # not contiguous
         scale, zero = scale.to(device), zero.to(device)
-        gw, gs, gz = kernel.latent_step(grad, weight, scale, zero, 7, lsq=lsq)
+        gw, gs, gz = kernel.latent_step(grad, weight, scale, zero, 7)
         assert torch.equal(gw, reference.latent_step(grad, weight, scale, zero, 7)[0])
-        exact = reference.latent_step(grad.double(), weight.double(), scale.double(), zero.double(), 7, lsq=lsq)
+        exact = reference.latent_step(grad.double(), weight.double(), scale.double(), zero.double(), 7)
         for mine, true in zip((gs, gz), exact[1:], strict=True):
             assert mine.dtype == torch.float32
             # Terms of up to 16, summed in float32; u = w / s is rounded as well.
@@ -145,6 +142,4 @@ def test_kernel(lsq: bool, device: str) -> None:
 def test_operator_is_known_to_torch(device: str) -> None:
     grad, weight, scale, zero = (t.to(device) for t in case(2, 3, dtype=torch.float32))
     operator: Callable[..., Any] = torch.ops.rqat.latent_step
-    torch.library.opcheck(
-        operator, (grad, weight, scale, zero, 3, False), test_utils=("test_schema", "test_faketensor")
-    )
+    torch.library.opcheck(operator, (grad, weight, scale, zero, 3), test_utils=("test_schema", "test_faketensor"))

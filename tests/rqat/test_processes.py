@@ -1,197 +1,297 @@
-"""Leader and followers: how they find each other, and that they all end, whoever fails, with one message."""
+"""A run in several processes: what is refused, and that all end, whoever fails, with one message."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rqat.errors import RqatError
+from rqat.errors import RqatError, RunError
+from rqat.launcher import _cause, check_processes
 from rqat.plan import build_plan
-from rqat.processes import RANKS, Processes
+from rqat.processes import RANKS, Processes, WorkerFailed, work_alone
 from rqat.recipe import load_recipe
 from rqat.registry import Registry
 from rqat.storage import read_json
+from tests.training import digests
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
 
-def training(steps: int) -> tuple[str, ...]:
+def training(steps: int, **keys: Any) -> tuple[str, ...]:
     """Settings of a run that does little else."""
+    keys = {"objective": "kd", "data": "arith", "steps": steps, "batch": 4, "max_tokens": 256, "save_every": 2, **keys}
+    listed = ", ".join(f"{key}: {value}" for key, value in keys.items())
     return (
         "calibration.samples=4",
         "calibration.tokens=64",
-        f"train=[{{objective: kd, data: arith, steps: {steps}, batch: 4, max_tokens: 256}}]",
+        f"train=[{{{listed}}}]",
         "evaluate=[]",
         "compare=[]",
     )
 
 
-SHORT, LONG = training(4), training(150)
+STEPS = 24
+SHORT, LONG = training(4), training(STEPS)
 
 
-def qat(folder: Path, overrides: tuple[str, ...]) -> list[str]:
-    """The arguments of a run of the quickstart in `folder`."""
+def qat(folder: Path, overrides: tuple[str, ...], processes: int = 2) -> list[str]:
+    """The command that runs the quickstart in `folder`."""
     settings = [word for override in overrides for word in ("--set", override)]
-    return ["qat", "--recipe", "quickstart", "-o", str(folder), *settings]
+    rqat = [sys.executable, "-P", "-m", "rqat"]
+    return [*rqat, "qat", "--recipe", "quickstart", "-o", str(folder), "--processes", str(processes), *settings]
 
 
-class Pair:
-    """A leader and a follower, started without a launcher, so that nothing else ends them.
+def started(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command's exit code and what it printed."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, **environment})
 
-    Args:
-        folder: where what they print is kept.
-        leader: arguments of `rqat`.
-        follower: the follower's, when they are others.
-    """
 
-    def __init__(self, folder: Path, leader: list[str], follower: list[str] | None = None) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        self.files = [folder / f"printed-{rank}" for rank in (0, 1)]
-        self.running = []
-        for rank, arguments in enumerate((leader, follower or leader)):
-            ranks = dict(zip(RANKS, map(str, (rank, 2, rank, 2)), strict=True))
-            with self.files[rank].open("w") as printed:
-                command = [sys.executable, "-m", "rqat", *arguments]
-                environment = {**os.environ, **place, **ranks}
-                self.running.append(subprocess.Popen(command, stdout=printed, stderr=printed, env=environment))
+def workers_of(parent: int) -> list[int]:
+    """Process ids of the workers that a process has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with_parent = status.read_text().rpartition(")")[2].split()
+        command = (status.parent / "cmdline").read_bytes()
+        if int(with_parent[1]) == parent and b"rqat.worker" in command:
+            found.append(int(status.parent.name))
+    return sorted(found)
 
-    def end(self) -> tuple[list[int], list[str]]:
-        """Waits for both; their exit codes, and what they printed."""
-        codes = [process.wait(timeout=TIMEOUT_S) for process in self.running]
-        return codes, [file.read_text() for file in self.files]
+
+def is_there(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class Running:
+    """A run of the quickstart in two processes, which has done its first steps."""
+
+    def __init__(self, folder: Path, printed: Path) -> None:
+        self.printed = printed
+        with printed.open("w") as file:
+            self.parent = subprocess.Popen(qat(folder, LONG), stdout=file, stderr=file)
+        deadline = time.monotonic() + TIMEOUT_S
+        while not any(len(log.read_text().splitlines()) > 4 for log in folder.glob("*-train-kd.partial/*.jsonl")):
+            assert self.parent.poll() is None, printed.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        self.workers = workers_of(self.parent.pid)
+        assert len(self.workers) == 2
+
+    def end(self) -> tuple[int, str]:
+        """Waits for all; the parent's exit code, and what all have printed."""
+        code = self.parent.wait(timeout=TIMEOUT_S)
+        deadline = time.monotonic() + 5
+        while any(map(is_there, self.workers)):
+            assert time.monotonic() < deadline, "a worker was left behind"
+            time.sleep(0.02)
+        return code, self.printed.read_text()
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has come to its training."""
+    folder = tmp_path_factory.mktemp("quantized") / "run"
+    assert started(qat(folder, SHORT, processes=1)).returncode == 0
+    for step in folder.glob("0[34]-*"):
+        shutil.rmtree(step)
+    return folder
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Any]:
-    """Starts a pair, of which nothing is left behind."""
-    started: list[Pair] = []
-
-    def start(*arguments: Any) -> Pair:
-        started.append(Pair(tmp_path, *arguments))
-        return started[-1]
-
-    yield start
-    for process in (process for pair in started for process in pair.running):
-        process.kill()
-        process.wait()
+def folder(quantized: Path, tmp_path: Path) -> Path:
+    """A copy of it, to train in."""
+    return Path(shutil.copytree(quantized, tmp_path / "run"))
 
 
-def wait_for_training(folder: Path, process: subprocess.Popen[Any]) -> None:
-    """Until the first steps are done."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not any(len(log.read_text().splitlines()) > 2 for log in folder.glob("*-train-kd.partial/training.jsonl")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+@pytest.fixture(scope="module")
+def unbroken(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that nothing has interrupted, and what it printed."""
+    folder = Path(shutil.copytree(quantized, tmp_path_factory.mktemp("unbroken") / "run"))
+    done = started(qat(folder, LONG), RANK="1", WORLD_SIZE="7")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stderr
 
 
-# ------------------------------------------------------------------------------------------- what the environment says
+@pytest.fixture
+def running(folder: Path, tmp_path: Path) -> Iterator[Running]:
+    """A run that trains, of which nothing is left behind."""
+    run = Running(folder, tmp_path / "printed")
+    yield run
+    for process in (run.parent.pid, *run.workers):
+        if is_there(process):
+            os.kill(process, signal.SIGKILL)
+    run.parent.wait()
 
 
-def test_the_environment_tells_who_this_is_and_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip((*RANKS, "MASTER_ADDR", "MASTER_PORT"), ("3", "4", "1", "2", "here", "1"), strict=True):
-        monkeypatch.setenv(name, value)
-    found = Processes.here()
-    assert (found.rank, found.count, found.local_rank, found.local_count) == (3, 4, 1, 2)
-    assert not found.leads
-    assert not set(RANKS) & set(os.environ)
+# ------------------------------------------------------------------------------------------------------ what is refused
 
 
-@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_without_one_of_the_variables_it_is_alone(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*RANKS, "MASTER_ADDR", "MASTER_PORT"):
+def test_alone_it_gathers_its_own_and_asks_for_nothing() -> None:
+    alone = Processes()
+    assert alone.leads
+    assert alone.gather("mine") == ["mine"]
+    assert alone.arguments("cuda") == {}
+    assert not Processes(1, 2).leads
+
+
+def test_variables_of_other_launchers_are_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RANKS:
         monkeypatch.setenv(name, "2")
-    monkeypatch.delenv(missing)
-    found = Processes.here()
-    assert found.count == 1
-    assert found.leads
-    assert found.gather("mine") == ["mine"]
-    with found.taking_part(), found.together("cpu"):
-        assert found.arguments("cpu") == {}
+    work_alone()
+    assert not set(RANKS) & set(os.environ)
 
 
 def test_more_processes_than_gpus_and_sharding_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(RqatError, match="4 processes were started here, for 2 GPUs"):
-        Processes(0, 4, 0, 4).prepare("cuda")
+    with pytest.raises(RqatError, match=r"4 processes were asked for, and there are 2 GPUs.*--processes 2"):
+        check_processes(4, "cuda")
+    check_processes(4, "cpu")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RqatError, match="FSDP splits a model"):
-        Processes(0, 2, 0, 2).prepare("cpu")
-    Processes().prepare("cuda")
+    with pytest.raises(RqatError, match="FSDP, which splits a model"):
+        check_processes(2, "cpu")
+
+
+@pytest.mark.slow
+def test_torchrun_is_told_off_once(tmp_path: Path) -> None:
+    done = started([*TORCHRUN, "-m", "rqat", *qat(tmp_path, SHORT)[4:]])
+    assert done.stderr.count("Error: rqat starts its processes itself, and a launcher has started 2 of it.") == 1
+    assert "Hint: Start it without torchrun or accelerate: rqat qat --processes 2 ..." in done.stderr
+    assert re.search(r"exitcode +: 2 ", done.stderr)
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_split_is_refused_before_any_work(tmp_path: Path) -> None:
+    done = started(qat(tmp_path / "run", training(4, batch=7)))
+    assert done.returncode == 2
+    assert "a batch of 7 does not split over 2 processes" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------------------------------------------- the end of all
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (
-            ["qat", "--recipe", "quickstart", "--set", "train.kd.batch=7"],
-            "a batch of 7 does not split over 2 processes",
-        ),
-        (["quantize", "builtin:tiny-reasoner", "-o", "out"], "`rqat quantize` runs in one process, and 2 were started"),
-    ],
-)
-def test_a_users_mistake_is_told_once_and_ends_both(
-    arguments: list[str], told: str, pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_it_shows_and_leaves_what_one_process_does(unbroken: tuple[Path, str]) -> None:
+    folder, printed = unbroken
+    assert "Device: cpu, 2 processes train together\n" in printed
+    assert re.search(r"^train kd \.\.\.\ntrain kd: [\d.]+ s  loss [\d.]+\n", printed, re.MULTILINE)
+    assert not re.search("warning|traceback|gloo", printed, re.IGNORECASE)
+    plan = build_plan(load_recipe("quickstart", LONG), Registry.discover())
+    found = {step.name: read_json(folder / step.name / "manifest.json") for step in plan.steps}
+    assert {name: manifest["fingerprint"] for name, manifest in found.items()} == {
+        step.name: plan.fingerprint(step) for step in plan.steps
+    }
+    trained = found["03-train-kd"]
+    assert trained["results"]["steps"] == STEPS
+    assert {*trained["files"], "manifest.json"} == {path.name for path in (folder / "03-train-kd").iterdir()}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all(running: Running) -> None:
+    running.parent.send_signal(signal.SIGINT)
+    code, printed = running.end()
+    assert code == 130
+    assert printed.endswith("\nInterrupted. The same command resumes from here.\n")
+    assert not re.search("warning|error|traceback|train kd:", printed, re.IGNORECASE)
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_their_parent(running: Running) -> None:
+    running.parent.kill()
+    assert running.end()[0] == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told_and_the_run_resumes_to_the_same_bytes(
+    running: Running, folder: Path, unbroken: tuple[Path, str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    codes, (leader, follower) = pair(arguments).end()
-    assert codes == [2, 2]
-    assert leader.count("Error: ") == 1
-    assert told in leader
-    assert follower == ""
+    os.kill(running.workers[1], signal.SIGKILL)
+    code, printed = running.end()
+    assert code == 2
+    told = printed.partition("train kd ...\n")[2]
+    assert re.fullmatch(r"Error: process 1 of 2 was killed\.\nHint: .* resumes from the last checkpoint\.\n", told)
+    done = started([*qat(folder, LONG), "-v"])
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^Info: 03-train-kd: resumes after step \d+ of", done.stderr, re.MULTILINE)
+    assert digests(folder / "03-train-kd") == digests(unbroken[0] / "03-train-kd")
 
 
 @pytest.mark.slow
-def test_a_follower_that_fails_is_told_once_and_ends_both(pair: Any, tmp_path: Path) -> None:
-    """Here by another recipe; the leader, who waits for it, is not left waiting."""
-    other = tuple(override.replace("batch: 4", "batch: 8") for override in SHORT)
-    codes, (leader, follower) = pair(qat(tmp_path / "run", SHORT), qat(tmp_path / "run", other)).end()
-    assert codes == [2, 2]
-    assert "Error" not in leader
-    assert "Traceback" not in leader
-    assert re.fullmatch(
-        r"Process 1 of 2, where 0 leads:\n"
-        r"Error: process 1 has another plan for 03-train-kd than the leader\.\nHint: .*\n",
-        follower,
+def test_a_bug_in_one_is_told_once_and_ends_all(folder: Path, tmp_path: Path) -> None:
+    """By a source that fails in the second process only."""
+    (tmp_path / "failing.py").write_text(
+        "import os, rqat\n"
+        "class Failing(rqat.Source):\n"
+        "    def rows(self, split, seed):\n"
+        "        while True:\n"
+        "            yield {'prompt': '1+1=', 'completion': ['2'][int(os.environ.get('RANK', 0))], 'answer': '2'}\n"
+        "@rqat.hookimpl\n"
+        "def register_sources(register):\n"
+        "    register('failing', options=rqat.Options, load=':Failing')\n"
     )
+    done = started([*qat(folder, training(4, data="failing")), "--plugin", str(tmp_path / "failing.py")])
+    assert done.returncode == 1, done.stderr
+    told = done.stderr.rpartition("train together\n")[2]
+    assert re.fullmatch(r"Traceback .*\n( .*\n)+IndexError: list index out of range\n\n", told)
+
+
+def failed(rank: int, code: int, timestamp: int = 100, **data: Any) -> tuple[int, Any]:
+    """A failure as torch's launcher reports it."""
+    return rank, SimpleNamespace(exitcode=code, timestamp=timestamp, error_file_data={"message": "<NONE>", **data})
+
+
+BUG = {"message": "Traceback", "time": 100.2}
+
+
+@pytest.mark.parametrize(
+    ("failures", "kind", "told"),
+    [
+        ([failed(0, -15), failed(1, 2, message="wrong.", hint="Do it.", time=100.1)], RqatError, "wrong. Do it."),
+        ([failed(0, 1, **BUG), failed(1, 2, message="wrong.", hint="", time=100.1)], RqatError, "wrong."),
+        ([failed(0, 1, **BUG), failed(1, 1, message="later", time=100.3)], WorkerFailed, "Traceback"),
+        ([failed(0, -6, **BUG), failed(1, -9)], RunError, "process 1 of 2 was killed."),
+        ([failed(0, 1, **BUG), failed(1, -9, timestamp=140)], WorkerFailed, "Traceback"),
+        ([failed(0, -15), failed(1, 7)], WorkerFailed, "last words of 1\n\nprocess 1 of 2 ended with exit"),
+        ([failed(0, 1, **BUG), failed(1, -11)], WorkerFailed, "last words of 1\n\nprocess 1 of 2 ended with exit"),
+    ],
+)  # fmt: skip
+def test_the_one_that_failed_first_is_told(failures: Any, kind: type[Exception], told: str, tmp_path: Path) -> None:
+    for rank in (0, 1):
+        log = tmp_path / "id" / "attempt_0" / str(rank) / "stdout.log"
+        log.parent.mkdir(parents=True)
+        log.write_text(f"last words of {rank}\n")
+    cause = _cause(SimpleNamespace(failures=dict(failures)), 2, tmp_path)  # type: ignore[arg-type]
+    assert type(cause) is kind
+    assert str(cause).startswith(told)
 
 
 @pytest.mark.slow
-def test_interrupted_under_torchrun_all_end_and_then_go_on_to_what_one_process_makes(pair: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    with subprocess.Popen([*launcher, "-m", "rqat", *qat(folder, LONG)], stderr=subprocess.PIPE, text=True) as both:
-        wait_for_training(folder, both)
-        both.send_signal(signal.SIGINT)
-        _, printed = both.communicate(timeout=TIMEOUT_S)
-    told, traceback = printed.partition("\nInterrupted. The same command resumes from here.\n")[::2]
-    assert "Device: cpu, 2 processes train together\n" in told
-    assert not re.search("warning|traceback", told, re.IGNORECASE)
-    assert "Interrupted" not in traceback
-    assert "rqat/" not in traceback  # the launcher's own
-
-    codes, (leader, follower) = pair(qat(folder, SHORT)).end()
-    assert codes == [0, 0]
-    assert "Checkpoint: " in leader
-    assert follower == ""
-    plan = build_plan(load_recipe("quickstart", SHORT), Registry.discover())
-    found = {step.name: read_json(folder / step.name / "manifest.json")["fingerprint"] for step in plan.steps}
-    assert found == {step.name: plan.fingerprint(step) for step in plan.steps}
+def test_a_worker_with_another_plan_says_so(tmp_path: Path) -> None:
+    """Here the fingerprint that the parent tells is not that of the workers."""
+    code = (
+        "from rqat.plan import Plan; from rqat.cli.app import main\n"
+        "Plan.fingerprint = lambda plan, step, of=Plan.fingerprint: of(plan, step) + 'x'\n"
+        "main()"
+    )
+    done = started([sys.executable, "-P", "-c", code, *qat(tmp_path, SHORT)[4:]])
+    assert done.returncode == 2
+    assert re.search(
+        r"Error: a process that was started for 03-train-kd has another plan than the run\.\nHint", done.stderr
+    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 
 from rqat import PluginError, RunError, UnknownName
+from rqat.cut_out import without_future_annotations
+from rqat.discovery import PATHS
 from rqat.registry import BUILTIN, Registry
 from rqat.scaffold import new_plugin, rename
 
@@ -26,9 +30,9 @@ def test_only_registered_names_change():
     )
 
 
-@pytest.mark.parametrize("like", ["gptq", "rqat_gptq"])
-def test_a_package_is_copied_whole(registry: Registry, tmp_path: Path, like: str):
-    made = new_plugin(registry, "rqat-acme-quant", like, parent=tmp_path)
+@pytest.mark.parametrize(("like", "kind"), [("gptq", "quantizer"), ("rqat_gptq", None), ("rqat_gptq:gptq", None)])
+def test_a_package_is_copied_whole(registry: Registry, tmp_path: Path, like: str, kind: str | None):
+    made = new_plugin(registry, "rqat-acme-quant", like, kind=kind, parent=tmp_path)
     original = Path(__file__).parents[2] / "plugins" / "rqat_gptq"
     copied = made.folder / made.module
     names = sorted(path.name for path in original.glob("*.py"))
@@ -36,8 +40,16 @@ def test_a_package_is_copied_whole(registry: Registry, tmp_path: Path, like: str
     for name in names:
         if name != "__init__.py":
             assert (copied / name).read_bytes() == (original / name).read_bytes()
-    expected = (original / "__init__.py").read_text().replace('        "gptq",', '        "acme-quant",')
-    assert (copied / "__init__.py").read_text() == expected
+    ours, theirs = (copied / "__init__.py").read_text(), (original / "__init__.py").read_text()
+    changed = {line for line in ours.splitlines() if line not in theirs.splitlines()}
+    assert changed == {
+        '"""Quantizer `acme-quant`: round column by column, later columns make up for the error."""',
+        '    """Options of `acme-quant`.',
+        '        "acme-quant",',
+        '    """The card of `acme-quant`."""',
+        '    def _groups_fit_the_order(self) -> "Options":',
+    }
+    assert "`gptq`" not in ours
     assert made.commands == (f"cd {made.folder}", "pip install -e .", "pytest")
 
 
@@ -85,6 +97,68 @@ def test_nothing_is_overwritten(registry: Registry, tmp_path: Path):
 def test_what_to_copy_must_be_known_and_clear(registry: Registry, tmp_path: Path):
     with pytest.raises(UnknownName, match="Did you mean 'gptq'"):
         new_plugin(registry, "rqat-acme", "gptqq", parent=tmp_path)
-    with pytest.raises(PluginError, match="rqat_data and of rqat_math"):
+    with pytest.raises(PluginError, match="the source of rqat_data and the task of rqat_math") as caught:
         new_plugin(registry, "rqat-acme", "gsm8k", parent=tmp_path)
+    assert caught.value.hint == "Say which: --kind source or --kind task."
+    with pytest.raises(PluginError, match="the quantizer of rqat_gptq and the exporter of rqat_gptq_format"):
+        new_plugin(registry, "rqat-acme", "gptq", parent=tmp_path)
+    with pytest.raises(UnknownName, match="'gptq' is not a source or plugin"):
+        new_plugin(registry, "rqat-acme", "gptq", kind="source", parent=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_part_is_copied_with_its_own_files(registry: Registry, tmp_path: Path):
+    made = new_plugin(registry, "rqat-acme-rows", "jsonl", parent=tmp_path)
+    copied = made.folder / made.module
+    assert made.names == {"jsonl": "acme-rows"}
+    assert sorted(path.name for path in copied.iterdir()) == ["__init__.py", "files.py", "rows.py"]
+    card = (copied / "__init__.py").read_text()
+    assert card.count("    register(") == 1
+    for gone in ("HubOptions", "Gsm8kOptions", "MixOptions", "rqat.Part", ".hub:Hub"):
+        assert gone not in card
+    assert "class TextOptions" in card  # files.py has the source `text` as well, and needs its options
+    made = new_plugin(registry, "rqat-acme-sums", "arith", kind="task", parent=tmp_path)
+    card = (made.folder / made.module / "__init__.py").read_text()
+    assert "register_sources" not in card
+    assert "SourceOptions" not in card
+    assert not (made.folder / made.module / "pretrain.py").exists()
+
+
+@pytest.mark.parametrize("module", BUILTIN)
+def test_a_copy_works_and_takes_a_command(
+    registry: Registry, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Also one whose annotations name what is imported beside it, as a Typer command often does."""
+    made = new_plugin(registry, "rqat-acme-new", module, parent=tmp_path)
+    path = made.folder / made.module
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    code = file.read_text()
+    assert "from __future__ import annotations" not in code
+    assert not [name for name in made.names if f"`{name}`" in code]
+    file.write_text(
+        code + "\n@rqat.hookimpl\ndef register_commands(app):\n    from pathlib import Path\n\n"
+        "    @app.command()\n    def acme_hello(at: Path):\n        print(at)\n"
+    )
+    monkeypatch.setenv(PATHS, str(path if path.is_dir() else file))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    found = Registry.discover()
+    app = typer.Typer()
+    found.add_commands(app)
+    del sys.modules[made.module]
+    assert not found.broken
+    assert {card.name for card in found.all_cards() if card.module == made.module} == set(made.names.values())
+    assert [command.name for command in found.commands] == ["acme-hello"]
+
+
+def test_annotations_that_are_not_there_yet_become_text():
+    code = (
+        "from __future__ import annotations\n\nfrom typing import TYPE_CHECKING\n\n"
+        "if TYPE_CHECKING:\n    import torch\n"
+        "\n\nclass A:\n    def f(self, x: torch.Tensor, é: int) -> A:\n        return self\n"
+        "\n\ndef g(a: A, b: list[B]) -> None: ...\n\n\nclass B: ...\n"
+    )
+    made = without_future_annotations(code)
+    assert "__future__" not in made
+    assert 'def f(self, x: "torch.Tensor", é: int) -> "A":' in made
+    assert 'def g(a: A, b: "list[B]") -> None: ...' in made
+    exec(compile(made, "made", "exec"), {})

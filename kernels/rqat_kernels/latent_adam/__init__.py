@@ -42,16 +42,15 @@ def _latent_adam(
     rates: list[float],
     decoupled: bool,
     step: int,
-    lsq: bool,
 ) -> None:
     lr, scale_lr, zero_lr, decay, beta1, beta2, eps = rates
     numbers = Rates(lr, scale_lr, zero_lr, decay, decoupled, beta1, beta2, eps, step)
     if fits(weights, grads, latent, origin):
         from . import kernel
 
-        kernel.latent_adam(weights, grads, latent, origin, ratio, zero, max_code, numbers, lsq=lsq)
+        kernel.latent_adam(weights, grads, latent, origin, ratio, zero, max_code, numbers)
     else:
-        reference.latent_adam(weights, grads, latent, origin, ratio, zero, max_code, numbers, lsq=lsq)
+        reference.latent_adam(weights, grads, latent, origin, ratio, zero, max_code, numbers)
 
 
 @_latent_adam.register_fake
@@ -66,7 +65,6 @@ def _(
     rates: list[float],
     decoupled: bool,
     step: int,
-    lsq: bool,
 ) -> None:
     return None
 
@@ -80,8 +78,6 @@ def latent_adam(
     zero: list[Tensor],
     max_code: int,
     rates: Rates,
-    *,
-    lsq: bool = False,
 ) -> None:
     """One step, in place, of layers stacked as `R` rows of `g` weights.
 
@@ -94,10 +90,9 @@ def latent_adam(
         zero: zero points `(R, 1)`, not rounded, and their two moments; without moments they stay as they are.
         max_code: `Q`.
         rates: learning rates and the like.
-        lsq: as in `latent_step`.
     """
     numbers = [rates.latent, rates.scale, rates.zero, rates.weight_decay, rates.beta1, rates.beta2, rates.eps]
-    _latent_adam(weights, grads, latent, origin, ratio, zero, max_code, numbers, rates.decoupled, rates.step, lsq)
+    _latent_adam(weights, grads, latent, origin, ratio, zero, max_code, numbers, rates.decoupled, rates.step)
 
 
 @torch.library.custom_op("rqat::scale_of", mutates_args=())

@@ -14,7 +14,6 @@ Scales are computed anew from `s_0` and `r` here and by `scale_of`, with the sam
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +75,7 @@ def numbers_at(address):
 @triton.jit(do_not_specialize=["first_layer", "rows"])
 def _latent_adam(
     table, grads, refused, first_layer, rows,
-    factor, keep, decay, size, size_scale, size_zero, beta1, rest1, beta2, rest2, widen, eps,
+    keep, decay, size, size_scale, size_zero, beta1, rest1, beta2, rest2, widen, eps,
     MAX_CODE: tl.constexpr, SCALES: tl.constexpr, ZEROS: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -121,8 +120,8 @@ def _latent_adam(
 
     s = scale_from(s_0, r)
     gw, to_scale, outside = straight_through(d, w, s[:, None], round_half_even(z)[:, None], MAX_CODE)
-    gs = tl.sum(to_scale, axis=1) * factor
-    gz = -s * tl.sum(outside, axis=1) * factor
+    gs = tl.sum(to_scale, axis=1)
+    gz = -s * tl.sum(outside, axis=1)
 
     w, m, v = adam(w * keep, gw + decay * w, m, v, size, beta1, rest1, beta2, rest2, widen, eps)
     tl.store(latent, w, mask=mask)
@@ -260,14 +259,12 @@ class Launches:
         self._table = Numbers().at(flat, self.device)
         self._grads = Numbers()
 
-    def step(
-        self, grads: Sequence[Tensor | None], max_code: int, rates: Rates, refused: Tensor, *, lsq: bool = False
-    ) -> None:
+    def step(self, grads: Sequence[Tensor | None], max_code: int, rates: Rates, refused: Tensor) -> None:
         """One update; nothing happens if the number in `refused` (int32, on the device) is not 0 by then.
 
         Args:
             grads: of every layer of every stack, of one dtype.
-            max_code, rates, lsq: as the reference.
+            max_code, rates: as the reference.
         """
         dense = [None if grad is None else aligned(grad) for grad in grads]
         addresses = [0 if grad is None else grad.data_ptr() for grad in dense]
@@ -279,7 +276,6 @@ class Launches:
                 per_tile, columns, warps = tile(group)
                 _latent_adam[(triton.cdiv(rows, per_tile), len(run))](
                     self._table, where, refused, start, rows,
-                    1.0 / math.sqrt(group * max_code) if lsq else 1.0,
                     1.0 - rates.latent * decay if rates.decoupled else 1.0,
                     0.0 if rates.decoupled else decay,
                     rates.size(rates.latent), rates.size(rates.scale), rates.size(rates.zero),
@@ -332,12 +328,10 @@ def latent_adam(
     zero: Sequence[Tensor],
     max_code: int,
     rates: Rates,
-    *,
-    lsq: bool = False,
 ) -> None:
     """As the reference, for what `fits`."""
     launches = Launches([Stack(weights, latent, origin, ratio, zero)])
-    launches.step(grads, max_code, rates, torch.zeros(1, dtype=torch.int32, device=origin.device), lsq=lsq)
+    launches.step(grads, max_code, rates, torch.zeros(1, dtype=torch.int32, device=origin.device))
 
 
 def aligned(tensor: Tensor) -> Tensor:

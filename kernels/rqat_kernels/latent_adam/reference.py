@@ -67,8 +67,6 @@ def latent_adam(
     zero: Sequence[Tensor],
     max_code: int,
     rates: Rates,
-    *,
-    lsq: bool = False,
 ) -> None:
     """One step, in place; see the package for the arguments."""
     w, r, z = latent[0].view(len(origin), -1), ratio[0], zero[0]
@@ -80,7 +78,7 @@ def latent_adam(
         if grad is not None:
             gradient[start : start + rows] = grad.reshape(rows, -1)
         start += rows
-    gw, gs, gz = latent_step(gradient, w, s, whole, max_code, lsq=lsq)
+    gw, gs, gz = latent_step(gradient, w, s, whole, max_code)
     if rates.decoupled:
         w.mul_(1.0 - rates.latent * rates.weight_decay)
     else:

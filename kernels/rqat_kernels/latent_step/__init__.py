@@ -18,25 +18,23 @@ __all__ = ["latent_step"]
 
 @torch.library.custom_op("rqat::latent_step", mutates_args=())
 def _latent_step(
-    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, lsq: bool
+    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     if use_triton(grad, weight, scale, zero) and {grad.dtype, weight.dtype} <= set(IN_KERNELS):
         from . import kernel
 
-        return kernel.latent_step(grad, weight, scale, zero, max_code, lsq=lsq)
-    return reference.latent_step(grad, weight, scale, zero, max_code, lsq=lsq)
+        return kernel.latent_step(grad, weight, scale, zero, max_code)
+    return reference.latent_step(grad, weight, scale, zero, max_code)
 
 
 @_latent_step.register_fake
-def _(
-    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, lsq: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> tuple[Tensor, Tensor, Tensor]:
     gs = torch.empty(scale.shape, dtype=reference.arithmetic(weight), device=weight.device)
     return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device), gs, torch.empty_like(gs)
 
 
 def latent_step(
-    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, *, lsq: bool = False
+    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients `gw (O, I)` in the dtype of `weight`, `gs (O, G)` and `gz (O, G)` in float32 (float64 for float64).
 
@@ -46,8 +44,7 @@ def latent_step(
         scale: `s (O, G)`, as used in the forward pass (snapped).
         zero: `z (O, G)`, as used in the forward pass (whole numbers).
         max_code: `Q`.
-        lsq: multiply `gs` and `gz` by `1 / sqrt(g Q)` (arXiv 1902.08153, section 2.2).
     """
     if plain_call(weight):
-        return reference.latent_step(grad, weight, scale, zero, max_code, lsq=lsq)
-    return _latent_step(grad, weight, scale, zero, max_code, lsq)
+        return reference.latent_step(grad, weight, scale, zero, max_code)
+    return _latent_step(grad, weight, scale, zero, max_code)

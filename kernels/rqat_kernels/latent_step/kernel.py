@@ -12,8 +12,6 @@ run. Bytes per weight: `D`, `w` and `gw`, e.g. 2 + 4 + 4.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -34,7 +32,7 @@ def straight_through(d, w, s, z, MAX_CODE: tl.constexpr):
 
 
 @triton.jit
-def _latent_step(grad, weight, scale, zero, gw, gs, gz, factor, R, MAX_CODE: tl.constexpr, GROUP: tl.constexpr,
+def _latent_step(grad, weight, scale, zero, gw, gs, gz, R, MAX_CODE: tl.constexpr, GROUP: tl.constexpr,
                  ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     present = row < R
@@ -52,12 +50,12 @@ def _latent_step(grad, weight, scale, zero, gw, gs, gz, factor, R, MAX_CODE: tl.
         tl.store(gw + offsets, inner.to(gw.dtype.element_ty), mask=mask)
         to_scale += tl.sum(scaled, axis=1)
         outside += tl.sum(outer, axis=1)
-    tl.store(gs + row, to_scale * factor, mask=present)
-    tl.store(gz + row, -tl.reshape(s, [ROWS]) * outside * factor, mask=present)
+    tl.store(gs + row, to_scale, mask=present)
+    tl.store(gz + row, -tl.reshape(s, [ROWS]) * outside, mask=present)
 
 
 def latent_step(
-    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, *, lsq: bool = False
+    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the reference; `grad` and `weight` in float32, bfloat16 or float16."""
     gw = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
@@ -68,10 +66,9 @@ def latent_step(
     rows = scale.numel()
     group = weight.numel() // rows
     per_tile, columns = shape_of_tile(group)
-    factor = 1.0 / math.sqrt(group * max_code) if lsq else 1.0
     with torch.cuda.device_of(weight):
         _latent_step[(triton.cdiv(rows, per_tile),)](
-            grad.contiguous(), weight.contiguous(), scale.contiguous(), zero.contiguous(), gw, gs, gz, factor, rows,
-            max_code, group, per_tile, columns,
+            grad.contiguous(), weight.contiguous(), scale.contiguous(), zero.contiguous(), gw, gs, gz, rows, max_code,
+            group, per_tile, columns,
         )  # fmt: skip
     return gw, gs, gz

@@ -12,8 +12,6 @@ of LSQ+ (arXiv 2004.09576, eq. 6).
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ def arithmetic(weight: Tensor) -> torch.dtype:
 
 
 def latent_step(
-    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, *, lsq: bool = False
+    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients `gw (O, I)` in the dtype of `weight`, `gs (O, G)` and `gz (O, G)` in float32 (float64 for float64).
 
@@ -34,7 +32,6 @@ def latent_step(
         scale: `s (O, G)`, as used in the forward pass (snapped).
         zero: `z (O, G)`, as used in the forward pass (whole numbers).
         max_code: `Q`.
-        lsq: multiply `gs` and `gz` by `1 / sqrt(g Q)` (arXiv 1902.08153, section 2.2).
     """
     out, groups = scale.shape
     dtype = arithmetic(weight)
@@ -47,7 +44,4 @@ def latent_step(
     gw = d * inside
     gs = (d * (q - z - inside * u)).sum(-1)
     gz = -s.squeeze(-1) * (d - gw).sum(-1)
-    if lsq:
-        factor = 1.0 / math.sqrt(d.shape[-1] * max_code)
-        gs, gz = gs * factor, gz * factor
     return gw.view(weight.shape).to(weight.dtype), gs, gz

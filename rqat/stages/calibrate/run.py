@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,13 +50,37 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         )
     tokenizer = load_tokenizer(job.plan.model, offline=job.offline)
     counted = Counted(source.rows(keys.split, keys.seed))
-    sequences: list[list[int]] = []
     with job.progress.task("calibrate", keys.samples) as bar:
-        for sequence in sequences_of(counted, tokenizer, keys.tokens, pack=keys.pack):
-            sequences.append(sequence)
-            bar.update(len(sequences))
-            if len(sequences) == keys.samples:
-                break
+        input_ids, attention_mask = calibration_tokens(counted, tokenizer, keys, bar.update)
+    save_file({"input_ids": input_ids, "attention_mask": attention_mask}, job.workdir(step) / CALIBRATION_FILE)
+    return {
+        "rows": counted.rows,
+        "sequences": len(input_ids),
+        "tokens": int(attention_mask.sum()),
+        "sha256": hashlib.sha256(input_ids.numpy().tobytes() + attention_mask.numpy().tobytes()).hexdigest(),
+    }
+
+
+def calibration_tokens(
+    counted: Counted,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    keys: CalibrationKeys,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Tensor, Tensor]:
+    """As many sequences as `keys` ask for: ids `(N, T)` int32 and their mask `(N, T)` uint8.
+
+    Args:
+        progress: told how many sequences there are.
+
+    Raises:
+        DataError: the rows end too early.
+    """
+    sequences: list[list[int]] = []
+    for sequence in sequences_of(counted, tokenizer, keys.tokens, pack=keys.pack):
+        sequences.append(sequence)
+        progress(len(sequences))
+        if len(sequences) == keys.samples:
+            break
     if not counted.rows:
         raise DataError(
             f"calibration.source: '{keys.source}' has no rows in its {keys.split} split.", hint="Check its options."
@@ -68,14 +92,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             f"in its {counted.rows} rows.",
             hint="Ask for fewer (calibration.samples, calibration.tokens) or add data.",
         )
-    input_ids, attention_mask = pad(sequences, padding_id(tokenizer))
-    save_file({"input_ids": input_ids, "attention_mask": attention_mask}, job.workdir(step) / CALIBRATION_FILE)
-    return {
-        "rows": counted.rows,
-        "sequences": len(sequences),
-        "tokens": int(attention_mask.sum()),
-        "sha256": hashlib.sha256(input_ids.numpy().tobytes() + attention_mask.numpy().tobytes()).hexdigest(),
-    }
+    return pad(sequences, padding_id(tokenizer))
 
 
 def read_ahead(step: Step, look: Look) -> Iterator[Finding]:

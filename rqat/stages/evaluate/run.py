@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from ...model.checkpoint import load_checkpoint
 from ...model.load import default_dtype, load_model
 from ...packed.backend import writer_for, written_by
 from ...stage import Finding, Look, Step
-from ...storage import write_json, write_text
+from ...storage import write_json, write_json_lines
 from . import LM_EVAL, EvaluateKeys
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def load_variant(job: Job, step: Step) -> tuple[transformers.PreTrainedModel, tr
 
 def write_evaluation(folder: Path, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
     """Writes results.json and samples.jsonl."""
-    write_text(folder / SAMPLES_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
+    write_json_lines(folder / SAMPLES_FILE, samples)
     write_json(folder / RESULTS_FILE, results)
 
 

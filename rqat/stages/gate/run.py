@@ -6,12 +6,11 @@ samples.jsonl    the sampled completions
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from ...job import Job, log
 from ...stage import Step
-from ...storage import write_json, write_text
+from ...storage import write_json, write_json_lines
 
 if TYPE_CHECKING:
     from . import GateSettings
@@ -31,9 +30,9 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     from ...model.checkpoint import load_checkpoint
     from ...model.load import default_dtype
     from ...packed.backend import writer_for
+    from ...quiet import quiet_training
     from ...train.data import context_of, prepare_rows
     from ...train.gate import judge, measure, stop_if_failed
-    from ...train.quiet import quiet_training
     from ...train.rollouts import sample
 
     keys: GateSettings = step.settings  # type: ignore[assignment]
@@ -74,9 +73,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         for prompt, answer, group in zip(prompts, rows["answer"], completions, strict=True)
         for c in group
     ]
-    write_text(
-        job.workdir(step) / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    )
+    write_json_lines(job.workdir(step) / "samples.jsonl", lines)
     write_json(job.workdir(step) / "gate.json", verdict)
     stop_if_failed(verdict, keys.objective, keys.gate)
     if not verdict["passed"]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
-from ...contracts import Quantizer
+from ...contracts import Quantizer, Transform
 from ...job import Job
 from ...model.activations import TokenBatch
 from ...model.block_store import LayerReport
@@ -23,6 +25,7 @@ from ...model.blocks import quantize_model
 from ...model.checkpoint import save_checkpoint
 from ...model.layers import layer_names
 from ...model.load import load_model
+from ...model.transforms import apply_transforms
 from ...stage import Step
 from ...storage import write_json
 from ..calibrate.run import CALIBRATION_FILE
@@ -49,6 +52,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     start = time.perf_counter()
     quantizer: Quantizer = job.make(step, "quantizer")
     model, tokenizer = load_model(job.plan.model, device=job.device, offline=job.offline)
+    transforms = apply_transforms(model, list(_transforms(job, step)))
     batches = []
     if quantizer.needs and "calibration" in step.inputs:
         batches = token_batches(job.result_of(step.inputs["calibration"]) / CALIBRATION_FILE, job.device)
@@ -66,7 +70,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             progress=lambda done, _: bar.update(done),
             resume_dir=kept,
         )
-    save_checkpoint(work, model, tokenizer, layers, job.plan.scheme)
+    save_checkpoint(work, model, tokenizer, layers, job.plan.scheme, transforms)
     write_json(work / "layers.json", [facts_of(report) for report in reports])
     shutil.rmtree(kept)
     notes = {report.name: report.note for report in reports if report.note}
@@ -76,6 +80,13 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     if left:
         log.warning("%d linear layers were left as they are.", left)
     return summary(reports) | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _transforms(job: Job, step: Step) -> Iterator[tuple[str, dict[str, Any], Transform]]:
+    """Name, options and object of every transform that stands before the quantizer, in order."""
+    for role, use in step.parts.items():
+        if role.startswith("transform"):
+            yield use.card.full_name, use.options.model_dump(mode="json"), job.make(step, role)
 
 
 def facts_of(report: LayerReport) -> dict[str, Any]:
@@ -99,9 +110,14 @@ def summary(reports: list[LayerReport]) -> dict[str, Any]:
 
 
 def token_batches(path: Path, device: str) -> list[TokenBatch]:
-    """The sequences of a calibrate step in batches, each cut to its longest; one without padding has no mask."""
+    """The sequences of a calibrate step in batches."""
     tensors = load_file(path)
-    input_ids, mask = tensors["input_ids"].long(), tensors["attention_mask"].bool()
+    return batches_of(tensors["input_ids"], tensors["attention_mask"], device)
+
+
+def batches_of(input_ids: Tensor, mask: Tensor, device: str) -> list[TokenBatch]:
+    """Sequences `(N, T)` in batches, each cut to its longest; one without padding has no mask."""
+    input_ids, mask = input_ids.long(), mask.bool()
     size = max(1, TOKENS_AT_ONCE[device.partition(":")[0]] // input_ids.shape[1])
     batches = []
     for ids, real in zip(input_ids.split(size), mask.split(size), strict=True):

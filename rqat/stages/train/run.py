@@ -19,7 +19,7 @@ from ...errors import RqatError
 from ...job import Job, log
 from ...processes import Processes
 from ...stage import READ_AHEAD, Finding, Look, Step
-from ...storage import read_json
+from ...storage import read_json, read_json_lines
 
 if TYPE_CHECKING:
     import transformers
@@ -60,7 +60,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         if not job.processes.leads:
             return {}
         log.warning("%s: skipped, %s", step.name, why)
-        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme)
+        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme, start.transforms)
         _copy_latents(start_folder, work)
         return {"skipped": why}
 
@@ -71,7 +71,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         return {}
     start.model.config, start.model.generation_config = configs
     layers = optimizer.quantized_layers()
-    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme)
+    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme, start.transforms)
     save_latents(work, optimizer.latents(), layers)
     discard(work / TRAINER)
     return facts
@@ -129,11 +129,11 @@ def _train(
     from transformers import set_seed
 
     from ...contracts import Training
-    from ...train.checkpoints import Checkpoints, Log, processes_of, read_log, step_of
+    from ...quiet import quiet_training
+    from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
     from ...train.data import context_of, prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
-    from ...train.quiet import quiet_training
     from ...train.schedule import build_schedule, optimizer_class
     from ...train.teacher import load_teacher
 
@@ -203,7 +203,7 @@ def _train(
                 rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    lines = read_log(work / LOG)
+    lines = read_json_lines(work / LOG)
     last = lines[-1] if lines else {}
     return optimizer, {
         "steps": trainer.state.global_step,
@@ -224,15 +224,16 @@ def _latents(
         source: the model before quantization if it is in memory already; else it is loaded when needed.
     """
     from ...model.load import load_model
-    from ...train.latents import SourceLatents, is_source_of, load_latents
+    from ...model.transforms import apply_transforms
+    from ...train.latents import first_latents, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
         return carried, "the train step before"
-    source = source or load_model(job.plan.model, device=job.device, offline=job.offline)[0]
-    if is_source_of(source, start.model, start.layers):
-        return SourceLatents(source, start.layers), "the weights before quantization"
-    return {}, "the middle of their cells"
+    if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
+        source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
+        apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
+    return first_latents(source, start.model, start.layers)
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:

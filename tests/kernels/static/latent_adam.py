@@ -6,7 +6,7 @@ from sass import Case
 
 ADDRESSES = {"table": "*i64", "grads": "*i64", "refused": "*i32", "first_layer": "i32", "rows": "i32"}
 NUMBERS = [
-    "factor", "keep", "decay", "size", "size_scale", "size_zero", "beta1", "rest1", "beta2", "rest2", "widen", "eps",
+    "keep", "decay", "size", "size_scale", "size_zero", "beta1", "rest1", "beta2", "rest2", "widen", "eps",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ CASES = [
         kernel="rqat_kernels.latent_step.kernel:_latent_step",
         signature={
             "grad": f"*{grad}", "weight": f"*{weight}", "scale": "*fp32", "zero": "*fp32", "gw": f"*{weight}",
-            "gs": "*fp32", "gz": "*fp32", "factor": "fp32", "R": "i32",
+            "gs": "*fp32", "gz": "*fp32", "R": "i32",
         },
         constexprs={"MAX_CODE": 3, "GROUP": 128, "ROWS": 16, "COLUMNS": 128},
         elements=2048,

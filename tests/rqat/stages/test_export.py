@@ -1,5 +1,6 @@
 """The exported folder is the model in memory: through plain transformers, logits are equal to the bit."""
 
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ from safetensors.torch import load_file
 
 from rqat import Exporter, NumericsError, PluginError, QuantizedWeight, Scheme
 from rqat.job import Job
+from rqat.model import exported as exported_model
 from rqat.model import hf_folder
-from rqat.model.checkpoint import save_checkpoint
+from rqat.model.checkpoint import load_checkpoint, save_checkpoint
 from rqat.registry import Registry
 from rqat.stage import Step, Use
 from rqat.stages.export import ExportKeys
@@ -113,7 +115,7 @@ def test_a_float32_tensor_that_bfloat16_does_not_hold_keeps_its_values(tmp_path:
     norm = model.model.norm.weight
     with torch.no_grad():
         norm.add_(1e-5)
-    layers, scheme = export.load_checkpoint(tmp_path / START).layers, job.plan.scheme
+    layers, scheme = load_checkpoint(tmp_path / START).layers, job.plan.scheme
     save_checkpoint(tmp_path / START, model, tiny_tokenizer(), layers, scheme)
     facts = export.run(job, step)
     assert facts["float32_tensors"] == 1
@@ -182,7 +184,7 @@ def test_model_card_of_a_local_folder_does_not_name_its_path(tmp_path: Path) -> 
 
 def test_gptq_is_decoded_and_says_why_it_was_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job, step, _ = prepare(tmp_path, "w3g128", format_name="gptq")
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     facts = export.run(job, step)
     assert facts["decoded"] == "every layer equal, bit by bit"
     assert facts["max_abs_diff"] is None
@@ -206,6 +208,71 @@ def test_an_exporter_that_moves_weights_is_caught(tmp_path: Path, monkeypatch: p
         export.run(job, step)
     monkeypatch.setattr(type(exporter), "decode", Exporter.decode)
     with pytest.raises(NumericsError, match="is not the model that was exported"):
+        export.run(job, step)
+
+
+@pytest.mark.parametrize(("format_name", "skip"), [("compressed-tensors", "down_proj"), ("bf16", "lm_head")])
+def test_a_model_too_large_to_load_twice_is_checked_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_name: str, skip: str
+) -> None:
+    monkeypatch.setattr(exported_model, "available_bytes", lambda device: 1000)
+    job, step, _ = prepare(tmp_path, "w4g64", skip=skip, format_name=format_name)
+    facts = export.run(job, step)
+    assert facts["reload"] == f"transformers {transformers.__version__}, block by block"
+    assert facts["max_abs_diff"] <= facts["tolerance"]
+    assert (facts["max_abs_diff"] == 0.0) is (format_name == "compressed-tensors")
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_the_check_block_by_block_finds_a_wrong_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(exported_model, "available_bytes", lambda device: 1000)
+    job, step, _ = prepare(tmp_path, "w2g64", format_name="bf16")
+    exporter = job.make(step, "exporter")
+    right = exporter.tensors
+
+    def wrong(name, weight):
+        factor = 2 if name.endswith(f"{block}.mlp.up_proj") else 1
+        return {key: tensor * factor for key, tensor in right(name, weight).items()}
+
+    monkeypatch.setattr(exporter, "tensors", wrong)
+    monkeypatch.setattr(Job, "make", lambda *_: exporter)
+    with pytest.raises(NumericsError, match="its hidden states differ"):
+        export.run(job, step)
+
+
+@pytest.mark.parametrize("spelling", GRIDS[::5])
+def test_plain_16_bit_weights(tmp_path: Path, spelling: str) -> None:
+    """Everything loads them: config.json says nothing of quantization."""
+    job, step, model = prepare(tmp_path, spelling, format_name="bf16")
+    facts = export.run(job, step)
+    print(spelling, facts["max_abs_diff"], facts["tolerance"])
+    assert facts["max_abs_diff"] <= facts["tolerance"] / 2
+    assert "quantization_config" not in json.loads((exported(job, step) / "config.json").read_text())
+    stored = load_file(exported(job, step) / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(stored[name], parameter.detach().bfloat16()), name
+
+
+def test_a_config_that_names_no_method_is_the_plugins_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step, _ = prepare(tmp_path, "w4g128")
+    exporter = job.make(step, "exporter")
+    monkeypatch.setattr(exporter, "config", lambda layers, skipped: {})
+    monkeypatch.setattr(Job, "make", lambda *_: exporter)
+    with pytest.raises(PluginError, match=r"CompressedTensors\.config\(\) gives .* without a quant_method") as error:
+        export.run(job, step)
+    assert "return None" in error.value.hint
+    assert not list(exported(job, step).iterdir()), "told before any work"
+
+
+def test_two_tensors_of_one_name_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step, _ = prepare(tmp_path, "w4g128")
+    exporter = job.make(step, "exporter")
+    monkeypatch.setattr(exporter, "tensors", lambda name, weight: {"packed": weight.codes})
+    monkeypatch.setattr(Job, "make", lambda *_: exporter)
+    with pytest.raises(PluginError, match="'packed' is written twice"):
         export.run(job, step)
 
 

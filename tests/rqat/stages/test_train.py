@@ -19,8 +19,8 @@ from transformers import TrainerCallback
 from rqat.errors import DataError, NumericsError, RqatError, UnknownName
 from rqat.model.checkpoint import load_checkpoint
 from rqat.stages.train import run as train
-from rqat.storage import write_json
-from rqat.train.checkpoints import COMPLETE, read_log
+from rqat.storage import read_json_lines, write_json
+from rqat.train.checkpoints import COMPLETE
 from tests.training import START, Sums, digests, train_step, write_start
 
 COMMON: dict[str, Any] = {
@@ -80,7 +80,7 @@ def test_leaves_a_checkpoint_a_log_and_facts(objective: str, start: Path, unbrok
             assert torch.equal(parameter, parameter.bfloat16().float())
     assert after.model.config.use_cache
     assert after.model.generation_config.to_dict() == before.model.generation_config.to_dict()
-    lines = read_log(work / "training.jsonl")
+    lines = read_json_lines(work / "training.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert facts["steps"] == 8
     assert facts["final_loss"] == lines[-1]["loss"]
@@ -100,7 +100,7 @@ def test_kill_at_any_moment_and_the_same_command_end_with_the_same_bytes(
     work = job.workdir(step)
     half_written = work / "trainer" / "checkpoint-6"
     moments = [
-        lambda: len(read_log(work / "training.jsonl")) >= 4,
+        lambda: len(read_json_lines(work / "training.jsonl")) >= 4,
         lambda: half_written.exists() and not (half_written / COMPLETE).exists(),
     ]
     for moment in moments[: 1 if objective == "grpo" else 2]:
@@ -117,7 +117,7 @@ def test_kill_at_any_moment_and_the_same_command_end_with_the_same_bytes(
     assert digests(work) == digests(work_unbroken)
     clocks = {"seconds"}
     mine, theirs = (
-        [{k: v for k, v in line.items() if k not in clocks} for line in read_log(w / "training.jsonl")]
+        [{k: v for k, v in line.items() if k not in clocks} for line in read_json_lines(w / "training.jsonl")]
         for w in (work, work_unbroken)
     )
     assert mine == theirs
@@ -173,7 +173,7 @@ def test_micro_batches_do_not_change_what_is_learned(root: Path) -> None:
     for micro in (4, 2):
         job, step = train_step(root, "kd", **options_of("kd", steps=3, micro_batch=micro))
         train.run(job, step)
-        losses.append([line["loss"] for line in read_log(job.workdir(step) / "training.jsonl")])
+        losses.append([line["loss"] for line in read_json_lines(job.workdir(step) / "training.jsonl")])
         shutil.rmtree(job.workdir(step))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -183,7 +183,7 @@ def test_checkpointing_changes_no_loss(root: Path) -> None:
     for checkpointing in (False, True):
         job, step = train_step(root, "kd", **options_of("kd", steps=3, gradient_checkpointing=checkpointing))
         train.run(job, step)
-        losses.append([line["loss"] for line in read_log(job.workdir(step) / "training.jsonl")])
+        losses.append([line["loss"] for line in read_json_lines(job.workdir(step) / "training.jsonl")])
         shutil.rmtree(job.workdir(step))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 

@@ -21,7 +21,8 @@ from rqat.errors import RqatError, RunError
 from rqat.model.checkpoint import load_checkpoint
 from rqat.processes import Processes
 from rqat.stages.train import run as train
-from rqat.train.checkpoints import COMPLETE, Checkpoints, last_complete, processes_of, read_log
+from rqat.storage import read_json_lines
+from rqat.train.checkpoints import COMPLETE, Checkpoints, last_complete, processes_of
 from rqat.train.one_gpu import one_gpu
 from tests.training import digests, train_step, write_start
 
@@ -73,7 +74,7 @@ def test_two_processes_learn_what_one_learns(objective: str, together: Path, roo
     """Only the order of a step's sums differs: some last places of float32, and hardly a code that was on a border."""
     job, step = train_step(root, objective, **ASKED[objective])
     train.run(job, step)
-    alone, both = (read_log(work_of(folder, objective) / "training.jsonl") for folder in (root, together))
+    alone, both = (read_json_lines(work_of(folder, objective) / "training.jsonl") for folder in (root, together))
     assert [line["tokens"] for line in both] == [line["tokens"] for line in alone]
     for figure in ("loss", "grad_norm"):
         assert [line[figure] for line in both] == pytest.approx([line[figure] for line in alone], rel=2e-6)
@@ -89,7 +90,7 @@ def test_two_processes_learn_what_one_learns(objective: str, together: Path, roo
 @pytest.mark.slow
 def test_rollouts_are_spread_and_are_not_the_same(together: Path) -> None:
     """A prompt's four completions are written two by two, with random numbers of their own."""
-    lines = read_log(work_of(together, "grpo") / "training.jsonl")
+    lines = read_json_lines(work_of(together, "grpo") / "training.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 7))
     first, second = ((together / f"graded-{rank}").read_text().splitlines() for rank in (0, 1))
     assert len(first) == len(second) == 12
@@ -104,7 +105,9 @@ def test_killed_it_goes_on_with_the_same_bytes_or_in_another_number(
     work = work_of(root, "kd")
     with subprocess.Popen(launched(root, asked), stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
-        while len(read_log(work / "training.jsonl")) < 5 and time.monotonic() < deadline and process.poll() is None:
+        while (
+            len(read_json_lines(work / "training.jsonl")) < 5 and time.monotonic() < deadline and process.poll() is None
+        ):
             time.sleep(0.002)
         leader, follower = (int((root / f"pid-{rank}").read_text()) for rank in (0, 1))
         os.kill(leader, signal.SIGKILL)
@@ -122,7 +125,7 @@ def test_killed_it_goes_on_with_the_same_bytes_or_in_another_number(
     assert done.returncode == 0, done.stderr[-3000:]
     assert digests(work) == digests(work_of(together, "kd"))
     lines, unbroken = (
-        [{**line, "seconds": 0} for line in read_log(work_of(folder, "kd") / "training.jsonl")]
+        [{**line, "seconds": 0} for line in read_json_lines(work_of(folder, "kd") / "training.jsonl")]
         for folder in (root, together)
     )
     assert lines == unbroken
@@ -131,7 +134,7 @@ def test_killed_it_goes_on_with_the_same_bytes_or_in_another_number(
     with caplog.at_level(logging.WARNING, "rqat"):
         train.run(job, step)
     assert "resumes with 1 process(es), its checkpoint was saved by 2" in caplog.text
-    losses = [line["loss"] for line in read_log(work_of(copy, "kd") / "training.jsonl")]
+    losses = [line["loss"] for line in read_json_lines(work_of(copy, "kd") / "training.jsonl")]
     assert losses == pytest.approx([line["loss"] for line in unbroken], rel=2e-6)
 
 

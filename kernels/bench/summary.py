@@ -1,4 +1,4 @@
-"""What the kernels were meant to reach, beside what was measured: kernels.md's table of targets."""
+"""The figures that matter most, one line each: what was measured, its limit, and the best published elsewhere."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ Finder = Callable[[Sequence[Row]], "tuple[str, str] | None"]
 
 
 @dataclass(frozen=True)
-class Target:
-    """A line of the table; `find` gives what was measured, and the limit."""
+class Figure:
+    """A line of the table; `find` gives what was measured, and the limit; `peer` is the best published elsewhere."""
 
     item: str
-    target: str
-    moonshot: str
     peer: str
     find: Finder
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """The table's lines: item, measured, target, moonshot, limit, peer."""
+    """The table's lines: item, measured, limit, peer."""
     cells = []
-    for target in TARGETS:
-        found, limit = target.find(rows) or ("not measured", "")
-        cells.append(f"| {target.item} | {found} | {target.target} | {target.moonshot} | {limit} | {target.peer} |")
+    for figure in FIGURES:
+        found, limit = figure.find(rows) or ("not measured", "")
+        cells.append(f"| {figure.item} | {found} | {limit} | {figure.peer} |")
     return cells
 
 
@@ -146,40 +144,34 @@ def _column_loop(rows: Sequence[Row]) -> tuple[str, str] | None:
     return (", ".join(cells), "") if cells else None
 
 
-TARGETS = (
-    Target(
+FIGURES = (
+    Figure(
         "`packed_linear`, 2 bits, linears of an 8B block, 1 / 8 rows, over cuBLAS bf16",
-        "4.0x", "5x", "2.6x", _mixes("8b", (2,), (1, 8), label="M={x}: "),
+        "2.6x", _mixes("8b", (2,), (1, 8), label="M={x}: "),
     ),
-    Target(
+    Figure(
         "`packed_linear`, 3 / 4 bits, the same",
-        "3.2x / 2.8x", "3.8x / 3.2x", "2.4x / 2.2-2.6x", _mixes("8b", (3, 4), (1, 8), label="{b} bits M={x}: "),
+        "2.4x / 2.2-2.6x", _mixes("8b", (3, 4), (1, 8), label="{b} bits M={x}: "),
     ),
-    Target(
+    Figure(
         "`packed_linear`, 2 bits, 16 / 32 / 64 rows",
-        "3.5x / 2.5x / 1.5x", "4x / 3x / 2x", "2.5x / - / 1.5x (4 bits)",
-        _mixes("8b", (2,), (16, 32, 64), label="M={x}: "),
+        "2.5x / - / 1.5x (4 bits)", _mixes("8b", (2,), (16, 32, 64), label="M={x}: "),
     ),
-    Target("`packed_linear`, 2 bits, 4B and 0.6B blocks, 1 row", "3.2x, 1.8x", "4x, 2.2x", "-", _small_models),
-    Target(
-        "128 / 256 rows, 2 bits",
-        ">= 0.95x", "1.0x", "0.5-1.0x", _mixes("8b", (2,), (128, 256), label="M={x}: "),
-    ),
-    Target("Decoding 0.6B, 1 sequence", "2,000 tok/s", "3,500", "1,033 (bf16, RTX 5090)", _decoding("0.6b", 1)),
-    Target("Decoding 8B, 1 sequence", "800 tok/s", "1,000", "200-280 (bf16)", _decoding("8b", 1)),
-    Target(
-        "Decoding 0.6B, 256 sequences of mixed lengths, reading included", "30,000 tok/s", "60,000", "10,000 (A800)",
+    Figure("`packed_linear`, 2 bits, 4B and 0.6B blocks, 1 row", "-", _small_models),
+    Figure("128 / 256 rows, 2 bits", "0.5-1.0x", _mixes("8b", (2,), (128, 256), label="M={x}: ")),
+    Figure("Decoding 0.6B, 1 sequence", "1,033 (bf16, RTX 5090)", _decoding("0.6b", 1)),
+    Figure("Decoding 8B, 1 sequence", "200-280 (bf16)", _decoding("8b", 1)),
+    Figure(
+        "Decoding 0.6B, 256 sequences of mixed lengths, reading included", "10,000 (A800)",
         _decoding("0.6b", 256, context="mixed"),
     ),
-    Target("Training step over a bf16 step, 4k / 16k tokens", "+3 % / +1 %", "< 1 %", "-7 to -55 % throughput", _steps),
-    Target("`latent_step` over eager / compiled torch", "12x / 1.3x", "18x / 1.6x", "2.1x (eager)", _latent_step),
-    Target(
+    Figure("Training step over a bf16 step, 4k / 16k tokens", "-7 to -55 % throughput", _steps),
+    Figure("`latent_step` over eager / compiled torch", "2.1x (eager)", _latent_step),
+    Figure(
         "`linear_kl`, 8k tokens: time over its matrix products; memory beyond inputs and gradients",
-        "1.35x; 0.7 GB", "1.15x; 0.4 GB", "2.2x; 2-9 GB (Liger)", _distillation,
+        "2.2x; 2-9 GB (Liger)", _distillation,
     ),
-    Target(
-        "GPTQ with 262k tokens: 0.6B / 4B / 8B", "8 / 45 / 80 s", "4 / 25 / 50 s", "8B about 30 min (A100)", _whole_gptq
-    ),
-    Target("GPTQ's column loop on one CPU core, over plain torch", "5-10x", "40 GF/s", "plain torch", _column_loop),
+    Figure("GPTQ with 262k tokens: 0.6B / 4B / 8B", "8B about 30 min (A100)", _whole_gptq),
+    Figure("GPTQ's column loop on one CPU core, over plain torch", "plain torch", _column_loop),
 )  # fmt: skip
-"""The lines in the order of kernels.md."""
+"""The lines in their order."""

@@ -1,0 +1,423 @@
+"""The same things from Python, for people with a training loop of their own.
+
+    quantized = rqat.quantize("Qwen/Qwen3-0.6B", method="gptq", scheme="w2g128", calibration=texts)
+    optimizer = quantized.optimizer(lr=1e-5)       # for any loop, or a trainer's `optimizers=(optimizer, scheduler)`
+    rqat.save(quantized, "w2")                     # and rqat.load("w2")
+    rqat.export(quantized, "served", format="compressed-tensors")
+    rqat.evaluate(quantized, "gsm8k", limit=100).results["accuracy"]
+
+Nothing here does work of its own: these functions call what the stages of a recipe call, and give the same bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
+
+from .cli.models import default_device, load_any
+from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
+from .errors import ModelError, RecipeError, RqatError, RunError
+from .job import Silence
+from .keys import ModelKeys
+from .model.activations import TokenBatch
+from .model.blocks import quantize_model
+from .model.checkpoint import load_checkpoint, save_checkpoint
+from .model.load import load_model
+from .model.transforms import Applied, apply_transforms
+from .problems import Place, problems_of
+from .registry import Registry
+from .scheme import Scheme
+from .stages import sections
+from .stages.calibrate.run import Counted, calibration_tokens
+from .stages.export.run import export_checkpoint
+from .stages.quantize.run import batches_of
+from .storage import PARTIAL, publish
+from .train.latents import first_latents, load_latents, save_latents
+from .train.optimizer import QuantizedOptimizer
+
+if TYPE_CHECKING:
+    import transformers
+
+    from .evals.harness import Evaluation
+
+Calibration = str | Mapping[str, Any] | Iterable[Row | str]
+"""Rows or texts; or a source, spelled as in a recipe: its name, or a mapping with `source`, its options, `samples`,
+`tokens`, `pack`, `split` and `seed`. With `rows` in place of `source` the mapping says how rows become sequences."""
+
+log = logging.getLogger("rqat")
+
+
+class QuantizedModel:
+    """A quantized model in memory.
+
+    Attributes:
+        model: a plain Hugging Face model whose weights are on the grid; train it with `optimizer`, or use it as any.
+        tokenizer: its tokenizer.
+        source: path or hub name of the model before quantization, where it is known.
+        trained_by: the optimizer that has the codes since training began; `optimizer` sets it.
+        transforms: what the model went through before it was quantized; their hooks are attached.
+    """
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        layers: Mapping[str, QuantizedWeight],
+        *,
+        source: str | None = None,
+        folder: Path | None = None,
+        transforms: Sequence[Applied] = (),
+    ) -> None:
+        """Holds what it is given.
+
+        Args:
+            layers: the quantized layers by full name, each with its scheme.
+            transforms: what the model went through before; their hooks are attached.
+            folder: the checkpoint they were loaded from, where latent weights may lie.
+        """
+        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.trained_by: QuantizedOptimizer | None = None
+        self.transforms = list(transforms)
+        self._layers, self._folder = dict(layers), folder
+        # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
+        self._configs = copy.deepcopy((model.config, model.generation_config))
+
+    @property
+    def layers(self) -> dict[str, QuantizedWeight]:
+        """Codes, scales and zero points of every quantized layer, by full name, as they are now."""
+        if self.trained_by is None:
+            return self._layers
+        trained = self.trained_by.quantized_layers()
+        return {name: replace(layer, scheme=self._layers[name].scheme) for name, layer in trained.items()}
+
+    def optimizer(
+        self, *, lr: float, source: str | Path | transformers.PreTrainedModel | None = None, **options: Any
+    ) -> QuantizedOptimizer:
+        """An optimizer that keeps this model on its grid, for any loop or trainer.
+
+        Latent weights start where an earlier training left them (`rqat.load`), else at the weights before quantization
+        where those are known, else in the middle of their cells; `latents=` says otherwise.
+
+        Args:
+            lr: learning rate of the latent weights.
+            source: the model before quantization, by name, or loaded and as its transforms left it; None is the one
+                that was named to `rqat.quantize`, if one was.
+            options: of `rqat.QuantizedOptimizer`: `scale_lr`, `zero_lr`, `other_lr`, `weight_decay`, `inner`, ...
+
+        Raises:
+            RqatError: see `QuantizedOptimizer`, and `rqat.quantize` for a model that cannot be loaded.
+        """
+        layers = self.layers
+        if options.get("latents") is None:
+            options["latents"] = self._latents(layers, source)
+        self.trained_by = QuantizedOptimizer(self.model, layers, _one_scheme(layers), lr=lr, **options)
+        return self.trained_by
+
+    def _latents(self, layers: Mapping[str, QuantizedWeight], source: Any) -> Mapping[str, Any]:
+        carried = load_latents(self._folder, layers) if self._folder else {}
+        before = source if source is not None else self.source
+        if carried or before is None:
+            return carried
+        if isinstance(before, (str, Path)):
+            before, _ = load_model(ModelKeys(path=str(before)), device=str(self.model.device))
+            apply_transforms(before, [(one.name, one.options, one.make()) for one in self.transforms])
+        return first_latents(before, self.model, layers)[0]
+
+    @contextmanager
+    def _as_made(self) -> Iterator[None]:
+        """The configurations as they were before any training."""
+        changed = self.model.config, self.model.generation_config
+        self.model.config, self.model.generation_config = self._configs
+        try:
+            yield
+        finally:
+            self.model.config, self.model.generation_config = changed
+
+
+def quantize(
+    model: str | Path | transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+    method: str | Sequence[str | Mapping[str, Any]] = "gptq",
+    scheme: str = "w2g128",
+    *,
+    calibration: Calibration | None = None,
+    skip: Sequence[str] = (),
+    indivisible: Literal["error", "skip"] = "error",
+    device: str | None = None,
+    **options: Any,
+) -> QuantizedModel:
+    """Quantizes a model without training.
+
+    Args:
+        model: folder, hub name, `builtin:tiny-reasoner`; or a loaded model, which is quantized in place.
+        tokenizer: of a loaded model.
+        method: name of the quantizer; or a list of transforms and a quantizer, spelled as in a recipe:
+            `[{"method": "rotate", "seed": 1}, "gptq"]`.
+        scheme: spelling of the grid.
+        calibration: what quantizers see activations of; see `Calibration`. Of rows, each is one sequence, cut at 512
+            tokens or where the model's context ends.
+        skip: shell patterns on full names of layers to leave as they are.
+        indivisible: what to do with layers whose input features do not split into whole groups.
+        device: where a model that is named is loaded; None: CUDA where there is one.
+        options: the quantizer's.
+
+    Raises:
+        RecipeError: an option that the quantizer does not have, or of a wrong value.
+        UnknownName: no such quantizer or source.
+        DataError: calibration is needed and there is none, or too little.
+        ModelError: the model is missing, damaged or not supported, or the scheme does not fit its layers.
+    """
+    registry = Registry.current()
+    *before, last = [method] if isinstance(method, str) else method
+    chosen = {"method": last} if isinstance(last, str) else dict(last)
+    keys = _keys("quantize", {**chosen, "skip": skip, "indivisible": indivisible, **options})
+    card = registry.card("quantizer", keys.method)
+    quantizer: Quantizer = registry.make(card, registry.options(card, keys.options, "quantize"))
+    grid = Scheme.parse(scheme, where="quantize: scheme")
+    if quantizer.needs and calibration is None:
+        raise RecipeError(
+            f"quantize: method '{keys.method}' needs calibration.",
+            hint="Give calibration= a list of texts or rows, or the name of a source (`rqat plugins ls`).",
+        )
+    source = str(model) if isinstance(model, (str, Path)) else None
+    loaded, tokenizer = _opened(model, tokenizer, device)
+    transforms = apply_transforms(loaded, [_transform(registry, one) for one in before])
+    batches = _batches(registry, calibration, loaded, tokenizer) if quantizer.needs and calibration is not None else []
+    training = loaded.training
+    layers, reports = quantize_model(
+        loaded.eval(), batches, quantizer, grid, skip=keys.skip, indivisible=keys.indivisible
+    )
+    loaded.train(training)
+    for report in reports:
+        if report.note:
+            log.warning("%s: %s", report.name, report.note)
+    made = {name: replace(layer, scheme=grid) for name, layer in layers.items()}
+    return QuantizedModel(loaded, tokenizer, made, source=source, transforms=transforms)
+
+
+def _transform(registry: Registry, spelled: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], Transform]:
+    """Name, options and object of a transform."""
+    keys = _keys("quantize", {"method": spelled} if isinstance(spelled, str) else spelled)
+    card = registry.card("transform", keys.method)
+    options = registry.options(card, keys.options, f"quantize: {card.name}")
+    return card.full_name, options.model_dump(mode="json"), registry.make(card, options)
+
+
+def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes a checkpoint that `rqat.load`, `rqat eval` and a recipe take; after training, latent weights too.
+
+    Args:
+        overwrite: the folder may hold something, which is removed.
+
+    Raises:
+        RunError: the folder is not empty, the disk is full, or it is not writable.
+        RqatError: the model's weights are not what `quantized.layers` stand for.
+    """
+    target = _free(Path(folder), overwrite)
+    partial = target.with_name(f"{target.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    layers = quantized.layers
+    try:
+        with quantized._as_made():
+            save_checkpoint(
+                partial, quantized.model, quantized.tokenizer, layers, _one_scheme(layers), quantized.transforms
+            )
+    except ValueError as error:
+        shutil.rmtree(partial)
+        raise RqatError(
+            f"rqat.save: {error}.",
+            hint="Train with `quantized.optimizer(...)`, or set `quantized.trained_by` to the optimizer that did.",
+        ) from error
+    if quantized.trained_by is not None:
+        save_latents(partial, quantized.trained_by.latents(), layers)
+    publish(partial, target)
+    return target
+
+
+def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
+    """Reads what `rqat.save`, or a quantize or train step of a run, wrote.
+
+    Args:
+        device: None: CUDA where there is one.
+
+    Raises:
+        ModelError: a file is missing or damaged, or was written by another version.
+    """
+    found = load_checkpoint(Path(folder), device=device or default_device())
+    layers = {name: replace(layer, scheme=layer.scheme or found.scheme) for name, layer in found.layers.items()}
+    return QuantizedModel(found.model, found.tokenizer, layers, folder=Path(folder), transforms=found.transforms)
+
+
+def export(
+    quantized: QuantizedModel | str | Path,
+    folder: str | Path,
+    format: str = "compressed-tensors",  # the recipe's word
+    *,
+    device: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Writes a checkpoint that servers load, and checks it; see `rqat.stages.export.run.export_checkpoint`.
+
+    Args:
+        quantized: a model in memory, or the folder of one that was saved.
+        format: name of the exporter.
+        device: where logits are compared; None is the model's.
+        overwrite: the folder may hold something, which is removed.
+        options: the exporter's.
+
+    Returns:
+        format, bytes, layers, and the outcome of the checks.
+
+    Raises:
+        RunError: the folder is not empty.
+        UnknownName: no such format. RecipeError: an option that it does not have.
+        ModelError: the format cannot hold a layer. PluginError, NumericsError: what was written is another model.
+    """
+    registry = Registry.current()
+    keys = _keys("export", {"format": format, **options})
+    card = registry.card("exporter", keys.format)
+    exporter: Exporter = registry.make(card, registry.options(card, keys.options, "export"))
+    target = _free(Path(folder), overwrite)
+
+    def written(start: Path, base: str, place: str) -> dict[str, Any]:
+        return export_checkpoint(start, target, exporter, card, base=base, device=place, progress=Silence())
+
+    if not isinstance(quantized, QuantizedModel):
+        return written(Path(quantized), str(quantized), device or default_device())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+        base = quantized.source or str(quantized.model.config._name_or_path or target.name)
+        return written(save(quantized, Path(beside) / "start"), base, device or quantized.model.device.type)
+
+
+def evaluate(
+    model: QuantizedModel | str | Path | transformers.PreTrainedModel,
+    task: str,
+    *,
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+    limit: int | None = None,
+    batch: int = 32,
+    **options: Any,
+) -> Evaluation:
+    """Runs a task on a model.
+
+    Args:
+        model: quantized or not, in memory or by its path or hub name; an exported folder, too.
+        task: name of the task.
+        tokenizer: of a loaded model that is not a `QuantizedModel`.
+        limit: use the first `limit` problems only.
+        batch: prompts completed together.
+        options: the task's.
+
+    Returns:
+        `.results`, with accuracy and its interval, and `.samples`, one mapping per completion.
+
+    Raises:
+        UnknownName: no such task. RecipeError: an option that it does not have. DataError: its problems are missing.
+        ModelError: the model is missing, damaged or not supported.
+    """
+    from .evals.harness import run_task
+    from .packed.backend import writer_for, written_by
+
+    registry = Registry.current()
+    keys = _keys("evaluate", {"task": task, "limit": limit, "batch": batch, **options})
+    card = registry.card("task", keys.task)
+    made: Task = registry.make(card, registry.options(card, keys.options, "evaluate"))
+    if isinstance(model, QuantizedModel):
+        loaded, words = model.model, model.tokenizer
+    elif isinstance(model, (str, Path)):
+        loaded, words = load_any(str(model), offline=False)
+    else:
+        loaded, words = _opened(model, tokenizer, None)
+    training, writer = loaded.training, writer_for(loaded.eval())
+    found = run_task(
+        made, keys.task, loaded, words, limit=limit, batch=batch, writer=writer, backend=written_by(writer)
+    )
+    loaded.train(training)
+    return found
+
+
+def _opened(
+    model: str | Path | transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase | None,
+    device: str | None,
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """A model that may have been loaded already, and its tokenizer."""
+    if isinstance(model, (str, Path)):
+        loaded, own = load_model(ModelKeys(path=str(model)), device=device or default_device())
+        return loaded, tokenizer or own
+    if tokenizer is None:
+        raise ModelError(
+            f"a loaded {type(model).__name__} comes without its tokenizer.", hint="Pass tokenizer=, or name its path."
+        )
+    return model, tokenizer
+
+
+def _batches(
+    registry: Registry,
+    calibration: Calibration,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> list[TokenBatch]:
+    """The tokens a quantizer's statistics are taken from."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    spelled: dict[str, Any]
+    if isinstance(calibration, str):
+        spelled = {"source": calibration}
+    elif isinstance(calibration, Mapping):
+        spelled = dict(calibration)
+    else:
+        spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
+    if "rows" in spelled:
+        rows: list[Row] = [{"text": row} if isinstance(row, str) else row for row in spelled.pop("rows")]
+        keys = _keys("calibration", {"source": "rows", "samples": max(1, len(rows)), **spelled})
+        counted = Counted(rows)
+    else:
+        keys = _keys("calibration", spelled)
+        card = registry.card("source", keys.source)
+        source = registry.make(card, registry.options(card, keys.options, "calibration"))
+        counted = Counted(source.rows(keys.split, keys.seed))
+    if context is not None and keys.tokens > context:
+        raise ModelError(
+            f"calibration: {keys.tokens} tokens are more than the {context} of the model's context.",
+            hint=f"Set tokens to {context} or less.",
+        )
+    return batches_of(*calibration_tokens(counted, tokenizer, keys), str(model.device))
+
+
+def _keys(section: str, values: Mapping[str, Any]) -> Any:
+    """The keys of a recipe's section; what the host does not know among `values` are a plugin's options."""
+    kind = next(each.model for each in sections() if each.key == section)
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise RecipeError(problems_of(error, kind, Place({(): section}))) from None
+
+
+def _one_scheme(layers: Mapping[str, QuantizedWeight]) -> Scheme:
+    scheme = next(iter(layers.values())).scheme
+    assert scheme is not None
+    return scheme
+
+
+def _free(folder: Path, overwrite: bool) -> Path:
+    """The folder, if it may be written.
+
+    Raises:
+        RunError: it holds something, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise RunError(f"'{folder}' {what}.", hint="Choose another folder, or pass overwrite=True.")
+    return folder

@@ -1,0 +1,118 @@
+"""Compares an exported folder with the checkpoint it was written from in the memory of one decoder block.
+
+Both are taken apart into models of one block with a vocabulary of a few tokens, which transformers loads as it would
+load the whole folder. The hidden states that the checkpoint's block gives go into the next one of both.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rqat_kernels.grid import dequantize
+
+from ..contracts import Exporter
+from ..errors import NumericsError
+from ..storage import read_json, write_json
+from .hf_folder import ShardWriter
+from .layers import BLOCKS
+from .load import default_dtype
+from .reader import CheckpointReader
+from .stored import StoredTensors
+
+EMBEDDINGS = "model.embed_tokens.weight"
+VOCABULARY = 8
+"""Tokens of a model of one block; its embeddings are never used."""
+
+BATCH, TOKENS = 2, 24
+"""Shape of the input, random tokens."""
+
+
+def largest_difference(folder: Path, exporter: Exporter, reader: CheckpointReader, device: str) -> tuple[float, float]:
+    """The largest difference of hidden states after any block, and the largest hidden state after that block.
+
+    Raises:
+        NumericsError: a tensor that is not quantized was changed.
+        RqatError, or whatever transformers raises: the folder cannot be loaded.
+    """
+    stored = StoredTensors(folder)
+    for name in reader.names:
+        if not stored.read(name).equal(reader.tensor(name)):
+            raise NumericsError(
+                f"'{folder}' is not the model that was exported: {name} was changed.", hint="Do not serve it."
+            )
+    config = read_json(folder / "config.json")
+    embeddings = reader.tensor(EMBEDDINGS)
+    tokens = torch.randint(0, len(embeddings), (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
+    hidden = embeddings[tokens].to(device, default_dtype(device))
+    worst, largest = 0.0, 1.0
+    for block in range(config["num_hidden_layers"]):
+        inside = f"{BLOCKS}.{block}."
+        layers = {_renamed(name, block): scheme for name, scheme in reader.layers.items() if name.startswith(inside)}
+        skipped = [_renamed(name, block) for name in reader.skipped if name.startswith(inside)]
+        packed = exporter.config(layers, [*skipped, "lm_head"]) if layers else None
+        tensors = ((name, stored.read(name)) for name in stored.names)
+        found = _run(_of_one_block(config, block, packed), tensors, block, hidden)
+        plain = _weights_of(reader, inside)
+        hidden = _run(_of_one_block(config, block, None), plain, block, hidden)
+        difference, scale = float((found - hidden).abs().max()), float(hidden.abs().max())
+        if not difference / scale <= worst / largest:  # "not", so that NaN counts as the worst
+            worst, largest = difference, scale
+    return worst, largest
+
+
+def _weights_of(reader: CheckpointReader, inside: str) -> Iterable[tuple[str, Tensor]]:
+    """What a block of the checkpoint computes with."""
+    yield from ((name, reader.tensor(name)) for name in reader.names)
+    for name in reader.layers:
+        if name.startswith(inside):
+            layer = reader.layer(name)
+            yield f"{name}.weight", dequantize(layer.codes, layer.scale, layer.zero)
+
+
+def _of_one_block(config: dict[str, Any], block: int, quantization: dict[str, Any] | None) -> dict[str, Any]:
+    """A configuration of the same model with nothing but one block."""
+    small = {key: value for key, value in config.items() if key != "quantization_config"}
+    small |= {"num_hidden_layers": 1, "vocab_size": VOCABULARY, "tie_word_embeddings": True}
+    small |= dict.fromkeys([key for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in small])
+    if small.get("layer_types"):
+        small["layer_types"] = [config["layer_types"][block]]
+    return small | ({"quantization_config": quantization} if quantization else {})
+
+
+def _run(config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]], block: int, hidden: Tensor) -> Tensor:
+    """Hidden states behind a block: of the model with `config`, and of `tensors` those that belong to it."""
+    import transformers
+
+    with tempfile.TemporaryDirectory(prefix="rqat-block-") as name:
+        folder = Path(name)
+        shards = ShardWriter(folder)
+        for key, tensor in tensors:
+            if key.startswith(f"{BLOCKS}.{block}."):
+                shards.add(_renamed(key, block), tensor)
+            elif key == EMBEDDINGS:
+                shards.add(key, tensor[:VOCABULARY])
+            elif not key.startswith((f"{BLOCKS}.", "lm_head.")):
+                shards.add(key, tensor)
+        shards.close()
+        write_json(folder / "config.json", json.loads(json.dumps(config)))
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=hidden.dtype, local_files_only=True
+        )
+    outputs: list[Tensor] = []
+    model.model.layers[0].register_forward_hook(
+        lambda module, given, output: outputs.append(output if isinstance(output, Tensor) else output[0])
+    )
+    with torch.no_grad():
+        model.to(hidden.device).eval()(inputs_embeds=hidden)
+    return outputs[0]
+
+
+def _renamed(name: str, block: int) -> str:
+    return name.replace(f"{BLOCKS}.{block}.", f"{BLOCKS}.0.", 1)

@@ -1,0 +1,139 @@
+"""Proof that an exported folder is the quantized model it was written from: two checks on its files.
+
+An exporter that can decode must give back every code, scale and zero point bit by bit. And where `from_pretrained` can
+load the format here, it does, and logits are compared; block by block where the model does not fit into memory twice
+(see `blockwise.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..contracts import Exporter
+from ..errors import ModelError, NumericsError, PluginError
+from ..quiet import quiet_loading
+from .blockwise import largest_difference
+from .checkpoint import load_checkpoint
+from .load import default_dtype
+from .memory import available_bytes
+from .reader import CheckpointReader
+from .stored import StoredTensors
+
+if TYPE_CHECKING:
+    import transformers
+
+BATCH, TOKENS = 2, 24
+"""Shape of the random input on which logits are compared."""
+
+DEVICE_TOLERANCE = 2.0**-5
+"""Largest difference of logits, as a share of the largest one, off the CPU: there the model computes in bfloat16 (eight
+significant bits), and kernels may sum in another order from one call to the next. A wrong zero point moves more."""
+
+
+def check_layers(folder: Path, exporter: Exporter, name: str, reader: CheckpointReader) -> str:
+    """Decodes every layer from the files and compares it bit by bit; says what was found.
+
+    Args:
+        name: of the format.
+
+    Raises:
+        PluginError: a layer is not what was exported.
+    """
+    if type(exporter).decode is Exporter.decode:
+        return f"not checked: exporter '{name}' has no decode"
+    stored, others = StoredTensors(folder), set(reader.names)
+    for layer, scheme in reader.layers.items():
+        own = [key for key in stored.names if key.startswith(f"{layer}.") and key not in others]
+        decoded = exporter.decode(layer, {key: stored.read(key) for key in own}, scheme).state()
+        for part, tensor in reader.layer(layer).state().items():
+            if not decoded[part].equal(tensor):
+                raise PluginError(
+                    f"exporter '{name}' changes the {part} of {layer}.",
+                    hint="Its decode() is not the inverse of its tensors(); please report it to the plugin's author.",
+                )
+    return "every layer equal, bit by bit"
+
+
+def check_logits(
+    folder: Path, exporter: Exporter, reader: CheckpointReader, device: str, *, hint: str
+) -> dict[str, Any]:
+    """Loads the folder as any user would and compares its logits with those of the checkpoint it was written from.
+
+    Args:
+        hint: what to do when transformers does not load it.
+
+    Returns:
+        `max_abs_diff` and `tolerance`, of logits, or of hidden states after the block where they differ the most, and
+        in `reload` which of the two; or `max_abs_diff: None` and why it was not measured.
+
+    Raises:
+        ModelError: transformers does not load it.
+        NumericsError: it is another model.
+    """
+    import transformers
+
+    packages = exporter.loader_packages
+    missing = [name for name in packages or () if importlib.util.find_spec(name) is None]
+    if packages is None or missing:
+        why = f"{' and '.join(missing)} not installed" if missing else "transformers does not load this format"
+        return {"max_abs_diff": None, "reload": f"not checked: {why}"}
+    whole = fits_twice(reader, device)
+    if not whole and type(exporter).write is not Exporter.write:
+        return {"max_abs_diff": None, "reload": "not checked: the model does not fit into memory twice"}
+    how = f"transformers {transformers.__version__}"
+    try:
+        # Loaders draw progress bars of their own, each through another library.
+        with quiet_loading(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            if whole:
+                what, (difference, largest) = "logits", _of_logits(folder, reader, device)
+            else:
+                what, how = "hidden states", f"{how}, block by block"
+                difference, largest = largest_difference(folder, exporter, reader, device)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"'{folder}' was written, but transformers {transformers.__version__} does not load it: "
+            f"{' '.join(str(error).split())[:300]}.",
+            hint=hint,
+        ) from error
+    share = exporter.loader_tolerance if device == "cpu" else max(exporter.loader_tolerance, DEVICE_TOLERANCE)
+    tolerance = share * largest
+    if not difference <= tolerance:
+        raise NumericsError(
+            f"'{folder}' is not the model that was exported: its {what} differ by up to {difference:.3g} "
+            f"(allowed: {tolerance:.3g}).",
+            hint="Do not serve it. Try another checkpoint format, and report this with the versions of your packages.",
+        )
+    return {"max_abs_diff": difference, "tolerance": tolerance, "reload": how}
+
+
+def fits_twice(reader: CheckpointReader, device: str) -> bool:
+    """Whether the weights, not packed, fit twice into the memory that is free on a device."""
+    free = available_bytes(device)
+    return free is None or 2 * reader.parameters * default_dtype(device).itemsize <= free
+
+
+def _of_logits(folder: Path, reader: CheckpointReader, device: str) -> tuple[float, float]:
+    """The largest difference of logits, and the largest logit."""
+    import transformers
+
+    checkpoint = load_checkpoint(reader.folder, device=device)
+    dtype, expected = checkpoint.model.dtype, logits_of(checkpoint.model)
+    torch.nn.Module.to(checkpoint.model, "meta")  # frees its memory before the exported one is loaded
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    found = logits_of(model.to(device).eval())
+    return float((found - expected).abs().max()), float(expected.abs().max())
+
+
+def logits_of(model: transformers.PreTrainedModel) -> Tensor:
+    """Logits `(BATCH, TOKENS, V)`, float32 on the CPU, on tokens that depend on nothing but the vocabulary's size."""
+    embeddings: Any = model.get_input_embeddings()
+    tokens = torch.randint(0, embeddings.num_embeddings, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model(input_ids=tokens.to(model.device)).logits.float().cpu()

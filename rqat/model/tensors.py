@@ -1,0 +1,95 @@
+"""Files of tensors with facts about them: whole or refused; equal tensors give equal bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import ModelError
+from ..storage import explained
+
+ENTRY = "rqat"
+"""The only key of a file's metadata. With more than one their order in the file would be random."""
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Writes tensors, and facts about them, into one file, under a temporary name first.
+
+    Raises:
+        RunError: the disk is full or the folder not writable.
+    """
+    save_tensors(path, tensors, {ENTRY: json.dumps(facts)})
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, as readable as its folder is, under a temporary name first.
+
+    Raises:
+        RunError: the disk is full or the folder not writable.
+    """
+    with explained(path):
+        try:
+            save_file(tensors, path, metadata=metadata)
+            path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files only their owner can read
+        except SafetensorError as error:
+            # The operating system's refusal comes as text only.
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Every tensor of a file this module wrote, and its facts.
+
+    Raises:
+        ModelError: the file is missing, damaged or foreign.
+    """
+    file, facts = open_tensors(path)
+    return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (it cannot be iterated)
+
+
+def open_tensors(path: Path) -> tuple[Any, dict[str, Any]]:
+    """A file this module wrote, as an open `safe_open`, and its facts; tensors are read when they are asked for.
+
+    Raises:
+        ModelError: the file is missing, damaged or foreign.
+    """
+    try:
+        file: Any = safe_open(path, framework="pt")
+        return file, json.loads((file.metadata() or {})[ENTRY])
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"'{path.parent}' is not an rqat checkpoint: it has no {path.name}.",
+            hint="Name the folder of a finished quantize or train step.",
+        ) from error
+    except KeyError as error:
+        raise ModelError(
+            f"'{path}' was not written by rqat.", hint="Name the folder of a finished quantize or train step."
+        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def narrowest(tensor: Tensor) -> Tensor:
+    """A float32 tensor as bfloat16 or float16 where that holds all its values exactly; anything else as it is."""
+    if tensor.dtype == torch.float32:
+        for dtype in (torch.bfloat16, torch.float16):
+            if torch.equal((narrow := tensor.to(dtype)).float(), tensor):
+                return narrow
+    return tensor
+
+
+def damaged(path: Path, what: str) -> ModelError:
+    """The error for a checkpoint that is there but not whole."""
+    return ModelError(
+        f"'{path}' is damaged: {what}.", hint="Remove it and run the same command again: the step is repeated."
+    )
