@@ -88,7 +88,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "report": ("job", "plan", "stages", "stage", "evals", "storage", "figures"),
     "launcher": ("quiet", "job", "stage", "processes", "storage", "errors"),
-    "pipeline": ("launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
+    "run_folder": ("facts", "stage", "storage", "errors"),
+    "pipeline": ("run_folder", "launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
     "worker": ("quiet", "pipeline", "launcher", "job", "plan", "processes", "recipe", "registry", "storage", "errors"),
 }
 """For every part of rqat, the parts it may import. `cli` may import all of them; the version may be read by all.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import transformers
     from torch import Tensor
 
-    from ...contracts import RewardFunction
+    from ...contracts import Level, RewardFunction
     from ...model.checkpoint import Checkpoint
     from ...train.data import Prepared
     from ...train.optimizer import QuantizedOptimizer
@@ -110,7 +110,7 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
         graded=card.graded,
     ).facts
     if dropped := found["rows_dropped_too_long"]:
-        level = "warning" if 2 * dropped > found["rows_read"] else "note"
+        level: Level = "warning" if 2 * dropped > found["rows_read"] else "note"
         yield step.finding(level, "max_tokens", dropped_rows(found, longest))
 
 
