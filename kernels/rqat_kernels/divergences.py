@@ -5,12 +5,14 @@
     forward   KL(p || q) = sum p (log p - log q)
     reverse   KL(q || p)
     jsd       beta KL(p || m) + (1 - beta) KL(q || m)      (arXiv 2306.13649, eq. 1)
+    skew      KL(p || m): finite where the student has no probability left (arXiv 2402.03898, section 3.1)
 
 Gradients with respect to the student's logits `x`, of which `q = softmax(x)`:
 
     forward   q - p
     reverse   q (f - sum q f),   f = log q - log p
     jsd       q (f - sum q f),   f = (1 - beta) (log q - log m)
+    skew      q (f - sum q f),   f = (beta - 1) p / m
 
 This module imports no torch, so that options can be derived from its names: functions use what tensors bring along. An
 entry is all that plain torch needs; `linear_kl/rows.py` has the Triton form of those in its `KINDS`.
@@ -66,9 +68,20 @@ def _jsd(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     return per_token, q.mul_(from_q.sub_(in_q[:, None])).mul_(1 - beta)
 
 
+def _skew(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    q = log_q.exp()
+    gap = (log_p - log_q).clamp_(-FAR, FAR)
+    from_p = -((1 - beta) * (-gap).expm1()).log1p()
+    per_token = (log_p.exp() * from_p).sum(-1)
+    # Less its value where p = q, which changes nothing: exactly 0 there.
+    f = from_p.expm1().mul_(beta - 1)
+    return per_token, q.mul_(f.sub_((q * f).sum(-1)[:, None]))
+
+
 DIVERGENCES = {
     "forward": Divergence(_forward),
     "reverse": Divergence(_reverse),
     "jsd": Divergence(_jsd, mixes=True),
+    "skew": Divergence(_skew, mixes=True),
 }
 """Every divergence, by name."""

@@ -30,7 +30,12 @@ def naive(h, w, ht, wt, *, divergence, beta=0.5, temperature=1.0, labels=None, l
     q, p = torch.softmax(h @ w.T / temperature, -1), torch.softmax(ht @ wt.T / temperature, -1)
     m = beta * p + (1 - beta) * q
     kl = lambda a, b: (a * (a / b).log()).sum(-1)  # noqa: E731
-    value = {"forward": kl(p, q), "reverse": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m)}[divergence]
+    value = {
+        "forward": kl(p, q),
+        "reverse": kl(q, p),
+        "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m),
+        "skew": kl(p, m),
+    }[divergence]
     loss = (1 - label_share) * temperature**2 * value.sum()
     if label_share:
         loss = loss + label_share * torch.nn.functional.cross_entropy(
