@@ -58,7 +58,7 @@ def facts_of(plan: Plan, step: Step) -> dict[str, Any]:
         "inputs": {role: fingerprint_of(facts_of(plan, steps[name])) for role, name in sorted(step.inputs.items())},
     }
     if step.stage in ("quantize", "train", "export"):
-        facts["scheme"] = plan.scheme.model_dump(mode="json")
+        facts["scheme"] = plan.scheme.facts()
     if step.stage == "train" and isinstance(step.settings, TrainKeys) and step.settings.teacher is not None:
         facts["teacher"] = model_facts(step.settings.teacher)
     return facts

@@ -6,9 +6,9 @@ pydantic "extras", and `plan.py` validates them with the plugin's own `Options`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .contracts import Split
 
@@ -195,13 +195,25 @@ class EvaluateKeys(PluginKeys):
     variants: tuple[str, ...] | None = None
 
 
+def _spelled_scheme(value: Any) -> Any:
+    """Refuses what is neither text nor a mapping of texts, in words that name the entry."""
+    if not isinstance(value, str | dict):
+        raise ValueError(f"{value!r} is not text.")
+    for pattern, text in value.items() if isinstance(value, dict) else ():
+        if not isinstance(text, str):
+            raise ValueError(f"'{pattern}' is {text!r}, which is not the spelling of a scheme.")
+    return value
+
+
 class Recipe(Keys):
     """A whole recipe: calibrate, quantize, train, export, evaluate, in this order.
 
     Attributes:
         name: of the run; its folder is `runs/<name>` unless `-o` says otherwise.
         model: the model to compress, and the teacher of objectives that need one and name no other.
-        scheme: spelling of the weight grid ("w2g128").
+        scheme: spelling of the weight grid ("w2g128"), or a mapping of `default` and shell patterns on full names of
+            layers to spellings (`{default: w2g128, "*.down_proj": w3g128, lm_head: w8g128}`); of several patterns that
+            match, the longest counts. The head is quantized only where a pattern names it.
         calibration: may be left out when no quantizer needs statistics.
         quantize: the quantizer whose result is trained, exported and evaluated.
         compare: quantizers that are only evaluated, for comparison.
@@ -212,7 +224,7 @@ class Recipe(Keys):
 
     name: str
     model: ModelKeys
-    scheme: str = "w2g128"
+    scheme: Annotated[str | dict[str, str], BeforeValidator(_spelled_scheme)] = "w2g128"
     calibration: CalibrationKeys | None = None
     quantize: QuantizeKeys
     compare: tuple[QuantizeKeys, ...] = ()

@@ -14,12 +14,13 @@ from . import facts as step_facts
 from .contracts import Options, TaskOptions
 from .errors import RecipeError, RqatError, UnknownName
 from .facts import difference
+from .grids import scheme_problems
 from .keys import EvaluateKeys, Keys, ModelKeys, PluginKeys, Recipe, RewardKeys, TrainKeys
 from .problems import Keys as KeyPath
 from .problems import Place, problems_of
 from .recipe import LoadedRecipe, built_recipe
 from .registry import Card, Kind, Registry, parts_of
-from .scheme import Scheme
+from .scheme import DEFAULT, Scheme, Schemes
 from .storage import fingerprint_of
 
 __all__ = ["BASE", "LM_EVAL", "Plan", "Stage", "Step", "Use", "build_plan", "difference", "eval_plan", "quantize_plan"]
@@ -79,13 +80,13 @@ class Plan:
 
     Attributes:
         recipe: with every default filled in.
-        scheme: the weight grid.
+        scheme: of every layer.
         steps: in order.
         place: where the recipe's values were written, for messages.
     """
 
     recipe: Recipe
-    scheme: Scheme
+    scheme: Schemes
     steps: tuple[Step, ...]
     place: Place = field(default_factory=Place, compare=False)
 
@@ -126,7 +127,7 @@ def quantize_plan(
     model: str | ModelKeys,
     method: str,
     *,
-    scheme: str = "w2g128",
+    scheme: str | Mapping[str, str] = "w2g128",
     calibration: str | Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     export: str | None = "compressed-tensors",
@@ -146,7 +147,7 @@ def quantize_plan(
     data: dict[str, Any] = {
         "name": name,
         "model": model if isinstance(model, str) else model.model_dump(),
-        "scheme": scheme,
+        "scheme": scheme if isinstance(scheme, str) else dict(scheme),
         "calibration": dict(calibration) if isinstance(calibration, Mapping) else calibration,
         "quantize": {"method": method, **(options or {})},
         "export": export,
@@ -211,12 +212,24 @@ class _Builder:
             raise RecipeError(list(dict.fromkeys(self.problems)))
         return Plan(recipe, scheme, _numbered(self.steps), place)
 
-    def _scheme(self) -> Scheme | None:
-        try:
-            return Scheme.parse(self.recipe.scheme, where=str(self.place.at("scheme")))
-        except RqatError as error:
-            self.problems.append(str(error))
+    def _scheme(self) -> Schemes | None:
+        """The schemes of all layers; None, with every reason among the problems, when something is wrong."""
+        given, place = self.recipe.scheme, self.place.at("scheme")
+        spelled = {DEFAULT: given} if isinstance(given, str) else given
+        before = len(self.problems)
+        if DEFAULT not in spelled:
+            self.problems.append(f"{place}: the mapping has no default; add `{DEFAULT}: w2g128`.")
+        read: dict[str, Scheme] = {}
+        for key, text in spelled.items():
+            where = place if isinstance(given, str) else place.at(key)
+            try:
+                read[key] = Scheme.parse(text, where=str(where))
+                self.problems += scheme_problems(self.registry, read[key], where)
+            except RqatError as error:
+                self.problems.append(str(error))
+        if len(self.problems) > before:
             return None
+        return Schemes(default=read.pop(DEFAULT), patterns=tuple(read.items()))
 
     def _quantize(self) -> str:
         """Adds calibration and every quantizer; returns the variant that is trained and exported."""

@@ -78,11 +78,11 @@ def write_start(folder: Path, scheme: Scheme | None = None) -> Path:
                 groups = scheme.groups(module.in_features)
                 scale, zero = fit_minmax(module.weight, groups, scheme.max_code, symmetric=scheme.symmetric)
                 codes = quantize(module.weight, scale, zero, scheme.max_code)
-                layers[name] = QuantizedWeight(codes, scale, zero.to(torch.uint8))
+                layers[name] = QuantizedWeight(codes, scale, zero.to(torch.uint8), scheme=scheme)
                 module.weight.copy_(dequantize(codes, scale, zero))
     start = folder / "run" / START
     start.mkdir(parents=True)
-    save_checkpoint(start, model, tiny_tokenizer(), layers, scheme)
+    save_checkpoint(start, model, tiny_tokenizer(), layers)
     return start
 
 

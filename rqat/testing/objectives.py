@@ -19,7 +19,6 @@ from ..contracts import (
     Training,
     Verdict,
 )
-from ..scheme import Scheme
 from .grid import same
 from .suite import Suite, expect
 from .tiny import addition, decoded, rounded_layers, tiny_model
@@ -121,7 +120,7 @@ class ObjectiveSuite(Suite):
         layers = rounded_layers(model)
         for name, layer in layers.items():
             model.get_parameter(f"{name}.weight").data = decoded(layer)
-        optimizer = QuantizedOptimizer(model, layers, Scheme.parse("w2g32"), lr=self.lr)
+        optimizer = QuantizedOptimizer(model, layers, lr=self.lr)
         max_tokens = 64 if rows is None or self.card.writes else 2 * LONG
         prepared = prepare_rows(
             rows or addition(),

@@ -64,7 +64,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         if not job.processes.leads:
             return {}
         log.warning("%s: skipped, %s", step.name, why)
-        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme, start.transforms)
+        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.transforms)
         _copy_latents(start_folder, work)
         return {"skipped": why}
 
@@ -75,7 +75,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         return {}
     start.model.config, start.model.generation_config = configs
     layers = optimizer.quantized_layers()
-    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme, start.transforms)
+    save_checkpoint(work, start.model, start.tokenizer, layers, start.transforms)
     save_latents(work, optimizer.latents(), layers)
     discard(work / TRAINER)
     return facts
@@ -135,7 +135,6 @@ def _train(
         optimizer = QuantizedOptimizer(
             start.model,
             start.layers,
-            start.scheme,
             inner=optimizer_class(keys.optimizer),
             lr=keys.lr,
             scale_lr=keys.scale_lr,
