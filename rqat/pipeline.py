@@ -13,7 +13,6 @@ another plan: that is refused, with the difference, before anything is touched.
 from __future__ import annotations
 
 import fcntl
-import importlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,9 +24,11 @@ from typing import Any
 
 from . import __version__
 from .errors import RunError
+from .facts import difference
 from .job import Job, log
 from .launcher import check_processes, launch
-from .plan import Step, difference
+from .stage import Step
+from .stages import stages, work_of
 from .storage import PARTIAL, explained, publish, read_json, sha256_of, write_json
 
 MANIFEST = "manifest.json"
@@ -219,11 +220,11 @@ def _run_step(job: Job, step: Step) -> None:
 
 def run_stage(job: Job, step: Step) -> dict[str, Any]:
     """Does the work of a step in `job.workdir(step)`: in `job.workers` processes where its stage can run in several."""
-    stage = importlib.import_module(f".stages.{step.stage}.run", __package__)
-    if job.workers > 1 and getattr(stage, "SEVERAL", False):
+    stage = stages().get(step.stage)
+    if job.workers > 1 and stage is not None and stage.several:
         return launch(job, step)
     _seed()
-    results: dict[str, Any] = stage.run(job, step)
+    results: dict[str, Any] = work_of(step.stage).run(job, step)
     return results
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..figures import percent
 from ..quiet import only_our_bars
 from . import display, options
 
@@ -36,7 +37,7 @@ def qat(
     workers = processes or _all_gpus()
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
     check(plan, folder, offline=context.obj.offline, processes=workers)
-    check_data(plan, folder, context.obj.registry, fresh=fresh)
+    check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
     device = default_device()
     display.note(f"Device: {device}{_others(device, workers)}")
     only_our_bars()
@@ -58,9 +59,8 @@ def qat(
         display.print_json(outcome.summary)
     else:
         show_summary(outcome.summary)
-    for step in plan.steps:
-        if step.stage == "export":
-            display.note(f"Checkpoint: {folder / step.name / 'model'}")
+    for checkpoint in plan.checkpoints(folder):
+        display.note(f"Checkpoint: {checkpoint}")
     display.note(f"Report: {folder / 'report.html'}")
 
 
@@ -86,10 +86,10 @@ def show_summary(summary: Mapping[str, Any]) -> None:
     for task, variants in summary["tasks"].items():
         rows = []
         for variant, found in variants.items():
-            interval = f"{display.percent(found['low'])} to {display.percent(found['high'])}"
-            cut_off = display.percent(found["truncated"]) if "truncated" in found else "-"
+            interval = f"{percent(found['low'])} to {percent(found['high'])}"
+            cut_off = percent(found["truncated"]) if "truncated" in found else "-"
             rows.append(
-                (variant, display.percent(found["accuracy"]), interval, found["n"], cut_off, round(found["seconds"], 1))
+                (variant, percent(found["accuracy"]), interval, found["n"], cut_off, round(found["seconds"], 1))
             )
         display.table(columns, rows, title=task)
         for pair in summary["paired"]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...job import Job, log
-from ...plan import Step
+from ...stage import Step
 from ...storage import write_json, write_json_lines
 
 if TYPE_CHECKING:
-    from ...keys import TrainKeys
+    from . import GateSettings
 
 
 def run(job: Job, step: Step) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     from ...train.gate import judge, measure, stop_if_failed
     from ...train.rollouts import sample
 
-    keys: TrainKeys = step.settings  # type: ignore[assignment]
+    keys: GateSettings = step.settings  # type: ignore[assignment]
     dtype = default_dtype(job.device, job.plan.model.dtype)
     start = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
     limit = min(keys.max_tokens, context_of(start.model))
@@ -58,10 +58,10 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 start.tokenizer,
                 prompts,
                 samples=keys.gate.samples,
-                max_new_tokens=min(room, keys.options.get("max_completion_tokens") or room),
-                temperature=keys.options.get("temperature", 1.0),
-                top_p=keys.options.get("top_p", 1.0),
-                batch=keys.micro_batch or keys.batch,
+                max_new_tokens=min(room, keys.max_completion_tokens or room),
+                temperature=keys.temperature,
+                top_p=keys.top_p,
+                batch=keys.batch,
                 advance=bar.update,
                 writer=writer_for(start.model),
             )

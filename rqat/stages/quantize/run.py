@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ...contracts import Quantizer, Transform
 from ...job import Job
-from ...keys import QuantizeKeys
 from ...model.activations import TokenBatch
 from ...model.block_store import LayerReport
 from ...model.blocks import quantize_model
@@ -27,9 +26,10 @@ from ...model.checkpoint import save_checkpoint
 from ...model.layers import layer_names
 from ...model.load import load_model
 from ...model.transforms import apply_transforms
-from ...plan import Step
+from ...stage import Step
 from ...storage import write_json
 from ..calibrate.run import CALIBRATION_FILE
+from . import QuantizeKeys
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}
 """Tokens per forward pass: enough to keep the matrix units busy. Part of the result, by rounding, so never adapted."""

@@ -19,9 +19,9 @@ from rqat.job import Job
 from rqat.packed import backend
 from rqat.packed.backend import writer_for, written_by
 from rqat.packed.engine import Engine
-from rqat.plan import eval_plan
 from rqat.registry import Registry
 from rqat.stages.evaluate import run as evaluate
+from rqat.stages.evaluate.command import eval_plan
 from rqat.train.rollouts import sample
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

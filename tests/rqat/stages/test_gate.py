@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rqat.errors import RqatError
-from rqat.keys import GateKeys
+from rqat.stages.gate import GateKeys
 from rqat.stages.gate import run as gate
 from rqat.storage import read_json
 from rqat.train.gate import judge, measure
