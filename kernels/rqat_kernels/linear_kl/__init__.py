@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..divergences import DIVERGENCES
+from ..op import op
 from . import reference
-from .reference import Divergence
 
-__all__ = ["CHUNK_ELEMENTS", "Divergence", "linear_kl"]
+__all__ = ["CHUNK_ELEMENTS", "linear_kl"]
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits in a chunk of plain torch: `chunk tokens * V`. 16 MiB per array in float32."""
@@ -23,7 +24,7 @@ def linear_kl(
     teacher: Tensor,
     teacher_weight: Tensor,
     *,
-    divergence: Divergence = "forward",
+    divergence: str = "forward",
     beta: float = 0.5,
     temperature: float = 1.0,
     labels: Tensor | None = None,
@@ -42,8 +43,8 @@ def linear_kl(
         weight: `W (V, d)`.
         teacher: `h' (T, d')`, without gradient.
         teacher_weight: `W' (V', d')`.
-        divergence: which one.
-        beta: the teacher's share in `m`, between 0 and 1; for "jsd" only.
+        divergence: a name of `rqat_kernels.divergences`.
+        beta: the teacher's share in `m`, between 0 and 1; for those that mix.
         temperature: `tau > 0`.
         labels: `(T,)` int64, or -100; needed for `label_share > 0`.
         label_share: `c` in [0, 1].
@@ -56,9 +57,9 @@ def linear_kl(
         ValueError: a setting out of its range, or labels or positions that are missing.
     """
     width = min(weight.shape[0], teacher_weight.shape[0])
-    if divergence not in ("forward", "reverse", "jsd"):
-        raise ValueError(f"divergence {divergence!r} is unknown. Known: forward, reverse, jsd.")
-    if divergence == "jsd" and not 0 < beta < 1:
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"divergence {divergence!r} is unknown. Known: {', '.join(DIVERGENCES)}.")
+    if DIVERGENCES[divergence].mixes and not 0 < beta < 1:
         raise ValueError(f"beta {beta} is not between 0 and 1. Give 'forward' or 'reverse' for the limits.")
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} is not positive.")
@@ -66,7 +67,7 @@ def linear_kl(
         raise ValueError("label_share needs labels.")
     if len(student) != len(teacher):
         raise ValueError(f"{len(student)} student positions, {len(teacher)} teacher positions.")
-    counted = isinstance(count, Tensor)
+    counted = count if isinstance(count, Tensor) else None
     recording = torch.is_grad_enabled()
     loss, _, _ = _linear_kl(
         student,
@@ -74,8 +75,8 @@ def linear_kl(
         teacher,
         teacher_weight,
         labels,
-        count if counted else None,
-        max(1, len(student)) if counted or count is None else count,
+        counted,
+        max(1, len(student)) if count is None or isinstance(count, Tensor) else count,
         divergence,
         beta,
         temperature,
@@ -88,7 +89,37 @@ def linear_kl(
     return loss
 
 
-@torch.library.custom_op("rqat::linear_kl", mutates_args=())
+def _has_kernel(divergence: str) -> bool:
+    """Whether Triton has a form of it; needs Triton."""
+    from .rows import KINDS
+
+    return divergence in KINDS
+
+
+def _results(student: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    need_student, need_weight = arguments[-2:]
+    exact = torch.float64 if student.dtype == torch.float64 else torch.float32
+    return (
+        student.new_empty((), dtype=exact),
+        student.new_empty(student.shape if need_student else (0,)),
+        weight.new_empty(weight.shape if need_weight else (0,)),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.needed = inputs[-2:]
+
+
+def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    scaled = [
+        grad * upstream.to(grad.dtype) if needed else None
+        for grad, needed in zip(ctx.saved_tensors, ctx.needed, strict=True)
+    ]
+    return (*scaled, *[None] * 13)
+
+
+@op("rqat::linear_kl", fake=_results, keep=_keep, backward=_backward)
 def _linear_kl(
     student: Tensor,
     weight: Tensor,
@@ -116,7 +147,11 @@ def _linear_kl(
         "need_student": need_student,
         "need_weight": need_weight,
     }
-    if use_triton(student, weight, teacher, teacher_weight) and student.dtype != torch.float64:
+    if (
+        use_triton(student, weight, teacher, teacher_weight)
+        and student.dtype != torch.float64
+        and _has_kernel(divergence)
+    ):
         from . import kernel
 
         if count is None:
@@ -143,30 +178,3 @@ def _linear_kl(
         student.new_empty(0) if grad_student is None else grad_student,
         weight.new_empty(0) if grad_weight is None else grad_weight,
     )
-
-
-@_linear_kl.register_fake
-def _(student: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    need_student, need_weight = arguments[-2:]
-    exact = torch.float64 if student.dtype == torch.float64 else torch.float32
-    return (
-        student.new_empty((), dtype=exact),
-        student.new_empty(student.shape if need_student else (0,)),
-        weight.new_empty(weight.shape if need_weight else (0,)),
-    )
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output[1:])
-    ctx.needed = inputs[-2:]
-
-
-def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    scaled = [
-        grad * upstream.to(grad.dtype) if needed else None
-        for grad, needed in zip(ctx.saved_tensors, ctx.needed, strict=True)
-    ]
-    return (*scaled, *[None] * 13)
-
-
-_linear_kl.register_autograd(_backward, setup_context=_keep)

@@ -147,6 +147,13 @@ def test_a_path_where_no_plugin_is(tmp_path: Path) -> None:
     assert "Python can import" in rqat_command("plan", "x", "--plugin", "not-a-name.py", cwd=tmp_path).stderr
 
 
+def test_a_broken_part_of_a_plugin_given_by_its_path_is_told_and_the_others_work(tmp_path: Path) -> None:
+    (tmp_path / "acme_half.py").write_text(ACME + "    register('bad', rollouts=True)\n" + COMMAND)
+    done = rqat_command("greet", "--plugin", "acme_half.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+    assert "Warning: acme_half (acme_half.py): register_quantizers: 'rollouts' is not a keyword" in done.stderr
+
+
 def test_spawned_processes_find_a_plugin_given_by_its_path(acme: Path, tmp_path: Path) -> None:
     (tmp_path / "spawning.py").write_text(
         "import multiprocessing, sys\n"
@@ -201,6 +208,7 @@ def test_doctor_of_a_part_nobody_offers() -> None:
     assert "Did you mean 'rtn'" in result.stderr
 
 
+@pytest.mark.slow
 def test_doctor_of_one_plugin_does_not_fail_for_another(tmp_path: Path) -> None:
     (tmp_path / "acme_broken.py").write_text("import nowhere_to_be_found\n")
     whole = rqat_command("plugins", "doctor", "rtn", "--plugin", "acme_broken.py", cwd=tmp_path)
@@ -224,6 +232,7 @@ def test_doctor_of_a_plugin_with_a_broken_part(tmp_path: Path) -> None:
     assert "good    scores are finite numbers" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_card_that_imports_torch_fails(tmp_path: Path) -> None:
     (tmp_path / "acme_heavy.py").write_text("import torch, numpy\n" + ACME)
     done = rqat_command("plugins", "doctor", "acme", "--plugin", "acme_heavy.py", cwd=tmp_path)
@@ -247,6 +256,7 @@ def test_doctor_runs_the_suites_a_plugin_brings(tmp_path: Path) -> None:
     assert done.stdout.count("good    scores are finite numbers") == 2
 
 
+@pytest.mark.slow
 def test_the_readmes_quantizer_passes_doctor(tmp_path: Path) -> None:
     readme = Path(__file__).parents[3] / "README.md"
     section = readme.read_text(encoding="utf-8").partition("## Write your own quantizer")[2]
