@@ -21,11 +21,7 @@ from .registry import Registry
 from .stage import ORDER, Finding, Look, Step, Use
 from .stages import stages, work_of
 
-<<<<<<< HEAD
-__all__ = ["Finding", "estimate", "preflight", "read_data"]
-=======
 __all__ = ["Finding", "bits", "estimate", "preflight", "read_data"]
->>>>>>> 0ce44817e30737359ddd978364de77e20e6502bb
 
 
 def preflight(

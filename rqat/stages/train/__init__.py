@@ -9,10 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from ...batches import UnevenBatch, sequences_at_once, split_batch
-<<<<<<< HEAD
-=======
 from ...cards import Card
->>>>>>> 0ce44817e30737359ddd978364de77e20e6502bb
 from ...errors import ModelError, RqatError, nearest
 from ...estimate import FLOAT32, Needs, Sizes
 from ...figures import size
@@ -28,8 +25,6 @@ from ..gate import Gate, GateKeys
 LOGITS_COPIES = 3
 """Arrays of logits alive at once in a loss: student, teacher or softmax, gradient; objectives that chunk need less."""
 
-<<<<<<< HEAD
-=======
 
 class RewardKeys(PluginKeys):
     """One reward; what remains are its options. In a recipe a plain number is short for `{weight: ...}`.
@@ -53,7 +48,6 @@ class RewardKeys(PluginKeys):
 REWARDS = {"correct": RewardKeys()}
 """What an objective is trained on when its recipe names no rewards."""
 
->>>>>>> 0ce44817e30737359ddd978364de77e20e6502bb
 
 class TrainKeys(PluginKeys):
     """One objective; what remains are its options.
