@@ -92,6 +92,9 @@ TOP = ("cli", "api", "__main__", "__init__")
 PLUGINS_MAY_IMPORT = {"rqat", "rqat_kernels", "torch", "transformers", "trl", "datasets", "accelerate", "pydantic"}
 PLUGINS_MAY_IMPORT |= {"numpy", "tokenizers", "safetensors", "math_verify", "lm_eval", "compressed_tensors", "typer"}
 
+STILL_LONGER = {"rqat/api.py"}
+"""Files of more than 400 lines that are waiting to be split; nothing is added here."""
+
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -221,12 +224,20 @@ def test_files_are_named_for_what_they_hold():
 
 
 def test_files_are_short():
-    """One concept each: at most 500 lines."""
+    """One concept each: at most 400 lines."""
     long = {
         str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
         for path in python_files(RQAT, PLUGINS, KERNELS)
     }
-    assert not {path: lines for path, lines in long.items() if lines > 500}
+    assert not {path: lines for path, lines in long.items() if lines > 400 and path not in STILL_LONGER}
+
+
+def test_operations_are_entered_by_their_front_door():
+    """Files inside an operation (its kernels, its reference) are its own: they may be cut another way at any time."""
+    for path in python_files(RQAT, PLUGINS):
+        for name, line in imports(path):
+            inside = [part for part in name.split(".")[2:] if name.startswith("rqat_kernels.")]
+            assert not inside, f"{path.relative_to(ROOT)}:{line} imports {name}"
 
 
 def test_folders_are_at_most_three_deep():

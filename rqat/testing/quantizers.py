@@ -78,10 +78,11 @@ class QuantizerSuite(Suite):
 
         from rqat_kernels.grid import dequantize
 
-        from ..model.layers import BLOCKS, SHARED_INPUTS
+        from ..model.families import layout_of
 
         model, _ = tiny_model()
-        block = Block(f"{BLOCKS}.0", model.get_submodule(f"{BLOCKS}.0"), SHARED_INPUTS)
+        layout = layout_of(model.config.model_type)
+        block = Block(layout.block(0), model.get_submodule(layout.block(0)), layout.inputs)
         tokens = torch.arange(64).view(2, 32) % model.config.vocab_size
         before = model(tokens).logits.detach()
         made = self.make().quantize_block(block, block_stats(model, block, tokens, self.make()), Scheme.parse("w8g32"))
