@@ -16,13 +16,13 @@ from .values import pairs
 
 if TYPE_CHECKING:
     from ..contracts import Task
-    from ..evals.generate import Writer
     from ..evals.harness import Evaluation
+    from ..generation.writer import Writer
     from ..problems import Place
     from ..registry import Registry
 
-    Run = Callable[[Any, Any, Writer | None, str], Evaluation]
-    """Evaluates a model with its tokenizer; what writes in the model's place, and what results call it."""
+    Run = Callable[[Any, Any, Writer], Evaluation]
+    """Evaluates a model with its tokenizer; the last is what writes."""
 
 LM_EVAL = "lm-eval:"
 """What recipes put before a task of lm-eval's own; here it may be left out."""
@@ -49,7 +49,7 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Evaluate a model on a task. The model may be an original, a quantized or an exported one."""
-    from ..packed.backend import writer_for, written_by
+    from ..generation.backend import writer_for
     from ..storage import explained, write_json, write_json_lines
     from .models import load_any
 
@@ -61,14 +61,15 @@ def evaluate(
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder)
     only_our_bars()
+    if not own and backend == "auto":
+        # lm-eval's tasks may want likelihoods: the model is asked through transformers.
+        backend = "transformers"
     loaded, tokenizer = load_any(
         model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code, backend=backend
     )
-    # lm-eval's tasks may want likelihoods: whatever the weights, the model is asked through transformers.
-    writer = writer_for(loaded, backend) if own or backend == "packed" else None
-    written = written_by(writer, backend)
-    found = run(loaded, tokenizer, writer, written)
-    results = {"model": model, **found.results, "options": raw, "limit": limit, "backend": written}
+    writer = writer_for(loaded, backend)
+    found = run(loaded, tokenizer, writer)
+    results = {"model": model, **found.results, "options": raw, "limit": limit, "backend": writer.name}
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json_lines(folder / "samples.jsonl", found.samples)
@@ -88,7 +89,7 @@ def _own(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | Non
     task: Task = registry.make(card, registry.options(card, raw, _place(raw)))
     total = number_of_completions(task, limit)
 
-    def run(model: Any, tokenizer: Any, writer: Writer | None, written: str) -> Evaluation:
+    def run(model: Any, tokenizer: Any, writer: Writer) -> Evaluation:
         with display.Bars().task(f"evaluate {name}", total) as bar:
             found = run_task(
                 task,
@@ -99,7 +100,6 @@ def _own(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | Non
                 batch=batch,
                 report=bar.update,
                 writer=writer,
-                backend=written,
             )
             bar.update(total, f"{found.results['accuracy']:.1%} correct")
             return found
@@ -123,7 +123,7 @@ def _of_lm_eval(registry: Registry, name: str, raw: Mapping[str, Any], limit: in
     except ValidationError as error:
         raise RecipeError(problems_of(error, TaskOptions, _place(raw))) from None
 
-    def run(model: Any, tokenizer: Any, writer: Writer | None, written: str) -> Evaluation:
+    def run(model: Any, tokenizer: Any, writer: Writer) -> Evaluation:
         display.note(f"evaluate {name}, by lm-eval ...")
         return run_lm_eval_task(name, model, tokenizer, chosen, limit=limit, batch=batch, known=known)
 

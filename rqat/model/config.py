@@ -90,6 +90,12 @@ class ModelConfig:
         return bool(self.raw.get("tie_word_embeddings", False))
 
     @property
+    def head(self) -> tuple[int, int] | None:
+        """`(V, hidden)` of lm_head; None where it is the embedding."""
+        tensor = self.tensors.get(f"{self.layout.head}.weight")
+        return None if self.tied or tensor is None or len(tensor.shape) != 2 else (tensor.shape[0], tensor.shape[1])
+
+    @property
     def quantization(self) -> Mapping[str, Any] | None:
         """The `quantization_config` of a model that is quantized already."""
         value = self.raw.get("quantization_config") or self.raw.get("compression_config")

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...contracts import Task, TaskOptions
 from ...evals.harness import Evaluation, number_of_completions, run_task
+from ...generation.backend import Backend, open_model, writer_for
 from ...job import Job
 from ...keys import EvaluateKeys
 from ...model.checkpoint import load_checkpoint
-from ...model.load import default_dtype, load_model
-from ...packed.backend import writer_for, written_by
+from ...model.load import default_dtype
 from ...plan import LM_EVAL, Step
 from ...storage import write_json, write_json_lines
 
@@ -63,7 +63,6 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 partial=work / PARTIAL_FILE,
                 report=bar.update,
                 writer=writer,
-                backend=written_by(writer),
             )
             bar.update(total, f"{found.results['accuracy']:.1%} correct")
     for note in found.results["notes"]:
@@ -74,10 +73,12 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     return results
 
 
-def load_variant(job: Job, step: Step) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+def load_variant(
+    job: Job, step: Step, backend: Backend = "auto"
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """The model a step evaluates: the result of the step it starts from, else the plan's model as it is."""
     if "start" not in step.inputs:
-        return load_model(job.plan.model, device=job.device, offline=job.offline, quantizable=False)
+        return open_model(job.plan.model, device=job.device, offline=job.offline, backend=backend)
     dtype = default_dtype(job.device, job.plan.model.dtype)
     loaded = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
     return loaded.model, loaded.tokenizer
@@ -95,7 +96,8 @@ def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
     name = keys.task.removeprefix(LM_EVAL)
     known = [card.name for card in job.registry.cards("task")]
     find_task(name, known)
-    model, tokenizer = load_variant(job, step)
+    # It may want likelihoods: the model is asked through transformers.
+    model, tokenizer = load_variant(job, step, "transformers")
     with job.progress.task(f"evaluate {step.variant} on {name}", 1) as bar:
         found = run_lm_eval_task(
             name,

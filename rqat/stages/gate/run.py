@@ -1,4 +1,4 @@
-"""Measures, before an objective that learns from its own completions, whether there is anything to learn from.
+"""Measures, before an objective that is trained on rewards, whether there is anything to learn from.
 
 gate.json        figures, whether the floors are met, and the action for the train step to follow
 samples.jsonl    the sampled completions
@@ -27,49 +27,52 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """
     from transformers import set_seed
 
+    from ...generation.backend import writer_for
+    from ...generation.complete import Generator, sample
+    from ...generation.prompts import Prompt
+    from ...generation.sampling import Sampling, context_length
     from ...model.checkpoint import load_checkpoint
     from ...model.load import default_dtype
-    from ...packed.backend import writer_for
     from ...quiet import quiet_training
-    from ...train.data import context_of, prepare_rows
+    from ...train.data import completion_room, prepare_rows
     from ...train.gate import judge, measure, stop_if_failed
-    from ...train.rollouts import sample
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
+    options = job.registry.options(job.registry.card("objective", keys.objective), keys.options)
     dtype = default_dtype(job.device, job.plan.model.dtype)
     start = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
-    limit = min(keys.max_tokens, context_of(start.model))
+    limit = min(keys.max_tokens, context_length(start.model))
     with quiet_training():
-        rows = prepare_rows(
+        prepared = prepare_rows(
             job.make(step, "source").rows(keys.data.split, keys.data.seed),
             start.tokenizer,
             steps=1,
             batch=keys.gate.prompts,
             max_tokens=limit,
             seed=keys.seed,
-            rollouts=True,
-        ).rows
-        prompts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in rows["prompt"]]
-        room = limit - max(rows["prompt_tokens"])
+            writes=True,
+            graded=True,
+        )
+        rows, source = prepared.rows, prepared.source
+        prompts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in rows["prompt"]]
         set_seed(keys.seed)
         with job.progress.task(f"gate {step.variant}", len(prompts)) as bar:
-            completions = sample(
-                start.model,
-                start.tokenizer,
-                prompts,
-                samples=keys.gate.samples,
-                max_new_tokens=min(room, keys.options.get("max_completion_tokens") or room),
-                temperature=keys.options.get("temperature", 1.0),
-                top_p=keys.options.get("top_p", 1.0),
-                batch=keys.micro_batch or keys.batch,
-                advance=bar.update,
-                writer=writer_for(start.model),
+            sampling = Sampling(
+                max_new_tokens=completion_room(rows, limit, options),
+                temperature=getattr(options, "temperature", 1.0),
+                top_p=getattr(options, "top_p", 1.0),
             )
-            figures = measure(completions, rows["answer"], job.make(step, "task").grade)
+            # Completions of one prompt are written together, and stay until all have ended: see TransformersWriter.
+            together = max(1, (keys.micro_batch or keys.batch) // keys.gate.samples) * keys.gate.samples
+            writer = writer_for(start.model, rows=together, piece=None)
+            generator = Generator(start.model, start.tokenizer, sampling, writer)
+            asked = [Prompt(str(start.tokenizer.decode(ids)), tuple(ids)) for ids in rows["prompt_ids"]]
+            completions = sample(generator, asked, keys.gate.samples, advance=bar.update)
+            figures = measure(completions, [source[index] for index in rows["row"]], job.make(step, "task").grade)
             bar.update(len(prompts), f"{figures.pass_rate:.1%} correct")
     verdict = judge(figures, keys.gate)
     lines = [
-        {"prompt": prompt, "completion": c.text, "answer": answer, "tokens": c.tokens, "ended": c.ended}
+        {"prompt": prompt, "completion": c.text, "answer": answer, "tokens": len(c.tokens), "ended": c.ended}
         for prompt, answer, group in zip(prompts, rows["answer"], completions, strict=True)
         for c in group
     ]

@@ -14,12 +14,13 @@ import torch
 import transformers
 from torch import nn
 
-from rqat import ModelError, Scheme
+from rqat import ModelError
+from rqat.generation.engine import Engine
 from rqat.keys import ModelKeys
 from rqat.model.blocks import describe_blocks
 from rqat.model.config import check_quantizable, read_config
 from rqat.model.families import FAMILIES, layout_of
-from rqat.packed.engine import Engine
+from rqat.scheme import Schemes
 from rqat_awq.folding import Fold
 from tests.tiny import tiny_tokenizer
 
@@ -71,7 +72,7 @@ def test_a_saved_model_has_what_its_layout_names(family: str, tied: bool, tmp_pa
 @every_family
 def test_blocks_have_every_linear_layer_once(family: str) -> None:
     model = random_model(family)
-    blocks = describe_blocks(model, Scheme.parse("w4g32"))
+    blocks = describe_blocks(model, Schemes.parse("w4g32"))
     found = [f"{block.name}.{name}" for block in blocks for name in block.names()]
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     assert sorted([*found, layout_of(family).head]) == sorted(linears)
@@ -84,7 +85,7 @@ def test_a_scale_folded_where_the_layout_says_changes_nothing(family: str) -> No
     before = model(tokens).logits
     generator = torch.Generator().manual_seed(1)
     folds = 0
-    for block in describe_blocks(model, Scheme.parse("w4g32")):
+    for block in describe_blocks(model, Schemes.parse("w4g32")):
         for shared in block.inputs:
             fold = Fold.find(block, shared)
             assert fold is not None, shared
@@ -110,7 +111,8 @@ def test_the_engine_writes_what_transformers_writes_or_says_why_not(family: str)
         for _ in range(10):
             tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
         expected.append(tokens[len(prompt) :])
-    assert Engine(model, rows=2).write(prompts, 10, ends=frozenset()) == expected
+    written = Engine(model, rows=2).write(prompts, 10, ends=frozenset())
+    assert [list(completion.tokens) for completion in written] == expected
     assert len(set(expected[0])) > 2
 
 
