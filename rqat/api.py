@@ -369,11 +369,8 @@ def _batches(
 ) -> list[TokenBatch]:
     """The tokens a quantizer's statistics are taken from."""
     context = getattr(model.config, "max_position_embeddings", None)
-    spelled: dict[str, Any]
-    if isinstance(calibration, str):
-        spelled = {"source": calibration}
-    elif isinstance(calibration, Mapping):
-        spelled = dict(calibration)
+    if isinstance(calibration, (str, Mapping)):
+        spelled = {"source": calibration} if isinstance(calibration, str) else dict(calibration)
     else:
         spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
     if "rows" in spelled:
