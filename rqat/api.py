@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from .cli.models import default_device, load_any
 from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
-from .errors import ModelError, RecipeError, RqatError, RunError
+from .errors import ModelError, RecipeError, RqatError
 from .grids import part_problems, scheme_problems
 from .job import Silence
 from .keys import ModelKeys
@@ -40,7 +40,7 @@ from .stages import sections
 from .stages.calibrate.run import Counted, calibration_tokens
 from .stages.export.run import export_checkpoint
 from .stages.quantize.run import batches_of
-from .storage import PARTIAL, publish
+from .storage import PARTIAL, publish, writable_folder
 from .train.latents import first_latents, load_latents, save_latents
 from .train.optimizer import QuantizedOptimizer
 
@@ -224,7 +224,7 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
         RunError: the folder is not empty, the disk is full, or it is not writable.
         RqatError: the model's weights are not what `quantized.layers` stand for.
     """
-    target = _free(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite)
     partial = target.with_name(f"{target.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -287,7 +287,7 @@ def export(
     keys = _keys("export", {"format": format, **options})
     card = registry.card("exporter", keys.format)
     exporter: Exporter = registry.make(card, registry.options(card, keys.options, "export"))
-    target = _free(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite)
 
     def written(start: Path, base: str, place: str) -> dict[str, Any]:
         return export_checkpoint(start, target, exporter, card, base=base, device=place, progress=Silence())
@@ -369,11 +369,8 @@ def _batches(
 ) -> list[TokenBatch]:
     """The tokens a quantizer's statistics are taken from."""
     context = getattr(model.config, "max_position_embeddings", None)
-    spelled: dict[str, Any]
-    if isinstance(calibration, str):
-        spelled = {"source": calibration}
-    elif isinstance(calibration, Mapping):
-        spelled = dict(calibration)
+    if isinstance(calibration, (str, Mapping)):
+        spelled = {"source": calibration} if isinstance(calibration, str) else dict(calibration)
     else:
         spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
     if "rows" in spelled:
@@ -400,15 +397,3 @@ def _keys(section: str, values: Mapping[str, Any]) -> Any:
         return kind.model_validate(dict(values))
     except ValidationError as error:
         raise RecipeError(problems_of(error, kind, Place({(): section}))) from None
-
-
-def _free(folder: Path, overwrite: bool) -> Path:
-    """The folder, if it may be written.
-
-    Raises:
-        RunError: it holds something, or is a file.
-    """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise RunError(f"'{folder}' {what}.", hint="Choose another folder, or pass overwrite=True.")
-    return folder

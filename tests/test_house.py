@@ -321,6 +321,14 @@ def test_files_are_short():
     assert not {path: lines for path, lines in long.items() if lines > 400}
 
 
+def test_operations_are_entered_by_their_front_door():
+    """Files inside an operation (its kernels, its reference) are its own: they may be cut another way at any time."""
+    for path in python_files(RQAT, PLUGINS):
+        for name, line in imports(path):
+            inside = [part for part in name.split(".")[2:] if name.startswith("rqat_kernels.")]
+            assert not inside, f"{path.relative_to(ROOT)}:{line} imports {name}"
+
+
 def test_folders_are_at_most_three_deep():
     for path in python_files(RQAT, PLUGINS, KERNELS):
         assert len(path.relative_to(ROOT).parts) <= 4, path
