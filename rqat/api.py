@@ -11,38 +11,36 @@ Nothing here does work of its own: these functions call what the stages of a rec
 
 from __future__ import annotations
 
-import copy
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from .cli.models import default_device, load_any
-from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
+from .contracts import Exporter, Quantizer, Row, Task, Transform
 from .errors import ModelError, RecipeError, RqatError, RunError
+from .grids import part_problems, scheme_problems
 from .job import Silence
 from .keys import ModelKeys
 from .model.activations import TokenBatch
 from .model.blocks import quantize_model
 from .model.checkpoint import load_checkpoint, save_checkpoint
 from .model.load import load_model
-from .model.transforms import Applied, apply_transforms
+from .model.transforms import apply_transforms
 from .problems import Place, problems_of
 from .registry import Registry
-from .scheme import Scheme
+from .scheme import Schemes
 from .stages import sections
 from .stages.calibrate.run import Counted, calibration_tokens
 from .stages.export.run import export_checkpoint
 from .stages.quantize.run import batches_of
 from .storage import PARTIAL, publish
-from .train.latents import first_latents, load_latents, save_latents
-from .train.optimizer import QuantizedOptimizer
+from .train.latents import save_latents
+from .train.quantized_model import QuantizedModel
 
 if TYPE_CHECKING:
     import transformers
@@ -56,98 +54,11 @@ Calibration = str | Mapping[str, Any] | Iterable[Row | str]
 log = logging.getLogger("rqat")
 
 
-class QuantizedModel:
-    """A quantized model in memory.
-
-    Attributes:
-        model: a plain Hugging Face model whose weights are on the grid; train it with `optimizer`, or use it as any.
-        tokenizer: its tokenizer.
-        source: path or hub name of the model before quantization, where it is known.
-        trained_by: the optimizer that has the codes since training began; `optimizer` sets it.
-        transforms: what the model went through before it was quantized; their hooks are attached.
-    """
-
-    def __init__(
-        self,
-        model: transformers.PreTrainedModel,
-        tokenizer: transformers.PreTrainedTokenizerBase,
-        layers: Mapping[str, QuantizedWeight],
-        *,
-        source: str | None = None,
-        folder: Path | None = None,
-        transforms: Sequence[Applied] = (),
-    ) -> None:
-        """Holds what it is given.
-
-        Args:
-            layers: the quantized layers by full name, each with its scheme.
-            transforms: what the model went through before; their hooks are attached.
-            folder: the checkpoint they were loaded from, where latent weights may lie.
-        """
-        self.model, self.tokenizer, self.source = model, tokenizer, source
-        self.trained_by: QuantizedOptimizer | None = None
-        self.transforms = list(transforms)
-        self._layers, self._folder = dict(layers), folder
-        # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
-        self._configs = copy.deepcopy((model.config, model.generation_config))
-
-    @property
-    def layers(self) -> dict[str, QuantizedWeight]:
-        """Codes, scales and zero points of every quantized layer, by full name, as they are now."""
-        if self.trained_by is None:
-            return self._layers
-        trained = self.trained_by.quantized_layers()
-        return {name: replace(layer, scheme=self._layers[name].scheme) for name, layer in trained.items()}
-
-    def optimizer(
-        self, *, lr: float, source: str | Path | transformers.PreTrainedModel | None = None, **options: Any
-    ) -> QuantizedOptimizer:
-        """An optimizer that keeps this model on its grid, for any loop or trainer.
-
-        Latent weights start where an earlier training left them (`rqat.load`), else at the weights before quantization
-        where those are known, else in the middle of their cells; `latents=` says otherwise.
-
-        Args:
-            lr: learning rate of the latent weights.
-            source: the model before quantization, by name, or loaded and as its transforms left it; None is the one
-                that was named to `rqat.quantize`, if one was.
-            options: of `rqat.QuantizedOptimizer`: `scale_lr`, `zero_lr`, `other_lr`, `weight_decay`, `inner`, ...
-
-        Raises:
-            RqatError: see `QuantizedOptimizer`, and `rqat.quantize` for a model that cannot be loaded.
-        """
-        layers = self.layers
-        if options.get("latents") is None:
-            options["latents"] = self._latents(layers, source)
-        self.trained_by = QuantizedOptimizer(self.model, layers, _one_scheme(layers), lr=lr, **options)
-        return self.trained_by
-
-    def _latents(self, layers: Mapping[str, QuantizedWeight], source: Any) -> Mapping[str, Any]:
-        carried = load_latents(self._folder, layers) if self._folder else {}
-        before = source if source is not None else self.source
-        if carried or before is None:
-            return carried
-        if isinstance(before, (str, Path)):
-            before, _ = load_model(ModelKeys(path=str(before)), device=str(self.model.device))
-            apply_transforms(before, [(one.name, one.options, one.make()) for one in self.transforms])
-        return first_latents(before, self.model, layers)[0]
-
-    @contextmanager
-    def _as_made(self) -> Iterator[None]:
-        """The configurations as they were before any training."""
-        changed = self.model.config, self.model.generation_config
-        self.model.config, self.model.generation_config = self._configs
-        try:
-            yield
-        finally:
-            self.model.config, self.model.generation_config = changed
-
-
 def quantize(
     model: str | Path | transformers.PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     method: str | Sequence[str | Mapping[str, Any]] = "gptq",
-    scheme: str = "w2g128",
+    scheme: str | Mapping[str, str] = "w2g128",
     *,
     calibration: Calibration | None = None,
     skip: Sequence[str] = (),
@@ -162,7 +73,7 @@ def quantize(
         tokenizer: of a loaded model.
         method: name of the quantizer; or a list of transforms and a quantizer, spelled as in a recipe:
             `[{"method": "rotate", "seed": 1}, "gptq"]`.
-        scheme: spelling of the grid.
+        scheme: spelling of the grid, or a mapping of `default` and patterns to spellings, as in a recipe.
         calibration: what quantizers see activations of; see `Calibration`. Of rows, each is one sequence, cut at 512
             tokens or where the model's context ends.
         skip: shell patterns on full names of layers to leave as they are.
@@ -182,7 +93,11 @@ def quantize(
     keys = _keys("quantize", {**chosen, "skip": skip, "indivisible": indivisible, **options})
     card = registry.card("quantizer", keys.method)
     quantizer: Quantizer = registry.make(card, registry.options(card, keys.options, "quantize"))
-    grid = Scheme.parse(scheme, where="quantize: scheme")
+    schemes = Schemes.parse(scheme, where="quantize: scheme")
+    problems = [text for one in schemes.different for text in scheme_problems(registry, one, "quantize: scheme")]
+    problems += [f"quantize: {found.text} {found.hint}" for found in part_problems(registry, card, schemes.different)]
+    if problems:
+        raise RecipeError(problems)
     if quantizer.needs and calibration is None:
         raise RecipeError(
             f"quantize: method '{keys.method}' needs calibration.",
@@ -194,14 +109,13 @@ def quantize(
     batches = _batches(registry, calibration, loaded, tokenizer) if quantizer.needs and calibration is not None else []
     training = loaded.training
     layers, reports = quantize_model(
-        loaded.eval(), batches, quantizer, grid, skip=keys.skip, indivisible=keys.indivisible
+        loaded.eval(), batches, quantizer, schemes, skip=keys.skip, indivisible=keys.indivisible
     )
     loaded.train(training)
     for report in reports:
         if report.note:
             log.warning("%s: %s", report.name, report.note)
-    made = {name: replace(layer, scheme=grid) for name, layer in layers.items()}
-    return QuantizedModel(loaded, tokenizer, made, source=source, transforms=transforms)
+    return QuantizedModel(loaded, tokenizer, layers, source=source, transforms=transforms)
 
 
 def _transform(registry: Registry, spelled: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], Transform]:
@@ -228,10 +142,8 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
     partial.mkdir(parents=True)
     layers = quantized.layers
     try:
-        with quantized._as_made():
-            save_checkpoint(
-                partial, quantized.model, quantized.tokenizer, layers, _one_scheme(layers), quantized.transforms
-            )
+        with quantized.as_made():
+            save_checkpoint(partial, quantized.model, quantized.tokenizer, layers, quantized.transforms)
     except ValueError as error:
         shutil.rmtree(partial)
         raise RqatError(
@@ -254,8 +166,7 @@ def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
         ModelError: a file is missing or damaged, or was written by another version.
     """
     found = load_checkpoint(Path(folder), device=device or default_device())
-    layers = {name: replace(layer, scheme=layer.scheme or found.scheme) for name, layer in found.layers.items()}
-    return QuantizedModel(found.model, found.tokenizer, layers, folder=Path(folder), transforms=found.transforms)
+    return QuantizedModel(found.model, found.tokenizer, found.layers, folder=Path(folder), transforms=found.transforms)
 
 
 def export(
@@ -401,12 +312,6 @@ def _keys(section: str, values: Mapping[str, Any]) -> Any:
         return kind.model_validate(dict(values))
     except ValidationError as error:
         raise RecipeError(problems_of(error, kind, Place({(): section}))) from None
-
-
-def _one_scheme(layers: Mapping[str, QuantizedWeight]) -> Scheme:
-    scheme = next(iter(layers.values())).scheme
-    assert scheme is not None
-    return scheme
 
 
 def _free(folder: Path, overwrite: bool) -> Path:

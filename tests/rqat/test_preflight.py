@@ -242,7 +242,7 @@ def test_a_teacher_counts_in_the_memory(registry: Registry, model: Path, tmp_pat
 
 
 def test_reading_data_finds_what_is_missing(registry: Registry, model: Path, tmp_path: Path):
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"question": "a"}\n')
     bad = {"source": "jsonl", "path": str(tmp_path / "bad.jsonl")}
     plan = plan_of(registry, model, calibration=bad)
     (finding,) = [each for each in read_data(plan, registry) if each.level == "error"]

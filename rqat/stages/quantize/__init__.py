@@ -73,8 +73,10 @@ class Quantize(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, QuantizeKeys)
-        chosen = choose_layers(config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible)
-        return dict.fromkeys(chosen, plan.scheme)
+        chosen = choose_layers(
+            config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible, head=config.head
+        )
+        return {name: plan.scheme.of(name) for name in chosen}
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
@@ -103,10 +105,18 @@ class Quantize(Stage):
         try:
             chosen = look.plan.schemes(step, look.config)
         except RqatError as error:
-            skip = "quantize.skip: "
-            key = "skip" if error.message.startswith(skip) else ""
-            yield step.finding("error", key, error.message.removeprefix(skip), error.hint)
+            yield _about_layers(step, look, error)
             return
         left = [name for name in look.config.linears if name not in chosen]
         if left:
             yield Finding("note", f"{step.name}: {len(left)} linear layers stay as they are: {', '.join(left)}.")
+
+
+def _about_layers(step: Step, look: Look, error: RqatError) -> Finding:
+    """Why layers cannot be quantized as asked; the message begins with the key it is about, if it is about one."""
+    skip, scheme = "quantize.skip: ", "scheme: "
+    if error.message.startswith(scheme):
+        text = error.message.removeprefix(scheme)
+        return Finding("error", f"{look.plan.place.at('scheme')}: {text}", error.hint)
+    key = "skip" if error.message.startswith(skip) else ""
+    return step.finding("error", key, error.message.removeprefix(skip), error.hint)
