@@ -94,7 +94,7 @@ def save_checkpoint(
     save_transforms(folder, transforms)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    config.dtype = narrowest(model.get_parameter("model.embed_tokens.weight").detach()).dtype
+    config.dtype = narrowest(model.get_input_embeddings().get_parameter("weight").detach()).dtype
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)

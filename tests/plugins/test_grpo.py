@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 import rqat
 from rqat.contracts import Context, Training
 from rqat.errors import RqatError
+from rqat.stages.train import run as train
 from rqat.train.data import prepare_rows
 from rqat_grpo import Options
 from rqat_grpo.objective import Grpo
 from rqat_grpo.watch import Watch
 from tests.tiny import tiny_model, tiny_tokenizer
-from tests.training import Sums
+from tests.training import Sums, digests, train_step, write_start
 
 
 @pytest.mark.parametrize(
@@ -103,3 +106,20 @@ def test_trl_gets_the_rewards_and_the_room_that_the_host_gives(tmp_path: Any) ->
     assert trainer.reward_weights.tolist() == [1.0, -0.5]
     assert trainer.beta == 0
     assert trainer.ref_model is None
+
+
+@pytest.mark.slow
+def test_settings_of_the_checkpoint_do_not_change_rollouts(tmp_path: Path) -> None:
+    """TRL fills its own settings up from the model's, as transformers does."""
+    found = []
+    for name, more in (("own", {}), ("foreign", {"min_new_tokens": 6, "suppress_tokens": [*range(3, 60)]})):
+        start = write_start(tmp_path / name)
+        file = start / "generation_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+        keys: dict[str, Any] = {"batch": 4, "generations": 2, "steps": 2, "max_tokens": 64, "max_completion_tokens": 6}
+        job, step = train_step(tmp_path / name, "grpo", **keys)
+        train.run(job, step)
+        found.append(digests(job.workdir(step)))
+        written = json.loads((job.workdir(step) / "generation_config.json").read_text())
+        assert more.items() <= written.items()
+    assert found[0] == found[1]

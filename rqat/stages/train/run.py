@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import transformers
     from torch import Tensor
 
-    from ...contracts import Level, RewardFunction
+    from ...contracts import RewardFunction
     from ...model.checkpoint import Checkpoint
     from ...train.data import Prepared
     from ...train.optimizer import QuantizedOptimizer
@@ -83,10 +83,10 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
     """What is wrong with the rows that a step would train on, as far as `READ_AHEAD` of them tell.
 
     Raises:
-        RqatError: they cannot be read, or lack what the objective needs.
+        RqatError: they cannot be read.
     """
     from ...model.load import load_tokenizer
-    from ...train.data import dropped_rows, prepare_rows
+    from ...train.data import check_rows
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     card = step.parts["objective"].card
@@ -99,19 +99,8 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
         return
     longest = min(keys.max_tokens, look.config.context or keys.max_tokens)
     tokenizer = load_tokenizer(look.plan.model, offline=look.offline)
-    found = prepare_rows(
-        rows,
-        tokenizer,
-        steps=1,
-        batch=limit,
-        max_tokens=longest,
-        seed=keys.seed,
-        writes=card.writes,
-        graded=card.graded,
-    ).facts
-    if dropped := found["rows_dropped_too_long"]:
-        level: Level = "warning" if 2 * dropped > found["rows_read"] else "note"
-        yield step.finding(level, "max_tokens", dropped_rows(found, longest))
+    for problem in check_rows(rows, tokenizer, writes=card.writes, graded=card.graded, max_tokens=longest):
+        yield step.finding(problem.level, problem.key, problem.text, problem.hint)
 
 
 def _start(job: Job, folder: Path) -> Checkpoint:
