@@ -40,7 +40,7 @@ class Quantize(Stage):
     sections = (
         Section(
             "quantize", QuantizeKeys, "the quantizer whose result is trained, exported and evaluated; None is none.",
-            optional=True,
+            default=None, optional=True,
         ),
         Section("compare", QuantizeKeys, "quantizers that are only evaluated, for comparison.", many=True),
     )  # fmt: skip
@@ -50,6 +50,8 @@ class Quantize(Stage):
     def add(self, making: Making) -> None:
         """See `Stage`."""
         recipe, place = making.recipe, making.place
+        if recipe.quantize is None and recipe.start is None and "quantize" not in recipe.model_fields_set:
+            making.problem(f"{place.at('quantize')}: is missing.")
         if recipe.quantize is not None:
             making.last = self._add(making, recipe.quantize, place.at("quantize"))
         for index, keys in enumerate(recipe.compare):
