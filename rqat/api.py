@@ -11,18 +11,20 @@ Nothing here does work of its own: these functions call what the stages of a rec
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from .cli.models import default_device, load_any
-from .contracts import Exporter, Quantizer, Row, Task, Transform
-from .errors import ModelError, RecipeError, RqatError, RunError
+from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
+from .errors import ModelError, RecipeError, RqatError
 from .grids import part_problems, scheme_problems
 from .job import Silence
 from .keys import ModelKeys
@@ -30,7 +32,7 @@ from .model.activations import TokenBatch
 from .model.blocks import quantize_model
 from .model.checkpoint import load_checkpoint, save_checkpoint
 from .model.load import load_model
-from .model.transforms import apply_transforms
+from .model.transforms import Applied, apply_transforms
 from .problems import Place, problems_of
 from .registry import Registry
 from .scheme import Schemes
@@ -38,9 +40,9 @@ from .stages import sections
 from .stages.calibrate.run import Counted, calibration_tokens
 from .stages.export.run import export_checkpoint
 from .stages.quantize.run import batches_of
-from .storage import PARTIAL, publish
-from .train.latents import save_latents
-from .train.quantized_model import QuantizedModel
+from .storage import PARTIAL, publish, writable_folder
+from .train.latents import first_latents, load_latents, save_latents
+from .train.optimizer import QuantizedOptimizer
 
 if TYPE_CHECKING:
     import transformers
@@ -52,6 +54,92 @@ Calibration = str | Mapping[str, Any] | Iterable[Row | str]
 `tokens`, `pack`, `split` and `seed`. With `rows` in place of `source` the mapping says how rows become sequences."""
 
 log = logging.getLogger("rqat")
+
+
+class QuantizedModel:
+    """A quantized model in memory.
+
+    Attributes:
+        model: a plain Hugging Face model whose weights are on the grid; train it with `optimizer`, or use it as any.
+        tokenizer: its tokenizer.
+        source: path or hub name of the model before quantization, where it is known.
+        trained_by: the optimizer that has the codes since training began; `optimizer` sets it.
+        transforms: what the model went through before it was quantized; their hooks are attached.
+    """
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        layers: Mapping[str, QuantizedWeight],
+        *,
+        source: str | None = None,
+        folder: Path | None = None,
+        transforms: Sequence[Applied] = (),
+    ) -> None:
+        """Holds what it is given.
+
+        Args:
+            layers: the quantized layers by full name, each with its scheme.
+            transforms: what the model went through before; their hooks are attached.
+            folder: the checkpoint they were loaded from, where latent weights may lie.
+        """
+        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.trained_by: QuantizedOptimizer | None = None
+        self.transforms = list(transforms)
+        self._layers, self._folder = dict(layers), folder
+        # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
+        self._configs = copy.deepcopy((model.config, model.generation_config))
+
+    @property
+    def layers(self) -> dict[str, QuantizedWeight]:
+        """Codes, scales and zero points of every quantized layer, by full name, as they are now."""
+        if self.trained_by is None:
+            return self._layers
+        return self.trained_by.quantized_layers()
+
+    def optimizer(
+        self, *, lr: float, source: str | Path | transformers.PreTrainedModel | None = None, **options: Any
+    ) -> QuantizedOptimizer:
+        """An optimizer that keeps this model on its grid, for any loop or trainer.
+
+        Latent weights start where an earlier training left them (`rqat.load`), else at the weights before quantization
+        where those are known, else in the middle of their cells; `latents=` says otherwise.
+
+        Args:
+            lr: learning rate of the latent weights.
+            source: the model before quantization, by name, or loaded and as its transforms left it; None is the one
+                that was named to `rqat.quantize`, if one was.
+            options: of `rqat.QuantizedOptimizer`: `scale_lr`, `zero_lr`, `other_lr`, `weight_decay`, `inner`, ...
+
+        Raises:
+            RqatError: see `QuantizedOptimizer`, and `rqat.quantize` for a model that cannot be loaded.
+        """
+        layers = self.layers
+        if options.get("latents") is None:
+            options["latents"] = self._latents(layers, source)
+        self.trained_by = QuantizedOptimizer(self.model, layers, lr=lr, **options)
+        return self.trained_by
+
+    def _latents(self, layers: Mapping[str, QuantizedWeight], source: Any) -> Mapping[str, Any]:
+        carried = load_latents(self._folder, layers) if self._folder else {}
+        before = source if source is not None else self.source
+        if carried or before is None:
+            return carried
+        if isinstance(before, (str, Path)):
+            before, _ = load_model(ModelKeys(path=str(before)), device=str(self.model.device))
+            apply_transforms(before, [(one.name, one.options, one.make()) for one in self.transforms])
+        return first_latents(before, self.model, layers)[0]
+
+    @contextmanager
+    def _as_made(self) -> Iterator[None]:
+        """The configurations as they were before any training."""
+        changed = self.model.config, self.model.generation_config
+        self.model.config, self.model.generation_config = self._configs
+        try:
+            yield
+        finally:
+            self.model.config, self.model.generation_config = changed
 
 
 def quantize(
@@ -136,13 +224,13 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
         RunError: the folder is not empty, the disk is full, or it is not writable.
         RqatError: the model's weights are not what `quantized.layers` stand for.
     """
-    target = _free(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite)
     partial = target.with_name(f"{target.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     layers = quantized.layers
     try:
-        with quantized.as_made():
+        with quantized._as_made():
             save_checkpoint(partial, quantized.model, quantized.tokenizer, layers, quantized.transforms)
     except ValueError as error:
         shutil.rmtree(partial)
@@ -199,7 +287,7 @@ def export(
     keys = _keys("export", {"format": format, **options})
     card = registry.card("exporter", keys.format)
     exporter: Exporter = registry.make(card, registry.options(card, keys.options, "export"))
-    target = _free(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite)
 
     def written(start: Path, base: str, place: str) -> dict[str, Any]:
         return export_checkpoint(start, target, exporter, card, base=base, device=place, progress=Silence())
@@ -281,11 +369,8 @@ def _batches(
 ) -> list[TokenBatch]:
     """The tokens a quantizer's statistics are taken from."""
     context = getattr(model.config, "max_position_embeddings", None)
-    spelled: dict[str, Any]
-    if isinstance(calibration, str):
-        spelled = {"source": calibration}
-    elif isinstance(calibration, Mapping):
-        spelled = dict(calibration)
+    if isinstance(calibration, (str, Mapping)):
+        spelled = {"source": calibration} if isinstance(calibration, str) else dict(calibration)
     else:
         spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
     if "rows" in spelled:
@@ -312,15 +397,3 @@ def _keys(section: str, values: Mapping[str, Any]) -> Any:
         return kind.model_validate(dict(values))
     except ValidationError as error:
         raise RecipeError(problems_of(error, kind, Place({(): section}))) from None
-
-
-def _free(folder: Path, overwrite: bool) -> Path:
-    """The folder, if it may be written.
-
-    Raises:
-        RunError: it holds something, or is a file.
-    """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise RunError(f"'{folder}' {what}.", hint="Choose another folder, or pass overwrite=True.")
-    return folder

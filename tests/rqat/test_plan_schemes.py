@@ -9,11 +9,12 @@ import pytest
 
 from rqat import RecipeError, Schemes
 from rqat.estimate import bits_of
-from rqat.model.config import read_config
-from rqat.plan import Plan, build_plan, quantize_plan
+from rqat.model.config import ModelConfig, read_config
+from rqat.plan import Plan, build_plan
 from rqat.preflight import preflight
 from rqat.recipe import built_recipe, load_recipe
 from rqat.registry import Registry
+from rqat.stages.quantize.command import quantize_plan
 from tests.tiny import save_tiny
 
 MIXED = {"default": "w2g64", "*.down_proj": "w4g64-sym"}
@@ -56,12 +57,18 @@ def test_bits_count_every_layer_and_the_whole_model(registry: Registry, models: 
     down = sum(out * width for name, (out, width) in config.linears.items() if "down_proj" in name)
     others = sum(out * width for out, width in config.linears.values()) - down
     packed = others * (2 + 18 / 64) + down * (4 + 16 / 64)
-    weight, parameter = bits_of(plan_of(registry, models[False], MIXED), config)
+    weight, parameter = bits(plan_of(registry, models[False], MIXED), config)
     assert weight == pytest.approx(packed / (down + others))
     assert parameter == pytest.approx((packed + 16 * (config.parameters - down - others)) / config.parameters)
-    with_head = bits_of(plan_of(registry, models[False], {**MIXED, "lm_head": "w8g64"}), config)
+    with_head = bits(plan_of(registry, models[False], {**MIXED, "lm_head": "w8g64"}), config)
     assert with_head[1] < parameter
     assert with_head[0] > weight
+
+
+def bits(plan: Plan, config: ModelConfig) -> tuple[float, float]:
+    """Those of the model that the quantize step makes."""
+    (step,) = (step for step in plan.steps if step.stage == "quantize")
+    return bits_of(plan.schemes(step, config), config)
 
 
 def _keys(path: Path) -> Any:
