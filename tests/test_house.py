@@ -42,7 +42,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "stage": ("estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme"),
     "stages": (
         *("stage", "estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme", "figures", "errors"),
-        *("batches", "optimizers"),
+        *("batches", "optimizers", "storage"),
     ),
     "facts": ("stage", "shapes", "keys", "contracts", "storage"),
     "discovery": ("cards", "hookspecs", "errors"),
@@ -98,7 +98,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 that tell of a model without loading it.
 """
 
-SHAPES = {"config", "hub", "layers", "vocabulary"}
+SHAPES = {"config", "families", "hub", "layers", "stored_schemes", "vocabulary"}
 """Of the files in rqat/model."""
 
 TOP = ("cli", "api", "__main__", "__init__")
