@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ModelError
-
 if TYPE_CHECKING:
     import transformers
 
@@ -44,9 +42,5 @@ def load_any(
     if backend != "packed" and (folder / QUANTIZED_FILE).is_file():
         checkpoint = load_checkpoint(folder, device=device)
         return checkpoint.model, checkpoint.tokenizer
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        steps = sorted(str(found.parent) for found in folder.glob("*/config.json"))
-        if steps:
-            raise ModelError(f"'{path}' is a run, not a model.", hint=f"Name one of its models: {', '.join(steps)}.")
     keys = ModelKeys(path=path, revision=revision, trust_remote_code=trust_remote_code)
     return open_model(keys, device=device, offline=offline, backend=backend)

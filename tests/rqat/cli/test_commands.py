@@ -149,8 +149,9 @@ def test_qat_runs_shows_the_table_and_is_then_finished(recipe: Path, tmp_path: P
     assert "Finished already" in again.stderr
     assert set(json.loads(again.stdout)["variants"]) == {"bf16", "rtn"}
     changed = rqat("qat", "--recipe", recipe, "-o", tmp_path / "run", "--set", "scheme=w2g64")
-    assert changed.exit_code == 2
-    assert "scheme.bits" in changed.stderr
+    assert changed.exit_code == 0
+    assert "Set aside: 01-quantize-rtn is now .old/1/01-quantize-rtn" in changed.stderr
+    assert "evaluate-arith-bf16" in changed.stderr.partition("Done already: ")[2]
     assert (
         rqat("eval", "arith", tmp_path / "run" / "01-quantize-rtn", "--limit", 2, "-o", tmp_path / "e").exit_code == 0
     )
