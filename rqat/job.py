@@ -74,7 +74,7 @@ class Job:
         return self.registry.make(use.card, use.options)
 
     def result_of(self, step_name: str) -> Path:
-        """Folder of a finished step; where a model was made elsewhere, its path takes the place of a step's name."""
+        """Folder of a finished step."""
         return self.folder / step_name
 
     def workdir(self, step: Step) -> Path:

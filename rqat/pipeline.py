@@ -29,7 +29,6 @@ from .launcher import check_processes, launch
 from .run_folder import MANIFEST, MARK, fates, settle
 from .stage import Step
 from .stages import stages, work_of
-from .start import kept_name
 from .storage import explained, publish, read_json, sha256_of, write_json
 
 LIBRARIES = ("torch", "transformers", "trl")
@@ -211,7 +210,6 @@ def _run_step(job: Job, step: Step) -> None:
                 "variant": step.variant,
                 "fingerprint": fingerprint,
                 "facts": job.plan.facts(step),
-                "model": kept_name(job.plan.model),
                 "results": results,
                 "files": files,
                 "seconds": round(time.perf_counter() - clock, 3),

@@ -12,9 +12,8 @@ from typing import Any
 
 from . import __version__
 from .cards import Card, Kind
-from .contents import model_facts
 from .errors import RecipeError, RqatError
-from .facts import part_facts, settings_facts
+from .facts import model_facts, part_facts, settings_facts
 from .grids import scheme_problems
 from .keys import Keys, ModelKeys, PluginKeys
 from .model.config import ModelConfig
@@ -24,7 +23,6 @@ from .registry import Registry, parts_of
 from .scheme import DEFAULT, Scheme, Schemes
 from .stage import BASE, Stage, Step, Use, bare_name
 from .stages import stages
-from .start import Start, start_of
 from .storage import fingerprint_of
 
 
@@ -37,25 +35,22 @@ class Plan:
         scheme: of every layer.
         steps: in order.
         place: where the recipe's values were written, for messages.
-        start: the finished step that the recipe names as its model; None where it names another model.
     """
 
     recipe: RecipeKeys
     scheme: Schemes
     steps: tuple[Step, ...]
     place: Place = field(default_factory=Place, compare=False)
-    start: Start | None = None
 
     @property
     def model(self) -> ModelKeys:
-        """The model to compress; where the recipe starts from a finished step, the one that was compressed there."""
-        return (self.start and self.start.model) or self.recipe.model
+        """The model to compress."""
+        return self.recipe.model
 
     @property
     def variants(self) -> list[str]:
         """Every model of this plan, in order of making: "bf16", quantizers, objectives."""
-        made = [step.variant for step in self.steps if stages()[step.stage].makes_model]
-        return [BASE, *dict.fromkeys([self.start.variant, *made] if self.start else made)]
+        return [BASE, *dict.fromkeys(step.variant for step in self.steps if stages()[step.stage].makes_model)]
 
     def step(self, name: str) -> Step:
         """The step called `name`."""
@@ -66,25 +61,13 @@ class Plan:
         made = ((step.name, stages()[step.stage].checkpoint) for step in self.steps)
         return [folder / name / inside for name, inside in made if inside]
 
-    def schemes(self, step: Step, config: ModelConfig) -> Mapping[str, Scheme]:
+    def schemes(self, step: Step, config: ModelConfig) -> dict[str, Scheme]:
         """The scheme of every quantized layer of the model that a step works on or makes; empty where none is.
 
         Raises:
             ModelError: the layers cannot be quantized as asked.
         """
         return stages()[step.stage].schemes(step, self, config)
-
-    def schemes_from(self, start: str, config: ModelConfig) -> Mapping[str, Scheme]:
-        """The same of the model that lies where a step starts from: another step, or a folder elsewhere."""
-        if self.start is not None and start == str(self.start.folder):
-            return self.start.layers
-        return self.schemes(self.step(start), config)
-
-    def _made(self, name: str) -> str:
-        """Fingerprint of what a step starts from."""
-        if self.start is not None and name == str(self.start.folder):
-            return self.start.fingerprint()
-        return self.fingerprint(self.step(name))
 
     def facts(self, step: Step) -> dict[str, Any]:
         """Everything that decides the result of a step, as JSON: the fingerprint is its hash (see `storage`)."""
@@ -96,7 +79,7 @@ class Plan:
             "model": model if stage.of_model == "all" else {stage.of_model: model[stage.of_model]},
             "settings": settings_facts(step),
             "parts": {role: part_facts(use) for role, use in sorted(step.parts.items())},
-            "inputs": {role: self._made(name) for role, name in sorted(step.inputs.items())},
+            "inputs": {role: self.fingerprint(self.step(name)) for role, name in sorted(step.inputs.items())},
         }
         if stage.of_scheme:
             facts["scheme"] = self.scheme.facts()
@@ -128,7 +111,6 @@ class _Making:
         self._problems: list[str] = []
         self.made: dict[str, str] = {}
         self.last = BASE
-        self.start: Start | None = None
 
     def plan(self) -> Plan:
         """All stages' steps.
@@ -137,13 +119,6 @@ class _Making:
             RecipeError: see `build_plan`.
         """
         scheme = self._scheme()
-        try:
-            self.start = start_of(self.recipe.model)
-        except RqatError as error:
-            self.problem(f"{self.place.at('model')}: {error}")
-        if self.start is not None:
-            self.last = self.start.variant
-            self.made[self.last], scheme = str(self.start.folder), self.start.schemes
         if not re.fullmatch(r"\w[\w.-]*", self.recipe.name):
             allowed = "it names a folder: letters, digits, '.', '_' and '-'"
             self.problem(f"{self.place.at('name')}: '{self.recipe.name}' cannot be a name; {allowed}.")
@@ -153,7 +128,7 @@ class _Making:
             raise RecipeError(list(dict.fromkeys(self._problems)))
         used = {name for step in self._steps for name in step.inputs.values()}
         kept = [step for step in self._steps if step.name in used or not stages()[step.stage].only_if_used]
-        return Plan(self.recipe, scheme, numbered(kept), self.place, self.start)
+        return Plan(self.recipe, scheme, numbered(kept), self.place)
 
     @property
     def recipe(self) -> RecipeKeys:
@@ -245,6 +220,6 @@ def numbered(steps: Sequence[Step]) -> tuple[Step, ...]:
     width = max(2, len(str(len(steps))))
     names = {step.name: f"{number:0{width}}-{bare_name(step.name)}" for number, step in enumerate(steps, 1)}
     return tuple(
-        replace(step, name=names[step.name], inputs={role: names.get(name, name) for role, name in step.inputs.items()})
+        replace(step, name=names[step.name], inputs={role: names[name] for role, name in step.inputs.items()})
         for step in steps
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from .cards import Card, Kind
-from .contents import model_facts
 from .contracts import Context, ModelShape, Problem
 from .errors import RqatError
 from .estimate import Estimate, Sizes, bits_of
@@ -19,7 +18,6 @@ from .keys import PluginKeys
 from .model.config import ModelConfig, read_config
 from .plan import Plan
 from .registry import Registry
-from .scheme import Schemes
 from .stage import ORDER, Finding, Look, Step, Use
 from .stages import stages, work_of
 
@@ -48,7 +46,6 @@ def preflight(
         findings += stages()[step.stage].check(step, look)
     if config is not None:
         findings += _model(plan, config)
-        findings += _start(plan)
         findings += _room(estimate(plan, config, device, offline=offline, processes=processes), folder, device)
     findings += _files(plan)
     findings += _domains(plan)
@@ -128,20 +125,6 @@ def _model(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
     if config.folder is None:
         text = f"{plan.place.at('model')}: '{plan.model.path}' will be fetched from the hub, {size(config.bytes)}."
         yield Finding("note", text)
-
-
-def _start(plan: Plan) -> Iterator[Finding]:
-    """What a recipe starts from, where that is a finished step."""
-    if plan.start is None:
-        return
-    place, before = plan.place.at("model"), plan.start.model
-    about = f"{place}: starts from '{plan.start.folder}', which is {plan.start.variant} at {plan.start.schemes}"
-    yield Finding("note", f"{about}; before quantization: {before.path if before else 'not known'}.")
-    if "scheme" in plan.recipe.model_fields_set and (asked := Schemes.parse(plan.recipe.scheme)) != plan.start.schemes:
-        yield Finding("note", f"{plan.place.at('scheme')}: {asked} is not used; the step has a scheme already.")
-    if before is not None and plan.start.facts.get("weights") != model_facts(before)["weights"]:
-        text = f"{place}: '{before.path}' is not what it was when that step was made."
-        yield Finding("warning", text, "Teachers, and the figures of bf16, are those of another model.")
 
 
 def _room(estimates: Sequence[Estimate], folder: Path | None, device: str) -> Iterator[Finding]:

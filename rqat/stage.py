@@ -22,7 +22,6 @@ from .keys import Keys, ModelKeys, PluginKeys
 from .model.config import ModelConfig
 from .problems import Place
 from .scheme import Scheme, Schemes
-from .start import Start
 
 BASE = "bf16"
 """The variant of the model as it was before quantization."""
@@ -85,8 +84,7 @@ class Step:
         settings: the recipe's keys for it.
         parts: plugins it uses, by role: "source", "quantizer", "objective", "task", "exporter".
         inputs: names of earlier steps, by role: "calibration" (of quantize), "gate" (of train, when one stands before
-            it), "start" (the quantized model to begin from, of train, gate, export, evaluate; none for "bf16"); or the
-            path of a folder, for a model that was made elsewhere.
+            it), "start" (the quantized model to begin from, of train, gate, export, evaluate; none for "bf16").
         place: where the recipe asks for it.
     """
 
@@ -142,9 +140,7 @@ class Planned(Protocol):
 
     def step(self, name: str) -> Step: ...
 
-    def schemes(self, step: Step, config: ModelConfig) -> Mapping[str, Scheme]: ...
-
-    def schemes_from(self, start: str, config: ModelConfig) -> Mapping[str, Scheme]: ...
+    def schemes(self, step: Step, config: ModelConfig) -> dict[str, Scheme]: ...
 
 
 class Making(Protocol):
@@ -157,10 +153,6 @@ class Making(Protocol):
 
     made: dict[str, str]
     last: str
-
-    @property
-    def start(self) -> Start | None:
-        """The finished step that the recipe names as its model."""
 
     @property
     def recipe(self) -> Any:
@@ -280,14 +272,14 @@ class Stage:
         """What stands in a step's way, as far as it can be told in a moment."""
         yield from ()
 
-    def schemes(self, step: Step, plan: Planned, config: ModelConfig) -> Mapping[str, Scheme]:
+    def schemes(self, step: Step, plan: Planned, config: ModelConfig) -> dict[str, Scheme]:
         """The scheme of every quantized layer of the model a step works on or makes; that of its start if it has one.
 
         Raises:
             ModelError: the layers cannot be quantized as asked.
         """
         start = step.inputs.get("start")
-        return plan.schemes_from(start, config) if start else {}
+        return plan.schemes(plan.step(start), config) if start else {}
 
     def label(self, step: Step) -> str:
         """What a step's data is called beside that of others."""

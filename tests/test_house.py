@@ -39,14 +39,12 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "cards": ("hookspecs", "contracts", "errors"),
     "shapes": ("contracts", "keys", "scheme", "errors", "storage"),
     "estimate": ("shapes", "keys", "scheme", "errors"),
-    "contents": ("shapes", "keys", "storage"),
-    "start": ("contents", "shapes", "keys", "scheme", "errors", "storage"),
-    "stage": ("start", "estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme"),
+    "stage": ("estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme"),
     "stages": (
         *("stage", "estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme", "figures", "errors"),
-        *("batches", "optimizers"),
+        *("batches", "optimizers", "storage"),
     ),
-    "facts": ("contents", "stage", "shapes", "keys", "contracts", "storage"),
+    "facts": ("stage", "shapes", "keys", "contracts", "storage"),
     "discovery": ("cards", "hookspecs", "errors"),
     "registry": ("discovery", "cards", "stages", "hookspecs", "contracts", "problems", "errors"),
     "grids": ("registry", "cards", "contracts", "scheme", "errors"),
@@ -60,39 +58,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "recipe": ("registry", "stages", "keys", "problems", "yaml_lines", "errors"),
     "plan": (
-        *(
-            "contents",
-            "start",
-            "grids",
-            "facts",
-            "recipe",
-            "registry",
-            "stages",
-            "stage",
-            "cards",
-            "problems",
-            "shapes",
-            "keys",
-            "storage",
-        ),
+        *("grids", "facts", "recipe", "registry", "stages", "stage", "cards", "problems", "shapes", "keys", "storage"),
         *("contracts", "scheme", "errors"),
     ),
     "preflight": (
-        *(
-            "contents",
-            "scheme",
-            "grids",
-            "plan",
-            "facts",
-            "stages",
-            "stage",
-            "estimate",
-            "cards",
-            "registry",
-            "model",
-            "shapes",
-            "keys",
-        ),
+        *("grids", "plan", "facts", "stages", "stage", "estimate", "cards", "registry", "model", "shapes", "keys"),
         *("figures", "contracts", "errors"),
     ),
     "describe": (),
@@ -101,20 +71,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "testing": ("grids", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
     "job": ("plan", "stage", "registry", "processes"),
     "works": (
-        *(
-            "start",
-            "job",
-            "plan",
-            "recipe",
-            "stage",
-            "stages",
-            "train",
-            "packed",
-            "model",
-            "shapes",
-            "evals",
-            "storage",
-        ),
+        *("job", "plan", "recipe", "stage", "stages", "train", "packed", "model", "shapes", "evals", "storage"),
         *(
             "generation",
             "batches",
@@ -132,19 +89,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "report": ("job", "plan", "stages", "stage", "evals", "storage", "figures"),
     "launcher": ("quiet", "job", "stage", "processes", "storage", "errors"),
     "run_folder": ("facts", "stage", "storage", "errors"),
-    "pipeline": (
-        "start",
-        "run_folder",
-        "launcher",
-        "works",
-        "report",
-        "job",
-        "stages",
-        "stage",
-        "facts",
-        "storage",
-        "errors",
-    ),
+    "pipeline": ("run_folder", "launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
     "worker": ("quiet", "pipeline", "launcher", "job", "plan", "processes", "recipe", "registry", "storage", "errors"),
 }
 """For every part of rqat, the parts it may import. `cli` may import all of them; the version may be read by all.
@@ -153,7 +98,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 that tell of a model without loading it.
 """
 
-SHAPES = {"config", "families", "hub", "layers", "vocabulary"}
+SHAPES = {"config", "families", "hub", "layers", "stored_schemes", "vocabulary"}
 """Of the files in rqat/model."""
 
 TOP = ("cli", "api", "__main__", "__init__")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,13 +33,6 @@ def load_any(
     """
     from ..generation.backend import open_model
     from ..keys import ModelKeys
-    from ..model.checkpoint import load_checkpoint
-    from ..model.hub import QUANTIZED_FILE
 
-    folder = Path(path)
-    device = default_device()
-    if backend != "packed" and (folder / QUANTIZED_FILE).is_file():
-        checkpoint = load_checkpoint(folder, device=device)
-        return checkpoint.model, checkpoint.tokenizer
     keys = ModelKeys(path=path, revision=revision, trust_remote_code=trust_remote_code)
-    return open_model(keys, device=device, offline=offline, backend=backend)
+    return open_model(keys, device=default_device(), offline=offline, backend=backend)

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import ModelError
 from ..keys import ModelKeys
 from .families import FAMILIES, Layout, layout_of
-from .hub import INDEX, SINGLE, TOKENIZERS, fetch, read_remote, resolve
+from .hub import INDEX, QUANTIZED_FILE, SINGLE, TOKENIZERS, fetch, read_remote, resolve
 from .vocabulary import read_vocabulary
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -224,6 +224,11 @@ def check_quantizable(config: ModelConfig) -> None:
         ModelError: it is quantized already, of another architecture, a mixture of experts, or not complete.
     """
     path = config.keys.path
+    if config.folder is not None and (config.folder / QUANTIZED_FILE).is_file():
+        raise ModelError(
+            f"'{path}' is a finished step of a run.",
+            hint=f"Begin with it: `start: {path}`, under `model` what that run started from, and no `quantize`.",
+        )
     if config.quantization is not None:
         method = config.quantization.get("quant_method", "an unknown method")
         raise ModelError(

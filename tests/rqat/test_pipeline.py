@@ -18,7 +18,6 @@ import rqat.report
 from rqat.errors import RunError
 from rqat.facts import difference
 from rqat.job import Job
-from rqat.keys import ModelKeys
 from rqat.pipeline import run_pipeline
 from rqat.run_folder import MANIFEST
 from rqat.storage import fingerprint_of
@@ -36,7 +35,6 @@ class ToyStep:
 @dataclass
 class ToyPlan:
     steps: list[ToyStep]
-    model: ModelKeys = field(default_factory=lambda: ModelKeys(path="toy"))
 
     def facts(self, step: ToyStep) -> dict:
         return {"settings": {"value": step.value}}

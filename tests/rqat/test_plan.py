@@ -272,17 +272,17 @@ def test_a_hub_model_has_facts_only_once_it_is_here(registry: Registry):
 
 
 def test_large_files_are_sampled(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from rqat import contents
+    from rqat import facts
 
-    monkeypatch.setattr(contents, "SMALL_BYTES", 1000)
-    contents._file_fact.cache_clear()
+    monkeypatch.setattr(facts, "SMALL_BYTES", 1000)
+    facts._file_fact.cache_clear()
     copied = Path(shutil.copy(model / "model.safetensors", tmp_path))
-    assert contents.file_fact(copied) == contents.file_fact(model / "model.safetensors")
-    assert "sampled" in contents.file_fact(copied)
-    before = contents.file_fact(copied)
+    assert facts.file_fact(copied) == facts.file_fact(model / "model.safetensors")
+    assert "sampled" in facts.file_fact(copied)
+    before = facts.file_fact(copied)
     copied.write_bytes(copied.read_bytes()[:-1] + b"\x01")
-    assert contents.file_fact(copied) != before
-    contents._file_fact.cache_clear()
+    assert facts.file_fact(copied) != before
+    facts._file_fact.cache_clear()
 
 
 def test_data_files_are_known_by_their_contents(registry: Registry, model: Path, tmp_path: Path):

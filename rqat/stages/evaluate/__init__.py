@@ -55,8 +55,7 @@ class Evaluate(Stage):
             self._add(making, keys, making.place.at("evaluate", index))
 
     def _add(self, making: Making, keys: EvaluateKeys, place: Place) -> None:
-        unknown = making.start is not None and making.start.model is None  # what it was made from
-        known = [*([] if unknown else [BASE]), *making.made]
+        known = [BASE, *making.made]
         for index, variant in enumerate(keys.variants or ()):
             if variant not in known:
                 where = str(place.at("variants", index))

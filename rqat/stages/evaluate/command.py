@@ -13,7 +13,6 @@ from ...problems import KeyPath, Place, unknown_key
 from ...recipe import built_recipe
 from ...registry import Registry
 from ...stage import BASE
-from ...start import start_of
 from . import LM_EVAL, EvaluateKeys
 
 
@@ -31,14 +30,12 @@ def eval_plan(
         flags: what the command calls each value in its messages, beyond MODEL and TASK.
     """
     keys = ModelKeys(path=model) if isinstance(model, str) else model
-    start = start_of(keys)
-    variants = [BASE if start is None else start.variant]
     data = {
         "name": name,
         "model": keys.model_dump(),
         "quantize": None,
         "export": None,
-        "evaluate": [{"variants": variants, **({"task": task} if isinstance(task, str) else task)} for task in tasks],
+        "evaluate": [{"variants": [BASE], **({"task": task} if isinstance(task, str) else task)} for task in tasks],
     }
     named: dict[KeyPath, str] = {("evaluate", index, "task"): "TASK" for index in range(len(tasks))}
     return build_plan(built_recipe(data, named | {("model",): "MODEL"} | dict(flags or {})), registry)

@@ -54,7 +54,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         total = number_of_completions(task, keys.limit)
         model, tokenizer = load_variant(job, step, keys.backend)
         writer = writer_for(model, keys.backend)
-        with job.progress.task(f"evaluate {step.variant} on {keys.task}", total) as bar:
+        with job.progress.task(_label(job, step, keys.task), total) as bar:
             found = run_task(
                 task,
                 keys.task,
@@ -110,6 +110,11 @@ def load_variant(
     return loaded.model, loaded.tokenizer
 
 
+def _label(job: Job, step: Step, task: str) -> str:
+    """What the progress display says: of a plan with one model, no more than the task."""
+    return f"evaluate {step.variant} on {task}" if len(job.plan.variants) > 1 else f"evaluate {task}"
+
+
 def write_evaluation(folder: Path, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
     """Writes results.json and samples.jsonl."""
     write_json_lines(folder / SAMPLES_FILE, samples)
@@ -126,7 +131,7 @@ def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
     assert isinstance(options, TaskOptions)
     # It may want likelihoods: the model is asked through transformers.
     model, tokenizer = load_variant(job, step, "packed" if keys.backend == "packed" else "transformers")
-    with job.progress.task(f"evaluate {step.variant} on {name}", 1) as bar:
+    with job.progress.task(_label(job, step, name), 1) as bar:
         found = run_lm_eval_task(
             name,
             model,

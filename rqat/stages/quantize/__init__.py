@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from ...errors import RqatError
@@ -40,7 +40,7 @@ class Quantize(Stage):
     sections = (
         Section(
             "quantize", QuantizeKeys, "the quantizer whose result is trained, exported and evaluated; None is none.",
-            optional=True,
+            default=None, optional=True,
         ),
         Section("compare", QuantizeKeys, "quantizers that are only evaluated, for comparison.", many=True),
     )  # fmt: skip
@@ -50,10 +50,9 @@ class Quantize(Stage):
     def add(self, making: Making) -> None:
         """See `Stage`."""
         recipe, place = making.recipe, making.place
-        if recipe.quantize is not None and making.start is not None:
-            found = f"'{recipe.model.path}' is a finished step, and quantized already"
-            making.problem(f"{place.at('quantize')}: {found}; write `quantize: null`.")
-        elif recipe.quantize is not None:
+        if recipe.quantize is None and recipe.start is None and "quantize" not in recipe.model_fields_set:
+            making.problem(f"{place.at('quantize')}: is missing.")
+        if recipe.quantize is not None:
             making.last = self._add(making, recipe.quantize, place.at("quantize"))
         for index, keys in enumerate(recipe.compare):
             self._add(making, keys, place.at("compare", index))
@@ -72,7 +71,7 @@ class Quantize(Stage):
         making.made[variant] = name
         return variant
 
-    def schemes(self, step: Step, plan: Planned, config: ModelConfig) -> Mapping[str, Scheme]:
+    def schemes(self, step: Step, plan: Planned, config: ModelConfig) -> dict[str, Scheme]:
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, QuantizeKeys)

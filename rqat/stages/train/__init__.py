@@ -131,10 +131,6 @@ class Train(Stage):
         if making.last not in making.made:
             making.problem(f"{place}: there is no quantized model to train; name a quantizer under `quantize`.")
             return
-        if making.start is not None and making.start.model is None:
-            found = f"'{making.start.folder}' does not say which model it was made from"
-            making.problem(f"{making.place.at('model')}: {found}; train from a step of a run.")
-            return
         variant = making.variant(keys.objective)
         objective = making.use("objective", keys, place)
         parts = {"objective": objective, "source": making.use("source", keys.data, place.at("data"))}
