@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rqat")
 
 
-class Task(Protocol):
+class Bar(Protocol):
     """One bar of a progress display."""
 
     def update(self, done: float, note: str = "") -> None:
@@ -29,7 +29,7 @@ class Progress(Protocol):
     """Shows how far long work has come and how long it still takes; the CLI draws it, tests ignore it."""
 
     def task(self, label: str, total: float) -> Any:
-        """A context manager that gives a `Task`."""
+        """A context manager that gives a `Bar`."""
 
 
 class Silence:
@@ -41,7 +41,7 @@ class Silence:
         yield self
 
     def update(self, done: float, note: str = "") -> None:
-        """See `Task`."""
+        """See `Bar`."""
 
 
 @dataclass

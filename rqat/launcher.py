@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RqatError, RunError
-from .job import Job, Progress, Task
+from .job import Bar, Job, Progress
 from .processes import WorkerFailed
 from .quiet import hush
 from .stage import Step
@@ -194,7 +194,7 @@ def _relayed(path: Path, progress: Progress) -> Iterator[None]:
 def _show(reader: int, progress: Progress) -> None:
     """Shows messages up to the end of the pipe; one that is not whole is the last of a worker that was killed."""
     bars: list[Any] = []
-    tasks: list[Task] = []
+    tasks: list[Bar] = []
     with open(reader, encoding="utf-8") as pipe, suppress(ValueError):
         for line in pipe:
             word, *given = json.loads(line)

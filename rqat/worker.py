@@ -127,5 +127,5 @@ class Relay(io.TextIOBase):
         self._say("done")
 
     def update(self, done: float, note: str = "") -> None:
-        """See `rqat.job.Task`."""
+        """See `rqat.job.Bar`."""
         self._say("update", done, note)

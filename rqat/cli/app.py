@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..discovery import BrokenPlugin
     from ..registry import Registry
 
-RESUMABLE = frozenset({"qat", "quantize"})
+RESUMABLE = frozenset({"qat", "quantize", "eval"})
 """Commands that resume where they stopped when they are given again."""
 
 

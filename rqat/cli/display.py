@@ -95,14 +95,14 @@ class Bars:
 
 
 class Bar:
-    """`rqat.job.Task`: one line of `Bars`."""
+    """`rqat.job.Bar`: one line of `Bars`."""
 
     def __init__(self, progress: Progress, task: TaskID, total: float, label: str) -> None:
         self._progress, self._task, self._total, self._label = progress, task, total, label
         self._note = ""
 
     def update(self, done: float, note: str = "") -> None:
-        """See `rqat.job.Task`."""
+        """See `rqat.job.Bar`."""
         self._note = note or self._note
         self._progress.update(self._task, completed=done, note=self._note)
 

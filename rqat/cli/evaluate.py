@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import RecipeError, RqatError, RunError
+from ..errors import RqatError, RunError
 from ..figures import percent, seconds
 from ..quiet import only_our_bars
+from ..storage import explained, read_json, write_json
 from . import display, options
+from .beside import work_beside
 from .values import pairs
 
 if TYPE_CHECKING:
-    from ..contracts import Task
-    from ..evals.harness import Evaluation
-    from ..generation.writer import Writer
-    from ..problems import Place
+    from ..plan import Plan
     from ..registry import Registry
-
-    Run = Callable[[Any, Any, Writer], Evaluation]
-    """Evaluates a model with its tokenizer; the last is what writes."""
-
-LM_EVAL = "lm-eval:"
-"""What recipes put before a task of lm-eval's own; here it may be left out."""
 
 OWN_FILES = frozenset({"results.json", "samples.jsonl"})
 
@@ -49,31 +42,27 @@ def evaluate(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Evaluate a model on a task. The model may be an original, a quantized or an exported one."""
-    from ..generation.backend import writer_for
-    from ..storage import explained, write_json, write_json_lines
-    from .models import load_any
+    """Evaluate a model on a task. The model may be an original, a quantized or an exported one, or a step of a run."""
+    from ..keys import ModelKeys
+    from ..stages.evaluate.command import eval_plan, task_keys
+    from .plan import check, check_data
 
     if task.startswith("builtin:") or (Path(task) / "config.json").is_file():
         raise RqatError(f"'{task}' is a model; the task comes first.", hint=f"rqat eval {model} {task}")
     raw = pairs(changes or [], "--set") | ({} if data is None else {"data": data})
-    own = context.obj.registry.has("task", task)
-    run = (_own if own else _of_lm_eval)(context.obj.registry, task, raw, limit, batch)
+    keys = task_keys(context.obj.registry, task, raw, limit=limit, batch=batch, backend=backend)
+    plan = eval_plan(
+        context.obj.registry,
+        ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code),
+        [keys],
+        flags={("evaluate", 0, key): "--data" if key == "data" else f"--set {key}" for key in raw},
+    )
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder)
-    only_our_bars()
-    if not own and backend == "auto":
-        # lm-eval's tasks may want likelihoods: the model is asked through transformers.
-        backend = "transformers"
-    loaded, tokenizer = load_any(
-        model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code, backend=backend
-    )
-    writer = writer_for(loaded, backend)
-    found = run(loaded, tokenizer, writer)
-    results = {"model": model, **found.results, "options": raw, "limit": limit, "backend": writer.name}
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_json_lines(folder / "samples.jsonl", found.samples)
+    check(plan, folder, offline=context.obj.offline, notes=False)
+    check_data(plan, folder, context.obj.registry, fresh=True, offline=context.obj.offline)
+    found = _run(plan, folder, context.obj.registry, offline=context.obj.offline)
+    results = {"model": model, **found, "options": raw, "limit": limit}
     write_json(folder / "results.json", results)
     if as_json:
         display.print_json(results)
@@ -82,60 +71,22 @@ def evaluate(
     display.note(f"Wrote {folder / 'results.json'} and {folder / 'samples.jsonl'}")
 
 
-def _own(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | None, batch: int) -> Run:
-    """A task of a plugin, ready to run on a model; its options and its data are checked now."""
-    from ..evals.harness import number_of_completions, run_task
+def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
+    """Evaluates beside `out`, where an interrupted evaluation resumes, and moves the samples there; the figures."""
+    from ..job import Job
+    from ..pipeline import run_pipeline
+    from .models import default_device
 
-    card = registry.card("task", name)
-    task: Task = registry.make(card, registry.options(card, raw, _place(raw)))
-    total = number_of_completions(task, limit)
-
-    def run(model: Any, tokenizer: Any, writer: Writer) -> Evaluation:
-        with display.Bars().task(f"evaluate {name}", total) as bar:
-            found = run_task(
-                task,
-                name,
-                model,
-                tokenizer,
-                limit=limit,
-                batch=batch,
-                report=bar.update,
-                writer=writer,
-            )
-            bar.update(total, f"{found.results['accuracy']:.1%} correct")
-            return found
-
-    return run
-
-
-def _of_lm_eval(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | None, batch: int) -> Run:
-    """A task of lm-eval's own, ready to run on a model; its name and its options are checked now."""
-    from pydantic import ValidationError
-
-    from ..contracts import TaskOptions
-    from ..evals.lm_eval_tasks import find_task, run_lm_eval_task
-    from ..problems import problems_of
-
-    name = name.removeprefix(LM_EVAL)
-    known = [card.name for card in registry.cards("task")]
-    find_task(name, known)
-    try:
-        chosen = TaskOptions.model_validate(dict(raw))
-    except ValidationError as error:
-        raise RecipeError(problems_of(error, TaskOptions, _place(raw))) from None
-
-    def run(model: Any, tokenizer: Any, writer: Writer) -> Evaluation:
-        display.note(f"evaluate {name}, by lm-eval ...")
-        return run_lm_eval_task(name, model, tokenizer, chosen, limit=limit, batch=batch, known=known)
-
-    return run
-
-
-def _place(raw: Mapping[str, Any]) -> Place:
-    """Where the options of a task were given."""
-    from ..problems import Place
-
-    return Place({(key,): "--data" if key == "data" else f"--set {key}" for key in raw})
+    with work_beside(out, worth_keeping="*.partial/*.jsonl") as work:
+        only_our_bars()
+        job = Job(plan, work, registry, device=default_device(), offline=offline, progress=display.Bars())
+        run_pipeline(job)
+        made = job.result_of(plan.steps[0].name)
+        results: dict[str, Any] = read_json(made / "results.json")
+        with explained(out):
+            out.mkdir(parents=True, exist_ok=True)
+            (made / "samples.jsonl").replace(out / "samples.jsonl")
+        return results
 
 
 def _show(results: Mapping[str, Any]) -> None:
@@ -163,8 +114,6 @@ def _show(results: Mapping[str, Any]) -> None:
     typer.echo(f"{results['task']} on {results['model']}")
     for name, value in rows:
         typer.echo(f"  {name:<14}{value}")
-    for note in results["notes"]:
-        display.note(f"Note: {note}")
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from ..errors import ModelError
 
 if TYPE_CHECKING:
     import transformers
@@ -36,17 +33,6 @@ def load_any(
     """
     from ..generation.backend import open_model
     from ..keys import ModelKeys
-    from ..model.checkpoint import load_checkpoint
-    from ..model.hub import QUANTIZED_FILE
 
-    folder = Path(path)
-    device = default_device()
-    if backend != "packed" and (folder / QUANTIZED_FILE).is_file():
-        checkpoint = load_checkpoint(folder, device=device)
-        return checkpoint.model, checkpoint.tokenizer
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        steps = sorted(str(found.parent) for found in folder.glob("*/config.json"))
-        if steps:
-            raise ModelError(f"'{path}' is a run, not a model.", hint=f"Name one of its models: {', '.join(steps)}.")
     keys = ModelKeys(path=path, revision=revision, trust_remote_code=trust_remote_code)
-    return open_model(keys, device=device, offline=offline, backend=backend)
+    return open_model(keys, device=default_device(), offline=offline, backend=backend)

@@ -65,8 +65,8 @@ def plan(
         raise typer.Exit(2)
 
 
-def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1) -> None:
-    """Looks for everything that would stop a plan later; warnings are shown.
+def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1, notes: bool = True) -> None:
+    """Looks for everything that would stop a plan later; warnings are shown, and notes unless `notes` is false.
 
     Raises:
         RqatError: every error, all at once.
@@ -77,7 +77,7 @@ def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1) -> Non
     for found in preflight(made, folder=folder, offline=offline, device=likely_device(), processes=processes):
         if found.level == "error":
             errors.append(found)
-        else:
+        elif notes or found.level != "note":
             show_finding(found)
     _refuse(errors)
 

@@ -7,19 +7,20 @@ checkpoint is whole, and holds nothing else than it and `rqat.json`, which says 
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import RqatError, RunError
+from ..errors import RunError
 from ..figures import seconds
 from ..quiet import only_our_bars
 from . import display, options
+from .beside import work_beside
 from .values import pairs
 
 if TYPE_CHECKING:
+    from ..job import Job
     from ..plan import Plan
     from ..registry import Registry
 
@@ -101,23 +102,25 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     """Runs the plan beside `out`, then gives its last step that name."""
     from ..job import Job
     from ..pipeline import run_pipeline
-    from ..storage import publish, read_json, write_json
     from .models import default_device
     from .plan import check
 
-    work = out.absolute().with_name(f".{out.name}.rqat")
-    check(plan, work, offline=offline)
-    device = default_device()
-    only_our_bars()
-    job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars())
-    try:
+    with work_beside(out, worth_keeping="*/manifest.json") as work:
+        check(plan, work, offline=offline)
+        device = default_device()
+        only_our_bars()
+        job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars())
         run_pipeline(job)
-    except RqatError:
-        if not any(work.glob("*/manifest.json")):  # nothing was finished that another attempt could start from
-            shutil.rmtree(work, ignore_errors=True)
-        raise
+        return _published(job, out)
+
+
+def _published(job: Job, out: Path) -> dict[str, Any]:
+    """Gives the finished checkpoint its name, with a record of how it came about, which is returned."""
+    from ..storage import publish, read_json, write_json
+
+    plan = job.plan
     export = plan.steps[-1]
-    (checkpoint,) = plan.checkpoints(work)
+    (checkpoint,) = plan.checkpoints(job.folder)
     manifests = {step.name: read_json(job.result_of(step.name) / "manifest.json") for step in plan.steps}
     record = {
         "out": str(out),
@@ -130,7 +133,6 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     }
     write_json(checkpoint / RECORD, record)
     publish(checkpoint, out.absolute())
-    shutil.rmtree(work)
     return record
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,7 +11,9 @@ import torch
 from rqat_kernels.packed_linear import PackedLinear
 
 from ..errors import ModelError
+from ..model.checkpoint import load_checkpoint
 from ..model.config import read_config
+from ..model.hub import QUANTIZED_FILE
 from ..model.load import default_dtype, load_model
 from ..packed.fused import is_bare, is_plain
 from ..packed.load import load_packed, why_not_packed
@@ -35,11 +38,15 @@ def open_model(
     """A model to write with, and its tokenizer: an exported one on packed weights where that is asked for or better.
 
     transformers may keep the layers of an exported checkpoint compressed, each of its own class; on CUDA, "auto" packs
-    them, if they are of a format that can be packed.
+    them, if they are of a format that can be packed. A step of a run is a model, too.
 
     Raises:
         ModelError: there is none, or it is damaged; the backend is "packed", and it cannot be packed.
     """
+    folder = Path(keys.path).expanduser()
+    if backend != "packed" and (folder / QUANTIZED_FILE).is_file():
+        checkpoint = load_checkpoint(folder, device=device, dtype=default_dtype(device, keys.dtype))
+        return checkpoint.model, checkpoint.tokenizer
     if backend == "auto" and device.startswith("cuda"):
         config = read_config(keys, offline=offline)
         why = why_not_packed(config)

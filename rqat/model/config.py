@@ -185,6 +185,11 @@ def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:
         return ModelConfig(keys, None, raw, {name: Tensor(*header) for name, header in headers.items()})
     config = folder / "config.json"
     if not config.is_file():
+        steps = sorted(str(found.parent) for found in folder.glob("*/config.json"))
+        if steps:
+            raise ModelError(
+                f"'{keys.path}' is a run, not a model.", hint=f"Name one of its models: {', '.join(steps)}."
+            )
         adapter = " It holds a LoRA adapter." if (folder / "adapter_config.json").is_file() else ""
         raise ModelError(
             f"'{keys.path}' is not a model: it has no config.json.{adapter}",

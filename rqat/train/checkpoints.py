@@ -114,7 +114,7 @@ class Log(TrainerCallback):
         path: the file.
         done: steps a resumed run has behind it; later lines of the interrupted run are cut off.
         steps: of the whole run.
-        bar: a `job.Task` to report to.
+        bar: a `job.Bar` to report to.
     """
 
     def __init__(self, path: Path, *, done: int, steps: int, bar: Any) -> None:

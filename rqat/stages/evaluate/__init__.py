@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
@@ -28,6 +28,8 @@ class EvaluateKeys(PluginKeys):
         task: name of the task.
         limit: use the first `limit` problems only. None is all.
         batch: sequences per generation batch.
+        backend: what writes: transformers; the engine, on packed weights; `auto` is the engine on CUDA where it knows
+            the model. Tasks of lm-eval's own are asked through transformers unless this says `packed`.
         variants: which models to evaluate: any of `bf16`, quantizer names, objective names. None is all.
     """
 
@@ -37,6 +39,7 @@ class EvaluateKeys(PluginKeys):
     task: str
     limit: int | None = Field(default=None, ge=1)
     batch: int = Field(default=32, ge=1)
+    backend: Literal["auto", "transformers", "packed"] = "auto"
     variants: Annotated[tuple[str, ...] | None, Neutral("which steps there are, not what they find")] = None
 
 

@@ -19,6 +19,7 @@ from ...generation.backend import Backend, open_model, writer_for
 from ...job import Job
 from ...model.checkpoint import load_checkpoint
 from ...model.load import default_dtype
+from ...packed.load import load_packed
 from ...stage import Finding, Look, Step
 from ...storage import write_json, write_json_lines
 from . import LM_EVAL, EvaluateKeys
@@ -51,9 +52,9 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         task: Task = job.make(step, "task")
         # Before the model is loaded: missing data is known at once.
         total = number_of_completions(task, keys.limit)
-        model, tokenizer = load_variant(job, step)
-        writer = writer_for(model)
-        with job.progress.task(f"evaluate {step.variant} on {keys.task}", total) as bar:
+        model, tokenizer = load_variant(job, step, keys.backend)
+        writer = writer_for(model, keys.backend)
+        with job.progress.task(_label(job, step, keys.task), total) as bar:
             found = run_task(
                 task,
                 keys.task,
@@ -102,9 +103,16 @@ def load_variant(
     """The model a step evaluates: the result of the step it starts from, else the plan's model as it is."""
     if "start" not in step.inputs:
         return open_model(job.plan.model, device=job.device, offline=job.offline, backend=backend)
-    dtype = default_dtype(job.device, job.plan.model.dtype)
-    loaded = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
+    folder, dtype = job.result_of(step.inputs["start"]), default_dtype(job.device, job.plan.model.dtype)
+    if backend == "packed":
+        return load_packed(folder, job.device, dtype)
+    loaded = load_checkpoint(folder, device=job.device, dtype=dtype)
     return loaded.model, loaded.tokenizer
+
+
+def _label(job: Job, step: Step, task: str) -> str:
+    """What the progress display says: of a plan with one model, no more than the task."""
+    return f"evaluate {step.variant} on {task}" if len(job.plan.variants) > 1 else f"evaluate {task}"
 
 
 def write_evaluation(folder: Path, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
@@ -122,8 +130,8 @@ def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
     options = step.parts["task"].options
     assert isinstance(options, TaskOptions)
     # It may want likelihoods: the model is asked through transformers.
-    model, tokenizer = load_variant(job, step, "transformers")
-    with job.progress.task(f"evaluate {step.variant} on {name}", 1) as bar:
+    model, tokenizer = load_variant(job, step, "packed" if keys.backend == "packed" else "transformers")
+    with job.progress.task(_label(job, step, name), 1) as bar:
         found = run_lm_eval_task(
             name,
             model,

@@ -71,7 +71,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             resume_dir=kept,
         )
     save_checkpoint(work, model, tokenizer, layers, transforms)
-    write_json(work / "layers.json", [facts_of(report) for report in reports])
+    write_json(work / "layers.json", [entry_of(report) for report in reports])
     shutil.rmtree(kept)
     notes = {report.name: report.note for report in reports if report.note}
     for name, note in notes.items():
@@ -89,7 +89,7 @@ def _transforms(job: Job, step: Step) -> Iterator[tuple[str, dict[str, Any], Tra
             yield use.card.full_name, use.options.model_dump(mode="json"), job.make(step, role)
 
 
-def facts_of(report: LayerReport) -> dict[str, Any]:
+def entry_of(report: LayerReport) -> dict[str, Any]:
     """A report without its wall time, so that two runs write the same bytes."""
     return {key: value for key, value in asdict(report).items() if key != "seconds"}
 

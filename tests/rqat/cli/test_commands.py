@@ -149,8 +149,9 @@ def test_qat_runs_shows_the_table_and_is_then_finished(recipe: Path, tmp_path: P
     assert "Finished already" in again.stderr
     assert set(json.loads(again.stdout)["variants"]) == {"bf16", "rtn"}
     changed = rqat("qat", "--recipe", recipe, "-o", tmp_path / "run", "--set", "scheme=w2g64")
-    assert changed.exit_code == 2
-    assert "scheme.bits" in changed.stderr
+    assert changed.exit_code == 0
+    assert "Set aside: 01-quantize-rtn is now .old/1/01-quantize-rtn" in changed.stderr
+    assert "evaluate-arith-bf16" in changed.stderr.partition("Done already: ")[2]
     assert (
         rqat("eval", "arith", tmp_path / "run" / "01-quantize-rtn", "--limit", 2, "-o", tmp_path / "e").exit_code == 0
     )
@@ -182,3 +183,28 @@ def test_generate_streams_an_answer_that_a_seed_repeats(model: Path) -> None:
     assert first.stdout.strip()
     assert rqat(*arguments).stdout == first.stdout
     assert rqat(*arguments[:-1], 4).stdout != first.stdout
+
+
+def test_an_interrupted_evaluation_resumes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rqat.evals import harness
+
+    options = ["--limit", 4, "--batch", 1, "--set", "max_new_tokens=4", "-o", tmp_path / "found"]
+    written = []
+    append = harness._Saved.add
+
+    def add(self: object, *arguments: object) -> None:
+        append(self, *arguments)  # type: ignore[arg-type]
+        written.append(arguments)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness._Saved, "add", add)
+        assert rqat("eval", "arith", model, *options).exit_code == 130
+    assert not (tmp_path / "found").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(harness._Saved, "add", lambda self, *arguments: written.append(append(self, *arguments)))
+        assert rqat("eval", "arith", model, *options).exit_code == 0
+    assert len(written) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found"]
+    assert len((tmp_path / "found" / "samples.jsonl").read_text().splitlines()) == 4

@@ -200,7 +200,7 @@ def job(tmp_path: Path) -> Job:
 def test_an_interrupted_evaluation_by_the_engine_ends_with_the_same_samples(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "writer_for", Engine)
+    monkeypatch.setattr(evaluate, "writer_for", lambda model, chosen: Engine(model))
     step = job.plan.steps[0]
     work = job.workdir(step)
     assert evaluate.run(job, step)["backend"] == "engine"
@@ -238,7 +238,7 @@ def test_batches_of_another_backend_are_written_anew(job: Job, monkeypatch: pyte
 
     monkeypatch.setattr(harness.Generator, "complete", complete)
     with monkeypatch.context() as change:
-        change.setattr(evaluate, "writer_for", Engine)
+        change.setattr(evaluate, "writer_for", lambda model, chosen: Engine(model))
         with pytest.raises(KeyboardInterrupt):
             evaluate.run(job, step)
     assert evaluate.run(job, step)["backend"] == "transformers"
@@ -247,7 +247,7 @@ def test_batches_of_another_backend_are_written_anew(job: Job, monkeypatch: pyte
 
 
 def test_out_of_memory_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "writer_for", Engine)
+    monkeypatch.setattr(evaluate, "writer_for", lambda model, chosen: Engine(model))
     monkeypatch.setattr(Engine, "write", no_memory)
     with pytest.raises(ModelError, match="Out of memory while generating 2 completions") as found:
         evaluate.run(job, job.plan.steps[0])
@@ -280,7 +280,7 @@ def test_commands_say_who_wrote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     answers, samples = [], []
     for name in ("transformers", "engine"):
         if name == "engine":
-            monkeypatch.setattr(backend, "writer_for", lambda model, chosen: Engine(model))
+            monkeypatch.setattr(evaluate, "writer_for", lambda model, chosen: Engine(model))
         more = ["--limit", "3", "--set", "max_new_tokens=30", "-o", name]
         result = CliRunner().invoke(build(), ["eval", "arith", "builtin:tiny-reasoner", *more])
         assert result.exit_code == 0, result.output

@@ -178,6 +178,32 @@ def test_micro_batches_do_not_change_what_is_learned(root: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_another_micro_batch_may_be_used_to_resume(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows in every step, whatever part of them passes at once."""
+    losses = []
+    for micro in (4, 2):
+        job, step = train_step(root, "kd", **options_of("kd", steps=6, save_every=3, micro_batch=4))
+        plugin = type(job.make(step, "objective"))
+        build = plugin.build_trainer
+
+        def stopped(self: Any, training: Any, build: Any = build) -> Any:
+            trainer = build(self, training)
+            trainer.add_callback(Stop(4))
+            return trainer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(plugin, "build_trainer", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                train.run(job, step)
+        job, step = train_step(root, "kd", **options_of("kd", steps=6, save_every=3, micro_batch=micro))
+        train.run(job, step)
+        losses.append([line["loss"] for line in read_json_lines(job.workdir(step) / "training.jsonl")])
+        shutil.rmtree(job.workdir(step))
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_checkpointing_changes_no_loss(root: Path) -> None:
     losses = []
     for checkpointing in (False, True):
