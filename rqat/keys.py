@@ -47,12 +47,15 @@ class PluginKeys(BaseModel):
         named_by: the key that names the plugin's part; a plain text in place of the mapping stands for it.
         kinds: what it may be: "quantizer", "source", ...; the usual one first. No option may be called like one of
             this mapping's own keys.
+        follows: the key that holds, in order, the parts in front of this one, where a list of parts is written in place
+            of the mapping; "" allows no list.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     named_by: ClassVar[str] = ""
     kinds: ClassVar[tuple[str, ...]] = ()
+    follows: ClassVar[str] = ""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class _Making:
     def _use(self, kind: Kind, name: str, raw: Mapping[str, Any], place: Place, named_at: Place) -> Use | None:
         try:
             card = self._registry.card(kind, name, named_at)
-            return self._with_parts(Use(card, self._registry.options(card, raw, place)))
+            return self._with_parts(Use(card, self._registry.options(card, raw, place), place=place))
         except RecipeError as error:
             self._problems += error.problems
         except RqatError as error:

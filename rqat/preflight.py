@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,9 @@ def _parts(plan: Plan, look: Look) -> Iterator[Finding]:
         for use in (inner for part in step.parts.values() for inner in part.all()):
             for problem in _checked(use, context):
                 about = f"'{use.card.name}': " if not problem.key else ""
-                yield step.finding(problem.level, problem.key, f"{about}{problem.text}", problem.hint)
+                own = use.place.keys and problem.key.split(".")[0] in type(use.options).model_fields
+                written = replace(step, place=use.place) if own else step
+                yield written.finding(problem.level, problem.key, f"{about}{problem.text}", problem.hint)
 
 
 def _checked(use: Use, context: Context) -> Iterable[Problem]:

@@ -59,11 +59,13 @@ class Use:
 
     Attributes:
         parts: of a source made of others: those, with their weights, in order.
+        place: where its options are written.
     """
 
     card: Card
     options: Options
     parts: tuple[tuple[Use, float], ...] = ()
+    place: Place = field(default_factory=Place, compare=False)
 
     def all(self) -> Iterator[Use]:
         """Itself and, at any depth, the parts it is made of."""

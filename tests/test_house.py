@@ -46,7 +46,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "evals": ("quiet", "contracts", "scheme", "errors", "storage"),
     "packed": ("model", "shapes", "contracts", "keys", "scheme", "errors"),
     "train": ("evals", "model", "shapes", "contracts", "keys", "scheme", "errors", "storage", "processes"),
-    "recipe": ("registry", "stages", "keys", "problems", "yaml_lines", "errors"),
+    "shorthand": ("problems",),
+    "recipe": ("shorthand", "registry", "stages", "keys", "problems", "yaml_lines", "errors"),
     "plan": (
         *("facts", "recipe", "registry", "stages", "stage", "cards", "problems", "shapes", "keys", "storage"),
         *("contracts", "scheme", "errors"),
