@@ -1,6 +1,7 @@
 """Writes docs/reference/{cli,recipe-keys,hooks,performance}.md; `--check` only says whether they are up to date.
 
-The first three come from the code, the last one from the results in kernels/bench/results.
+The first three come from the code, the last one from the results in kernels/bench/results. The tutorial on plugins
+shows files; they are put into it anew.
 
 python docs/generate.py
 """
@@ -8,38 +9,82 @@ python docs/generate.py
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-REFERENCE = Path(__file__).parent / "reference"
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+EXAMPLES = ROOT / "docs" / "examples" / "hooks"
 NOTE_RESULTS = "<!-- Written by docs/generate.py from kernels/bench/results; measure again instead of editing. -->\n\n"
 NOTE = "<!-- Written by docs/generate.py; edit the docstrings instead. -->\n\n"
 
 
 def hooks_page() -> str:
-    """Every hook with its signature and docstring, and the callback it receives."""
-    from rqat import hookspecs
+    """Every hook with its `register`, the class behind it and an example; then all types that pass a hook."""
+    from rqat import contracts, hookspecs
+    from rqat.cards import KINDS, kind_of
 
     lines = ["# Hooks\n", NOTE, _code(inspect.getdoc(hookspecs) or "")]
+    shown = set()
     for name, function in vars(hookspecs).items():
-        if name.startswith("register_") and inspect.isfunction(function):
-            lines += [f"\n## {name}\n", f"`{name}{inspect.signature(function)}`\n", f"{inspect.getdoc(function)}\n"]
-            protocol = getattr(
-                hookspecs, f"Register{name.removeprefix('register_').removesuffix('s').capitalize()}", None
-            )
-            if protocol is not None:
-                signature = str(inspect.signature(protocol.__call__)).replace("(self, ", "(")
-                lines += [f"`register{signature}`\n", _code(inspect.getdoc(protocol) or "")]
-    lines += ["\n## What a plugin implements\n", "The classes are in `rqat/contracts/`; import them from `rqat`.\n"]
-    from rqat import contracts
-
-    for kind in (contracts.Quantizer, contracts.Objective, contracts.Source, contracts.Task, contracts.Exporter):
-        lines += [f"\n### {kind.__name__}\n", f"{inspect.getdoc(kind)}\n"]
-        for name, method in vars(kind).items():
-            if not name.startswith("_") and inspect.isfunction(method):
-                lines += [f"\n`{name}{inspect.signature(method)}`\n", _code(inspect.getdoc(method) or "")]
+        if not (name.startswith("register_") and inspect.isfunction(function)):
+            continue
+        lines += [f"\n## {name}\n", f"`{name}{_signature(function)}`\n", f"{inspect.getdoc(function)}\n"]
+        kind = kind_of(name)
+        if kind in KINDS:
+            protocol = getattr(hookspecs, f"Register{kind.capitalize()}")
+            base = KINDS[kind].base
+            shown.add(base.__name__)
+            lines += [f"`register{_signature(protocol.__call__)}`\n", _code(inspect.getdoc(protocol) or "")]
+            lines += [*_class(base)]
+        file = EXAMPLES / f"my_{kind}.py"
+        lines += [f"\n`{file.relative_to(ROOT)}`:\n", f"```python\n{file.read_text(encoding='utf-8')}```\n"]
+    lines += ["\n## Types\n", "What passes between a plugin and rqat. All are in `rqat`; shapes by the letters\n"]
+    lines += [_code((inspect.getdoc(contracts) or "").partition("\n\n")[2].partition("\n\n")[2])]
+    for name in sorted(set(contracts.__all__) - shown):
+        lines += _class(getattr(contracts, name), name)
     return "\n".join(lines)
+
+
+def _class(kind: Any, name: str = "") -> list[str]:
+    """A class with its docstring, its methods and theirs; of another type what it is."""
+    if not inspect.isclass(kind):
+        return [f"\n### {name}\n", f"`{name} = {_type(kind)}`\n"]
+    lines = [f"\n### {kind.__name__}\n", _code(inspect.getdoc(kind) or "")]
+    for name, method in vars(kind).items():
+        function = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+        if (name.startswith("_") and name != "__call__") or not inspect.isfunction(function):
+            continue
+        signature = "" if isinstance(method, property) else _signature(function)
+        lines += [f"`{name}{signature}`\n"]
+        if function.__doc__:
+            lines += [_code(inspect.getdoc(function) or "")]
+    return lines
+
+
+def _signature(function: Any) -> str:
+    """As it is written, without `self`."""
+    whole = inspect.signature(function)
+    parameters = [parameter for name, parameter in whole.parameters.items() if name not in ("self", "cls")]
+    text = str(whole.replace(parameters=parameters))
+    text = re.sub(r"""(: |-> )(['"])(.*?)\2""", r"\1\3", text)
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+
+
+def _type(kind: Any) -> str:
+    return str(kind).replace("typing.", "")
+
+
+def tutorial_page() -> str:
+    """The tutorial as it stands, with the files it shows as they are now."""
+    page = (ROOT / "docs" / "tutorial" / "write-a-plugin.md").read_text(encoding="utf-8")
+    return re.sub(r"(<!-- file: (\S+) -->\n```(\w+)\n).*?```", _filled, page, flags=re.DOTALL)
+
+
+def _filled(block: re.Match[str]) -> str:
+    return f"{block[1]}{(ROOT / block[2]).read_text(encoding='utf-8')}```"
 
 
 def keys_page() -> str:
@@ -120,7 +165,14 @@ def _code(text: str) -> str:
     return f"```text\n{text}\n```\n"
 
 
-PAGES = {"cli.md": cli_page, "recipe-keys.md": keys_page, "hooks.md": hooks_page, "performance.md": performance_page}
+PAGES = {
+    "cli.md": cli_page,
+    "recipe-keys.md": keys_page,
+    "hooks.md": hooks_page,
+    "performance.md": performance_page,
+    "../tutorial/write-a-plugin.md": tutorial_page,
+}
+"""Pages by their path from docs/reference."""
 
 
 def main() -> int:

@@ -44,6 +44,7 @@ from .contracts import (
     Verdict,
 )
 from .errors import DataError, ModelError, NumericsError, PluginError, RecipeError, RqatError, RunError, UnknownName
+from .generation.loops import is_looping
 from .hookspecs import (
     API,
     Register,
@@ -128,6 +129,7 @@ __all__ = [
     "evaluate",
     "export",
     "hookimpl",
+    "is_looping",
     "load",
     "load_packed",
     "quantize",

@@ -328,7 +328,7 @@ def evaluate(
         ModelError: the model is missing, damaged or not supported.
     """
     from .evals.harness import run_task
-    from .packed.backend import writer_for, written_by
+    from .generation.backend import writer_for
 
     registry = Registry.current()
     keys = _keys("evaluate", {"task": task, "limit": limit, "batch": batch, **options})
@@ -341,9 +341,7 @@ def evaluate(
     else:
         loaded, words = _opened(model, tokenizer, None)
     training, writer = loaded.training, writer_for(loaded.eval())
-    found = run_task(
-        made, keys.task, loaded, words, limit=limit, batch=batch, writer=writer, backend=written_by(writer)
-    )
+    found = run_task(made, keys.task, loaded, words, limit=limit, batch=batch, writer=writer)
     loaded.train(training)
     return found
 

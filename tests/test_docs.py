@@ -48,9 +48,9 @@ def test_every_link_between_pages_leads_somewhere():
 
 def test_every_included_file_exists():
     included = [
-        (page.name, name.partition(":")[0])
+        (page.name, "".join(name).partition(":")[0])
         for page in DOCS.rglob("*.md")
-        for name in re.findall(r'--8<-- "([^"]+)"', page.read_text())
+        for name in re.findall(r'--8<-- "([^"]+)"|<!-- file: (\S+) -->', page.read_text())
     ]
     assert len(included) >= 5
     assert [pair for pair in included if not (ROOT / pair[1]).is_file()] == []

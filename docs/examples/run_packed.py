@@ -3,7 +3,7 @@
 import sys
 
 import rqat
-from rqat.packed.engine import Engine
+from rqat.generation.engine import Engine
 
 model, tokenizer = rqat.load_packed(sys.argv[1])
 prompts = [f"Mia starts with {figs} figs. A friend takes 3. How many figs are there at the end?\n" for figs in (20, 9)]

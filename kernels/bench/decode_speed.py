@@ -30,7 +30,7 @@ sys.path[:1] = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "kernels")]
 import torch
 from torch import Tensor, nn
 
-from rqat.packed.engine import Engine
+from rqat.generation.engine import Engine
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 from rqat_kernels.packed_linear import PackedLinear
 
@@ -211,7 +211,7 @@ def mixed(engine: Engine, vocabulary: int) -> tuple[int, float]:
         written = engine.write(prompts, new)
         wait()
         taken = time.perf_counter() - start
-    return sum(map(len, written)), taken
+    return sum(len(one.tokens) for one in written), taken
 
 
 @torch.inference_mode()

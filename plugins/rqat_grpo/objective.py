@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 import rqat
 
 from . import Options
-from .watch import Watch, ends_in_loop
+from .rollouts import Trainer
+from .watch import Watch
 
 if TYPE_CHECKING:
     import transformers
@@ -44,7 +45,7 @@ class Grpo(rqat.Objective):
             # A model that went through another trainer may have it switched off in its config.
             generation_kwargs={"use_cache": True},
         )
-        return GRPOTrainer(
+        return Trainer(
             model=training.model,
             reward_funcs=correctness(training.grade),  # type: ignore[arg-type]
             args=config,
@@ -88,7 +89,7 @@ def correctness(grade: Callable[[str, str], rqat.Verdict]) -> Callable[..., list
         texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
         verdicts = [grade(text, right) for text, right in zip(texts, answer, strict=True)]
         log_metric("unverifiable", sum(verdict == "unverifiable" for verdict in verdicts) / len(verdicts))
-        log_metric("repetition", sum(map(ends_in_loop, completion_ids)) / len(verdicts))
+        log_metric("repetition", sum(map(rqat.is_looping, completion_ids)) / len(verdicts))
         return [float(verdict == "correct") for verdict in verdicts]
 
     return correct

@@ -177,13 +177,17 @@ def _paths(own: Sequence[str]) -> list[str]:
 
 
 def _tell_about_plugins(context: typer.Context) -> None:
-    """Warns of what was asked about plugins in vain; a plugin that was given by its path has to be there."""
-    registry = context.obj.registry
+    """Warns of what was asked about plugins in vain; one that was given by its path has to offer something."""
+    registry: Registry = context.obj.registry
     for complaint in registry.complaints:
         logging.getLogger("rqat").warning(complaint)
-    missing = [broken for broken in registry.broken if broken.by_path]
-    if missing and context.invoked_subcommand not in ("plugins", "doctor"):
-        raise PluginError(f"--plugin {missing[0].owner}: {missing[0].error}.", hint="`rqat -v plugins` shows where.")
+    if context.invoked_subcommand in ("plugins", "doctor"):
+        return
+    offering = {card.module for card in registry.all_cards()} | {command.module for command in registry.commands}
+    for broken in (broken for broken in registry.broken if broken.by_path):
+        if broken.name not in offering:
+            raise PluginError(f"--plugin {broken.owner}: {broken.error}.", hint="`rqat -v plugins` shows where.")
+        logging.getLogger("rqat").warning("%s", broken)
 
 
 def _no_command(name: str, silent: Sequence[BrokenPlugin]) -> RqatError:

@@ -17,13 +17,13 @@ from .values import pairs
 
 if TYPE_CHECKING:
     from ..contracts import Task
-    from ..evals.generate import Writer
     from ..evals.harness import Evaluation
+    from ..generation.writer import Writer
     from ..problems import Place
     from ..registry import Registry
 
-    Run = Callable[[Any, Any, Writer | None, str], Evaluation]
-    """Evaluates a model with its tokenizer; what writes in the model's place, and what results call it."""
+    Run = Callable[[Any, Any, Writer | None], Evaluation]
+    """Evaluates a model with its tokenizer; the last is what writes."""
 
 LM_EVAL = "lm-eval:"
 """What recipes put before a task of lm-eval's own; here it may be left out."""
@@ -50,7 +50,7 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Evaluate a model on a task. The model may be an original, a quantized or an exported one."""
-    from ..packed.backend import writer_for, written_by
+    from ..generation.backend import writer_for
     from ..storage import explained, write_json, write_json_lines
     from .models import load_any
 
@@ -67,8 +67,8 @@ def evaluate(
     )
     # lm-eval's tasks may want likelihoods: whatever the weights, the model is asked through transformers.
     writer = writer_for(loaded, backend) if own or backend == "packed" else None
-    written = written_by(writer, backend)
-    found = run(loaded, tokenizer, writer, written)
+    found = run(loaded, tokenizer, writer)
+    written = "transformers" if writer is None else writer.name
     results = {"model": model, **found.results, "options": raw, "limit": limit, "backend": written}
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def _own(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | Non
     task: Task = registry.make(card, registry.options(card, raw, _place(raw)))
     total = number_of_completions(task, limit)
 
-    def run(model: Any, tokenizer: Any, writer: Writer | None, written: str) -> Evaluation:
+    def run(model: Any, tokenizer: Any, writer: Writer | None) -> Evaluation:
         with display.Bars().task(f"evaluate {name}", total) as bar:
             found = run_task(
                 task,
@@ -100,7 +100,6 @@ def _own(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | Non
                 batch=batch,
                 report=bar.update,
                 writer=writer,
-                backend=written,
             )
             bar.update(total, f"{found.results['accuracy']:.1%} correct")
             return found
@@ -124,7 +123,7 @@ def _of_lm_eval(registry: Registry, name: str, raw: Mapping[str, Any], limit: in
     except ValidationError as error:
         raise RecipeError(problems_of(error, TaskOptions, _place(raw))) from None
 
-    def run(model: Any, tokenizer: Any, writer: Writer | None, written: str) -> Evaluation:
+    def run(model: Any, tokenizer: Any, writer: Writer | None) -> Evaluation:
         display.note(f"evaluate {name}, by lm-eval ...")
         return run_lm_eval_task(name, model, tokenizer, chosen, limit=limit, batch=batch, known=known)
 

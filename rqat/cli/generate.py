@@ -32,8 +32,10 @@ def generate(
     import torch
     import transformers
 
-    from ..evals.generate import context_length, encode, end_tokens
-    from ..packed.backend import writer_for
+    from ..generation.backend import writer_for
+    from ..generation.complete import Generator
+    from ..generation.prompts import encode_prompts
+    from ..generation.sampling import Sampling, context_length
     from .models import load_any
 
     if prompt == "-":
@@ -46,7 +48,7 @@ def generate(
         model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code, backend=backend
     )
     chosen: Literal["auto", "yes", "no"] = "auto" if chat is None else "yes" if chat else "no"
-    [encoded] = encode([prompt], tokenizer, chosen)
+    [encoded] = encode_prompts([{"prompt": prompt}], tokenizer, chosen, lambda index: "The prompt")
     length = len(encoded.tokens)
     room = context_length(loaded) - length
     if room < 1:
@@ -56,31 +58,12 @@ def generate(
         )
     if max_new_tokens is not None and room < max_new_tokens:
         display.note(f"The context leaves room for {room} new tokens.")
-    transformers.set_seed(seed)
-    streamer = transformers.TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer: Any = transformers.TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.put(torch.tensor(encoded.tokens))
     limit = min(max_new_tokens or 1024, room)
-    writer = writer_for(loaded, backend)
-    if writer is not None:
-        streamer.put(torch.tensor(encoded.tokens))
-        writer.write(
-            [encoded.tokens],
-            limit,
-            temperature=temperature,
-            top_p=top_p,
-            ends=end_tokens(loaded, tokenizer),
-            stream=lambda tokens: streamer.put(torch.tensor(tokens)),
-        )
-        streamer.end()
-        return
-    # 0 switches top-k off, which would be 50 or whatever the checkpoint says; evaluations sample in the same way.
-    nucleus = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    sampling = nucleus if temperature else {"do_sample": False}
-    ids = torch.tensor([encoded.tokens], device=loaded.device)
-    loaded.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=limit,
-        streamer=streamer,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        **sampling,
-    )
+    generator = Generator(loaded, tokenizer, Sampling(limit, temperature, top_p), writer_for(loaded, backend))
+    [completion] = generator.complete([encoded], limit, seed, stream=lambda tokens: streamer.put(torch.tensor(tokens)))
+    streamer.end()
+    if not completion.ended:
+        way = "--max-new-tokens allows more" if limit < room else "the context ends there"
+        display.note(f"Cut off after {limit} tokens; {way}.")

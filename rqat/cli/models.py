@@ -10,7 +10,7 @@ from ..errors import ModelError
 if TYPE_CHECKING:
     import transformers
 
-    from ..packed.backend import Backend
+    from ..generation.backend import Backend
 
 
 def default_device() -> str:
@@ -34,10 +34,10 @@ def load_any(
         ModelError: there is none, it is damaged, or `path` is a whole run and not one of its steps; the backend is
             "packed" and the model is not quantized, or not in a way that can be packed.
     """
+    from ..generation.backend import open_model
     from ..keys import ModelKeys
     from ..model.checkpoint import load_checkpoint
     from ..model.hub import QUANTIZED_FILE
-    from ..model.load import load_model
 
     folder = Path(path)
     device = default_device()
@@ -48,9 +48,5 @@ def load_any(
         steps = sorted(str(found.parent) for found in folder.glob("*/config.json"))
         if steps:
             raise ModelError(f"'{path}' is a run, not a model.", hint=f"Name one of its models: {', '.join(steps)}.")
-    if backend == "packed":
-        from ..packed.load import load_packed
-
-        return load_packed(path, device, revision=revision, offline=offline)
     keys = ModelKeys(path=path, revision=revision, trust_remote_code=trust_remote_code)
-    return load_model(keys, device=device, offline=offline, quantizable=False)
+    return open_model(keys, device=device, offline=offline, backend=backend)

@@ -1,39 +1,25 @@
-"""Runs a task on a model through lm-evaluation-harness, and says how sure the result is.
+"""Runs a task on a model, and says how sure the result is.
 
-`run_task` runs a task of rqat; `lm_eval_tasks.py` runs tasks that lm-eval itself brings. Ours reach lm-eval as a task
-object and a model object whose generation is `generate.py`: it keeps what lm-eval's own Hugging Face model drops
-(lengths, truncation, loops), and saves finished batches so that a long evaluation resumes where it was interrupted.
+`run_task` runs a task of rqat; `lm_eval_tasks.py` runs tasks that lm-eval brings. Finished batches are saved, so that a
+long evaluation resumes where it was interrupted.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contracts import Row, Task
+from ..contracts import Completion, Row, Task
 from ..errors import DataError
-from ..quiet import hush
-from .generate import (
-    Batch,
-    Completion,
-    Generator,
-    Prompt,
-    Report,
-    Sampling,
-    Writer,
-    complete_all,
-    context_length,
-    encode,
-    plan_batches,
-    prompt_hash,
-)
+from ..generation.complete import Batch, Generator, Report, complete_all, plan_batches
+from ..generation.prompts import Prompt, encode_prompts, prompt_hash
+from ..generation.sampling import Sampling, context_length
+from ..generation.writer import Writer
 from .stats import bootstrap, wilson
 
 if TYPE_CHECKING:
@@ -64,7 +50,6 @@ def run_task(
     partial: Path | None = None,
     report: Report | None = None,
     writer: Writer | None = None,
-    backend: str = "transformers",
 ) -> Evaluation:
     """Asks a model every problem of a task, once per seed, and grades what it writes.
 
@@ -74,8 +59,7 @@ def run_task(
         batch: prompts completed together.
         partial: file that finished batches are appended to, and read from when an evaluation resumes.
         report: receives how many of `number_of_completions(task, limit)` completions are done.
-        writer: writes the completions in place of the model's own `generate`.
-        backend: what results call it; batches that another one finished are not taken.
+        writer: what writes with the model; None is transformers. Batches that another one finished are not taken.
 
     Raises:
         DataError: no problems, or a prompt that does not fit into the model's context.
@@ -86,15 +70,15 @@ def run_task(
     if not problems:
         raise DataError(f"The task '{name}' has no problems.", hint="Check its options.")
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
-    prompts = encode([problem["prompt"] for problem in problems], tokenizer, options.chat)
+    prompts = encode_prompts(problems, tokenizer, options.chat, lambda index: f"Problem {index}")
     batches, notes = plan_batches(prompts, batch, sampling, context_length(model))
     generator = Generator(model, tokenizer, sampling, writer)
-    saved = _Saved(partial, backend)
+    saved = _Saved(partial, generator.writer.name)
     samples: list[dict[str, Any]] = []
     began = time.perf_counter()
     for number, seed in enumerate(_seeds(task)):
         run = _Run(generator, prompts, batches, seed, saved, _shifted(report, number * len(problems)))
-        samples += _through_lm_eval(task, name, problems, run)
+        samples += _graded(task, problems, run)
     results = {
         "task": name,
         **figures(samples, len(problems)),
@@ -106,8 +90,7 @@ def run_task(
             "chat": options.chat != "no" and bool(tokenizer.chat_template),
         },
         "prompt_hash": prompt_hash(prompts),
-        "backend": backend,
-        "lm_eval": version("lm_eval"),
+        "backend": generator.writer.name,
         "notes": notes,
     }
     return Evaluation(results, samples)
@@ -215,7 +198,7 @@ class _Saved:
             entry = json.loads(line)
             if entry["backend"] != self._backend:
                 return False
-            completions = [Completion(**row) for row in entry["completions"]]
+            completions = [Completion(**{**row, "tokens": tuple(row["tokens"])}) for row in entry["completions"]]
             self._batches[entry["seed"], tuple(entry["indices"])] = completions
             self.seconds += entry["seconds"]
         except (ValueError, TypeError, KeyError):
@@ -251,90 +234,22 @@ class _Run:
         return [found[index] for index in range(len(self.prompts))]
 
 
-def _through_lm_eval(task: Task, name: str, problems: Sequence[Row], run: _Run) -> list[dict[str, Any]]:
-    """Lets lm-eval ask, grade and count; returns one row per problem."""
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.model import LM
-    from lm_eval.api.task import Task as LmEvalTask
-    from lm_eval.evaluator import evaluate
-
-    class Problems(LmEvalTask):
-        VERSION = 1
-        OUTPUT_TYPE = "generate_until"
-
-        def download(self, *args: Any, **kwargs: Any) -> None: ...
-
-        def has_training_docs(self) -> bool:
-            return False
-
-        def has_validation_docs(self) -> bool:
-            return False
-
-        def has_test_docs(self) -> bool:
-            return True
-
-        def test_docs(self) -> Sequence[Any]:
-            return [{"index": index, **problem} for index, problem in enumerate(problems)]
-
-        def doc_to_text(self, doc: Any) -> str:
-            return run.prompts[doc["index"]].text
-
-        def doc_to_target(self, doc: Any) -> str:
-            return str(doc["answer"])
-
-        # Prompts are ready (chat template, tokens): lm-eval's own way through few-shot contexts would only draw a bar.
-        def build_all_requests(self, **kwargs: Any) -> None:
-            self._instances = [
-                self.construct_requests(doc, self.doc_to_text(doc), metadata=(name, doc["index"], 1))
-                for doc in self.test_docs()
-            ]
-
-        def construct_requests(self, doc: Any, ctx: str, **kwargs: Any) -> Instance:
-            settings = asdict(run.generator.sampling)
-            return Instance("generate_until", doc=doc, arguments=(ctx, settings), idx=0, metadata=kwargs["metadata"])
-
-        def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
-            verdict = task.grade(results[0], doc["answer"])
-            return {"acc": float(verdict == "correct"), "verdict": verdict}
-
-        def aggregation(self) -> dict[str, Any]:
-            return {"acc": lambda values: sum(values) / len(values), "verdict": lambda verdicts: len(verdicts)}
-
-        def higher_is_better(self) -> dict[str, bool]:
-            return {"acc": True, "verdict": True}
-
-    class Model(LM):
-        completions: list[Completion]
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            self.completions = run.completions()
-            return [self.completions[request.doc["index"]].text for request in requests]
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            raise NotImplementedError("tasks of rqat generate")
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            raise NotImplementedError("tasks of rqat generate")
-
-    hush("lm_eval", level=logging.WARNING)
-    lm = Model()
-    found = evaluate(lm, {"tasks": {name: Problems(config={"task": name})}}, bootstrap_iters=0, log_samples=True)
-    assert found is not None
-    rows = []
-    for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"]):
-        completion = lm.completions[sample["doc_id"]]
-        rows.append(
-            {
-                "index": sample["doc_id"],
-                "seed": run.seed,
-                "prompt": run.prompts[sample["doc_id"]].text,
-                "completion": completion.text,
-                "answer": sample["target"],
-                "verdict": sample["verdict"],
-                "tokens": completion.tokens,
-                "truncated": completion.truncated,
-                "looping": completion.looping,
-                "unclosed_think": completion.unclosed_think,
-            }
+def _graded(task: Task, problems: Sequence[Row], run: _Run) -> list[dict[str, Any]]:
+    """One row per problem, as `samples.jsonl` holds it."""
+    return [
+        {
+            "index": index,
+            "seed": run.seed,
+            "prompt": prompt.text,
+            "completion": completion.text,
+            "answer": str(problem["answer"]),
+            "verdict": task.grade(completion.text, problem["answer"]),
+            "tokens": len(completion.tokens),
+            "truncated": completion.truncated,
+            "looping": completion.looping,
+            "unclosed_think": completion.unclosed_think,
+        }
+        for index, (problem, prompt, completion) in enumerate(
+            zip(problems, run.prompts, run.completions(), strict=True)
         )
-    return rows
+    ]

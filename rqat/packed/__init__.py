@@ -1,1 +1,1 @@
-"""Exported checkpoints on packed weights: `load.py` opens them, `engine.py` writes with them."""
+"""Exported checkpoints on packed weights: `load.py` opens them, `formats.py` knows how they are stored."""

@@ -16,15 +16,30 @@ def fuse(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
     """One call in place of several, whose outputs stand side by side.
 
     The layers become views of the one weight, so that nothing is stored twice (but scales and zero points of packed
-    weights). Layers of different kinds, or on different grids, are called one by one.
+    weights). Layers of different kinds, on different grids, or that do more than multiply by a weight, are called one
+    by one.
     """
-    if all(type(layer) is nn.Linear for layer in layers):
+    if all(is_plain(layer) for layer in layers):
         return _fuse_plain(layers)  # type: ignore[arg-type]
-    if all(isinstance(layer, PackedLinear) for layer in layers):
+    if all(isinstance(layer, PackedLinear) and is_bare(layer) for layer in layers):
         kinds = {(layer.in_features, layer.bits, layer.group) for layer in layers}
         if len(kinds) == 1:
             return _fuse_packed(layers)  # type: ignore[arg-type]
     return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is a linear layer and nothing else, whatever its class says.
+
+    Libraries that keep weights compressed leave `nn.Linear` in place, take its `weight` away and give it another
+    `forward` (compressed-tensors does).
+    """
+    return type(layer) is nn.Linear and isinstance(layer._parameters.get("weight"), nn.Parameter) and is_bare(layer)
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether calling a module runs the `forward` of its class, and nothing before or after it."""
+    return not (module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module))
 
 
 def fuse_swiglu(gate: nn.Module, up: nn.Module) -> Callable[[Tensor], Tensor]:

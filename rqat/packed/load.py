@@ -82,6 +82,20 @@ def load_packed(
     return model, tokenizer
 
 
+def why_not_packed(config: ModelConfig) -> str:
+    """Why an exported checkpoint cannot be packed, in a sentence; empty where it can be."""
+    path, quantization = config.keys.path, config.quantization
+    if quantization is None:
+        return f"'{path}' is not quantized."
+    if config.model_type not in FAMILIES:
+        return f"Packed models are {', '.join(FAMILIES)}, not {config.model_type}."
+    try:
+        reader(path, quantization)
+    except ModelError as error:
+        return error.message
+    return ""
+
+
 def _device(name: str | None) -> torch.device:
     """The device called so, or the best there is.
 

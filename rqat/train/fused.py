@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rqat_kernels.latent_adam import Rates, fits, runs_on
+from rqat_kernels.latent_adam import SEARCHED, Rates, Stack, fits, launches, runs_on, search
 
 from .buckets import Bucket
 
 if TYPE_CHECKING:
-    from rqat_kernels.latent_adam.kernel import Launches, Search
+    from rqat_kernels.latent_adam import Launches, Search
 
 LEFT_OUT = ("amsgrad", "maximize", "capturable", "differentiable")
 """Options of Adam that the kernel does not have."""
@@ -77,18 +77,16 @@ class FusedAdam:
         Returns:
             Whether all gradients are finite. Nothing has changed if they are not.
         """
-        from rqat_kernels.latent_adam.kernel import DTYPES, Search
-
         devices = {bucket.latent.device: None for bucket in buckets}
-        apart = [grad for grad in others if grad.device not in devices or grad.dtype not in DTYPES]
+        apart = [grad for grad in others if grad.device not in devices or grad.dtype not in SEARCHED]
         if not all_finite(apart):
             return False
         refused = {}
         for device in devices:
             if device not in self._searches:
-                self._searches[device] = Search(device)
+                self._searches[device] = search(device)
             mine = [w.grad for b in buckets if b.latent.device == device for w in b.weights if w.grad is not None]
-            mine += [grad for grad in others if grad.device == device and grad.dtype in DTYPES]
+            mine += [grad for grad in others if grad.device == device and grad.dtype in SEARCHED]
             refused[device] = self._searches[device].start(mine)
         # Where several devices take part, none may go on alone.
         if len(devices) > 1 and not all(self._searches[device].all_finite() for device in devices):
@@ -123,8 +121,6 @@ class FusedAdam:
 
     def _launch(self, buckets: list[Bucket], groups: dict[str, dict[str, Any]]) -> Launches:
         """Launches for `buckets`: those of the step before, while every tensor is where it was."""
-        from rqat_kernels.latent_adam.kernel import Launches, Stack
-
         stacks = []
         for bucket in buckets:
             latent, ratio, zero = (
@@ -142,7 +138,7 @@ class FusedAdam:
         key = tuple(id(bucket.latent) for bucket in buckets)
         before = self._launches.get(key)
         if before is None or before[0] != where:
-            self._launches[key] = before = where, Launches(stacks)
+            self._launches[key] = before = where, launches(stacks)
         return before[1]
 
     def _states(self, bucket: Bucket, groups: dict[str, dict[str, Any]]) -> list[dict[str, Any] | None]:

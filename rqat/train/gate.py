@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from ..contracts import Verdict
+from ..contracts import Completion, Verdict
 from ..errors import RqatError
-from .rollouts import Completion
 
 Grade = Callable[[str, str], Verdict]
 
@@ -73,7 +72,7 @@ def measure(completions: Sequence[Sequence[Completion]], answers: Sequence[str],
         signal=signal / len(verdicts),
         unverifiable=sum(verdict == "unverifiable" for group in verdicts for verdict in group) / len(every),
         truncated=sum(not c.ended for c in every) / len(every),
-        mean_tokens=sum(c.tokens for c in every) / len(every),
+        mean_tokens=sum(len(c.tokens) for c in every) / len(every),
     )
 
 

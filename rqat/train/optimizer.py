@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, NumericsError, RqatError, RunError
+from ..optimizers import OPTIMIZERS, UNSUITABLE
 from ..scheme import Scheme
 from ..storage import fingerprint_of
 from .buckets import Bucket, plan_buckets
@@ -36,15 +37,6 @@ from .fused import FusedAdam, all_finite
 
 FORMAT = 1
 """Version of `state_dict`'s layout."""
-
-ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
-"""Optimizers that treat every number by itself: their layers are trained as one flat tensor, which is much faster."""
-
-UNSUITABLE = {
-    "LBFGS": "it needs a closure",
-    "Muon": "it orthogonalizes matrices",
-    "SparseAdam": "it is for sparse gradients",
-}
 
 
 class QuantizedOptimizer(torch.optim.Optimizer):
@@ -85,14 +77,14 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if inner.__name__ in UNSUITABLE:
             raise RqatError(
                 f"optimizer '{inner.__name__}' cannot train quantized weights: {UNSUITABLE[inner.__name__]}.",
-                hint=f"Use one of {', '.join(ELEMENTWISE)}.",
+                hint=f"Use one of {', '.join(OPTIMIZERS)}.",
             )
         self.scheme = scheme
         self.steps_done = 0
         self._trains_scale = scale_lr is not None
         self._trains_zero = zero_lr is not None and not scheme.symmetric
         weights = _weights_of(model, layers)
-        self.buckets = plan_buckets(weights, layers, scheme, latents or {}, flat=inner.__name__ in ELEMENTWISE)
+        self.buckets = plan_buckets(weights, layers, scheme, latents or {}, flat=OPTIMIZERS.get(inner.__name__, False))
         self.others = _other_parameters(model, weights) if other_lr is not None else {}
         trained = {id(p) for p in [*weights.values(), *self.others.values()]}
         for parameter in model.parameters():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import RqatError, UnknownName
-from .optimizer import UNSUITABLE
+from ..errors import UnknownName
+from ..optimizers import OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
     import torch
@@ -25,46 +25,29 @@ class Scheduled(Protocol):
     def steps(self) -> int: ...
 
 
-NEEDS_MORE = frozenset({"reduce_lr_on_plateau", "greedy", "warmup_stable_decay", "cosine_warmup_with_min_lr"})
-"""Schedules that follow an evaluation or need arguments a recipe has no key for."""
-
-
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The torch.optim class called `name`.
 
     Raises:
-        UnknownName: there is none, or it cannot train quantized weights.
+        UnknownName: there is none that can train quantized weights.
     """
     import torch
 
-    known = {
-        key: value
-        for key, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and key != "Optimizer"
-    }
-    if name not in known or name in UNSUITABLE:
-        raise UnknownName(name, "optimizer for quantized weights", known.keys() - UNSUITABLE.keys())
-    return known[name]
+    if name not in OPTIMIZERS:
+        raise UnknownName(name, "optimizer for quantized weights", OPTIMIZERS)
+    found: type[torch.optim.Optimizer] = getattr(torch.optim, name)
+    return found
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, keys: Scheduled) -> Any:
     """The learning-rate schedule over `optimizer`: `keys.warmup` of the steps up, the rest as `keys.schedule` says.
 
     Raises:
-        UnknownName: transformers has no schedule of that name that needs no further arguments.
-        RqatError: it needs arguments that a recipe cannot give.
+        UnknownName: there is none of that name that needs nothing but steps and warm-up.
     """
     from transformers import get_scheduler
-    from transformers.trainer_utils import SchedulerType
 
-    known = {member.value for member in SchedulerType} - NEEDS_MORE
-    if keys.schedule not in known:
-        raise UnknownName(keys.schedule, "schedule", known)
+    if keys.schedule not in SCHEDULES:
+        raise UnknownName(keys.schedule, "schedule", SCHEDULES)
     warmup = math.ceil(keys.warmup * keys.steps)
-    try:
-        return get_scheduler(keys.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=keys.steps)
-    except (TypeError, ValueError) as error:
-        raise RqatError(
-            f"schedule '{keys.schedule}' needs arguments a recipe cannot give: {error}.",
-            hint="Use cosine, linear, constant_with_warmup or polynomial.",
-        ) from error
+    return get_scheduler(keys.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=keys.steps)

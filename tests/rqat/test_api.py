@@ -178,6 +178,31 @@ def test_it_trains_in_a_plain_sft_trainer_and_resumes(folder: Path, tmp_path: Pa
     assert same(rqat.load(tmp_path / "saved", device="cpu"), unbroken)
 
 
+def test_transforms_stand_in_front_of_the_quantizer(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RQAT_PLUGINS", str(Path(__file__).parents[1] / "third_party" / "acme_rotation.py"))
+    Registry.discover()
+    try:
+        method = [{"method": "acme-rotate"}, "acme-int8", "rtn"]
+        quantized = rqat.quantize(folder, method=method, scheme="w8g32", device="cpu")
+        loaded = rqat.load(rqat.save(quantized, tmp_path / "saved"), device="cpu")
+        ids = torch.arange(3, 40)[None]
+        with torch.no_grad():
+            logits, original = quantized.model(ids).logits, tiny_model()(ids).logits
+            assert torch.equal(loaded.model(ids).logits, logits)
+        assert 0 < (logits - original).abs().max() < 0.1 * original.abs().max()
+        weight = quantized.model.get_parameter("model.layers.0.mlp.up_proj.weight").detach()
+        start = quantized.optimizer(lr=1e-3).latents()["model.layers.0.mlp.up_proj"]
+        assert 0 < (start - weight).abs().max() < 0.1 * weight.abs().max(), "latents are those of the rotated model"
+        with pytest.raises(rqat.ModelError, match="whose forward hooks no checkpoint format holds"):
+            rqat.export(loaded, tmp_path / "out")
+    finally:
+        sys.modules.pop("acme_rotation", None)
+        monkeypatch.delenv("RQAT_PLUGINS")
+        Registry.discover()
+
+
 def test_exporting_what_was_trained(quantized: rqat.QuantizedModel, tmp_path: Path) -> None:
     train(quantized, quantized.optimizer(lr=1e-2), 2)
     facts = rqat.export(quantized, tmp_path / "out", "compressed-tensors")

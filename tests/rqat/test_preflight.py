@@ -148,7 +148,8 @@ def test_batches_schedules_and_optimizers(registry: Registry, model: Path):
 def test_every_known_schedule_and_optimizer_can_be_built():
     import torch
 
-    from rqat.stages.train import OPTIMIZERS, SCHEDULES, TrainKeys
+    from rqat.optimizers import OPTIMIZERS, SCHEDULES
+    from rqat.stages.train import TrainKeys
     from rqat.train.schedule import build_schedule, optimizer_class
 
     inner = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

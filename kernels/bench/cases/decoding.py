@@ -56,7 +56,7 @@ def pack_body(model: nn.Module, bits: int) -> nn.Module:
 
 def _time(bench: Bench, name: str, bits: int) -> Iterator[Row]:
     try:
-        from rqat.packed.engine import Engine
+        from rqat.generation.engine import Engine
     except ImportError as error:
         raise Absent(f"no engine: {error}") from None
     plain: Any = random_model(bench, name)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ...contracts import Row, Source
 from ...errors import DataError, ModelError
+from ...generation.prompts import encode_examples
 from ...job import Job
 from ...model.config import read_config
 from ...model.load import load_tokenizer
 from ...stage import READ_AHEAD, Finding, Look, Step
-from ...train.data import encode_completions, encode_prompts
 from . import CalibrationKeys
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ def sequences_of(
         pack: join rows and split the stream (what is left over at its end is dropped), or one sequence per row.
     """
     stream: list[int] = []
-    for row in rows:
-        ids = tokenize(row, tokenizer)
+    for number, row in enumerate(rows, start=1):
+        ids = tokenize(row, tokenizer, f"row {number} of the calibration data")
         if not pack:
             yield ids[:tokens]
             continue
@@ -157,16 +157,10 @@ def sequences_of(
         del stream[:start]
 
 
-def tokenize(row: Row, tokenizer: transformers.PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of one row, ended by the end-of-sequence token, as training has them (see `rqat.train.data`).
-
-    A completion is put behind the opened turn of the chat template, not given to the template as a message: several
-    drop everything up to `</think>` of a message, which is most of a reasoning trace.
-    """
-    prompt = row.get("prompt", "")
-    completion = row["text"] if "text" in row else row.get("completion", "")
-    (before,), (after,) = encode_prompts(tokenizer, [prompt]), encode_completions(tokenizer, [prompt], [completion])
-    return [*before, *after]
+def tokenize(row: Row, tokenizer: transformers.PreTrainedTokenizerBase, place: str = "a row") -> list[int]:
+    """Token ids of one row, ended by the end-of-sequence token, as training has them (see `encode_examples`)."""
+    [(prompt, after)] = encode_examples([row], tokenizer, lambda index: place)
+    return [*prompt.tokens, *after]
 
 
 def pad(sequences: list[list[int]], filler: int) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ...contracts import Task, TaskOptions
 from ...errors import RqatError
 from ...evals.harness import Evaluation, number_of_completions, run_task
+from ...generation.backend import open_model, writer_for
 from ...job import Job
 from ...model.checkpoint import load_checkpoint
-from ...model.load import default_dtype, load_model
-from ...packed.backend import writer_for, written_by
+from ...model.load import default_dtype
 from ...stage import Finding, Look, Step
 from ...storage import write_json, write_json_lines
 from . import LM_EVAL, EvaluateKeys
@@ -64,7 +64,6 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 partial=work / PARTIAL_FILE,
                 report=bar.update,
                 writer=writer,
-                backend=written_by(writer),
             )
             bar.update(total, f"{found.results['accuracy']:.1%} correct")
     for note in found.results["notes"]:
@@ -100,7 +99,7 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
 def load_variant(job: Job, step: Step) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """The model a step evaluates: the result of the step it starts from, else the plan's model as it is."""
     if "start" not in step.inputs:
-        return load_model(job.plan.model, device=job.device, offline=job.offline, quantizable=False)
+        return open_model(job.plan.model, device=job.device, offline=job.offline)
     dtype = default_dtype(job.device, job.plan.model.dtype)
     loaded = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
     return loaded.model, loaded.tokenizer

@@ -27,18 +27,20 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """
     from transformers import set_seed
 
+    from ...generation.backend import writer_for
+    from ...generation.complete import Generator, sample
+    from ...generation.prompts import Prompt
+    from ...generation.sampling import Sampling, context_length
     from ...model.checkpoint import load_checkpoint
     from ...model.load import default_dtype
-    from ...packed.backend import writer_for
     from ...quiet import quiet_training
-    from ...train.data import context_of, prepare_rows
+    from ...train.data import prepare_rows
     from ...train.gate import judge, measure, stop_if_failed
-    from ...train.rollouts import sample
 
     keys: GateSettings = step.settings  # type: ignore[assignment]
     dtype = default_dtype(job.device, job.plan.model.dtype)
     start = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
-    limit = min(keys.max_tokens, context_of(start.model))
+    limit = min(keys.max_tokens, context_length(start.model))
     with quiet_training():
         rows = prepare_rows(
             job.make(step, "source").rows(keys.data.split, keys.data.seed),
@@ -49,27 +51,26 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             seed=keys.seed,
             rollouts=True,
         ).rows
-        prompts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in rows["prompt"]]
+        prompts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in rows["prompt"]]
         room = limit - max(rows["prompt_tokens"])
         set_seed(keys.seed)
         with job.progress.task(f"gate {step.variant}", len(prompts)) as bar:
-            completions = sample(
-                start.model,
-                start.tokenizer,
-                prompts,
-                samples=keys.gate.samples,
+            sampling = Sampling(
                 max_new_tokens=min(room, keys.max_completion_tokens or room),
                 temperature=keys.temperature,
                 top_p=keys.top_p,
-                batch=keys.batch,
-                advance=bar.update,
-                writer=writer_for(start.model),
             )
+            # Completions of one prompt are written together, and stay until all have ended: see TransformersWriter.
+            together = max(1, keys.batch // keys.gate.samples) * keys.gate.samples
+            writer = writer_for(start.model, rows=together, piece=None)
+            generator = Generator(start.model, start.tokenizer, sampling, writer)
+            asked = [Prompt(str(start.tokenizer.decode(ids)), tuple(ids)) for ids in rows["prompt_ids"]]
+            completions = sample(generator, asked, keys.gate.samples, advance=bar.update)
             figures = measure(completions, rows["answer"], job.make(step, "task").grade)
             bar.update(len(prompts), f"{figures.pass_rate:.1%} correct")
     verdict = judge(figures, keys.gate)
     lines = [
-        {"prompt": prompt, "completion": c.text, "answer": answer, "tokens": c.tokens, "ended": c.ended}
+        {"prompt": prompt, "completion": c.text, "answer": answer, "tokens": len(c.tokens), "ended": c.ended}
         for prompt, answer, group in zip(prompts, rows["answer"], completions, strict=True)
         for c in group
     ]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from ...batches import UnevenBatch, sequences_at_once, split_batch
 from ...errors import ModelError, RqatError, nearest
 from ...estimate import FLOAT32, Needs, Sizes
 from ...figures import size
@@ -14,26 +15,13 @@ from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
 from ...model.config import read_config
 from ...model.hub import QUANTIZED_FILE
 from ...model.vocabulary import check_vocabularies
+from ...optimizers import OPTIMIZERS, SCHEDULES
 from ...problems import Place
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
 from ..gate import Gate, GateKeys
 
 LOGITS_COPIES = 3
 """Arrays of logits alive at once in a loss: student, teacher or softmax, gradient; objectives that chunk need less."""
-
-SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-)
-"""Schedules of transformers that need nothing but steps and warm-up."""
-
-OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop")
-"""Classes of torch.optim that take a learning rate and groups of parameters, and need no closure."""
 
 
 class TrainKeys(PluginKeys):
@@ -143,7 +131,7 @@ class Train(Stage):
         optimizer = 3 * trained * FLOAT32  # latents and two moments
         gradients = trained * sizes.width
         teacher = sizes.teacher(keys.teacher) if card.teacher else 0
-        sequences = keys.micro_batch or max(1, keys.batch // sizes.processes)
+        sequences = sequences_at_once(keys.batch, keys.micro_batch, sizes.processes)
         tokens = sequences * keys.max_tokens
         logits = LOGITS_COPIES * tokens * sizes.config.vocab * FLOAT32
         kept = tokens * sizes.width * _activations(keys, sizes)
@@ -192,14 +180,10 @@ def _lengths(step: Step, keys: TrainKeys, look: Look) -> Iterator[Finding]:
 
 def _batches(step: Step, keys: TrainKeys, processes: int) -> Iterator[Finding]:
     """Whether a batch splits into micro-batches, and over the processes."""
-    if keys.micro_batch and keys.batch % keys.micro_batch:
-        fits = ", ".join(str(n) for n in range(1, keys.batch + 1) if keys.batch % n == 0)
-        text = f"a batch of {keys.batch} does not split into micro-batches of {keys.micro_batch}."
-        yield step.finding("error", "micro_batch", text, f"Use one of {fits}.")
-    elif keys.batch % (processes * (keys.micro_batch or 1)):
-        shares = f"{processes} processes" + (f" with micro_batch {keys.micro_batch}" if keys.micro_batch else "")
-        text = f"a batch of {keys.batch} does not split over {shares}."
-        yield step.finding("error", "batch", text, f"Use a multiple of {processes * (keys.micro_batch or 1)}.")
+    try:
+        split_batch(keys.batch, keys.micro_batch, processes)
+    except UnevenBatch as error:
+        yield step.finding("error", error.key, error.message, error.hint)
 
 
 def _teacher(step: Step, keys: TrainKeys, teacher: ModelKeys, look: Look) -> Iterator[Finding]:

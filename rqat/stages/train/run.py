@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RqatError
+from ...batches import split_batch
 from ...job import Job, log
 from ...processes import Processes
 from ...stage import READ_AHEAD, Finding, Look, Step
@@ -129,11 +129,13 @@ def _train(
     from transformers import set_seed
 
     from ...contracts import Training
+    from ...generation.sampling import context_length, own_settings_hidden
     from ...quiet import quiet_training
     from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
-    from ...train.data import context_of, prepare_rows
+    from ...train.data import prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
+    from ...train.sampler_gap import sampler_gap
     from ...train.schedule import build_schedule, optimizer_class
     from ...train.teacher import load_teacher
 
@@ -146,7 +148,7 @@ def _train(
             start.tokenizer,
             steps=keys.steps,
             batch=keys.batch,
-            max_tokens=min(keys.max_tokens, context_of(start.model)),
+            max_tokens=min(keys.max_tokens, context_length(start.model)),
             seed=keys.seed,
             rollouts=card.writes,
         )
@@ -179,7 +181,7 @@ def _train(
                     step.name, processes.count, before,
                 )  # fmt: skip
                 seed += step_of(checkpoint) * max(before, processes.count)
-        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu():
+        with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu(), own_settings_hidden(start.model):
             callbacks: list[Any] = [Checkpoints(processes, optimizer.digest)]
             if processes.leads:
                 callbacks.append(Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
@@ -191,7 +193,7 @@ def _train(
                     optimizer=optimizer,
                     scheduler=build_schedule(optimizer, keys),
                     arguments=arguments,
-                    max_tokens=min(keys.max_tokens, context_of(start.model)),
+                    max_tokens=min(keys.max_tokens, context_length(start.model)),
                     teacher=teacher,
                     grade=job.make(step, "task").grade if "task" in step.parts else None,
                     callbacks=callbacks,
@@ -200,7 +202,7 @@ def _train(
             )
             _without_printing(trainer)
             if card.writes and processes.leads:
-                rows.facts["sampler_gap_nats"] = _sampler_gap(start, rows.rows["prompt"][:4])
+                rows.facts["sampler_gap_nats"] = sampler_gap(start.model, start.tokenizer, rows.rows["prompt_ids"][:4])
             set_seed(seed)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     lines = read_json_lines(work / LOG)
@@ -240,23 +242,12 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
     """Settings every TRL config takes; `batch` is that of all processes together."""
     from ...train.checkpoints import KEPT
 
-    micro = keys.micro_batch or max(1, keys.batch // processes.count)
-    if processes.count > 1 and keys.batch % (micro * processes.count):
-        shares = f"{processes.count} processes" + (f" with micro_batch {micro}" if keys.micro_batch else "")
-        raise RqatError(
-            f"train.batch is {keys.batch}, which does not split over {shares}.",
-            hint=f"Choose a batch that is a multiple of {(keys.micro_batch or 1) * processes.count}.",
-        )
-    if keys.batch % micro:
-        raise RqatError(
-            f"train.batch is {keys.batch}, which is not a multiple of micro_batch {micro}.",
-            hint="Choose a micro_batch that divides batch.",
-        )
+    micro, passes = split_batch(keys.batch, keys.micro_batch, processes.count)
     return {
         "output_dir": str(folder),
         "max_steps": keys.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": keys.batch // (micro * processes.count),
+        "gradient_accumulation_steps": passes,
         "learning_rate": keys.lr,
         "max_grad_norm": keys.max_grad_norm,
         "seed": keys.seed,
@@ -276,13 +267,6 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
         "dataloader_pin_memory": False,
         **processes.arguments(device),
     }
-
-
-def _sampler_gap(start: Checkpoint, prompts: list[Any]) -> float:
-    from ...train.rollouts import sampler_gap
-
-    texts = [prompt if isinstance(prompt, str) else prompt[0]["content"] for prompt in prompts]
-    return sampler_gap(start.model, start.tokenizer, texts)
 
 
 def _without_printing(trainer: transformers.Trainer) -> None:

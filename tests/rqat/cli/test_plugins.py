@@ -147,6 +147,13 @@ def test_a_path_where_no_plugin_is(tmp_path: Path) -> None:
     assert "Python can import" in rqat_command("plan", "x", "--plugin", "not-a-name.py", cwd=tmp_path).stderr
 
 
+def test_a_broken_part_of_a_plugin_given_by_its_path_is_told_and_the_others_work(tmp_path: Path) -> None:
+    (tmp_path / "acme_half.py").write_text(ACME + "    register('bad', rollouts=True)\n" + COMMAND)
+    done = rqat_command("greet", "--plugin", "acme_half.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+    assert "Warning: acme_half (acme_half.py): register_quantizers: 'rollouts' is not a keyword" in done.stderr
+
+
 def test_spawned_processes_find_a_plugin_given_by_its_path(acme: Path, tmp_path: Path) -> None:
     (tmp_path / "spawning.py").write_text(
         "import multiprocessing, sys\n"

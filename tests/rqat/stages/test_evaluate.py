@@ -43,7 +43,7 @@ def test_results_and_samples(job):
     assert results == json.loads(json.dumps(facts))
     assert {"task": "arith", "variant": "bf16", "n": 6}.items() <= results.items()
     assert results["correct"] + results["wrong"] + results["unverifiable"] == 6
-    assert {"accuracy", "low", "high", "seconds", "prompt_hash", "lm_eval"} <= results.keys()
+    assert {"accuracy", "low", "high", "seconds", "prompt_hash", "backend"} <= results.keys()
     assert len(rows) == 6
     assert {"prompt", "completion", "answer", "verdict", "tokens"} <= rows[0].keys()
     assert sorted(path.name for path in job.workdir(step).iterdir()) == ["results.json", "samples.jsonl"]

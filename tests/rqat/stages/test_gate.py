@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
+from rqat.contracts import Completion
 from rqat.errors import RqatError
 from rqat.stages.gate import GateKeys
 from rqat.stages.gate import run as gate
 from rqat.storage import read_json
 from rqat.train.gate import judge, measure
-from rqat.train.rollouts import Completion
 from tests.training import train_step, write_start
 
 
 def completions(*texts: str) -> list[Completion]:
-    return [Completion(text, len(text), text.endswith(".")) for text in texts]
+    return [Completion(text, tuple(range(len(text))), text.endswith("."), 9) for text in texts]
 
 
 def exact(completion: str, answer: str) -> Any:

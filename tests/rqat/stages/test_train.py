@@ -245,7 +245,7 @@ def test_divergence_names_the_step_and_keeps_the_last_checkpoint(root: Path, mon
     ("changes", "error", "message"),
     [
         ({"max_tokens": 4}, DataError, "longer than max_tokens=4"),
-        ({"micro_batch": 3}, RqatError, "not a multiple of micro_batch 3"),
+        ({"micro_batch": 3}, RqatError, "does not split into micro-batches of 3"),
         ({"optimizer": "AdmW"}, UnknownName, "Did you mean 'AdamW'"),
         ({"optimizer": "LBFGS"}, UnknownName, "not an optimizer"),
         ({"schedule": "cosin"}, UnknownName, "Did you mean 'cosine'"),

@@ -9,7 +9,7 @@ import pytest
 
 from rqat.contracts import Row
 from rqat.errors import DataError
-from rqat.train.data import IGNORED, encode_prompts, prepare_rows
+from rqat.train.data import IGNORED, prepare_rows
 from tests.tiny import tiny_tokenizer
 from tests.training import Sums
 
@@ -51,7 +51,6 @@ def test_a_chat_template_wraps_the_prompt() -> None:
     rows = prepare_rows([{"prompt": "hi", "completion": "yo"}], tokenizer, steps=1, batch=1, max_tokens=20, seed=0).rows
     assert tokenizer.decode(rows[0]["input_ids"]) == "[hi]>yo<eos>"
     assert rows[0]["prompt"] == [{"role": "user", "content": "hi"}]
-    assert tokenizer.decode(encode_prompts(tokenizer, ["hi"])[0]) == "[hi]>"
 
 
 @pytest.mark.parametrize("completion", ["<think>\n1+1</think>2", "1+1</think>2"])
@@ -116,7 +115,7 @@ def test_long_rows_are_dropped_and_counted() -> None:
 
 def test_rollouts_keep_prompts_and_answers_only() -> None:
     prepared = prepare_rows(endless(), tiny_tokenizer(), steps=2, batch=4, max_tokens=100, seed=0, rollouts=True)
-    assert set(prepared.rows.column_names) == {"prompt", "answer", "prompt_tokens"}
+    assert set(prepared.rows.column_names) == {"prompt", "answer", "prompt_tokens", "prompt_ids"}
 
 
 @pytest.mark.parametrize(

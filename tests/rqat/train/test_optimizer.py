@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rqat.errors import ModelError, NumericsError, RqatError, RunError
+from rqat.optimizers import OPTIMIZERS, UNSUITABLE
 from rqat.scheme import Scheme
 from rqat.train.optimizer import QuantizedOptimizer
 from rqat_kernels.grid import dequantize, snap_scale
@@ -141,6 +142,11 @@ def test_gradients_may_be_accumulated_over_micro_batches() -> None:
         torch.testing.assert_close(states[0][name], states[1][name], rtol=0, atol=1e-12)
 
 
+def test_every_optimizer_of_torch_is_known_to_fit_or_not() -> None:
+    found = {name for name, it in vars(torch.optim).items() if isinstance(it, type) and name != "Optimizer"}
+    assert found == {*OPTIMIZERS, *UNSUITABLE}
+
+
 class SGD(torch.optim.SGD):
     """With a momentum that must survive, too; treated by its name as torch's own."""
 
@@ -149,7 +155,7 @@ class SGD(torch.optim.SGD):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("inner", [torch.optim.AdamW, SGD, torch.optim.Adafactor])
+@pytest.mark.parametrize("inner", [SGD if name == "SGD" else getattr(torch.optim, name) for name in OPTIMIZERS])
 def test_resume_is_bit_equal(inner: type[torch.optim.Optimizer], device: str) -> None:
     scheme = SCHEMES[0]
     model, optimizer = built(scheme, device=device, inner=inner)

@@ -143,10 +143,10 @@ def test_killed_it_goes_on_with_the_same_bytes_or_in_another_number(
     [
         (
             {"batch": 5},
-            "train.batch is 5, which does not split over 2 processes. Choose a batch that is a multiple of 2",
+            "a batch of 5 does not split over 2 processes. Use a multiple of 2.",
         ),
-        ({"batch": 6, "micro_batch": 2}, "over 2 processes with micro_batch 2. Choose a batch that is a multiple of 4"),
-        ({"batch": 1}, "train.batch is 1, which does not split over 2 processes"),
+        ({"batch": 6, "micro_batch": 2}, "over 2 processes with micro_batch 2. Use a multiple of 4."),
+        ({"batch": 1}, "a batch of 1 does not split over 2 processes"),
     ],
 )
 def test_a_batch_that_does_not_split_is_refused(root: Path, keys: dict[str, Any], told: str) -> None:

@@ -15,14 +15,19 @@ from typer.testing import CliRunner
 from rqat.cli.app import build
 from rqat.errors import ModelError
 from rqat.evals import harness
+from rqat.generation import backend
+from rqat.generation.backend import writer_for
+from rqat.generation.complete import Generator, sample
+from rqat.generation.engine import Engine
+from rqat.generation.prompts import encode_prompts
+from rqat.generation.sampling import Sampling
+from rqat.generation.transformers_writer import TransformersWriter
 from rqat.job import Job
-from rqat.packed import backend
-from rqat.packed.backend import writer_for, written_by
-from rqat.packed.engine import Engine
 from rqat.registry import Registry
 from rqat.stages.evaluate import run as evaluate
 from rqat.stages.evaluate.command import eval_plan
-from rqat.train.rollouts import sample
+from rqat_kernels.grid import fit_minmax, quantize
+from rqat_kernels.packed_linear import PackedLinear
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -36,15 +41,19 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_engine_on_cuda_and_transformers_on_the_cpu(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(writer_for(model), Engine)
-    assert writer_for(model, "transformers") is None
+    assert isinstance(writer_for(model, "transformers"), TransformersWriter)
     monkeypatch.setattr(type(model), "device", torch.device("cpu"))
-    assert writer_for(model) is None
+    assert isinstance(writer_for(model), TransformersWriter)
     assert isinstance(writer_for(model, "packed"), Engine)
 
 
 def test_names_in_results(model: Any) -> None:
-    writer = writer_for(model)
-    assert [written_by(writer), written_by(None), written_by(writer, "packed")] == ["engine", "transformers", "packed"]
+    assert [writer_for(model).name, writer_for(model, "transformers").name] == ["engine", "transformers"]
+    layer = model.model.layers[0].mlp.up_proj
+    scale, zero = fit_minmax(layer.weight, 4, 3, symmetric=False)
+    codes = quantize(layer.weight, scale, zero, 3)
+    model.model.layers[0].mlp.up_proj = PackedLinear.from_codes(codes, scale, zero, 2, None)
+    assert writer_for(model).name == "packed"
 
 
 class Other(nn.Module):
@@ -61,18 +70,37 @@ def another_layer(model: Any) -> None:
     model.model.layers[0].mlp.up_proj = Other()
 
 
+def without_weight(model: Any) -> None:
+    """As compressed-tensors leaves a layer: of torch's own class, the weight gone, another `forward`."""
+    layer = model.model.layers[0].mlp.up_proj
+    weight = layer.weight
+    del layer.weight
+    layer.forward = lambda x: nn.functional.linear(x, weight)
+
+
+def with_hook(model: Any) -> None:
+    model.model.layers[0].mlp.up_proj.register_forward_pre_hook(lambda module, inputs: None)
+
+
+def with_hook_around(model: Any) -> None:
+    model.model.layers[0].self_attn.register_forward_hook(lambda module, inputs, output: None)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (another_family, "its family is gemma"),
         (another_layer, "model.layers.0.mlp.up_proj is a Other"),
+        (without_weight, "model.layers.0.mlp.up_proj is a Linear without a weight"),
+        (with_hook, "model.layers.0.mlp.up_proj is a Linear with hooks"),
+        (with_hook_around, "model.layers.0.self_attn has hooks"),
         (lambda model: model.float(), "The model is in float32"),
     ],
 )
 def test_others_are_left_to_transformers(model: Any, change: Any, says: str, caplog: pytest.LogCaptureFixture) -> None:
     change(model)
     with caplog.at_level(logging.WARNING, "rqat"):
-        assert writer_for(model) is None
+        assert isinstance(writer_for(model), TransformersWriter)
     [line] = caplog.messages
     assert line.startswith("Completions are written by transformers' generate")
     assert says in line
@@ -88,7 +116,7 @@ def test_no_memory_for_the_engine(
 ) -> None:
     monkeypatch.setattr(backend, "Engine", no_memory)
     with caplog.at_level(logging.WARNING, "rqat"):
-        assert writer_for(model) is None
+        assert isinstance(writer_for(model), TransformersWriter)
     assert "too little memory" in caplog.text
 
 
@@ -161,23 +189,26 @@ def test_out_of_memory_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ModelError, match="Out of memory while generating 2 completions") as found:
         evaluate.run(job, job.plan.steps[0])
     assert "smaller batch: 1" in str(found.value.hint)
-    written = Engine(tiny_model())
-    settings: dict[str, Any] = {"samples": 2, "max_new_tokens": 5, "temperature": 1.0, "writer": written}
-    with pytest.raises(ModelError, match="Out of memory while sampling completions of up to 5 tokens") as found:
-        sample(tiny_model(), tiny_tokenizer(), ["1+1="], **settings)
+    with pytest.raises(ModelError, match="Out of memory while generating 2 completions of up to 5 tokens") as found:
+        sampled(tiny_model(), Engine(tiny_model()), ["1+1="], 2, Sampling(5, 1.0))
     assert found.value.hint
+
+
+def sampled(model: Any, writer: Any, texts: list[str], samples: int, sampling: Sampling, **more: Any) -> Any:
+    tokenizer = tiny_tokenizer()
+    prompts = encode_prompts([{"prompt": text} for text in texts], tokenizer)
+    return sample(Generator(model, tokenizer, sampling, writer), prompts, samples, **more)
 
 
 def test_the_gates_samples_in_the_order_of_the_prompts() -> None:
     """So cold that sampling is greedy: then the samples are those of transformers, several of each prompt."""
     prompts = ["1+1=", "what is 12+34? ", "9="]
-    settings: dict[str, Any] = {"samples": 3, "max_new_tokens": 6, "temperature": 1e-4}
     done: list[int] = []
     model = tiny_model()
-    expected = sample(model, tiny_tokenizer(), prompts, **settings)
-    found = sample(model, tiny_tokenizer(), prompts, **settings, advance=done.append, writer=Engine(model))
+    expected = sampled(model, TransformersWriter(model, rows=6, piece=None), prompts, 3, Sampling(6, 1e-4))
+    found = sampled(model, Engine(model), prompts, 3, Sampling(6, 1e-4), advance=done.append)
     assert found == expected
-    assert done[-1] == 3
+    assert done == sorted(done)
 
 
 def test_commands_say_who_wrote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,18 +4,17 @@ import pytest
 import torch
 
 from rqat.errors import DataError
-from rqat.evals import generate
-from rqat.evals.generate import (
-    Generator,
-    Sampling,
-    complete_all,
-    context_length,
-    encode,
-    is_looping,
-    plan_batches,
-    prompt_hash,
-)
+from rqat.generation.complete import Generator, complete_all, plan_batches
+from rqat.generation.loops import is_looping
+from rqat.generation.prompts import encode_prompts
+from rqat.generation.sampling import Sampling, context_length
+from rqat.generation.transformers_writer import TransformersWriter
 from tests.tiny import tiny_model, tiny_tokenizer
+
+
+def encode(texts, tokenizer, chat="auto"):
+    return encode_prompts([{"prompt": text} for text in texts], tokenizer, chat)
+
 
 TEXTS = ["1+2=", "a much longer prompt than the first one", "?", "12*12", "Mia has 3 shells."]
 
@@ -40,17 +39,16 @@ def greedy_by_hand(model, prompt, ends, limit):
     return tokens[len(prompt.tokens) :]
 
 
-@pytest.mark.parametrize("piece", [1, 5, 32])
-def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer, piece, monkeypatch):
-    monkeypatch.setattr(generate, "PIECE_TOKENS", piece)
+@pytest.mark.parametrize("piece", [1, 5, 32, None])
+def test_a_batch_gives_what_each_prompt_gives_alone(model, tokenizer, piece):
     prompts = encode(TEXTS, tokenizer)
-    generator = Generator(model, tokenizer, Sampling(12))
+    generator = Generator(model, tokenizer, Sampling(12), TransformersWriter(model, piece=piece))
     # A common token ends completions too, so that they leave the batch at different times.
     generator.ends |= {greedy_by_hand(model, prompts[0], generator.ends, 12)[2]}
     together = generator.complete(prompts, 12, seed=0)
     for prompt, completion in zip(prompts, together, strict=True):
         tokens = greedy_by_hand(model, prompt, generator.ends, 12)
-        assert completion.tokens == len(tokens)
+        assert completion.tokens == tuple(tokens)
         assert completion.text == tokenizer.decode(tokens, skip_special_tokens=True)
         assert completion.truncated == (tokens[-1] not in generator.ends)
 
@@ -85,7 +83,7 @@ def test_an_end_token_ends_a_completion(model, tokenizer):
     tokens = greedy_by_hand(model, prompts[0], frozenset(), 12)
     generator.ends = frozenset({tokens[3]})
     completion = generator.complete(prompts[:1], 12, seed=0)[0]
-    assert completion.tokens == tokens.index(tokens[3]) + 1
+    assert len(completion.tokens) == tokens.index(tokens[3]) + 1
     assert not completion.truncated
 
 
@@ -143,22 +141,6 @@ def test_progress_counts_up_to_every_prompt(model, tokenizer):
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1][0] == len(TEXTS)
     assert told[-1][1].endswith("tok/s")
-
-
-def test_chat_template_is_used_when_there_is_one():
-    tokenizer = tiny_tokenizer()
-    plain = encode(["hi"], tokenizer)
-    assert encode(["hi"], tokenizer, "no") == plain
-    with pytest.raises(DataError, match="has none"):
-        encode(["hi"], tokenizer, "yes")
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
-    )
-    assert encode(["hi"], tokenizer)[0].text == "[hi]>"
-    assert encode(["hi"], tokenizer, "no") == plain
-    assert prompt_hash(encode(["hi"], tokenizer)) != prompt_hash(plain)
-    with pytest.raises(DataError, match="Problem 1 has an empty prompt"):
-        encode(["hi", ""], tokenizer, "no")
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,14 @@ import transformers
 from torch import nn
 
 from rqat import ModelError
-from rqat.evals.generate import Generator, Sampling, complete_all, encode, plan_batches
+from rqat.generation import engine as module
+from rqat.generation.complete import Generator, complete_all, plan_batches
+from rqat.generation.engine import Engine, Mode, draw
+from rqat.generation.prompts import encode_prompts
+from rqat.generation.sampling import Sampling
+from rqat.generation.writer import Written
 from rqat.keys import ModelKeys
 from rqat.model.load import load_model
-from rqat.packed import engine as module
-from rqat.packed.engine import Engine
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 from rqat_kernels.packed_linear import PackedLinear
 
@@ -77,6 +80,10 @@ def pack(model: Any, bits: int, group: int) -> None:
             model.set_submodule(name, PackedLinear.from_codes(codes, scale, zero, bits, layer.bias))
 
 
+def tokens(written: Sequence[Written]) -> list[list[int]]:
+    return [one.tokens for one in written]
+
+
 def random_prompts(lengths: Sequence[int], vocab: int = 96) -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(vocab, (length,), generator=generator).tolist() for length in lengths]
@@ -104,7 +111,7 @@ def test_greedy_tokens_are_those_of_transformers(family: str, packed: bool) -> N
     ends = frozenset({by_hand(model, prompts[0], 9)[-1]})
     expected = [by_hand(model, prompt, 12, ends) for prompt in prompts]
     assert len({len(tokens) for tokens in expected}) > 1
-    assert Engine(model, rows=2).write(prompts, 12, ends=ends) == expected
+    assert tokens(Engine(model, rows=2).write(prompts, 12, ends=ends)) == expected
     assert [by_hand(model, prompt, 12, ends) for prompt in prompts] == expected  # the model is as it was
 
 
@@ -113,9 +120,9 @@ def test_the_cache_grows_and_what_it_held_before_does_not_matter() -> None:
     engine = Engine(model)
     for lengths, limit in (([2], 1), ([5, 9], 3), ([200], 10), ([1, 1, 1], 300), ([4], 2)):
         prompts = random_prompts(lengths)
-        assert engine.write(prompts, limit) == [by_hand(model, prompt, limit) for prompt in prompts]
+        assert tokens(engine.write(prompts, limit)) == [by_hand(model, prompt, limit) for prompt in prompts]
     engine.release()
-    assert engine.write(prompts, limit) == [by_hand(model, prompts[0], limit)]
+    assert tokens(engine.write(prompts, limit)) == [by_hand(model, prompts[0], limit)]
     assert engine.write([], 5) == []
 
 
@@ -123,7 +130,7 @@ def test_every_prompt_may_have_a_limit_of_its_own() -> None:
     model = random_model("qwen3")
     prompts, limits = random_prompts([5, 3, 9]), [4, 11, 1]
     expected = [by_hand(model, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
-    assert Engine(model, rows=2).write(prompts, limits) == expected
+    assert tokens(Engine(model, rows=2).write(prompts, limits)) == expected
     with pytest.raises(ValueError, match="shorter"):
         Engine(model).write(prompts, [4, 11])
 
@@ -156,7 +163,7 @@ class Eager(dict[Any, Any]):
         super().__init__()
         self.engine = engine
 
-    def __missing__(self, key: tuple[int, str]) -> Any:
+    def __missing__(self, key: tuple[int, Mode]) -> Any:
         class Step:
             def replay(step) -> None:
                 assert self.engine._state is not None
@@ -170,7 +177,7 @@ def test_tokens_are_told_and_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(random_model("qwen3"))
     told: list[tuple[int, int]] = []
     streamed: list[int] = []
-    [found] = engine.write(random_prompts([4]), 6, tell=lambda *now: told.append(now), stream=streamed.extend)
+    [(found, _)] = engine.write(random_prompts([4]), 6, tell=lambda *now: told.append(now), stream=streamed.extend)
     assert streamed == found
     assert told[-1] == (1, 6)
     assert told == sorted(told)
@@ -182,12 +189,16 @@ def test_sampling_follows_the_seed_and_the_distribution() -> None:
 
     def sampled(seed: int, **settings: float) -> list[list[int]]:
         torch.manual_seed(seed)
-        return engine.write(prompts, 20, **settings)  # type: ignore[arg-type]
+        return tokens(engine.write(prompts, 20, **settings))  # type: ignore[arg-type]
 
     assert sampled(0, temperature=1.0) == sampled(0, temperature=1.0)
     assert sampled(0, temperature=1.0) != sampled(1, temperature=1.0)
-    assert sampled(0, temperature=1e-4) == engine.write(prompts, 20)
-    assert sampled(0, temperature=1.0, top_p=1e-6) == engine.write(prompts, 20)
+    assert sampled(0, temperature=1e-4) == tokens(engine.write(prompts, 20))
+    assert sampled(0, temperature=1.0, top_p=1e-6) == tokens(engine.write(prompts, 20))
+
+
+def chosen(engine: Engine, logits: torch.Tensor, mode: Mode) -> torch.Tensor:
+    return draw(engine._scores(logits, mode), mode)
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
@@ -196,11 +207,11 @@ def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
     logits = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4])).expand(20000, 4)
     torch.manual_seed(0)
     expected = torch.tensor([0.1, 0.2, 0.3, 0.4]) ** 2
-    drawn = engine._choose(logits, "sample").bincount(minlength=4) / 20000
+    drawn = chosen(engine, logits, Mode("sample")).bincount(minlength=4) / 20000
     torch.testing.assert_close(drawn, expected / expected.sum(), rtol=0, atol=0.02)  # five standard deviations
     engine._temperature.fill_(1.0)
     engine._top_p.fill_(0.65)
-    drawn = engine._choose(logits, "nucleus").bincount(minlength=4) / 20000
+    drawn = chosen(engine, logits, Mode("nucleus")).bincount(minlength=4) / 20000
     torch.testing.assert_close(drawn, torch.tensor([0, 0, 3 / 7, 4 / 7]), rtol=0, atol=0.02)
 
 
@@ -208,7 +219,7 @@ def test_an_evaluation_sees_the_same_completions() -> None:
     """Lengths, truncation and loops are those of the transformers path, on a model that solves its problems."""
     model, tokenizer = load_model(ModelKeys(path="builtin:tiny-reasoner"))
     texts = [f"Mia has {n} shells and finds {2 * n + 1} more. How many shells does she have?" for n in range(2, 9)]
-    prompts = encode(texts, tokenizer)
+    prompts = encode_prompts([{"prompt": text} for text in texts], tokenizer)
     sampling = Sampling(40)
     batches, _ = plan_batches(prompts, 4, sampling, 1024)
     found = []
@@ -290,7 +301,7 @@ def test_graphs_write_what_the_same_steps_write_without(settings: dict[str, floa
 
     def write(engine: Engine) -> list[list[int]]:
         torch.manual_seed(3)
-        return engine.write(prompts, 50, ends=ends, **settings)  # type: ignore[arg-type]
+        return tokens(engine.write(prompts, 50, ends=ends, **settings))  # type: ignore[arg-type]
 
     first = write(engine)
     assert engine._captured

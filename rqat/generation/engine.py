@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch import Tensor
 from rqat_kernels.decode import append_greedy
 
 from .decoder import Cache, Decoder
+from .sampling import until_end
+from .writer import REPORT_SECONDS, Written, limits_of
 
 if TYPE_CHECKING:
     import transformers
@@ -39,7 +41,12 @@ ROUNDING = 256
 CACHE_SHARE = 0.85
 """Of the free memory, how much the cache may take."""
 
-REPORT_SECONDS = 0.5
+
+class Mode(NamedTuple):
+    """How the next token is chosen, and whether it is said how likely it was: what a captured step depends on."""
+
+    choice: Literal["greedy", "sample", "nucleus"]
+    logprobs: bool = False
 
 
 @dataclass
@@ -52,6 +59,7 @@ class _Row:
     most: int
     position: int
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -60,18 +68,20 @@ class _State:
 
     Attributes:
         tokens: `(S, P)` of every slot, prompts and completions.
+        logprobs: `(S, P)` float32, of the tokens that were chosen, where asked for.
         slots, positions, advance: `(B,)`, of every row; `advance` is 0 for rows that only fill up.
     """
 
     cache: Cache
     tokens: Tensor
+    logprobs: Tensor
     slots: Tensor
     positions: Tensor
     advance: Tensor
 
 
 class Engine:
-    """Writes completions with a dense decoder, packed or not.
+    """A `Writer` with a dense decoder, on packed weights or on plain ones.
 
     Args:
         model: of one of rqat's families, in eval mode, on its device.
@@ -90,9 +100,14 @@ class Engine:
         self.graphs = self.device.type == "cuda" if graphs is None else graphs
         self.rows = min(rows, SIZES[-1])
         self._state: _State | None = None
-        self._captured: dict[tuple[int, str], torch.cuda.CUDAGraph] = {}
+        self._captured: dict[tuple[int, Mode], torch.cuda.CUDAGraph] = {}
         self._temperature = torch.ones((), device=self.device)
         self._top_p = torch.ones((), device=self.device)
+
+    @property
+    def name(self) -> str:
+        """What results call it: "packed", or "engine" on plain weights."""
+        return "packed" if self.decoder.packed else "engine"
 
     @torch.inference_mode()
     def write(
@@ -103,33 +118,27 @@ class Engine:
         temperature: float = 0.0,
         top_p: float = 1.0,
         ends: frozenset[int] = frozenset(),
+        logprobs: bool = False,
         tell: Callable[[int, int], None] | None = None,
         stream: Callable[[list[int]], None] | None = None,
-    ) -> list[list[int]]:
-        """New tokens of every prompt: up to `max_new_tokens`, or to the first of `ends`, which is the last one then.
-
-        Args:
-            max_new_tokens: of all, or of each.
-            temperature: 0 is greedy; else tokens are drawn with torch's global generators.
-            top_p: nucleus sampling bound (arXiv 1904.09751).
-            tell: called now and then with the number of finished completions and of new tokens.
-            stream: receives the tokens of a single prompt as they are written.
+    ) -> list[Written]:
+        """See `Writer`.
 
         Raises:
             torch.OutOfMemoryError: there is no room for the cache of a single row.
         """
-        mode = "greedy" if temperature <= 0 else "nucleus" if top_p < 1 else "sample"
-        if mode != "greedy":
+        mode = Mode("greedy" if temperature <= 0 else "nucleus" if top_p < 1 else "sample", logprobs)
+        if temperature > 0:
             self._temperature.fill_(temperature)
             self._top_p.fill_(top_p)
         piece = PIECE if self.graphs else 1
-        most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        most = limits_of(prompts, max_new_tokens)
         longest = max((len(prompt) + new for prompt, new in zip(prompts, most, strict=True)), default=0)
         state = self._room(min(len(prompts), self.rows), longest + piece)
         free = list(range(len(state.tokens) - 1))[: self.rows]
         slots = len(free)
         waiting = deque(range(len(prompts)))
-        finished: list[list[int]] = [[] for _ in prompts]
+        finished = [Written([], [] if logprobs else None) for _ in prompts]
         active: list[_Row] = []
         count, done, told = 0, 0, time.perf_counter()
         while waiting or active:
@@ -139,14 +148,15 @@ class Engine:
             left = max(row.start + row.most - 1 - row.position for row in active)
             self._advance(active, min(piece, left), state, mode)
             staying = []
-            for row, new in zip(active, self._read(active, state), strict=True):
-                fresh = _until_end(new[: row.most - len(row.tokens)], ends)
+            for row, new, likely in zip(active, *self._read(active, state, mode), strict=True):
+                fresh = until_end(new[: row.most - len(row.tokens)], ends)
                 row.tokens += fresh
+                row.logprobs += likely[: len(fresh)]
                 count += len(fresh)
                 if stream:
                     stream(fresh)
                 if len(row.tokens) == row.most or row.tokens[-1] in ends:
-                    finished[row.index] = row.tokens
+                    finished[row.index] = Written(row.tokens, row.logprobs if logprobs else None)
                     free.append(row.slot)
                     done += 1
                 else:
@@ -183,7 +193,8 @@ class Engine:
             slots = max(1, min(slots, fitting - 1))
         numbers = [torch.zeros(SIZES[-1], dtype=torch.long, device=self.device) for _ in range(3)]
         tokens = torch.zeros(slots + 1, positions, dtype=torch.long, device=self.device)
-        self._state = _State(self.decoder.make_cache(slots + 1, positions), tokens, *numbers)
+        likely = torch.zeros(tokens.shape, device=self.device)
+        self._state = _State(self.decoder.make_cache(slots + 1, positions), tokens, likely, *numbers)
         return self._state
 
     def _join(
@@ -193,7 +204,7 @@ class Engine:
         waiting: deque[int],
         free: list[int],
         state: _State,
-        mode: str,
+        mode: Mode,
     ) -> list[_Row]:
         """Gives free slots to prompts that wait, reads those prompts and chooses their first tokens."""
         joined: list[_Row] = []
@@ -212,11 +223,11 @@ class Engine:
             lengths = torch.tensor([row.start for row in some], device=self.device)
             slots = torch.tensor([row.slot for row in some], device=self.device)
             logits = self.decoder.prefill(tokens, lengths, slots, state.cache)
-            state.tokens[slots, lengths] = self._choose(logits, mode)
+            self._choose(logits, state, slots, lengths, mode)
             joined += some
         return joined
 
-    def _place(self, active: Sequence[_Row], state: _State, mode: str) -> None:
+    def _place(self, active: Sequence[_Row], state: _State, mode: Mode) -> None:
         """Writes down on the device which rows there are; captures their step if it was not yet."""
         size = self._size(len(active))
         if self.graphs and size:
@@ -233,7 +244,7 @@ class Engine:
             for target, source in zip((state.slots, state.positions, state.advance), found, strict=True):
                 target[:size] = source
 
-    def _advance(self, active: Sequence[_Row], steps: int, state: _State, mode: str) -> None:
+    def _advance(self, active: Sequence[_Row], steps: int, state: _State, mode: Mode) -> None:
         """Computes the next tokens of all rows, `steps` times."""
         size = self._size(len(active))
         for _ in range(steps):
@@ -244,21 +255,25 @@ class Engine:
         for row in active:
             row.position += steps
 
-    def _read(self, active: Sequence[_Row], state: _State) -> list[list[int]]:
-        """What every row has been given since it was last looked at."""
+    def _read(self, active: Sequence[_Row], state: _State, mode: Mode) -> tuple[list[list[int]], list[list[float]]]:
+        """Tokens that every row has been given since it was last looked at, and their log-probabilities if any."""
         seen = [row.start + len(row.tokens) for row in active]
         longest = max(row.position + 1 - first for row, first in zip(active, seen, strict=True))
         place = torch.tensor(seen, device=self.device)[:, None] + torch.arange(longest, device=self.device)
         slots = torch.tensor([row.slot for row in active], device=self.device)
-        found = state.tokens[slots[:, None], place.clamp_(max=state.tokens.shape[1] - 1)].tolist()
-        return [new[: row.position + 1 - first] for row, first, new in zip(active, seen, found, strict=True)]
+        where = slots[:, None], place.clamp_(max=state.tokens.shape[1] - 1)
+        counts = [row.position + 1 - first for row, first in zip(active, seen, strict=True)]
+        tokens = [new[:count] for new, count in zip(state.tokens[where].tolist(), counts, strict=True)]
+        if not mode.logprobs:
+            return tokens, [[] for _ in active]
+        return tokens, [new[:count] for new, count in zip(state.logprobs[where].tolist(), counts, strict=True)]
 
     def _size(self, rows: int) -> int:
         if not self.graphs:
             return rows
         return next((size for size in SIZES if size >= rows), rows) if rows else 0
 
-    def _graph(self, size: int, state: _State, mode: str) -> None:
+    def _graph(self, size: int, state: _State, mode: Mode) -> None:
         """Captures the step of `size` rows; the rows meanwhile all write into the spare slot."""
         if (size, mode) in self._captured:
             return
@@ -281,34 +296,43 @@ class Engine:
         torch.cuda.set_rng_state(random, self.device)
         self._captured[size, mode] = graph
 
-    def _step(self, size: int, state: _State, mode: str) -> None:
+    def _step(self, size: int, state: _State, mode: Mode) -> None:
         """One token more for the first `size` rows: all of it on the device."""
         slots, positions = state.slots[:size], state.positions[:size]
         advance = state.advance[:size]
         logits = self.decoder.step(state.tokens, positions, slots, state.cache)
-        if mode == "greedy":
+        if mode == Mode("greedy"):
             append_greedy(logits, state.tokens, slots, positions, advance)
         else:
-            chosen = self._choose(logits, mode)
             positions += advance
-            state.tokens[slots, positions] = chosen
+            self._choose(logits, state, slots, positions, mode)
 
-    def _choose(self, logits: Tensor, mode: str) -> Tensor:
-        """Next tokens `(B,)` for `logits (B, V)`."""
-        if mode == "greedy":
-            return logits.argmax(dim=-1)
+    def _choose(self, logits: Tensor, state: _State, slots: Tensor, positions: Tensor, mode: Mode) -> None:
+        """Writes the next tokens for `logits (B, V)` down at `positions (B,)` of `slots (B,)`."""
+        scores = self._scores(logits, mode)
+        chosen = draw(scores, mode)
+        state.tokens[slots, positions] = chosen
+        if mode.logprobs:
+            likely = scores.float().log_softmax(dim=-1).gather(-1, chosen[:, None]).squeeze(-1)
+            state.logprobs[slots, positions] = likely
+
+    def _scores(self, logits: Tensor, mode: Mode) -> Tensor:
+        """Logits `(B, V)` of the distribution that is drawn from; those of the model itself when nothing is drawn."""
+        if mode.choice == "greedy":
+            return logits
         scores = logits.float() / self._temperature
-        if mode == "nucleus":
-            ordered, order = scores.sort(dim=-1)
-            below = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - self._top_p
-            below[:, -1] = False
-            scores = scores.masked_fill(torch.empty_like(below).scatter_(1, order, below), float("-inf"))
-        # The largest of p / e with exponential e is drawn with probability p.
-        chance = scores.softmax(dim=-1)
-        return (chance / torch.empty_like(chance).exponential_()).argmax(dim=-1)
+        if mode.choice == "sample":
+            return scores
+        ordered, order = scores.sort(dim=-1)
+        below = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - self._top_p
+        below[:, -1] = False
+        return scores.masked_fill(torch.empty_like(below).scatter_(1, order, below), float("-inf"))
 
 
-def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
-    """Tokens up to the first end, the end included."""
-    stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-    return tokens[: stop + 1]
+def draw(scores: Tensor, mode: Mode) -> Tensor:
+    """Tokens `(B,)` for `scores (B, V)`."""
+    if mode.choice == "greedy":
+        return scores.argmax(dim=-1)
+    # The largest of p / e with exponential e is drawn with probability p.
+    chance = scores.softmax(dim=-1)
+    return (chance / torch.empty_like(chance).exponential_()).argmax(dim=-1)

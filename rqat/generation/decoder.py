@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from rqat_kernels.decode import add_rms_norm, attend, look_up
+from rqat_kernels.packed_linear import PackedLinear
 
 from ..errors import ModelError
 from ..model.layers import FAMILIES
-from .fused import fuse, fuse_swiglu
+from ..packed.fused import fuse, fuse_swiglu, is_bare
 
 if TYPE_CHECKING:
     import transformers
@@ -74,6 +75,7 @@ class Decoder:
         self.norm: Tensor = inner.norm.weight
         self.head: Callable[[Tensor], Tensor] = model.lm_head
         self._rotary = inner.rotary_emb
+        self.packed = any(isinstance(module, PackedLinear) for module in model.modules())
         self.layers = [_layer(block, config, index) for index, block in enumerate(inner.layers)]
 
     def cache_bytes(self, positions: int) -> int:
@@ -159,11 +161,22 @@ def check_decodable(model: transformers.PreTrainedModel) -> None:
         problem = f"its activation is {config.hidden_act}, not silu"
     elif rotary not in ROTARIES:
         problem = f"its rotary embedding is of type {rotary}, not one of {', '.join(ROTARIES)}"
+    else:
+        problem = _passed_by(model)
     if problem:
         raise ModelError(
             f"'{config._name_or_path}' cannot be decoded by the packed backend: {problem}.",
             hint="Use --backend transformers.",
         )
+
+
+def _passed_by(model: Any) -> str:
+    """What the decoder would leave out without a word: hooks of modules that it reads from and never calls."""
+    called = {id(module) for module in model.modules() if hasattr(module, "in_features")}
+    for name, module in model.named_modules():
+        if id(module) not in called and not is_bare(module):
+            return f"{name or 'the model'} has hooks"
+    return ""
 
 
 def _layer(block: Any, config: Any, index: int) -> _Layer:

@@ -1,0 +1,108 @@
+"""Who writes completions: transformers' `generate`, or the engine, which is many times faster on CUDA."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from rqat_kernels.packed_linear import PackedLinear
+
+from ..errors import ModelError
+from ..model.config import read_config
+from ..model.load import default_dtype, load_model
+from ..packed.fused import is_bare, is_plain
+from ..packed.load import load_packed, why_not_packed
+from .engine import Engine
+from .transformers_writer import PIECE_TOKENS, TransformersWriter
+
+if TYPE_CHECKING:
+    import transformers
+
+    from ..keys import ModelKeys
+    from .writer import Writer
+
+Backend = Literal["auto", "transformers", "packed"]
+"""auto: the engine on CUDA where it knows the model, transformers elsewhere; packed: the engine, on packed weights."""
+
+log = logging.getLogger("rqat")
+
+
+def open_model(
+    keys: ModelKeys, *, device: str, offline: bool = False, backend: Backend = "auto"
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """A model to write with, and its tokenizer: an exported one on packed weights where that is asked for or better.
+
+    transformers may keep the layers of an exported checkpoint compressed, each of its own class; on CUDA, "auto" packs
+    them, if they are of a format that can be packed.
+
+    Raises:
+        ModelError: there is none, or it is damaged; the backend is "packed", and it cannot be packed.
+    """
+    if backend == "auto" and device.startswith("cuda"):
+        config = read_config(keys, offline=offline)
+        why = why_not_packed(config)
+        if not why:
+            backend = "packed"
+        elif config.quantization is not None:
+            log.warning("Layers stay as transformers loads them, which is slower: %s", why)
+    if backend == "packed":
+        dtype = default_dtype(device, keys.dtype)
+        return load_packed(keys.path, device, dtype, revision=keys.revision, offline=offline)
+    return load_model(keys, device=device, offline=offline, quantizable=False)
+
+
+def writer_for(
+    model: transformers.PreTrainedModel,
+    backend: Backend = "auto",
+    *,
+    rows: int | None = None,
+    piece: int | None = PIECE_TOKENS,
+) -> Writer:
+    """What writes completions with a model.
+
+    With "auto", a model that the engine does not know is left to transformers, and the log says why.
+
+    Args:
+        rows, piece: for transformers, see `TransformersWriter`; the engine finds room by itself.
+
+    Raises:
+        ModelError: the backend is "packed", and the engine does not know the model.
+    """
+    if backend == "packed":
+        return Engine(model)
+    plain = TransformersWriter(model, rows=rows, piece=piece)
+    if backend == "transformers" or model.device.type != "cuda":
+        return plain
+    why = ""
+    try:
+        why = _unlike_plain(model)
+        if not why:
+            return Engine(model)
+    except ModelError as error:
+        why = error.message
+    except torch.OutOfMemoryError:
+        why = "There is too little memory to put its layers side by side."
+    log.warning("Completions are written by transformers' generate, which is slower: %s", why)
+    return plain
+
+
+def _unlike_plain(model: transformers.PreTrainedModel) -> str:
+    """Why a model's layers are nothing to capture in a graph: a sentence, or nothing."""
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        return f"The model is in {str(model.dtype).removeprefix('torch.')}; the engine is for 16 bits."
+    inner: Any = model
+    for name, layer in inner.named_modules():
+        if not hasattr(layer, "in_features") or is_plain(layer):
+            continue
+        if isinstance(layer, PackedLinear) and is_bare(layer):
+            continue
+        return f"{name} is a {type(layer).__name__}{_difference(layer)}, not a plain linear layer."
+    return ""
+
+
+def _difference(layer: torch.nn.Module) -> str:
+    if type(layer) is torch.nn.Linear and layer._parameters.get("weight") is None:
+        return " without a weight"
+    return "" if is_bare(layer) else " with hooks"

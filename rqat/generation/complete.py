@@ -1,0 +1,243 @@
+"""Prompts -> completions, with what one wants to know of them: lengths, truncation, loops, unclosed thinking."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..contracts import Completion, Row
+from ..errors import DataError, ModelError
+from .loops import is_looping
+from .prompts import THINK, Prompt, encode_prompts
+from .sampling import Sampling, context_length, end_tokens, until_end
+from .transformers_writer import TransformersWriter
+from .writer import Writer
+
+if TYPE_CHECKING:
+    import transformers
+
+Report = Callable[[float, str], None]
+"""Receives how many completions are done, and a short figure such as `812 tok/s`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that are completed together.
+
+    Attributes:
+        indices: which of all prompts, shortest first.
+        max_new_tokens: what is asked for, or less where the context leaves less room.
+    """
+
+    indices: tuple[int, ...]
+    max_new_tokens: int
+
+
+class Generator:
+    """A model with its tokenizer, ready to complete batches of prompts.
+
+    Args:
+        writer: what writes with the model; None is transformers.
+    """
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        sampling: Sampling,
+        writer: Writer | None = None,
+    ) -> None:
+        self.model = model
+        self.writer = writer or TransformersWriter(model)
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.ends = end_tokens(model, tokenizer)
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        seed: int | None,
+        report: Callable[[int, int], None] | None = None,
+        *,
+        logprobs: bool = False,
+        stream: Callable[[list[int]], None] | None = None,
+    ) -> list[Completion]:
+        """Completes prompts in one call of the writer.
+
+        Args:
+            seed: of the sampling; the state of the global generators is as before afterwards. None draws from the
+                global generators as they are.
+            report: called now and then with the number of finished completions and of new tokens.
+            logprobs: keep how likely every token was.
+            stream: receives the tokens of a single prompt as they are written.
+
+        Raises:
+            ModelError: out of memory.
+        """
+        import torch
+
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        try:
+            with nullcontext() if seed is None else torch.random.fork_rng(devices=devices):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                written = self.writer.write(
+                    [prompt.tokens for prompt in prompts],
+                    max_new_tokens,
+                    temperature=self.sampling.temperature,
+                    top_p=self.sampling.top_p,
+                    ends=self.ends,
+                    logprobs=logprobs,
+                    tell=report,
+                    stream=stream,
+                )
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"Out of memory while generating {len(prompts)} completions of up to {max_new_tokens} tokens at once.",
+                hint=f"Use a smaller batch: {max(1, len(prompts) // 2)} or less; or allow fewer new tokens.",
+            ) from error
+        return [
+            completion_from(self.tokenizer, prompt, one.tokens, self.ends, max_new_tokens, one.logprobs)
+            for prompt, one in zip(prompts, written, strict=True)
+        ]
+
+
+def completion_from(
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    prompt: Prompt,
+    tokens: Sequence[int],
+    ends: frozenset[int],
+    limit: int,
+    logprobs: Sequence[float] | None = None,
+) -> Completion:
+    """What is known of new tokens; those behind the first end are left out."""
+    kept = until_end(list(tokens), ends)
+    text = str(tokenizer.decode(kept, skip_special_tokens=True))
+    opened = THINK in text or prompt.opens_thinking
+    return Completion(
+        text=text,
+        tokens=tuple(kept),
+        ended=bool(kept) and kept[-1] in ends,
+        limit=limit,
+        looping=is_looping(kept),
+        unclosed_think=opened and "</think>" not in text,
+        logprobs=None if logprobs is None else tuple(logprobs[: len(kept)]),
+    )
+
+
+def plan_batches(
+    prompts: Sequence[Prompt], size: int, sampling: Sampling, context: int
+) -> tuple[list[Batch], list[str]]:
+    """Sorts prompts by length into batches; the second result are notes for the report.
+
+    Raises:
+        DataError: a prompt leaves no room for a single new token.
+    """
+    lengths = [len(prompt.tokens) for prompt in prompts]
+    too_long = [index for index, length in enumerate(lengths) if length >= context]
+    if too_long:
+        raise DataError(
+            f"{len(too_long)} of {len(prompts)} prompts do not fit into the model's context of {context} tokens; "
+            f"the first is problem {too_long[0]} with {lengths[too_long[0]]} tokens.",
+            hint="Use a model with a longer context, or fewer or shorter problems (`limit`).",
+        )
+    order = sorted(range(len(prompts)), key=lambda index: (lengths[index], index))
+    batches = []
+    for start in range(0, len(order), size):
+        indices = tuple(order[start : start + size])
+        room = context - lengths[indices[-1]]
+        batches.append(Batch(indices, min(sampling.max_new_tokens, room)))
+    shortest = min((batch.max_new_tokens for batch in batches), default=sampling.max_new_tokens)
+    if shortest == sampling.max_new_tokens:
+        return batches, []
+    return batches, [
+        f"The context of {context} tokens leaves room for {shortest} new tokens after the longest prompt; "
+        f"{sampling.max_new_tokens} were asked for."
+    ]
+
+
+def complete_all(
+    generator: Generator, prompts: Sequence[Prompt], batches: Sequence[Batch], seed: int, report: Report | None = None
+) -> Iterator[tuple[Batch, list[Completion], float]]:
+    """Completes batch by batch; yields each with its completions and the seconds it took.
+
+    A batch's sampling depends on the seed and its own indices only, so batches may be left out and done another time.
+    """
+    done, tokens, began = 0, 0, time.perf_counter()
+    for batch in batches:
+        start = time.perf_counter()
+        before = tokens
+
+        def tell(finished: int, new: int, done: int = done, before: int = before) -> None:
+            assert report is not None
+            report(done + finished, f"{(before + new) / max(time.perf_counter() - began, 1e-9):.0f} tok/s")
+
+        chosen = [prompts[index] for index in batch.indices]
+        own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{batch.indices}".encode()).digest()[:6], "big")
+        completions = generator.complete(chosen, batch.max_new_tokens, own_seed, tell if report else None)
+        done += len(completions)
+        tokens += sum(len(completion.tokens) for completion in completions)
+        if report:
+            report(done, f"{tokens / max(time.perf_counter() - began, 1e-9):.0f} tok/s")
+        yield batch, completions, time.perf_counter() - start
+
+
+def sample(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    samples: int,
+    *,
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[list[Completion]]:
+    """`samples` completions of each prompt, in the order of the prompts, drawn from torch's global generators.
+
+    Args:
+        advance: called with the number of prompts done.
+
+    Raises:
+        ModelError: out of memory.
+    """
+    asked = [prompt for prompt in prompts for _ in range(samples)]
+    completions = generator.complete(
+        asked, generator.sampling.max_new_tokens, None, lambda done, tokens: advance(done // samples)
+    )
+    return [completions[start : start + samples] for start in range(0, len(completions), samples)]
+
+
+def complete_rows(
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    samples: int = 1,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch: int = 32,
+    writer: Writer | None = None,
+    report: Report | None = None,
+) -> list[list[Completion]]:
+    """Completions of rows' prompts, written as evaluations write them: `samples` of each row.
+
+    Args:
+        batch: completions written together.
+
+    Raises:
+        DataError: a row has no prompt, or one that does not fit into the model's context.
+        ModelError: out of memory; the chat template is broken.
+    """
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    prompts = [prompt for prompt in encode_prompts(rows, tokenizer) for _ in range(samples)]
+    batches, _ = plan_batches(prompts, batch, sampling, context_length(model))
+    found: dict[int, Any] = {}
+    for done, completions, _ in complete_all(
+        Generator(model, tokenizer, sampling, writer), prompts, batches, seed, report
+    ):
+        found.update(zip(done.indices, completions, strict=True))
+    return [[found[index] for index in range(start, start + samples)] for start in range(0, len(prompts), samples)]
