@@ -72,7 +72,9 @@ def read_data(
     seen: set[tuple[str, int]] = set()
     for step in plan.steps:
         alike = (step.stage, id(step.settings))
-        reads = None if step.name in done or alike in seen else getattr(work_of(step.stage), "read_ahead", None)
+        # What a step will read of other steps is not there yet; the sources those are made of are read in their place.
+        skipped = step.name in done or alike in seen or step.reads
+        reads = None if skipped else getattr(work_of(step.stage), "read_ahead", None)
         seen.add(alike)
         if reads is None:
             continue
@@ -152,7 +154,10 @@ def _domains(plan: Plan) -> Iterator[Finding]:
     """Data of another domain than what is evaluated."""
     learned: dict[str, str] = {}
     evaluated: dict[str, str] = {}
+    produced = {name for step in plan.steps for name in step.reads}
     for step in plan.steps:
+        if step.name in produced:  # its rows count where they are read
+            continue
         if "source" in step.parts:
             if domain := _domain(step.parts["source"]):
                 learned[stages()[step.stage].label(step)] = domain

@@ -68,7 +68,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "describe": (),
     "cut_out": (),
     "scaffold": ("registry", "cards", "cut_out", "storage", "errors"),
-    "testing": ("shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
+    "testing": ("generation", "keys", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
     "job": ("plan", "stage", "registry", "processes"),
     "works": (
         *("job", "plan", "recipe", "stage", "stages", "train", "packed", "model", "shapes", "evals", "storage"),
