@@ -17,7 +17,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +24,8 @@ from pydantic import ValidationError
 
 from .cli.models import default_device, load_any
 from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
-from .errors import ModelError, RecipeError, RqatError, RunError
+from .errors import ModelError, RecipeError, RqatError
+from .grids import part_problems, scheme_problems
 from .job import Silence
 from .keys import ModelKeys
 from .model.activations import TokenBatch
@@ -35,12 +35,12 @@ from .model.load import load_model
 from .model.transforms import Applied, apply_transforms
 from .problems import Place, problems_of
 from .registry import Registry
-from .scheme import Scheme
+from .scheme import Schemes
 from .stages import sections
 from .stages.calibrate.run import Counted, calibration_tokens
 from .stages.export.run import export_checkpoint
 from .stages.quantize.run import batches_of
-from .storage import PARTIAL, publish
+from .storage import PARTIAL, publish, writable_folder
 from .train.latents import first_latents, load_latents, save_latents
 from .train.optimizer import QuantizedOptimizer
 
@@ -96,8 +96,7 @@ class QuantizedModel:
         """Codes, scales and zero points of every quantized layer, by full name, as they are now."""
         if self.trained_by is None:
             return self._layers
-        trained = self.trained_by.quantized_layers()
-        return {name: replace(layer, scheme=self._layers[name].scheme) for name, layer in trained.items()}
+        return self.trained_by.quantized_layers()
 
     def optimizer(
         self, *, lr: float, source: str | Path | transformers.PreTrainedModel | None = None, **options: Any
@@ -119,7 +118,7 @@ class QuantizedModel:
         layers = self.layers
         if options.get("latents") is None:
             options["latents"] = self._latents(layers, source)
-        self.trained_by = QuantizedOptimizer(self.model, layers, _one_scheme(layers), lr=lr, **options)
+        self.trained_by = QuantizedOptimizer(self.model, layers, lr=lr, **options)
         return self.trained_by
 
     def _latents(self, layers: Mapping[str, QuantizedWeight], source: Any) -> Mapping[str, Any]:
@@ -147,7 +146,7 @@ def quantize(
     model: str | Path | transformers.PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     method: str | Sequence[str | Mapping[str, Any]] = "gptq",
-    scheme: str = "w2g128",
+    scheme: str | Mapping[str, str] = "w2g128",
     *,
     calibration: Calibration | None = None,
     skip: Sequence[str] = (),
@@ -162,7 +161,7 @@ def quantize(
         tokenizer: of a loaded model.
         method: name of the quantizer; or a list of transforms and a quantizer, spelled as in a recipe:
             `[{"method": "rotate", "seed": 1}, "gptq"]`.
-        scheme: spelling of the grid.
+        scheme: spelling of the grid, or a mapping of `default` and patterns to spellings, as in a recipe.
         calibration: what quantizers see activations of; see `Calibration`. Of rows, each is one sequence, cut at 512
             tokens or where the model's context ends.
         skip: shell patterns on full names of layers to leave as they are.
@@ -182,7 +181,11 @@ def quantize(
     keys = _keys("quantize", {**chosen, "skip": skip, "indivisible": indivisible, **options})
     card = registry.card("quantizer", keys.method)
     quantizer: Quantizer = registry.make(card, registry.options(card, keys.options, "quantize"))
-    grid = Scheme.parse(scheme, where="quantize: scheme")
+    schemes = Schemes.parse(scheme, where="quantize: scheme")
+    problems = [text for one in schemes.different for text in scheme_problems(registry, one, "quantize: scheme")]
+    problems += [f"quantize: {found.text} {found.hint}" for found in part_problems(registry, card, schemes.different)]
+    if problems:
+        raise RecipeError(problems)
     if quantizer.needs and calibration is None:
         raise RecipeError(
             f"quantize: method '{keys.method}' needs calibration.",
@@ -194,14 +197,13 @@ def quantize(
     batches = _batches(registry, calibration, loaded, tokenizer) if quantizer.needs and calibration is not None else []
     training = loaded.training
     layers, reports = quantize_model(
-        loaded.eval(), batches, quantizer, grid, skip=keys.skip, indivisible=keys.indivisible
+        loaded.eval(), batches, quantizer, schemes, skip=keys.skip, indivisible=keys.indivisible
     )
     loaded.train(training)
     for report in reports:
         if report.note:
             log.warning("%s: %s", report.name, report.note)
-    made = {name: replace(layer, scheme=grid) for name, layer in layers.items()}
-    return QuantizedModel(loaded, tokenizer, made, source=source, transforms=transforms)
+    return QuantizedModel(loaded, tokenizer, layers, source=source, transforms=transforms)
 
 
 def _transform(registry: Registry, spelled: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], Transform]:
@@ -222,16 +224,14 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
         RunError: the folder is not empty, the disk is full, or it is not writable.
         RqatError: the model's weights are not what `quantized.layers` stand for.
     """
-    target = _free(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite)
     partial = target.with_name(f"{target.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     layers = quantized.layers
     try:
         with quantized._as_made():
-            save_checkpoint(
-                partial, quantized.model, quantized.tokenizer, layers, _one_scheme(layers), quantized.transforms
-            )
+            save_checkpoint(partial, quantized.model, quantized.tokenizer, layers, quantized.transforms)
     except ValueError as error:
         shutil.rmtree(partial)
         raise RqatError(
@@ -254,8 +254,7 @@ def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
         ModelError: a file is missing or damaged, or was written by another version.
     """
     found = load_checkpoint(Path(folder), device=device or default_device())
-    layers = {name: replace(layer, scheme=layer.scheme or found.scheme) for name, layer in found.layers.items()}
-    return QuantizedModel(found.model, found.tokenizer, layers, folder=Path(folder), transforms=found.transforms)
+    return QuantizedModel(found.model, found.tokenizer, found.layers, folder=Path(folder), transforms=found.transforms)
 
 
 def export(
@@ -288,7 +287,7 @@ def export(
     keys = _keys("export", {"format": format, **options})
     card = registry.card("exporter", keys.format)
     exporter: Exporter = registry.make(card, registry.options(card, keys.options, "export"))
-    target = _free(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite)
 
     def written(start: Path, base: str, place: str) -> dict[str, Any]:
         return export_checkpoint(start, target, exporter, card, base=base, device=place, progress=Silence())
@@ -370,11 +369,8 @@ def _batches(
 ) -> list[TokenBatch]:
     """The tokens a quantizer's statistics are taken from."""
     context = getattr(model.config, "max_position_embeddings", None)
-    spelled: dict[str, Any]
-    if isinstance(calibration, str):
-        spelled = {"source": calibration}
-    elif isinstance(calibration, Mapping):
-        spelled = dict(calibration)
+    if isinstance(calibration, (str, Mapping)):
+        spelled = {"source": calibration} if isinstance(calibration, str) else dict(calibration)
     else:
         spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
     if "rows" in spelled:
@@ -401,21 +397,3 @@ def _keys(section: str, values: Mapping[str, Any]) -> Any:
         return kind.model_validate(dict(values))
     except ValidationError as error:
         raise RecipeError(problems_of(error, kind, Place({(): section}))) from None
-
-
-def _one_scheme(layers: Mapping[str, QuantizedWeight]) -> Scheme:
-    scheme = next(iter(layers.values())).scheme
-    assert scheme is not None
-    return scheme
-
-
-def _free(folder: Path, overwrite: bool) -> Path:
-    """The folder, if it may be written.
-
-    Raises:
-        RunError: it holds something, or is a file.
-    """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise RunError(f"'{folder}' {what}.", hint="Choose another folder, or pass overwrite=True.")
-    return folder

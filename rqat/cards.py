@@ -91,7 +91,7 @@ class Card:
     needs: tuple[Statistic, ...] = ()
     grids: tuple[str, ...] | None = ("uniform",)
     bits: tuple[int, ...] = (2, 3, 4, 8)
-    slower: float = 5.0
+    slower: float = 9.0
     teacher: bool = False
     writes: bool = False
     graded: bool = False

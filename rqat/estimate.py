@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from .errors import RqatError
 from .keys import ModelKeys
 from .model.config import ModelConfig, read_config
-from .scheme import Scheme
+from .model.layers import HEAD
+from .scheme import Scheme, Schemes
 
 FLOAT32 = 4
 
@@ -54,6 +56,21 @@ class Estimate:
         return cls(step, int(needs.memory) + LIBRARIES_BYTES, int(needs.disk), int(needs.disk + needs.extra))
 
 
+def bits_of(schemes: Mapping[str, Scheme], config: ModelConfig) -> tuple[float, float]:
+    """Bits per quantized weight, and per parameter in all, in a checkpoint for servers.
+
+    What is quantized is codes, scales and zero points; everything else, embeddings among it, has 16 bits.
+
+    Args:
+        schemes: of every quantized layer, by full name; at least one.
+    """
+    shapes = {**config.linears, **({HEAD: config.head} if config.head else {})}
+    weights = {name: math.prod(shapes[name]) for name in schemes}
+    packed = sum(scheme.bits_per_weight() * weights[name] for name, scheme in schemes.items())
+    count = sum(weights.values())
+    return packed / count, (packed + 16 * (config.parameters - count)) / config.parameters
+
+
 @dataclass(frozen=True)
 class Sizes:
     """A model's sizes: parameters, and bytes where the name does not say otherwise.
@@ -67,7 +84,7 @@ class Sizes:
 
     keys: ModelKeys
     config: ModelConfig
-    scheme: Scheme
+    scheme: Schemes
     device: str = "cpu"
     offline: bool = False
     processes: int = 1
@@ -95,7 +112,7 @@ class Sizes:
     @cached_property
     def checkpoint(self) -> int:
         """A quantized model on disk, as steps keep it."""
-        groups = sum(out * self.scheme.groups(width) for out, width in self.config.linears.values())
+        groups = sum(out * self.scheme.of(name).groups(width) for name, (out, width) in self.config.linears.items())
         return self.quantized + 5 * groups + self.rest * 2
 
     def teacher(self, keys: ModelKeys | None) -> int:

@@ -50,6 +50,8 @@ def _counted(keys: BaseModel, kinds: set[Any]) -> dict[str, Any]:
 def _value(value: Any, kinds: set[Any]) -> Any:
     if isinstance(value, ModelKeys):
         return model_facts(value)
+    if isinstance(value, File):
+        return contents_of(value.path)
     if isinstance(value, BaseModel):
         return _counted(value, kinds)
     if isinstance(value, Mapping):

@@ -45,6 +45,7 @@ class PluginKeys(BaseModel):
 
     Class attributes:
         named_by: the key that names the plugin's part; a plain text in place of the mapping stands for it.
+        number_for: the key that a plain number in place of the mapping stands for.
         kinds: what it may be: "quantizer", "source", ...; the usual one first. No option may be called like one of
             this mapping's own keys.
         follows: the key that holds, in order, the parts in front of this one, where a list of parts is written in place
@@ -54,6 +55,7 @@ class PluginKeys(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     named_by: ClassVar[str] = ""
+    number_for: ClassVar[str] = ""
     kinds: ClassVar[tuple[str, ...]] = ()
     follows: ClassVar[str] = ""
 

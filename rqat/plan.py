@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from . import __version__
 from .cards import Card, Kind
 from .errors import RecipeError, RqatError
 from .facts import model_facts, part_facts, settings_facts
+from .grids import scheme_problems
 from .keys import Keys, ModelKeys, PluginKeys
 from .model.config import ModelConfig
 from .problems import Place
 from .recipe import LoadedRecipe, RecipeKeys
 from .registry import Registry, parts_of
-from .scheme import Scheme
+from .scheme import DEFAULT, Scheme, Schemes
 from .stage import BASE, Stage, Step, Use, bare_name
 from .stages import stages
 from .storage import fingerprint_of
@@ -30,13 +32,13 @@ class Plan:
 
     Attributes:
         recipe: with every default filled in.
-        scheme: the weight grid.
+        scheme: of every layer.
         steps: in order.
         place: where the recipe's values were written, for messages.
     """
 
     recipe: RecipeKeys
-    scheme: Scheme
+    scheme: Schemes
     steps: tuple[Step, ...]
     place: Place = field(default_factory=Place, compare=False)
 
@@ -80,7 +82,7 @@ class Plan:
             "inputs": {role: self.fingerprint(self.step(name)) for role, name in sorted(step.inputs.items())},
         }
         if stage.of_scheme:
-            facts["scheme"] = self.scheme.model_dump(mode="json")
+            facts["scheme"] = self.scheme.facts()
         return facts
 
     def fingerprint(self, step: Step) -> str:
@@ -146,8 +148,10 @@ class _Making:
     def use(self, kind: Kind, keys: PluginKeys, place: Place) -> Use | None:
         return self._use(kind, keys.part, keys.options, place, place.at(keys.named_by))
 
-    def named(self, kind: Kind, name: str, place: Place) -> Use | None:
-        return self._use(kind, name, {}, place, place)
+    def named(
+        self, kind: Kind, name: str, place: Place, options: Mapping[str, Any] = MappingProxyType({})
+    ) -> Use | None:
+        return self._use(kind, name, options, place, place)
 
     def problem(self, text: str) -> None:
         self._problems.append(text)
@@ -177,12 +181,24 @@ class _Making:
         self._steps.append(Step(name, stage.name, variant, settings, known, dict(inputs), place))
         return name
 
-    def _scheme(self) -> Scheme | None:
-        try:
-            return Scheme.parse(self.recipe.scheme, where=str(self.place.at("scheme")))
-        except RqatError as error:
-            self.problem(str(error))
+    def _scheme(self) -> Schemes | None:
+        """The schemes of all layers; None, with every reason among the problems, when something is wrong."""
+        given, place = self.recipe.scheme, self.place.at("scheme")
+        spelled = {DEFAULT: given} if isinstance(given, str) else given
+        before = len(self._problems)
+        if DEFAULT not in spelled:
+            self.problem(f"{place}: the mapping has no default; add `{DEFAULT}: w2g128`.")
+        read: dict[str, Scheme] = {}
+        for key, text in spelled.items():
+            where = place if isinstance(given, str) else place.at(key)
+            try:
+                read[key] = Scheme.parse(text, where=str(where))
+                self._problems += scheme_problems(self._registry, read[key], where)
+            except RqatError as error:
+                self.problem(str(error))
+        if len(self._problems) > before:
             return None
+        return Schemes(default=read.pop(DEFAULT), patterns=tuple(read.items()))
 
     def _use(self, kind: Kind, name: str, raw: Mapping[str, Any], place: Place, named_at: Place) -> Use | None:
         try:

@@ -11,9 +11,10 @@ from typing import Any
 from .cards import Card, Kind
 from .contracts import Context, ModelShape, Problem
 from .errors import RqatError
-from .estimate import Estimate, Sizes
+from .estimate import Estimate, Sizes, bits_of
 from .facts import files_of
 from .figures import size
+from .grids import cost_notes, part_problems
 from .keys import PluginKeys
 from .model.config import ModelConfig, read_config
 from .plan import Plan
@@ -21,7 +22,7 @@ from .registry import Registry
 from .stage import ORDER, Finding, Look, Step, Use
 from .stages import stages, work_of
 
-__all__ = ["Finding", "estimate", "preflight", "read_data"]
+__all__ = ["Finding", "bits", "estimate", "preflight", "read_data"]
 
 
 def preflight(
@@ -49,6 +50,7 @@ def preflight(
         findings += _room(estimate(plan, config, device, offline=offline, processes=processes), folder, device)
     findings += _files(plan)
     findings += _domains(plan)
+    findings += _grids(plan)
     findings += _parts(plan, look)
     return sorted(dict.fromkeys(findings), key=lambda finding: ORDER[finding.level])
 
@@ -110,6 +112,16 @@ class _Parts:
 
     def known(self, kind: Kind) -> list[Card]:
         return self._registry.cards(kind)
+
+
+def bits(plan: Plan, config: ModelConfig) -> tuple[float, float] | None:
+    """Bits per quantized weight, and per parameter in all, of the model a plan ends with; None where none is made.
+
+    Raises:
+        ModelError: layers cannot be quantized as asked.
+    """
+    making = [step for step in plan.steps if stages()[step.stage].makes_model]
+    return bits_of(plan.schemes(making[0], config), config) if making else None
 
 
 def _model(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
@@ -178,6 +190,18 @@ def _domain(use: Use) -> str:
     return _domain(max(use.parts, key=lambda part: part[1])[0])
 
 
+def _grids(plan: Plan) -> Iterator[Finding]:
+    """Parts that cannot do a scheme's grid, and what training on grids without kernels costs."""
+    registry, schemes = Registry.current(), plan.scheme.different
+    for step in plan.steps:
+        for use in step.parts.values():
+            for problem in part_problems(registry, use.card, schemes):
+                yield step.finding(problem.level, problem.key, problem.text, problem.hint)
+    if any("objective" in step.parts for step in plan.steps):
+        for problem in cost_notes(registry, schemes):
+            yield Finding(problem.level, f"{plan.place.at('scheme')}: {problem.text}", problem.hint)
+
+
 def _parts(plan: Plan, look: Look) -> Iterator[Finding]:
     """What the parts of every step have against their options on this model: `rqat.Options.check`."""
     for step in plan.steps:
@@ -203,7 +227,8 @@ def context_of(step: Step, look: Look) -> Context:
     try:
         schemes = look.plan.schemes(step, config) if config is not None else {}
     except RqatError:
-        schemes = dict.fromkeys(config.linears if config else (), look.plan.scheme)  # why not all, another step tells
+        # Which another step tells; every scheme is looked at, on no layer in particular.
+        schemes = {str(number): scheme for number, scheme in enumerate(look.plan.scheme.different)}
     return Context(
         settings=_settings(step),
         schemes=schemes,

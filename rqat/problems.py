@@ -145,10 +145,10 @@ def model_at(model: type[BaseModel], keys: KeyPath) -> type[BaseModel] | None:
 
 
 def models_in(model: type[BaseModel]) -> list[type[BaseModel]]:
-    """A model and those of all mappings inside it, each once."""
+    """A model and those of all mappings inside it, each once; also of such as are named by the recipe's author."""
     found = [model]
     for known in found:
-        inner = (_model_in(info.annotation) for info in known.model_fields.values())
+        inner = (_model_in(info.annotation, LISTED | {dict}) for info in known.model_fields.values())
         found += [each for each in dict.fromkeys(inner) if each is not None and each not in found]
     return found
 
@@ -158,13 +158,16 @@ def is_list(annotation: Any) -> bool:
     return get_origin(annotation) in (tuple, list)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+LISTED = frozenset({Union, types.UnionType, list, tuple})
+
+
+def _model_in(annotation: Any, containers: frozenset[Any] = LISTED) -> type[BaseModel] | None:
     """The first pydantic model inside an annotation such as `tuple[TrainKeys, ...] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, types.UnionType, list, tuple):
+    if get_origin(annotation) in containers:
         for inner in get_args(annotation):
-            found = _model_in(inner)
+            found = _model_in(inner, containers)
             if found is not None:
                 return found
     return None

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ValidationError, create_model
 
 from .errors import RecipeError, UnknownName
 from .keys import Keys, ModelKeys, PluginKeys
@@ -33,18 +33,30 @@ OLD_SPELLINGS = {"undivisible": "indivisible", "arms": "variants"}
 """Keys that were called otherwise once, and are still read."""
 
 
+def _spelled_scheme(value: Any) -> Any:
+    """Refuses what is neither text nor a mapping of texts, in words that name the entry."""
+    if not isinstance(value, str | dict):
+        raise ValueError(f"{value!r} is not text.")
+    for pattern, text in value.items() if isinstance(value, dict) else ():
+        if not isinstance(text, str):
+            raise ValueError(f"'{pattern}' is {text!r}, which is not the spelling of a scheme.")
+    return value
+
+
 class RecipeKeys(Keys):
     """A whole recipe: the keys of the run, and below them one section or more for every stage.
 
     Attributes:
         name: of the run; its folder is `runs/<name>` unless `-o` says otherwise.
         model: the model to compress, and the teacher of objectives that need one and name no other.
-        scheme: spelling of the weight grid ("w2g128").
+        scheme: spelling of the weight grid ("w2g128"), or a mapping of `default` and shell patterns on full names of
+            layers to spellings (`{default: w2g128, "*.down_proj": w3g128, lm_head: w8g128}`); of several patterns that
+            match, the longest counts. The head is quantized only where a pattern names it.
     """
 
     name: str
     model: ModelKeys
-    scheme: str = "w2g128"
+    scheme: Annotated[str | dict[str, str], BeforeValidator(_spelled_scheme)] = "w2g128"
 
     if TYPE_CHECKING:
 
@@ -333,6 +345,8 @@ def json_schema(registry: Registry | None = None) -> dict[str, Any]:
             schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "object"}, {"type": "string"}]}
     for model in models_in(Recipe):
         key, kinds = named_by(model), getattr(model, "kinds", ())
+        if getattr(model, "number_for", ""):
+            definitions[model.__name__] = {"anyOf": [{"type": "number"}, definitions[model.__name__]]}
         if not key:
             continue
         mapping = definitions[model.__name__]

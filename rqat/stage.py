@@ -21,7 +21,7 @@ from .estimate import Needs, Sizes
 from .keys import Keys, ModelKeys, PluginKeys
 from .model.config import ModelConfig
 from .problems import Place
-from .scheme import Scheme
+from .scheme import Scheme, Schemes
 
 BASE = "bf16"
 """The variant of the model as it was before quantization."""
@@ -61,7 +61,8 @@ class Use:
     """A part with its validated options.
 
     Attributes:
-        parts: of a source made of others: those, with their weights, in order.
+        parts: of a source made of others: those, with their weights, in order; of an objective that is trained on
+            rewards: the rewards, with their weights, in order.
         place: where its options are written.
     """
 
@@ -137,7 +138,7 @@ class Planned(Protocol):
     def recipe(self) -> Any: ...
 
     @property
-    def scheme(self) -> Scheme: ...
+    def scheme(self) -> Schemes: ...
 
     @property
     def steps(self) -> tuple[Step, ...]: ...
@@ -178,8 +179,8 @@ class Making(Protocol):
     def use(self, kind: Kind, keys: PluginKeys, place: Place) -> Use | None:
         """The part that `keys` name, with its options; None, and a problem, where something is wrong with it."""
 
-    def named(self, kind: Kind, name: str, place: Place) -> Use | None:
-        """A part by its name, written at `place`, with the defaults of its options."""
+    def named(self, kind: Kind, name: str, place: Place, options: Mapping[str, Any] = ...) -> Use | None:
+        """A part by its name, written at `place`, with the defaults of its options beside `options`."""
 
     def problem(self, text: str) -> None:
         """Tells what is wrong with the recipe: a whole line."""

@@ -20,7 +20,7 @@ from rqat.registry import Registry
 from rqat.scheme import Scheme
 from rqat.stage import Step, Use
 from rqat.stages.gate import GateSettings
-from rqat.stages.train import TrainKeys
+from rqat.stages.train import REWARDS, TrainKeys
 from rqat.stages.train import run as train
 from rqat.storage import sha256_of
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
@@ -55,7 +55,7 @@ class EvenLength(Task):
     def problems(self) -> list[Row]:
         return []
 
-    def grade(self, completion: str, answer: str) -> Verdict:
+    def grade(self, completion: str, answer: str, row: Row) -> Verdict:
         return "correct" if sum(map(ord, completion)) % 2 else "wrong"
 
 
@@ -80,11 +80,11 @@ def write_start(folder: Path, scheme: Scheme | None = None) -> Path:
                 groups = scheme.groups(module.in_features)
                 scale, zero = fit_minmax(module.weight, groups, scheme.max_code, symmetric=scheme.symmetric)
                 codes = quantize(module.weight, scale, zero, scheme.max_code)
-                layers[name] = QuantizedWeight(codes, scale, zero.to(torch.uint8))
+                layers[name] = QuantizedWeight(codes, scale, zero.to(torch.uint8), scheme=scheme)
                 module.weight.copy_(dequantize(codes, scale, zero))
     start = folder / "run" / START
     start.mkdir(parents=True)
-    save_checkpoint(start, model, tiny_tokenizer(), layers, scheme)
+    save_checkpoint(start, model, tiny_tokenizer(), layers)
     return start
 
 
@@ -100,9 +100,11 @@ def train_step(
     use = Use(card, card.options(**settings.options))
     given: dict[str, Any] = {"source": source or Sums()}
     parts = {"objective": use}
-    if card.writes:
+    if card.graded:
         given["task"] = EvenLength()
-        parts["task"] = use
+        rewards = [(registry.card("reward", name), keys) for name, keys in (settings.rewards or REWARDS).items()]
+        made = tuple((Use(reward, reward.options(**keys.options)), keys.weight) for reward, keys in rewards)
+        parts = {"objective": Use(card, use.options, made), "task": use}
     plan: Any = SimpleNamespace(model=ModelKeys(path=str(folder / "model")), fingerprint=lambda step: step.name)
     told = GateSettings.before(settings, use) if stage == "gate" else settings
     step = Step(f"02-{stage}-{objective}", stage, objective, told, parts, {"start": START})  # type: ignore[arg-type]

@@ -3,10 +3,11 @@
 import sys
 
 import rqat
+from rqat.generation.complete import complete_rows
 from rqat.generation.engine import Engine
 
 model, tokenizer = rqat.load_packed(sys.argv[1])
-prompts = [f"Mia starts with {figs} figs. A friend takes 3. How many figs are there at the end?\n" for figs in (20, 9)]
-engine = Engine(model)
-for tokens in engine.write(tokenizer(prompts)["input_ids"], 40, ends=frozenset({tokenizer.eos_token_id})):
-    print(tokenizer.decode(tokens))
+problem = "Mia starts with {} figs. A friend takes 3. How many figs are there at the end?"
+rows: list[rqat.Row] = [{"prompt": problem.format(figs)} for figs in (20, 9)]
+for [completion] in complete_rows(model, tokenizer, rows, max_new_tokens=40, writer=Engine(model)):
+    print(completion.text)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..problems import Place
     from ..registry import Registry
 
-    Run = Callable[[Any, Any, Writer | None], Evaluation]
+    Run = Callable[[Any, Any, Writer], Evaluation]
     """Evaluates a model with its tokenizer; the last is what writes."""
 
 LM_EVAL = "lm-eval:"
@@ -62,14 +62,15 @@ def evaluate(
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder)
     only_our_bars()
+    if not own and backend == "auto":
+        # lm-eval's tasks may want likelihoods: the model is asked through transformers.
+        backend = "transformers"
     loaded, tokenizer = load_any(
         model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code, backend=backend
     )
-    # lm-eval's tasks may want likelihoods: whatever the weights, the model is asked through transformers.
-    writer = writer_for(loaded, backend) if own or backend == "packed" else None
+    writer = writer_for(loaded, backend)
     found = run(loaded, tokenizer, writer)
-    written = "transformers" if writer is None else writer.name
-    results = {"model": model, **found.results, "options": raw, "limit": limit, "backend": written}
+    results = {"model": model, **found.results, "options": raw, "limit": limit, "backend": writer.name}
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json_lines(folder / "samples.jsonl", found.samples)
@@ -89,7 +90,7 @@ def _own(registry: Registry, name: str, raw: Mapping[str, Any], limit: int | Non
     task: Task = registry.make(card, registry.options(card, raw, _place(raw)))
     total = number_of_completions(task, limit)
 
-    def run(model: Any, tokenizer: Any, writer: Writer | None) -> Evaluation:
+    def run(model: Any, tokenizer: Any, writer: Writer) -> Evaluation:
         with display.Bars().task(f"evaluate {name}", total) as bar:
             found = run_task(
                 task,
@@ -123,7 +124,7 @@ def _of_lm_eval(registry: Registry, name: str, raw: Mapping[str, Any], limit: in
     except ValidationError as error:
         raise RecipeError(problems_of(error, TaskOptions, _place(raw))) from None
 
-    def run(model: Any, tokenizer: Any, writer: Writer | None) -> Evaluation:
+    def run(model: Any, tokenizer: Any, writer: Writer) -> Evaluation:
         display.note(f"evaluate {name}, by lm-eval ...")
         return run_lm_eval_task(name, model, tokenizer, chosen, limit=limit, batch=batch, known=known)
 

@@ -16,6 +16,7 @@ from . import display, options
 if TYPE_CHECKING:
     from ..plan import Plan
     from ..registry import Registry
+    from ..run_folder import Fate
     from ..stage import Finding, Step
 
 INDENT = " " * 15
@@ -42,16 +43,21 @@ def plan(
     if data and not any(found.level == "error" for found in findings):
         findings = [*read_data(made, context.obj.registry, offline=context.obj.offline), *findings]
     sizes = _sizes(made, likely_device(), offline=context.obj.offline)
+    bits = _bits(made, offline=context.obj.offline)
+    states = _fates(made, folder)
     if as_json:
         display.print_json(
             {
+                "bits": {f"per_{what.split()[0]}": round(value, 4) for what, value in bits.items()},
                 "recipe": made.recipe.model_dump(mode="json"),
-                "steps": [_as_json(step) | sizes.get(step.name, {}) for step in made.steps],
+                "steps": [
+                    _as_json(step) | sizes.get(step.name, {}) | _state(states.get(step.name)) for step in made.steps
+                ],
                 "findings": [{"level": found.level, "text": found.text, "hint": found.hint} for found in findings],
             }
         )
     else:
-        _show(made, sizes)
+        _show(made, sizes, bits, states)
         typer.echo()
         for found in findings:
             show_finding(found)
@@ -84,10 +90,10 @@ def check_data(made: Plan, folder: Path, registry: Registry, *, fresh: bool = Fa
     Raises:
         RqatError: everything that is missing or malformed at its beginning, all at once.
     """
-    from ..pipeline import MANIFEST
     from ..preflight import read_data
+    from ..run_folder import fates
 
-    done = [step.name for step in made.steps if not fresh and (folder / step.name / MANIFEST).is_file()]
+    done = [] if fresh else [fate.step for fate in fates(made, folder) if fate.state == "kept"]
     found = read_data(made, registry, done=done, offline=offline, device=likely_device())
     for each in found:
         if each.level != "error":
@@ -128,14 +134,46 @@ def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int
     return {one.step: {"memory_bytes": one.memory_bytes, "disk_bytes": one.disk_peak_bytes} for one in found}
 
 
-def _show(made: Plan, sizes: Mapping[str, Mapping[str, int]]) -> None:
-    bits = made.scheme.bits_per_weight()
-    typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme} ({bits:.2f} bits per weight)")
+def _bits(made: Plan, *, offline: bool) -> dict[str, float]:
+    """Bits per quantized weight, and per parameter in all; the latter only where the model can be read."""
+    from ..model.config import read_config
+    from ..preflight import bits
+
+    try:
+        found = bits(made, read_config(made.model, offline=offline))
+    except RqatError:
+        return {} if made.scheme.patterns else {"weight": made.scheme.default.bits_per_weight()}
+    return dict(zip(("weight", "parameter in all"), found or (), strict=False))
+
+
+def _fates(made: Plan, folder: Path) -> dict[str, Fate]:
+    """What becomes of every step, where the folder holds an earlier run; nothing when the model cannot be read."""
+    from ..run_folder import fates
+
+    if not folder.is_dir():
+        return {}
+    try:
+        return {fate.step: fate for fate in fates(made, folder)}
+    except RqatError:
+        return {}
+
+
+def _state(fate: Fate | None) -> dict[str, str]:
+    return {"state": fate.state, "reason": fate.reason} if fate else {"state": "new", "reason": ""}
+
+
+def _show(
+    made: Plan, sizes: Mapping[str, Mapping[str, int]], bits: Mapping[str, float], states: Mapping[str, Fate]
+) -> None:
+    about = ", ".join(f"{value:.2f} bits per {what}" for what, value in bits.items())
+    typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme}{f' ({about})' if about else ''}")
     shown: dict[tuple[str, ...], str] = {}
     for step in made.steps:
         needs = sizes.get(step.name)
         about = "   about {} memory, {} disk".format(*map(size, needs.values())) if needs else ""
         typer.echo(f"\n{typer.style(step.name, bold=True)}{about}")
+        if fate := states.get(step.name):
+            typer.echo(f"  {fate.state}{f': {fate.reason}' if fate.reason else ''}")
         for role, earlier in step.inputs.items():
             typer.echo(f"  {role:<12} {earlier}")
         lines = tuple(_described(step))

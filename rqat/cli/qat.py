@@ -19,21 +19,31 @@ def qat(
     changes: options.Changes = None,
     out: options.RunFolder = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what the folder holds and start over.")] = False,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STEP", help="Stop after this step, e.g. train-kd.")
+    ] = None,
+    redo: Annotated[
+        list[str] | None,
+        typer.Option("--redo", metavar="STEP", help="Do this step again, and what depends on it; repeatable."),
+    ] = None,
     processes: Annotated[
         int, typer.Option("--processes", min=0, metavar="N", help="Train in N processes, one per GPU; 0: on all GPUs.")
     ] = 1,
     as_json: options.Json = False,
 ) -> None:
-    """Run a recipe. What its run folder holds already is not done again."""
+    """Run a recipe. What its run folder holds already is not done again; what belongs to another plan is set aside."""
     from ..job import Job
     from ..pipeline import run_pipeline
     from ..plan import build_plan
     from ..recipe import load_recipe
+    from ..run_folder import step_called
     from .models import default_device
     from .plan import check, check_data
 
     plan = build_plan(load_recipe(name, changes or ()), context.obj.registry)
     folder = out or Path("runs") / plan.recipe.name
+    last = step_called(plan, until, "--until") if until else ""
+    again = [step_called(plan, step, "--redo") for step in redo or ()]
     workers = processes or _all_gpus()
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
     check(plan, folder, offline=context.obj.offline, processes=workers)
@@ -50,7 +60,7 @@ def qat(
         progress=display.Bars(),
         workers=workers,
     )
-    outcome = run_pipeline(job, fresh=fresh)
+    outcome = run_pipeline(job, fresh=fresh, until=last, redo=again)
     if not outcome.ran:
         display.note("Finished already; nothing to do (--fresh starts over).")
     elif outcome.skipped:

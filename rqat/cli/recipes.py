@@ -28,6 +28,7 @@ def app() -> typer.Typer:
 def ls(as_json: options.Json = False) -> None:
     """List the recipes that come with rqat."""
     from ..recipe import load_recipe, shipped_recipes
+    from ..scheme import Schemes
     from ..stages import way
 
     found: list[dict[str, str]] = []
@@ -41,7 +42,7 @@ def ls(as_json: options.Json = False) -> None:
             {
                 "name": name,
                 "model": recipe.model.path,
-                "scheme": recipe.scheme,
+                "scheme": recipe.scheme if isinstance(recipe.scheme, str) else str(Schemes.parse(recipe.scheme)),
                 "stages": " > ".join(way(recipe)),
                 "about": _first_comment(path),
                 "path": str(path),

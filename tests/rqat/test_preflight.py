@@ -242,7 +242,7 @@ def test_a_teacher_counts_in_the_memory(registry: Registry, model: Path, tmp_pat
 
 
 def test_reading_data_finds_what_is_missing(registry: Registry, model: Path, tmp_path: Path):
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"answer": "a"}\n')
     bad = {"source": "jsonl", "path": str(tmp_path / "bad.jsonl")}
     plan = plan_of(registry, model, calibration=bad)
     (finding,) = [each for each in read_data(plan, registry) if each.level == "error"]
@@ -251,7 +251,7 @@ def test_reading_data_finds_what_is_missing(registry: Registry, model: Path, tmp
     assert "bad.jsonl" in finding.text
     (dropped,) = read_data(plan_of(registry, model), registry)
     assert dropped.level == "warning"
-    assert "852 of the first 960 rows are longer than 128 tokens" in dropped.text
+    assert "852 of 960 rows are longer than max_tokens=128" in dropped.text
     assert read_data(plan_of(registry, model, "train.0.max_tokens=500"), registry) == []
 
 

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rqat import Problem, RecipeError
+from rqat.keys import ModelKeys
+from rqat.model.checkpoint import load_checkpoint
+from rqat.model.config import read_config
 from rqat.plan import Plan, build_plan
 from rqat.preflight import preflight
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
 from rqat.stages.quantize.command import quantize_plan
+from rqat.storage import read_json
+from tests.third_party.installed import rqat
 
-PLUGIN = Path(__file__).parent / "acme_rotation.py"
+RECIPE = """\
+name: rot
+model: builtin:tiny-reasoner
+scheme: w8g128
+quantize: [acme-rotate, acme-int8, rtn]
+export: null
+evaluate:
+  - {task: arith, limit: 40}
+"""
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    monkeypatch.setenv("RQAT_PLUGINS", str(PLUGIN))
-    yield Registry.discover()
-    sys.modules.pop("acme_rotation", None)
-    monkeypatch.delenv("RQAT_PLUGINS")
-    Registry.discover()
+def registry(given: Callable[..., Registry]) -> Registry:
+    return given("acme_rotation")
 
 
 def planned(registry: Registry, quantize: Any, **changes: Any) -> Plan:
@@ -123,3 +131,33 @@ def test_the_command_takes_them_with_commas(registry: Registry) -> None:
         RecipeError, match=r"--method quantize.transforms.0.method: 'no' is not a transform|--method: 'no'"
     ):
         quantize_plan(registry, "builtin:tiny-reasoner", "no,rtn")
+
+
+@pytest.mark.slow
+def test_rotated_and_with_8_bit_activations_it_is_as_good(registry: Registry, tmp_path: Path) -> None:
+    recipe, run = tmp_path / "rot.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    rqat("qat", "-r", recipe, "-o", run)
+    found = read_json(run / "summary.json")["tasks"]["arith"]
+    assert found["bf16"]["accuracy"] > 0.8
+    assert abs(found["rtn"]["accuracy"] - found["bf16"]["accuracy"]) <= 0.075
+    # The folder of the step is a model, whose hooks come back with it.
+    folder = run / "01-quantize-rtn"
+    rqat("eval", "arith", folder, "--limit", 40, "-o", tmp_path / "alone")
+    assert read_json(tmp_path / "alone" / "results.json")["correct"] == found["rtn"]["correct"]
+    loaded, original = load_checkpoint(folder), read_config(ModelKeys(path="builtin:tiny-reasoner"))
+    hooked = [name for name, module in loaded.model.named_modules() if module._forward_pre_hooks]
+    assert len(hooked) == 7 * original.blocks
+    assert original.tied
+    assert not loaded.model.config.tie_word_embeddings
+
+
+@pytest.mark.slow
+def test_training_starts_from_the_rotated_weights(registry: Registry, tmp_path: Path) -> None:
+    recipe, run = tmp_path / "rot.yaml", tmp_path / "run"
+    train = "train: [{objective: kd, data: arith, steps: 2, batch: 4, max_tokens: 256}]\n"
+    recipe.write_text(RECIPE.replace("acme-int8, ", "").partition("evaluate:")[0].replace("w8", "w3") + train)
+    rqat("qat", "-r", recipe, "-o", run)
+    results = read_json(run / "02-train-kd" / "manifest.json")["results"]
+    assert results["latents_from"] == "the weights before quantization"
+    assert [one.name for one in load_checkpoint(run / "02-train-kd").transforms] == ["acme_rotation:acme-rotate"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...contracts import Task, TaskOptions
 from ...errors import RqatError
 from ...evals.harness import Evaluation, number_of_completions, run_task
-from ...generation.backend import open_model, writer_for
+from ...generation.backend import Backend, open_model, writer_for
 from ...job import Job
 from ...model.checkpoint import load_checkpoint
 from ...model.load import default_dtype
@@ -96,10 +96,12 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
         yield step.finding("error", "task", f"'{keys.task}' has no problems.", "Check its options.")
 
 
-def load_variant(job: Job, step: Step) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+def load_variant(
+    job: Job, step: Step, backend: Backend = "auto"
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """The model a step evaluates: the result of the step it starts from, else the plan's model as it is."""
     if "start" not in step.inputs:
-        return open_model(job.plan.model, device=job.device, offline=job.offline)
+        return open_model(job.plan.model, device=job.device, offline=job.offline, backend=backend)
     dtype = default_dtype(job.device, job.plan.model.dtype)
     loaded = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
     return loaded.model, loaded.tokenizer
@@ -119,7 +121,8 @@ def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
     find_task(name, known)
     options = step.parts["task"].options
     assert isinstance(options, TaskOptions)
-    model, tokenizer = load_variant(job, step)
+    # It may want likelihoods: the model is asked through transformers.
+    model, tokenizer = load_variant(job, step, "transformers")
     with job.progress.task(f"evaluate {step.variant} on {name}", 1) as bar:
         found = run_lm_eval_task(
             name,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from ...estimate import Needs, Sizes
+from ...errors import ModelError
+from ...estimate import Needs, Sizes, bits_of
 from ...keys import PluginKeys
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
 
@@ -55,5 +56,9 @@ class Export(Stage):
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
-        packed = sizes.scheme.bits_per_weight() * sizes.quantized / 8 + sizes.rest * 2
-        return Needs(sizes.model + sizes.quantized, packed)
+        parameters = sizes.config.parameters
+        try:
+            bits = bits_of(plan.schemes(step, sizes.config), sizes.config)[1]
+        except ModelError:  # which pre-flight reports
+            bits = 16
+        return Needs(sizes.model + sizes.quantized, bits * parameters / 8)

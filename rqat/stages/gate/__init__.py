@@ -14,7 +14,7 @@ from ...stage import Making, Planned, Stage, Step, Use
 
 
 class GateKeys(Keys):
-    """The cold-start gate before an objective that learns from its own completions.
+    """The cold-start gate before an objective that is trained on rewards.
 
     Attributes:
         prompts: prompts sampled from the training rows.

@@ -57,7 +57,7 @@ class Quantize(Stage):
     sections = (
         Section(
             "quantize", QuantizeKeys, "the quantizer whose result is trained, exported and evaluated; None is none.",
-            optional=True,
+            default=None, optional=True,
         ),
         Section("compare", QuantizeKeys, "quantizers that are only evaluated, for comparison.", many=True),
     )  # fmt: skip
@@ -67,6 +67,8 @@ class Quantize(Stage):
     def add(self, making: Making) -> None:
         """See `Stage`."""
         recipe, place = making.recipe, making.place
+        if recipe.quantize is None and recipe.start is None and "quantize" not in recipe.model_fields_set:
+            making.problem(f"{place.at('quantize')}: is missing.")
         if recipe.quantize is not None:
             making.last = self._add(making, recipe.quantize, place.at("quantize"))
         for index, keys in enumerate(recipe.compare):
@@ -95,8 +97,10 @@ class Quantize(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, QuantizeKeys)
-        chosen = choose_layers(config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible)
-        return dict.fromkeys(chosen, plan.scheme)
+        chosen = choose_layers(
+            config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible, head=config.head
+        )
+        return {name: plan.scheme.of(name) for name in chosen}
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
@@ -127,13 +131,21 @@ class Quantize(Stage):
         try:
             chosen = look.plan.schemes(step, look.config)
         except RqatError as error:
-            skip = "quantize.skip: "
-            key = "skip" if error.message.startswith(skip) else ""
-            yield step.finding("error", key, error.message.removeprefix(skip), error.hint)
+            yield _about_layers(step, look, error)
             return
         left = [name for name in look.config.linears if name not in chosen]
         if left:
             yield Finding("note", f"{step.name}: {len(left)} linear layers stay as they are: {', '.join(left)}.")
+
+
+def _about_layers(step: Step, look: Look, error: RqatError) -> Finding:
+    """Why layers cannot be quantized as asked; the message begins with the key it is about, if it is about one."""
+    skip, scheme = "quantize.skip: ", "scheme: "
+    if error.message.startswith(scheme):
+        text = error.message.removeprefix(scheme)
+        return Finding("error", f"{look.plan.place.at('scheme')}: {text}", error.hint)
+    key = "skip" if error.message.startswith(skip) else ""
+    return step.finding("error", key, error.message.removeprefix(skip), error.hint)
 
 
 def _transforms(making: Making, keys: QuantizeKeys, place: Place) -> dict[str, Use | None]:

@@ -17,7 +17,7 @@ def quantize_plan(
     model: str | ModelKeys,
     method: str,
     *,
-    scheme: str = "w2g128",
+    scheme: str | Mapping[str, str] = "w2g128",
     calibration: str | Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     export: str | None = "compressed-tensors",
@@ -39,7 +39,7 @@ def quantize_plan(
     data: dict[str, Any] = {
         "name": name,
         "model": model if isinstance(model, str) else model.model_dump(),
-        "scheme": scheme,
+        "scheme": scheme if isinstance(scheme, str) else dict(scheme),
         "calibration": dict(calibration) if isinstance(calibration, Mapping) else calibration,
         "quantize": {"method": quantizer, "transforms": transforms, **(options or {})},
         "export": export,

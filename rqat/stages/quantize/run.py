@@ -23,7 +23,7 @@ from ...model.activations import TokenBatch
 from ...model.block_store import LayerReport
 from ...model.blocks import quantize_model
 from ...model.checkpoint import save_checkpoint
-from ...model.layers import layer_names
+from ...model.families import layout_of
 from ...model.load import load_model
 from ...model.transforms import apply_transforms
 from ...stage import Step
@@ -70,13 +70,13 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             progress=lambda done, _: bar.update(done),
             resume_dir=kept,
         )
-    save_checkpoint(work, model, tokenizer, layers, job.plan.scheme, transforms)
+    save_checkpoint(work, model, tokenizer, layers, transforms)
     write_json(work / "layers.json", [facts_of(report) for report in reports])
     shutil.rmtree(kept)
     notes = {report.name: report.note for report in reports if report.note}
     for name, note in notes.items():
         log.warning("%s: %s", name, note)
-    left = len(layer_names(blocks)) - len(layers)
+    left = sum(name not in layers for name in layout_of(model.config.model_type).layer_names(blocks))
     if left:
         log.warning("%d linear layers were left as they are.", left)
     return summary(reports) | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...batches import UnevenBatch, sequences_at_once, split_batch
+from ...cards import Card
 from ...errors import ModelError, RqatError, nearest
 from ...estimate import FLOAT32, Needs, Sizes
 from ...figures import size
@@ -17,12 +19,35 @@ from ...model.hub import QUANTIZED_FILE
 from ...model.vocabulary import check_vocabularies
 from ...optimizers import OPTIMIZERS, SCHEDULES
 from ...problems import Place
-from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
+from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..gate import Gate, GateKeys
 from ..produce import Produce
 
 LOGITS_COPIES = 3
 """Arrays of logits alive at once in a loss: student, teacher or softmax, gradient; objectives that chunk need less."""
+
+
+class RewardKeys(PluginKeys):
+    """One reward; what remains are its options. In a recipe a plain number is short for `{weight: ...}`.
+
+    Attributes:
+        weight: what its score counts in the sum of all rewards.
+    """
+
+    number_for: ClassVar[str] = "weight"
+    kinds: ClassVar[tuple[str, ...]] = ("reward",)
+
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"weight": value} if number else value
+
+
+REWARDS = {"correct": RewardKeys()}
+"""What an objective is trained on when its recipe names no rewards."""
 
 
 class TrainKeys(PluginKeys):
@@ -32,9 +57,11 @@ class TrainKeys(PluginKeys):
         objective: name of the objective.
         data: rows to train on.
         teacher: another model to distil from, with the same tokenizer; None is the model before quantization.
-        task: whose grader gives the rewards, for objectives that learn from rollouts.
+        task: whose grader judges completions, for objectives that are trained on rewards.
+        rewards: what such an objective is trained on: rewards by name, each with its weight, or with `weight` and
+            options of its own (`{correct: 1.0, length: {weight: -0.1}}`). None is `{correct: 1.0}`.
         steps: optimizer steps.
-        batch: sequences per optimizer step (for rollouts: completions per step).
+        batch: sequences per optimizer step (completions per step, where the objective is trained on rewards).
         micro_batch: sequences per forward pass; `batch` is a multiple of it, times the processes that train together.
             None is the whole batch, or a process's share of it.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: far less memory
@@ -50,7 +77,7 @@ class TrainKeys(PluginKeys):
         weight_decay: of the latent weights.
         max_grad_norm: gradient clipping, global norm.
         save_every: optimizer steps between checkpoints, from which an interrupted run resumes.
-        gate: the cold-start gate, for objectives that learn from rollouts.
+        gate: the cold-start gate, for objectives that are trained on rewards.
         seed: order of the data and sampling.
     """
 
@@ -61,6 +88,9 @@ class TrainKeys(PluginKeys):
     data: DataKeys
     teacher: ModelKeys | None = None
     task: Annotated[str | None, Neutral("it stands among the parts")] = None
+    rewards: Annotated[dict[str, RewardKeys] | None, Neutral("they stand among the parts")] = Field(
+        default=None, min_length=1
+    )
     steps: int = Field(ge=1)
     batch: int = Field(default=16, ge=1)
     micro_batch: Annotated[int | None, Neutral("how many fit into memory")] = Field(default=None, ge=1)
@@ -113,6 +143,8 @@ class Train(Stage):
             making.problem(f"{place.at('teacher')}: '{keys.objective}' learns from no teacher; {wanted}.")
         inputs = {"start": making.made[making.last]}
         inputs |= Produce().add_before(making, keys.data, place.at("data"), source)
+        if objective is not None:
+            parts["objective"] = objective = replace(objective, parts=_rewards(making, keys, place, objective.card))
         if objective is not None and objective.card.graded:
             if keys.task is None:
                 known = ", ".join(card.name for card in making.known("task"))
@@ -124,7 +156,7 @@ class Train(Stage):
 
     def shown(self, step: Step) -> dict[str, Any]:
         """See `Stage`; the gate shows its own keys."""
-        return {key: value for key, value in super().shown(step).items() if key not in ("gate", "task")}
+        return {key: value for key, value in super().shown(step).items() if key not in ("gate", "task", "rewards")}
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
@@ -160,6 +192,24 @@ class Train(Stage):
             yield from _teacher(step, keys, keys.teacher, look)
         if not look.plan.recipe.evaluate:
             yield Finding("note", "nothing is evaluated: the report will show losses only.", "Add `evaluate:`.")
+
+
+def _rewards(making: Making, keys: TrainKeys, place: Place, card: Card) -> tuple[tuple[Use, float], ...]:
+    """The rewards an objective is trained on, with their weights."""
+    if not card.graded:
+        if keys.rewards is not None:
+            graded = ", ".join(card.name for card in making.known("objective") if card.graded)
+            wanted = f"leave it out, or use one that is: {graded}"
+            making.problem(f"{place.at('rewards')}: '{card.name}' is not trained on rewards; {wanted}.")
+        return ()
+    asked = REWARDS if keys.rewards is None else keys.rewards
+    if not any(reward.weight for reward in asked.values()):
+        making.problem(f"{place.at('rewards')}: every weight is 0, so nothing would be learned.")
+    found = [
+        (making.named("reward", name, place.at("rewards", name), reward.options), reward.weight)
+        for name, reward in asked.items()
+    ]
+    return tuple((use, weight) for use, weight in found if use is not None)
 
 
 def _activations(keys: TrainKeys, sizes: Sizes) -> int:

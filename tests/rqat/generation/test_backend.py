@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from typer.testing import CliRunner
 
@@ -16,13 +17,14 @@ from rqat.cli.app import build
 from rqat.errors import ModelError
 from rqat.evals import harness
 from rqat.generation import backend
-from rqat.generation.backend import writer_for
+from rqat.generation.backend import open_model, writer_for
 from rqat.generation.complete import Generator, sample
 from rqat.generation.engine import Engine
 from rqat.generation.prompts import encode_prompts
 from rqat.generation.sampling import Sampling
 from rqat.generation.transformers_writer import TransformersWriter
 from rqat.job import Job
+from rqat.keys import ModelKeys
 from rqat.registry import Registry
 from rqat.stages.evaluate import run as evaluate
 from rqat.stages.evaluate.command import eval_plan
@@ -118,6 +120,67 @@ def test_no_memory_for_the_engine(
     with caplog.at_level(logging.WARNING, "rqat"):
         assert isinstance(writer_for(model), TransformersWriter)
     assert "too little memory" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------- an exported checkpoint
+
+
+def exported(folder: Path, scheme: str = "w2g32") -> Path:
+    source = save_tiny(folder / "model")
+    command = ["quantize", str(source), "--method", "rtn", "--scheme", scheme, "-o", str(folder / "out")]
+    result = CliRunner().invoke(build(), command)
+    assert result.exit_code == 0, result.output
+    return folder / "out"
+
+
+def test_layers_that_were_left_compressed_are_left_to_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As transformers loads an export with compressed-tensors: layers of torch's class, without a weight."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = exported(tmp_path)
+
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    layer = model.model.layers[0].mlp.up_proj
+    assert "weight" not in layer._parameters, "no longer left compressed: test another way"
+    with monkeypatch.context() as change:
+        change.setattr(backend, "log", logging.getLogger("told"))  # commands keep rqat's own from pytest
+        change.setattr(type(model), "device", torch.device("cuda"))
+        assert isinstance(writer_for(model), TransformersWriter)
+    assert "is a Linear without a weight" in caplog.text
+    # It decompresses itself when it is called as a whole, which the engine does not.
+    with pytest.raises(ModelError, match="the model has hooks"):
+        Engine(model)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "device", "chosen", "packed"),
+    [
+        ("w2g32", "cuda", "auto", True),
+        ("w2g32", "cpu", "auto", False),
+        ("w2g32", "cuda", "transformers", False),
+        ("w8g32", "cuda", "auto", False),
+    ],
+)
+def test_an_export_is_opened_on_packed_weights_where_that_is_faster(
+    scheme: str, device: str, chosen: Any, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    folder = exported(tmp_path, scheme)
+    opened: list[str] = []
+    monkeypatch.setattr(backend, "load_packed", lambda *_, **__: opened.append("packed"))
+    monkeypatch.setattr(backend, "load_model", lambda *_, **__: opened.append("transformers"))
+    monkeypatch.setattr(backend, "log", logging.getLogger("told"))
+    open_model(ModelKeys(path=str(folder)), device=device, backend=chosen)
+    assert opened == ["packed" if packed else "transformers"]
+    assert ("has weights of 8 bits" in caplog.text) == (scheme == "w8g32")
+
+
+def test_a_plain_model_is_opened_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path)
+    monkeypatch.setattr(backend, "load_packed", lambda *_, **__: pytest.fail("packed"))
+    monkeypatch.setattr(backend, "load_model", lambda *_, **__: "as it is")
+    assert open_model(ModelKeys(path=str(tmp_path)), device="cuda") == "as it is"
 
 
 # ------------------------------------------------------------------------------------------------------------ a stage

@@ -1,0 +1,259 @@
+"""One tokenization: whoever asks a model, asks the same tokens; a template that loses a problem is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from typer.testing import CliRunner
+
+import rqat
+from rqat.cli.app import build
+from rqat.contracts import Row
+from rqat.errors import DataError, ModelError
+from rqat.evals.harness import run_task
+from rqat.generation.prompts import encode_examples, encode_prompts, prompt_hash
+from rqat.generation.transformers_writer import TransformersWriter
+from rqat.stages.calibrate.run import tokenize
+from rqat.stages.gate import run as gate
+from rqat.stages.train import run as train
+from rqat.train.data import prepare_rows
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.training import Sums, train_step, write_start
+
+PLAIN = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+ROLES = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] | trim }};{% endfor %}a:"
+THINKING = (
+    "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% else %}<think>\n{% endif %}"
+)
+PARTS = "{% for m in messages %}{% for p in m['content'] %}{{ p.text }}{% endfor %}{% endfor %}>"
+
+
+def ending(start: bool = False) -> Any:
+    """A tokenizer that ends every text with its end token, as some do, and may begin it with another token."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<pad> $A <eos>" if start else "$A <eos>", special_tokens=[("<pad>", 0), ("<eos>", 1)]
+    )
+    assert tokenizer("1")["input_ids"][-1] == tokenizer.eos_token_id
+    return tokenizer
+
+
+def templated(template: Any, tokenizer: Any = None) -> Any:
+    tokenizer = tokenizer or tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+KINDS = {
+    "plain": tiny_tokenizer,
+    "ending": ending,
+    "starting and ending": lambda: ending(start=True),
+    "template": lambda: templated(PLAIN),
+    "template, ending": lambda: templated(PLAIN, ending(start=True)),
+    "template that opens thinking": lambda: templated(THINKING),
+}
+
+
+# --------------------------------------------------------------------------------------------- the same for everybody
+
+
+class Asked:
+    """Remembers what a writer, or transformers' `generate`, was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.prompts: set[tuple[int, ...]] = set()
+        write = TransformersWriter.write
+
+        def noted(writer: Any, prompts: Any, *arguments: Any, **more: Any) -> Any:
+            self.prompts |= set(map(tuple, prompts))
+            return write(writer, prompts, *arguments, **more)
+
+        monkeypatch.setattr(TransformersWriter, "write", noted)
+
+    def taken(self) -> set[tuple[int, ...]]:
+        found, self.prompts = self.prompts, set()
+        return found
+
+
+class Problems(rqat.Task):
+    """The rows of `Sums` as problems."""
+
+    def problems(self) -> list[Row]:
+        return list(Sums(3).rows("train", 0))
+
+    def grade(self, completion: str, answer: str) -> rqat.Verdict:
+        return "correct" if len(completion) % 2 else "wrong"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_gate_rollouts_and_generate_ask_the_same(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = KINDS[kind]()
+    rows = list(Sums(3).rows("train", 0))
+    expected = {prompt.tokens for prompt in encode_prompts(rows, tokenizer)}
+    assert not any(ids[-1] == tokenizer.eos_token_id for ids in expected)
+    asked = Asked(monkeypatch)
+
+    run_task(Problems(rqat.TaskOptions(max_new_tokens=2)), "sums", tiny_model(), tokenizer)
+    assert asked.taken() == expected
+
+    write_start(tmp_path)
+    for folder in (tmp_path / "run" / "01-quantize-rtn", tmp_path / "model"):
+        tokenizer.save_pretrained(folder)
+    keys: dict[str, Any] = {"max_tokens": 80, "max_completion_tokens": 4, "batch": 4, "generations": 2, "steps": 1}
+    gate.run(*train_step(tmp_path, "grpo", source=Sums(3), stage="gate", gate={"prompts": 3, "samples": 2}, **keys))
+    assert asked.taken() == expected
+
+    generate = type(tiny_model()).generate
+    rolled: set[tuple[int, ...]] = set()
+
+    def noted(model: Any, *arguments: Any, **more: Any) -> Any:
+        pairs = zip(more["input_ids"], more["attention_mask"], strict=True)
+        rolled.update(tuple(ids[mask.bool()].tolist()) for ids, mask in pairs)
+        return generate(model, *arguments, **more)
+
+    monkeypatch.setattr(type(tiny_model()), "generate", noted)
+    train.run(*train_step(tmp_path, "grpo", source=Sums(3), **keys))
+    assert asked.taken() <= expected  # the comparison of sampler and trainer
+    assert rolled
+    assert rolled <= expected
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for row in rows:
+        done = CliRunner().invoke(
+            build(), ["generate", str(tmp_path / "model"), row["prompt"], "--max-new-tokens", "2"]
+        )
+        assert done.exit_code == 0, done.output
+    assert asked.taken() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_and_calibration_put_completions_behind_the_same_prompts(kind: str) -> None:
+    tokenizer = KINDS[kind]()
+    row: Row = {"prompt": "1+2=", "completion": "3", "answer": "3"}
+    [prompt] = encode_prompts([row], tokenizer)
+    whole = [*prompt.tokens, *tokenizer("3", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert tokenize(row, tokenizer) == whole
+    found = prepare_rows([row], tokenizer, steps=1, batch=1, max_tokens=99, seed=0).rows[0]
+    assert found["input_ids"] == whole
+    assert found["prompt_tokens"] == len(prompt.tokens)
+
+
+# -------------------------------------------------------------------------------------------------------------- rows
+
+
+def test_chat_template_is_used_when_there_is_one() -> None:
+    tokenizer = tiny_tokenizer()
+    rows: list[Row] = [{"prompt": "hi"}]
+    plain = encode_prompts(rows, tokenizer)
+    assert encode_prompts(rows, tokenizer, "no") == plain
+    with pytest.raises(DataError, match="has none"):
+        encode_prompts(rows, tokenizer, "yes")
+    tokenizer.chat_template = PLAIN
+    assert encode_prompts(rows, tokenizer)[0].text == "[hi]>"
+    assert encode_prompts(rows, tokenizer, "no") == plain
+    assert prompt_hash(encode_prompts(rows, tokenizer)) != prompt_hash(plain)
+
+
+def test_messages_a_system_prompt_and_settings_of_the_template() -> None:
+    tokenizer = templated(ROLES)
+    conversation = [
+        {"role": "user", "content": "1+1"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+2 "},
+        {"role": "assistant", "content": "4"},
+    ]
+    rows: Any = [{"messages": conversation, "system": "be brief"}, {"prompt": "3", "system": "add", "completion": "5"}]
+    texts = [(prompt.text, tokenizer.decode(after)) for prompt, after in encode_examples(rows, tokenizer)]
+    assert texts == [("s:be brief;u:1+1;a:2;u:2+2;a:", "4<eos>"), ("s:add;u:3;a:", "5<eos>")]
+
+    tokenizer = templated(THINKING)
+    row: Row = {"prompt": "hi", "completion": "<think>\nhm</think>yo"}
+    off: Row = {**row, "template": {"enable_thinking": False}}
+    found = [(prompt.text, tokenizer.decode(after)) for prompt, after in encode_examples([row, off], tokenizer)]
+    assert found == [("[hi]<think>\n", "hm</think>yo<eos>"), ("[hi]<think></think>", "<think>\nhm</think>yo<eos>")]
+
+
+def test_rows_of_messages_are_trained_on() -> None:
+    tokenizer = templated(ROLES)
+    messages: Any = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]
+    rows: list[Row] = [{"messages": messages, "answer": "2"}]
+    row = prepare_rows(rows, tokenizer, steps=1, batch=1, max_tokens=99, seed=0).rows[0]
+    assert tokenizer.decode(row["input_ids"]) == "u:1+1;a:2<eos>"
+    asked = prepare_rows(rows, tokenizer, steps=1, batch=1, max_tokens=99, seed=0, rollouts=True).rows[0]
+    assert asked["prompt"] == messages[:1]
+    assert tokenizer.decode(asked["prompt_ids"]) == "u:1+1;a:"
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": ""}, "row 2 has an empty prompt"),
+        ({"prompt": " \n"}, "row 2 has an empty prompt"),
+        ({"system": "hm"}, "row 2 has an empty prompt"),
+        ({"prompt": "a", "system": "b"}, "row 2 has a system prompt, which takes a chat template"),
+        ({"prompt": "a", "template": {"x": 1}}, "row 2 has settings of the chat template"),
+        ({"messages": [{"role": "user", "content": "a"}] * 2}, "row 2 has several messages"),
+        ({"messages": [{"role": "user", "content": None}]}, "row 2: the content of a message is NoneType"),
+    ],
+)
+def test_rows_that_cannot_be_asked(row: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        encode_prompts([{"prompt": "a"}, row], tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("template", "kind", "says"),
+    [
+        ("{{ raise_exception('no such role') }}", DataError, "row 1: the chat template refuses it: no such role"),
+        ("{% for m in messages %}{{ m.content }}", ModelError, "The chat template is not valid: line 1: "),
+        ("{{ messages[0].content.text.more }}", ModelError, "row 1: the chat template fails: .*no attribute 'text'"),
+        (PARTS, DataError, "row 1: the chat template loses the user's text and writes '>'"),
+        ("", DataError, None),
+        ("{# nothing #}", DataError, "row 1: the chat template loses the user's text and writes ''"),
+        ({"tools": PLAIN, "rag": PLAIN}, ModelError, "chat templates named rag, tools and none named default"),
+    ],
+)
+def test_templates_that_cannot_be_used(template: Any, kind: type[Exception], says: str | None) -> None:
+    tokenizer = templated(template)
+    rows: list[Row] = [{"prompt": "What is 1+2?"}]
+    if says is None:  # no template
+        assert encode_prompts(rows, tokenizer)[0].text == "What is 1+2?"
+        return
+    for ask in (encode_prompts, encode_examples):
+        with pytest.raises(kind, match=says) as found:
+            ask(rows, tokenizer)
+        assert found.value.hint
+        assert "\n" not in str(found.value.message)
+
+
+def test_a_template_that_leaves_the_system_prompt_out_is_told() -> None:
+    tokenizer = templated("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}>")
+    assert encode_prompts([{"prompt": "a"}], tokenizer)[0].text == "a>"
+    with pytest.raises(DataError, match="row 1: the chat template loses the system's text"):
+        encode_prompts([{"prompt": "a", "system": "be brief"}], tokenizer)
+    with pytest.raises(DataError, match="template sets tokenize, which rqat sets itself"):
+        encode_prompts([{"prompt": "a", "template": {"tokenize": True}}], tokenizer)
+
+
+def test_an_evaluation_says_which_problem(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Problem 0: the chat template loses"):
+        run_task(Problems(rqat.TaskOptions()), "sums", tiny_model(), templated(PARTS))
+
+
+def test_a_cut_off_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    save_tiny(tmp_path / "model")
+    done = CliRunner().invoke(build(), ["generate", str(tmp_path / "model"), "1+1=", "--max-new-tokens", "3"])
+    assert done.exit_code == 0
+    assert done.stderr == "Cut off after 3 tokens; --max-new-tokens allows more.\n"
+    full = CliRunner().invoke(build(), ["generate", "builtin:tiny-reasoner", "1+2=", "--max-new-tokens", "99"])
+    assert full.exit_code == 0
+    assert full.stdout.strip()
+    assert "Cut off" not in full.stderr
