@@ -71,7 +71,10 @@ class Job:
     def make(self, step: Step, role: str) -> Any:
         """Builds the part a step uses in `role` ("quantizer", "source", "objective", "task", "exporter")."""
         use = step.parts[role]
-        return self.registry.make(use.card, use.options)
+        if not step.reads:
+            return self.registry.make(use.card, use.options)
+        written = ((self.plan.step(name).parts["source"], self.result_of(name)) for name in step.reads)
+        return self.registry.make(use.card, use.options, [(w.card, w.options, folder) for w, folder in written])
 
     def result_of(self, step_name: str) -> Path:
         """Folder of a finished step."""

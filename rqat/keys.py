@@ -48,6 +48,8 @@ class PluginKeys(BaseModel):
         number_for: the key that a plain number in place of the mapping stands for.
         kinds: what it may be: "quantizer", "source", ...; the usual one first. No option may be called like one of
             this mapping's own keys.
+        follows: the key that holds, in order, the parts in front of this one, where a list of parts is written in place
+            of the mapping; "" allows no list.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -55,6 +57,7 @@ class PluginKeys(BaseModel):
     named_by: ClassVar[str] = ""
     number_for: ClassVar[str] = ""
     kinds: ClassVar[tuple[str, ...]] = ()
+    follows: ClassVar[str] = ""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -126,8 +126,12 @@ class _Making:
             stage.add(self)
         if self._problems or scheme is None:
             raise RecipeError(list(dict.fromkeys(self._problems)))
-        used = {name for step in self._steps for name in step.inputs.values()}
-        kept = [step for step in self._steps if step.name in used or not stages()[step.stage].only_if_used]
+        used: set[str] = set()
+        kept: list[Step] = []
+        for step in reversed(self._steps):  # a step's inputs stand before it
+            if step.name in used or not stages()[step.stage].only_if_used:
+                kept.insert(0, step)
+                used.update(step.inputs.values())
         return Plan(self.recipe, scheme, numbered(kept), self.place)
 
     @property
@@ -157,6 +161,10 @@ class _Making:
 
     def find(self, stage: str) -> str:
         return next((step.name for step in self._steps if step.stage == stage), "")
+
+    def same(self, stage: Stage, settings: Keys | PluginKeys, parts: Mapping[str, Use]) -> str:
+        alike = (step for step in self._steps if step.stage == stage.name and step.settings == settings)
+        return next((step.name for step in alike if step.parts == parts), "")
 
     def add(
         self,
@@ -195,7 +203,7 @@ class _Making:
     def _use(self, kind: Kind, name: str, raw: Mapping[str, Any], place: Place, named_at: Place) -> Use | None:
         try:
             card = self._registry.card(kind, name, named_at)
-            return self._with_parts(Use(card, self._registry.options(card, raw, place)))
+            return self._with_parts(Use(card, self._registry.options(card, raw, place), place=place))
         except RecipeError as error:
             self._problems += error.problems
         except RqatError as error:

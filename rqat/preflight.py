@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def read_data(
     seen: set[tuple[str, int]] = set()
     for step in plan.steps:
         alike = (step.stage, id(step.settings))
-        reads = None if step.name in done or alike in seen else getattr(work_of(step.stage), "read_ahead", None)
+        # What a step will read of other steps is not there yet; the sources those are made of are read in their place.
+        skipped = step.name in done or alike in seen or step.reads
+        reads = None if skipped else getattr(work_of(step.stage), "read_ahead", None)
         seen.add(alike)
         if reads is None:
             continue
@@ -163,7 +166,10 @@ def _domains(plan: Plan) -> Iterator[Finding]:
     """Data of another domain than what is evaluated."""
     learned: dict[str, str] = {}
     evaluated: dict[str, str] = {}
+    produced = {name for step in plan.steps for name in step.reads}
     for step in plan.steps:
+        if step.name in produced:  # its rows count where they are read
+            continue
         if "source" in step.parts:
             if domain := _domain(step.parts["source"]):
                 learned[stages()[step.stage].label(step)] = domain
@@ -203,7 +209,9 @@ def _parts(plan: Plan, look: Look) -> Iterator[Finding]:
         for use in (inner for part in step.parts.values() for inner in part.all()):
             for problem in _checked(use, context):
                 about = f"'{use.card.name}': " if not problem.key else ""
-                yield step.finding(problem.level, problem.key, f"{about}{problem.text}", problem.hint)
+                own = use.place.keys and problem.key.split(".")[0] in type(use.options).model_fields
+                written = replace(step, place=use.place) if own else step
+                yield written.finding(problem.level, problem.key, f"{about}{problem.text}", problem.hint)
 
 
 def _checked(use: Use, context: Context) -> Iterable[Problem]:

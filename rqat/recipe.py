@@ -8,6 +8,7 @@ Beyond the keys of a recipe a file may hold
     model: path         a string where a mapping is expected is the key that names it, here `{path: ...}`;
                         likewise `quantize: gptq`, `calibration: arith`, `data: gsm8k`, `teacher: path`,
                         `evaluate: [math500]`, or `evaluate: math500` for a list of one
+    quantize: [a, b]    what is done to the model before it is quantized, in order, and then the quantizer
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .errors import RecipeError, UnknownName
 from .keys import Keys, ModelKeys, PluginKeys
 from .problems import KeyPath, Place, is_list, model_at, models_in, problems_of, unknown_key
 from .registry import Card, Registry
+from .shorthand import follows, named_by, spell_out
 from .stages import sections
 from .yaml_lines import parse_value, read_yaml
 
@@ -143,9 +145,9 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
 
 def built_recipe(data: Mapping[str, Any], flags: Mapping[KeyPath, str], overrides: Sequence[str] = ()) -> LoadedRecipe:
     """A recipe that a command built; `flags` says which flag the value under some keys came from."""
-    copied = deepcopy(dict(data))
-    _spell_out(copied)
-    return _validated(copied, dict(flags), None, overrides)
+    copied, origins = deepcopy(dict(data)), dict(flags)
+    spell_out(copied, Recipe, origins)
+    return _validated(copied, origins, None, overrides)
 
 
 def _validated(
@@ -171,7 +173,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key
     """A file, merged over the one it extends."""
     data, origins = read_yaml(path, path.name if path.parent == recipe_folder() else str(path))
     origins = _in_new_spelling(data, origins)
-    _spell_out(data)
+    spell_out(data, Recipe, origins)
     if "extends" not in data:
         return data, origins
     parent, place = data.pop("extends"), Place(origins, ("extends",))
@@ -246,31 +248,6 @@ def _drop_options(base: dict[str, Any], over: Mapping[str, Any], keys: KeyPath) 
             del base[option]
 
 
-def _spell_out(data: dict[str, Any], model: type[BaseModel] = Recipe) -> None:
-    """Writes `quantize: gptq` as `quantize: {method: gptq}`, wherever one thing is named, at any depth."""
-    for key, info in model.model_fields.items():
-        inner = model_at(model, (key,))
-        if key not in data or inner is None:
-            continue
-        name = _named_by(inner)
-        if is_list(info.annotation) and isinstance(data[key], str | list):
-            entries = [data[key]] if isinstance(data[key], str) else data[key]
-            data[key] = [{name: entry} if name and isinstance(entry, str) else entry for entry in entries]
-        elif name and isinstance(data[key], str):
-            data[key] = {name: data[key]}
-        value = data[key]
-        many = is_list(info.annotation)
-        inside = value if isinstance(value, list) else value.values() if many and isinstance(value, dict) else [value]
-        for entry in inside:
-            if isinstance(entry, dict):
-                _spell_out(entry, inner)
-
-
-def _named_by(model: type[BaseModel] | None) -> str:
-    """The key that names what a mapping is about; "" where it is about many things."""
-    return str(getattr(model, "named_by", ""))
-
-
 def _in_new_spelling(
     data: dict[str, Any], origins: Mapping[KeyPath, str], model: type[BaseModel] = Recipe
 ) -> dict[KeyPath, str]:
@@ -331,10 +308,10 @@ def _override(text: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> N
     if isinstance(current, dict):
         _drop_options(current, {str(keys[-1]): value}, keys[:-1])
     current[keys[-1]] = value
-    _spell_out(data)
     for old in [old for old in origins if old[: len(keys)] == keys]:
         del origins[old]
     origins[keys] = flag
+    spell_out(data, Recipe, origins)
 
 
 def _new_spelling(key: str, model: type[BaseModel] | None) -> str:
@@ -344,7 +321,7 @@ def _new_spelling(key: str, model: type[BaseModel] | None) -> str:
 
 def _index(part: str, entries: list[Any], keys: KeyPath, flag: str) -> int:
     """Index of a list's entry, given as a number or by the name of the entry's plugin."""
-    by = {name for model in models_in(Recipe) if (name := _named_by(model))}
+    by = {name for model in models_in(Recipe) if (name := named_by(model))}
     names = [entry[name] for entry in entries if isinstance(entry, dict) for name in sorted(by & entry.keys())]
     if part in names:
         return names.index(part)
@@ -367,7 +344,7 @@ def json_schema(registry: Registry | None = None) -> dict[str, Any]:
         if is_list(info.annotation):  # `train: {kd: {...}}` changes one entry of an inherited list
             schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "object"}, {"type": "string"}]}
     for model in models_in(Recipe):
-        key, kinds = _named_by(model), getattr(model, "kinds", ())
+        key, kinds = named_by(model), getattr(model, "kinds", ())
         if getattr(model, "number_for", ""):
             definitions[model.__name__] = {"anyOf": [{"type": "number"}, definitions[model.__name__]]}
         if not key:
@@ -379,6 +356,9 @@ def json_schema(registry: Registry | None = None) -> dict[str, Any]:
             mapping["allOf"] = [_when_named(key, card, definitions) for card in cards]
         mapping["required"] = [name for name in mapping.get("required", ()) if name == key and not kinds]
         definitions[model.__name__] = {"anyOf": [{"type": "string"}, mapping]}
+        if follows(model):  # the parts in front of it, then itself
+            entry = {"anyOf": [{"type": "string"}, {"type": "object"}]}
+            definitions[model.__name__]["anyOf"].append({"type": "array", "items": entry})
     return schema
 
 

@@ -14,8 +14,9 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pluggy
@@ -55,6 +56,9 @@ BUILTIN = (
 
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("register_"))
 """Names of all hooks."""
+
+Produced = Sequence[tuple[Card, Options, Path]]
+"""Sources by card and options, each with the folder it has written its rows into."""
 
 _MANAGER = pluggy.PluginManager(hookspecs.PROJECT)
 _MANAGER.add_hookspecs(hookspecs)
@@ -215,13 +219,18 @@ class Registry:
             raise RecipeError(problems)
         return options
 
-    def make(self, card: Card, options: Options) -> Any:
-        """Imports the class behind a card and builds it; a source made of others gets them through `combine`."""
+    def make(self, card: Card, options: Options, produced: Produced = ()) -> Any:
+        """Imports the class behind a card and builds it; a source made of others gets them through `combine`.
+
+        Args:
+            produced: for sources that ask for the model, where they have written their rows.
+        """
         made = self.load_class(card)(options)
         if card.kind == "source":
+            made.folder = next((folder for *own, folder in produced if own == [card, options]), None)
             parts = [part for _, _, part in parts_of(options)]
             if parts:
-                made.combine([self._make_part(part) for part in parts])
+                made.combine([self._make_part(part, produced) for part in parts])
         return made
 
     def load_class(self, card: Card) -> type:
@@ -268,6 +277,11 @@ class Registry:
         if issubclass(found, Transform) and card.hooks != (found.attach is not Transform.attach):
             raise PluginError(
                 f"{card} registers hooks={card.hooks}, but its class {'has no' if card.hooks else 'has an'} `attach`.",
+                hint="Make the two agree.",
+            )
+        if issubclass(found, Source) and card.model != (found.produce is not Source.produce):
+            raise PluginError(
+                f"{card} registers model={card.model}, but its class has {'no' if card.model else 'a'} `produce`.",
                 hint="Make the two agree.",
             )
         return found
@@ -339,9 +353,10 @@ class Registry:
         if os.environ.get("RQAT_TRACE_PLUGINS") == "1":
             log.warning("%s load=%s options=%s", card, card.load, card.options.__name__)
 
-    def _make_part(self, part: Part) -> Source:
+    def _make_part(self, part: Part, produced: Produced) -> Source:
         card = self.card("source", part.source)
-        return self.make(card, self.options(card, part.options))
+        made: Source = self.make(card, self.options(card, part.options), produced)
+        return made
 
     def _report(self, plugin: Plugin, error: str | BaseException, text: str = "") -> None:
         found = BrokenPlugin.of(plugin.module.__name__, plugin.owner, error, text, by_path=plugin.by_path)

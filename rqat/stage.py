@@ -26,6 +26,9 @@ from .scheme import Scheme, Schemes
 BASE = "bf16"
 """The variant of the model as it was before quantization."""
 
+PRODUCED = "produced"
+"""Role of the steps whose rows a step reads through its sources: "produced", "produced-2", ..."""
+
 READ_AHEAD = 2000
 """Rows that are read before a run, at most, to see whether they can be used."""
 
@@ -60,11 +63,13 @@ class Use:
     Attributes:
         parts: of a source made of others: those, with their weights, in order; of an objective that is trained on
             rewards: the rewards, with their weights, in order.
+        place: where its options are written.
     """
 
     card: Card
     options: Options
     parts: tuple[tuple[Use, float], ...] = ()
+    place: Place = field(default_factory=Place, compare=False)
 
     def all(self) -> Iterator[Use]:
         """Itself and, at any depth, the parts it is made of."""
@@ -84,7 +89,8 @@ class Step:
         settings: the recipe's keys for it.
         parts: plugins it uses, by role: "source", "quantizer", "objective", "task", "exporter".
         inputs: names of earlier steps, by role: "calibration" (of quantize), "gate" (of train, when one stands before
-            it), "start" (the quantized model to begin from, of train, gate, export, evaluate; none for "bf16").
+            it), "start" (the quantized model to begin from, of train, gate, export, evaluate; none for "bf16"),
+            "produced" (what its sources wrote with the model).
         place: where the recipe asks for it.
     """
 
@@ -95,6 +101,11 @@ class Step:
     parts: dict[str, Use] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     place: Place = field(default_factory=Place, compare=False)
+
+    @property
+    def reads(self) -> list[str]:
+        """Names of the steps in which the sources it reads have written their rows."""
+        return [name for role, name in self.inputs.items() if role.partition("-")[0] == PRODUCED]
 
     def finding(self, level: Level, key: str, text: str, hint: str = "") -> Finding:
         """A finding about one of this step's keys, or about all of them ("")."""
@@ -179,6 +190,9 @@ class Making(Protocol):
 
     def find(self, stage: str) -> str:
         """Name of the first step of a stage; "" where there is none."""
+
+    def same(self, stage: Stage, settings: Keys | PluginKeys, parts: Mapping[str, Use]) -> str:
+        """Name of the step of a stage that does this very work; "" where there is none."""
 
     def add(
         self,

@@ -56,7 +56,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("grids", "optimizers", "generation", "model", "shapes", "contracts", "keys", "scheme", "errors", "storage"),
         "processes",
     ),
-    "recipe": ("registry", "stages", "keys", "problems", "yaml_lines", "errors"),
+    "shorthand": ("problems",),
+    "recipe": ("shorthand", "registry", "stages", "keys", "problems", "yaml_lines", "errors"),
     "plan": (
         *("grids", "facts", "recipe", "registry", "stages", "stage", "cards", "problems", "shapes", "keys", "storage"),
         *("contracts", "scheme", "errors"),
@@ -68,7 +69,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "describe": (),
     "cut_out": (),
     "scaffold": ("registry", "cards", "cut_out", "storage", "errors"),
-    "testing": ("grids", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
+    "testing": ("generation", "grids", "keys", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
     "job": ("plan", "stage", "registry", "processes"),
     "works": (
         *("job", "plan", "recipe", "stage", "stages", "train", "packed", "model", "shapes", "evals", "storage"),

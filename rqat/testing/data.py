@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar, get_args
 
-from ..contracts import Row, Source, Split, Task, Verdict
+from ..contracts import LoadedModel, Row, Source, Split, Task, Verdict
 from ..errors import DataError
+from ..keys import ModelKeys
 from .suite import Suite, expect
 
 
 class SourceSuite(Suite):
     """Rows that training and calibration can use, the same on every machine, with splits kept apart.
+
+    A source that asks for the model is given the tiny reasoner, once for every split and seed, and asked again.
 
     Class attributes:
         rows: how many of each split are looked at.
@@ -51,9 +57,36 @@ class SourceSuite(Suite):
                 text = row.get("text") or row["prompt"]
                 expect(seen.setdefault(text, split) == split, f"in '{seen[text]}' and '{split}': {text[:60]!r}")
 
+    def test_producing_again_changes_nothing(self) -> None:
+        """Of a source that asks for the model: `produce` is called again in the same folder after an interruption."""
+        made: Source = self.make()
+        if not self.card.model:
+            return
+        with TemporaryDirectory() as folder:
+            found = []
+            for _ in range(2):
+                made.produce(Path(folder), _reasoner(), "train", 0)
+                made.folder = Path(folder)
+                found.append(list(made.rows("train", 0)))
+            expect(found[0] == found[1], "produce, called again in the same folder, left other rows")
+
     def _rows(self, split: Split, seed: int = 0) -> list[Row]:
         made: Source = self.make()
-        return list(itertools.islice(made.rows(split, seed), self.rows))
+        with TemporaryDirectory() as folder:
+            if self.card.model:
+                made.produce(Path(folder), _reasoner(), split, seed)
+                made.folder = Path(folder)
+            return list(itertools.islice(made.rows(split, seed), self.rows))
+
+
+@cache
+def _reasoner() -> LoadedModel:
+    """What a source that asks for the model is given."""
+    from ..generation.complete import complete_rows
+    from ..model.load import load_model
+
+    model, tokenizer = load_model(ModelKeys(path="builtin:tiny-reasoner"))
+    return LoadedModel(model, tokenizer, partial(complete_rows, model, tokenizer))
 
 
 class TaskSuite(Suite):

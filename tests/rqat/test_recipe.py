@@ -162,7 +162,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path):
 
 
 def test_a_string_or_number_where_a_mapping_belongs(tmp_path: Path):
-    path = written(tmp_path, "name: x\nmodel: 3\nquantize: [rtn]\ntrain: {objective: kd}\n")
+    path = written(tmp_path, "name: x\nmodel: 3\nquantize: 7\ntrain: {objective: kd}\n")
     assert [line.split(": ")[0] for line in problems(path)] == [
         f"{path}:2 model",
         f"{path}:3 quantize",

@@ -9,6 +9,7 @@ from pydantic import Field
 from ...estimate import Needs, Sizes
 from ...keys import DataKeys
 from ...stage import BASE, Finding, Look, Making, Planned, Section, Stage, Step
+from ..produce import Produce
 
 
 class CalibrationKeys(DataKeys):
@@ -47,7 +48,8 @@ class Calibrate(Stage):
         if keys is not None:
             place = making.place.at("calibration")
             source = making.use("source", keys, place)
-            making.add(self, "calibrate", BASE, keys, place, {"source": source}, {})
+            produced = Produce().add_before(making, keys, place, source)
+            making.add(self, "calibrate", BASE, keys, place, {"source": source}, produced)
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""

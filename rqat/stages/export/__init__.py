@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 from ...errors import ModelError
 from ...estimate import Needs, Sizes, bits_of
 from ...keys import PluginKeys
-from ...stage import Making, Planned, Section, Stage, Step
+from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
 
 
 class ExportKeys(PluginKeys):
@@ -41,6 +42,17 @@ class Export(Stage):
             use = making.use("exporter", keys, place)
             start = {"start": making.made[making.last]}
             making.add(self, "export", making.last, keys, place, {"exporter": use}, start)
+
+    def check(self, step: Step, look: Look) -> Iterator[Finding]:
+        """See `Stage`."""
+        made: Step | None = step
+        while made is not None:
+            hooked = [use.card.name for use in made.parts.values() if use.card.hooks]
+            if hooked:
+                text = f"{', '.join(hooked)} adds forward hooks, which no checkpoint format holds."
+                fix = "Set `export: null`: `rqat eval` and `rqat generate` take the folder of a step."
+                yield step.finding("error", "", text, fix)
+            made = look.plan.step(made.inputs["start"]) if "start" in made.inputs else None
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""

@@ -70,12 +70,18 @@ class Gate(Stage):
     about = "Measured before learning from own completions: does the model solve some problems, some of the time?"
 
     def add_before(
-        self, making: Making, keys: Any, place: Place, variant: str, parts: Mapping[str, Use | None], start: str
+        self,
+        making: Making,
+        keys: Any,
+        place: Place,
+        variant: str,
+        parts: Mapping[str, Use | None],
+        inputs: Mapping[str, str],
     ) -> str:
-        """Adds the gate before a training with `keys`, from the step `start`; returns the gate's name."""
+        """Adds the gate before a training with `keys` and the same `inputs`; returns the gate's name."""
         settings = GateSettings.before(keys, parts["objective"])
         own = {role: use for role, use in parts.items() if role != "objective"}
-        return making.add(self, f"gate-{variant}", variant, settings, place, own, {"start": start})
+        return making.add(self, f"gate-{variant}", variant, settings, place, own, inputs)
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""

@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from ...cards import Kind
 from ...errors import RqatError
 from ...estimate import FLOAT32, Needs, Sizes
-from ...keys import PluginKeys
+from ...keys import Neutral, PluginKeys
 from ...model.config import ModelConfig, check_quantizable
 from ...model.layers import choose_layers
 from ...problems import Place
 from ...scheme import Scheme
-from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
+from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..calibrate import Calibrate, CalibrationKeys
 
 
+class TransformKeys(PluginKeys):
+    """A transform by name; what remains are its options.
+
+    Attributes:
+        method: name of the transform.
+    """
+
+    named_by: ClassVar[str] = "method"
+    kinds: ClassVar[tuple[str, ...]] = ("transform",)
+
+    method: str
+
+
 class QuantizeKeys(PluginKeys):
-    """A quantizer by name; what remains are its options.
+    """A quantizer by name; what remains are its options. `[rotate, gptq]` names transforms in front of it.
 
     Attributes:
         method: name of the quantizer.
+        transforms: what is done to the whole model before it is quantized, in order.
         skip: linear layers left as they are: shell patterns on full names (`model.layers.0.*`, `*.down_proj`).
         indivisible: what to do with layers whose input features do not split into whole groups.
     """
 
     named_by: ClassVar[str] = "method"
-    kinds: ClassVar[tuple[str, ...]] = ("quantizer", "transform")
+    kinds: ClassVar[tuple[str, ...]] = ("quantizer",)
+    follows: ClassVar[str] = "transforms"
 
     method: str
+    transforms: Annotated[tuple[TransformKeys, ...], Neutral("they stand among the parts")] = ()
     skip: tuple[str, ...] = ()
     indivisible: Literal["error", "skip"] = "error"
 
@@ -58,7 +75,8 @@ class Quantize(Stage):
             self._add(making, keys, place.at("compare", index))
 
     def _add(self, making: Making, keys: QuantizeKeys, place: Place) -> str:
-        use = making.use("quantizer", keys, place)
+        parts = _transforms(making, keys, place)
+        use = None if _misplaced(making, keys, place) else making.use("quantizer", keys, place)
         calibration = making.find(Calibrate.name)
         needs = bool(use and use.card.needs)
         if needs and not calibration:
@@ -67,9 +85,13 @@ class Quantize(Stage):
             making.problem(f"{place.at('method')}: '{keys.method}' looks at data; {wanted}.")
         variant = making.variant(keys.method)
         inputs = {"calibration": calibration} if needs else {}
-        name = making.add(self, f"quantize-{variant}", variant, keys, place, {"quantizer": use}, inputs)
+        name = making.add(self, f"quantize-{variant}", variant, keys, place, parts | {"quantizer": use}, inputs)
         making.made[variant] = name
         return variant
+
+    def shown(self, step: Step) -> dict[str, Any]:
+        """See `Stage`; transforms are shown as parts."""
+        return {key: value for key, value in super().shown(step).items() if key != QuantizeKeys.follows}
 
     def schemes(self, step: Step, plan: Planned, config: ModelConfig) -> dict[str, Scheme]:
         """See `Stage`."""
@@ -94,6 +116,7 @@ class Quantize(Stage):
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """See `Stage`."""
+        assert isinstance(step.settings, QuantizeKeys)
         if look.config is None:
             return
         place = look.plan.place.at("model")
@@ -103,7 +126,8 @@ class Quantize(Stage):
             yield Finding("error", f"{place}: {error.message}", error.hint)
             return
         if look.config.tied:
-            yield Finding("note", f"{place}: lm_head shares the embedding's weight; both stay unquantized.")
+            unless = ", unless a transform gives it one of its own" if step.settings.transforms else ""
+            yield Finding("note", f"{place}: lm_head shares the embedding's weight{unless}; both stay unquantized.")
         try:
             chosen = look.plan.schemes(step, look.config)
         except RqatError as error:
@@ -122,3 +146,34 @@ def _about_layers(step: Step, look: Look, error: RqatError) -> Finding:
         return Finding("error", f"{look.plan.place.at('scheme')}: {text}", error.hint)
     key = "skip" if error.message.startswith(skip) else ""
     return step.finding("error", key, error.message.removeprefix(skip), error.hint)
+
+
+def _transforms(making: Making, keys: QuantizeKeys, place: Place) -> dict[str, Use | None]:
+    """The parts in front of the quantizer: roles "transform", "transform-2", ..."""
+    parts: dict[str, Use | None] = {}
+    for index, transform in enumerate(keys.transforms):
+        inside = place.at(QuantizeKeys.follows, index)
+        if _is(making, "quantizer", transform.method) and not _is(making, "transform", transform.method):
+            text = f"'{transform.method}' is a quantizer, and one quantizer stands at the end"
+            making.problem(f"{inside.at('method')}: {text}; in front of it stand transforms, known: {_names(making)}.")
+            continue
+        parts["transform" if index == 0 else f"transform-{index + 1}"] = making.use("transform", transform, inside)
+    return parts
+
+
+def _misplaced(making: Making, keys: QuantizeKeys, place: Place) -> bool:
+    """Whether what should be a quantizer is a transform, which is told."""
+    name = keys.method
+    if not _is(making, "transform", name) or _is(making, "quantizer", name):
+        return False
+    wanted = f"add a quantizer behind it: `quantize: [{name}, rtn]`"
+    making.problem(f"{place.at('method')}: '{name}' is a transform, with no quantizer behind it; {wanted}.")
+    return True
+
+
+def _is(making: Making, kind: Kind, name: str) -> bool:
+    return any(name in (card.name, card.full_name) for card in making.known(kind))
+
+
+def _names(making: Making) -> str:
+    return ", ".join(card.name for card in making.known("transform")) or "none"

@@ -31,15 +31,17 @@ def quantize_plan(
     Args:
         calibration: a source's name, or the `calibration` mapping of a recipe.
         options: the quantizer's.
+        method: the quantizer; transforms stand before it, with commas: "rotate,gptq".
         overrides: `key=value`, as `--set` takes them.
         flags: what the command calls each value in its messages, beyond the defaults below.
     """
+    *transforms, quantizer = (part.strip() for part in method.split(","))
     data: dict[str, Any] = {
         "name": name,
         "model": model if isinstance(model, str) else model.model_dump(),
         "scheme": scheme if isinstance(scheme, str) else dict(scheme),
         "calibration": dict(calibration) if isinstance(calibration, Mapping) else calibration,
-        "quantize": {"method": method, **(options or {})},
+        "quantize": {"method": quantizer, "transforms": transforms, **(options or {})},
         "export": export,
         "evaluate": list(evaluate),
     }
@@ -50,5 +52,6 @@ def quantize_plan(
         ("calibration", "source"): "--calibration",
         ("quantize", "method"): "--method",
         ("export", "format"): "--format",
+        **{("quantize", "transforms", index, "method"): "--method" for index in range(len(transforms))},
     }
     return build_plan(built_recipe(data, named | dict(flags or {}), overrides), registry)

@@ -21,6 +21,7 @@ from ...optimizers import OPTIMIZERS, SCHEDULES
 from ...problems import Place
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..gate import Gate, GateKeys
+from ..produce import Produce
 
 LOGITS_COPIES = 3
 """Arrays of logits alive at once in a loss: student, teacher or softmax, gradient; objectives that chunk need less."""
@@ -133,13 +134,15 @@ class Train(Stage):
             return
         variant = making.variant(keys.objective)
         objective = making.use("objective", keys, place)
-        parts = {"objective": objective, "source": making.use("source", keys.data, place.at("data"))}
+        source = making.use("source", keys.data, place.at("data"))
+        parts = {"objective": objective, "source": source}
         parts["task"] = making.named("task", keys.task, place.at("task")) if keys.task is not None else None
         if keys.teacher is not None and objective is not None and not objective.card.teacher:
             learners = ", ".join(card.name for card in making.known("objective") if card.teacher)
             wanted = f"leave it out, or use one that does: {learners}"
             making.problem(f"{place.at('teacher')}: '{keys.objective}' learns from no teacher; {wanted}.")
         inputs = {"start": making.made[making.last]}
+        inputs |= Produce().add_before(making, keys.data, place.at("data"), source)
         if objective is not None:
             parts["objective"] = objective = replace(objective, parts=_rewards(making, keys, place, objective.card))
         if objective is not None and objective.card.graded:
@@ -147,7 +150,7 @@ class Train(Stage):
                 known = ", ".join(card.name for card in making.known("task"))
                 wanted = f"add `task: ...`, known: {known}"
                 making.problem(f"{place}: '{keys.objective}' is rewarded by a task's grader; {wanted}.")
-            inputs["gate"] = Gate().add_before(making, keys, place, variant, parts, inputs["start"])
+            inputs["gate"] = Gate().add_before(making, keys, place, variant, parts, inputs)
         making.made[variant] = making.add(self, f"train-{variant}", variant, keys, place, parts, inputs)
         making.last = variant
 

@@ -1,0 +1,67 @@
+"""Produce: what a source writes with the model before quantization, kept for every step that reads it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from ...contracts import Split
+from ...estimate import Needs, Sizes
+from ...keys import DataKeys, Keys, Neutral
+from ...problems import Place
+from ...stage import BASE, PRODUCED, Making, Planned, Stage, Step, Use
+
+ROWS_AT_ONCE = 32
+"""Completions that are written together, unless a source says otherwise."""
+
+
+class ProduceSettings(Keys):
+    """What a produce step is told: how the steps that read the source read it.
+
+    Attributes:
+        source: whose it is.
+        split: which rows.
+        seed: their order, and of the sampling.
+    """
+
+    source: Annotated[str, Neutral("it stands among the parts")]
+    split: Split
+    seed: int
+
+
+class Produce(Stage):
+    """Lets a source whose card says `model=True` write its rows; whoever reads such a source adds the step."""
+
+    order = 5
+    only_if_used = True
+    title = "Rows written by the model"
+    about = "By the model before quantization, for sources that ask for it; written once, and read by every step."
+
+    def add_before(self, making: Making, keys: DataKeys, place: Place, *sources: Use | None) -> dict[str, str]:
+        """Adds a step for every source that asks for the model, at any depth; one that is there already is shared.
+
+        Args:
+            sources: what the step reads that they are added before.
+
+        Returns:
+            inputs of that step: names of steps by role, see `rqat.stage.Step.reads`.
+        """
+        found: dict[str, str] = {}
+        for use in (inner for source in sources if source is not None for inner in source.all()):
+            if use.card.model:
+                found[PRODUCED if not found else f"{PRODUCED}-{len(found) + 1}"] = self._add(making, keys, place, use)
+        return found
+
+    def _add(self, making: Making, keys: DataKeys, place: Place, use: Use) -> str:
+        settings = ProduceSettings(source=use.card.name, split=keys.split, seed=keys.seed)
+        parts = {"source": use}
+        there = making.same(self, settings, parts)
+        if there:
+            return there
+        inputs = self.add_before(making, keys, place, *(part for part, _ in use.parts))
+        return making.add(self, f"produce-{use.card.name}", BASE, settings, place, parts, inputs)
+
+    def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
+        """See `Stage`."""
+        options = step.parts["source"].options
+        tokens = getattr(options, "max_new_tokens", None) or min(sizes.config.context or 2048, 2048)
+        return Needs(sizes.model + sizes.cache(getattr(options, "batch", None) or ROWS_AT_ONCE, tokens))
