@@ -99,6 +99,7 @@ def keys_page() -> str:
         ("quantize, compare[]", keys.QuantizeKeys),
         ("train[]", keys.TrainKeys),
         ("train[].data", keys.DataKeys),
+        ("train[].rewards", keys.RewardKeys),
         ("train[].gate", keys.GateKeys),
         ("export", keys.ExportKeys),
         ("evaluate[]", keys.EvaluateKeys),

@@ -34,9 +34,8 @@ Weights take 16 bits each, on disk and in memory: this format is for readers of 
         """See `Exporter`."""
         import torch
 
-        from rqat_kernels.grid import dequantize
-
-        return {f"{name}.weight": dequantize(weight.codes, weight.scale, weight.zero, torch.bfloat16)}
+        assert weight.scheme is not None
+        return {f"{name}.weight": rqat.grid_of(weight.scheme).decode_layer(weight).to(torch.bfloat16)}
 
     def config(self, layers: Mapping[str, rqat.Scheme], skipped: Sequence[str]) -> None:
         """See `Exporter`: there is none."""
@@ -45,4 +44,9 @@ Weights take 16 bits each, on disk and in memory: this format is for readers of 
 @rqat.hookimpl
 def register_exporters(register: rqat.RegisterExporter) -> None:
     """See `rqat.hookspecs`."""
-    register("bf16", load=":Bf16", summary="plain 16-bit safetensors, for everything that loads no packed weights")
+    register(
+        "bf16",
+        load=":Bf16",
+        grids=None,
+        summary="plain 16-bit safetensors, for everything that loads no packed weights",
+    )

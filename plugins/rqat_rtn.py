@@ -18,7 +18,8 @@ class Options(rqat.Options):
     """Options of `rtn`.
 
     Attributes:
-        clip: `minmax` spans every weight of a group; `mse` narrows the span to the one of least squared rounding error.
+        clip: `minmax` spans every weight of a group; `mse` narrows the span to the one of least squared rounding error,
+            as the fit of every other grid does.
     """
 
     clip: Literal["minmax", "mse"] = "minmax"
@@ -33,20 +34,24 @@ class RoundToNearest(rqat.Quantizer):
         self, weight: torch.Tensor, stats: rqat.LinearStats, scheme: rqat.Scheme
     ) -> rqat.QuantizedWeight:
         """See `rqat.Quantizer`."""
-        import torch
+        from rqat_kernels.grid import fit_minmax
 
-        from rqat_kernels.grid import fit_clip, fit_minmax, quantize
-
-        fit = fit_clip if self.options.clip == "mse" else fit_minmax
-        groups = scheme.groups(weight.shape[1])
-        scale, zero = fit(weight, groups, scheme.max_code, symmetric=scheme.symmetric)
-        codes = quantize(weight, scale, zero, scheme.max_code)
-        return rqat.QuantizedWeight(codes, scale, zero.to(torch.uint8))
+        grid = rqat.grid_of(scheme)
+        if grid.uniform and self.options.clip == "minmax":
+            groups = scheme.groups(weight.shape[1])
+            fitted = fit_minmax(weight, groups, scheme.max_code, symmetric=scheme.symmetric)
+        else:
+            fitted = grid.fit_layer(weight)
+        return grid.quantize_layer(weight, *fitted)
 
 
 @rqat.hookimpl
 def register_quantizers(register: rqat.RegisterQuantizer) -> None:
     """The card of `rtn`."""
     register(
-        "rtn", options=Options, load=":RoundToNearest", summary="round every weight to the nearest code; needs no data"
+        "rtn",
+        options=Options,
+        load=":RoundToNearest",
+        grids=None,
+        summary="round every weight to the nearest code; needs no data",
     )

@@ -58,7 +58,7 @@ from .hookspecs import (
     RegisterTransform,
     hookimpl,
 )
-from .scheme import ROW, Scheme
+from .scheme import ROW, Scheme, Schemes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,6 +114,7 @@ __all__ = [
     "RqatError",
     "RunError",
     "Scheme",
+    "Schemes",
     "SharedInput",
     "Source",
     "Split",
@@ -128,6 +129,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "export",
+    "grid_of",
     "hookimpl",
     "is_looping",
     "load",
@@ -153,6 +155,18 @@ def __getattr__(name: str) -> Any:
     if name not in _FETCHED:
         raise AttributeError(f"module 'rqat' has no attribute '{name}'")
     return getattr(import_module(_FETCHED[name], __name__), name)
+
+
+def grid_of(scheme: Scheme) -> Grid:
+    """The grid that a scheme names (`w2g128-seq`), of whichever plugin offers it; see `rqat.Grid`.
+
+    Raises:
+        UnknownName: nobody offers a grid of that name.
+        PluginError: its plugin is broken.
+    """
+    from .grids import grid_of as found
+
+    return found(scheme)
 
 
 def load_packed(

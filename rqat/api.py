@@ -17,7 +17,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -26,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 from .cli.models import default_device, load_any
 from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
 from .errors import ModelError, RecipeError, RqatError, RunError
+from .grids import part_problems, scheme_problems
 from .job import Silence
 from .keys import CalibrationKeys, EvaluateKeys, ExportKeys, ModelKeys, QuantizeKeys
 from .model.activations import TokenBatch
@@ -35,7 +35,7 @@ from .model.load import load_model
 from .model.transforms import Applied, apply_transforms
 from .problems import Place, problems_of
 from .registry import Registry
-from .scheme import Scheme
+from .scheme import Schemes
 from .stages.calibrate.run import Counted, calibration_tokens
 from .stages.export.run import export_checkpoint
 from .stages.quantize.run import batches_of
@@ -97,8 +97,7 @@ class QuantizedModel:
         """Codes, scales and zero points of every quantized layer, by full name, as they are now."""
         if self.trained_by is None:
             return self._layers
-        trained = self.trained_by.quantized_layers()
-        return {name: replace(layer, scheme=self._layers[name].scheme) for name, layer in trained.items()}
+        return self.trained_by.quantized_layers()
 
     def optimizer(
         self, *, lr: float, source: str | Path | transformers.PreTrainedModel | None = None, **options: Any
@@ -120,7 +119,7 @@ class QuantizedModel:
         layers = self.layers
         if options.get("latents") is None:
             options["latents"] = self._latents(layers, source)
-        self.trained_by = QuantizedOptimizer(self.model, layers, _one_scheme(layers), lr=lr, **options)
+        self.trained_by = QuantizedOptimizer(self.model, layers, lr=lr, **options)
         return self.trained_by
 
     def _latents(self, layers: Mapping[str, QuantizedWeight], source: Any) -> Mapping[str, Any]:
@@ -148,7 +147,7 @@ def quantize(
     model: str | Path | transformers.PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
     method: str | Sequence[str | Mapping[str, Any]] = "gptq",
-    scheme: str = "w2g128",
+    scheme: str | Mapping[str, str] = "w2g128",
     *,
     calibration: Calibration | None = None,
     skip: Sequence[str] = (),
@@ -163,7 +162,7 @@ def quantize(
         tokenizer: of a loaded model.
         method: name of the quantizer; or a list of transforms and a quantizer, spelled as in a recipe:
             `[{"method": "rotate", "seed": 1}, "gptq"]`.
-        scheme: spelling of the grid.
+        scheme: spelling of the grid, or a mapping of `default` and patterns to spellings, as in a recipe.
         calibration: what quantizers see activations of; see `Calibration`. Of rows, each is one sequence, cut at 512
             tokens or where the model's context ends.
         skip: shell patterns on full names of layers to leave as they are.
@@ -183,7 +182,11 @@ def quantize(
     keys = _keys(QuantizeKeys, {**chosen, "skip": skip, "indivisible": indivisible, **options}, "quantize")
     card = registry.card("quantizer", keys.method)
     quantizer: Quantizer = registry.make(card, registry.options(card, keys.options, "quantize"))
-    grid = Scheme.parse(scheme, where="quantize: scheme")
+    schemes = Schemes.parse(scheme, where="quantize: scheme")
+    problems = [text for one in schemes.different for text in scheme_problems(registry, one, "quantize: scheme")]
+    problems += [f"quantize: {found.text} {found.hint}" for found in part_problems(registry, card, schemes.different)]
+    if problems:
+        raise RecipeError(problems)
     if quantizer.needs and calibration is None:
         raise RecipeError(
             f"quantize: method '{keys.method}' needs calibration.",
@@ -195,14 +198,13 @@ def quantize(
     batches = _batches(registry, calibration, loaded, tokenizer) if quantizer.needs and calibration is not None else []
     training = loaded.training
     layers, reports = quantize_model(
-        loaded.eval(), batches, quantizer, grid, skip=keys.skip, indivisible=keys.indivisible
+        loaded.eval(), batches, quantizer, schemes, skip=keys.skip, indivisible=keys.indivisible
     )
     loaded.train(training)
     for report in reports:
         if report.note:
             log.warning("%s: %s", report.name, report.note)
-    made = {name: replace(layer, scheme=grid) for name, layer in layers.items()}
-    return QuantizedModel(loaded, tokenizer, made, source=source, transforms=transforms)
+    return QuantizedModel(loaded, tokenizer, layers, source=source, transforms=transforms)
 
 
 def _transform(registry: Registry, spelled: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], Transform]:
@@ -230,9 +232,7 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
     layers = quantized.layers
     try:
         with quantized._as_made():
-            save_checkpoint(
-                partial, quantized.model, quantized.tokenizer, layers, _one_scheme(layers), quantized.transforms
-            )
+            save_checkpoint(partial, quantized.model, quantized.tokenizer, layers, quantized.transforms)
     except ValueError as error:
         shutil.rmtree(partial)
         raise RqatError(
@@ -255,8 +255,7 @@ def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
         ModelError: a file is missing or damaged, or was written by another version.
     """
     found = load_checkpoint(Path(folder), device=device or default_device())
-    layers = {name: replace(layer, scheme=layer.scheme or found.scheme) for name, layer in found.layers.items()}
-    return QuantizedModel(found.model, found.tokenizer, layers, folder=Path(folder), transforms=found.transforms)
+    return QuantizedModel(found.model, found.tokenizer, found.layers, folder=Path(folder), transforms=found.transforms)
 
 
 def export(
@@ -401,12 +400,6 @@ def _keys(kind: type[M], values: Mapping[str, Any], name: str) -> M:
         return kind.model_validate(dict(values))
     except ValidationError as error:
         raise RecipeError(problems_of(error, kind, Place({(): name}))) from None
-
-
-def _one_scheme(layers: Mapping[str, QuantizedWeight]) -> Scheme:
-    scheme = next(iter(layers.values())).scheme
-    assert scheme is not None
-    return scheme
 
 
 def _free(folder: Path, overwrite: bool) -> Path:

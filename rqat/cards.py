@@ -53,7 +53,7 @@ KINDS: dict[Kind, KindFacts] = {
     "grid": KindFacts(Grid, Options, frozenset()),
     "transform": KindFacts(Transform, Options, frozenset(keys.QuantizeKeys.model_fields)),
     "objective": KindFacts(Objective, Options, frozenset(keys.TrainKeys.model_fields)),
-    "reward": KindFacts(Reward, Options, frozenset({"weight"})),
+    "reward": KindFacts(Reward, Options, frozenset(keys.RewardKeys.model_fields)),
     "source": KindFacts(Source, Options, frozenset({*keys.CalibrationKeys.model_fields, *Part.model_fields})),
     "task": KindFacts(Task, TaskOptions, frozenset(keys.EvaluateKeys.model_fields)),
     "exporter": KindFacts(Exporter, Options, frozenset(keys.ExportKeys.model_fields)),

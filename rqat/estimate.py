@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 from .batches import sequences_at_once
-from .errors import RqatError
+from .errors import ModelError, RqatError
 from .keys import CalibrationKeys, EvaluateKeys, ModelKeys, TrainKeys
 from .model.config import ModelConfig, read_config
+from .model.layers import HEAD, choose_layers
 from .plan import Plan, Step
 
 FLOAT32 = 4
@@ -51,6 +52,25 @@ def estimate(
     return [sizes.of(step) for step in plan.steps]
 
 
+def bits_of(plan: Plan, config: ModelConfig) -> tuple[float, float]:
+    """Bits per quantized weight, and per parameter in all, in a checkpoint for servers.
+
+    What is quantized is codes, scales and zero points; everything else, embeddings among it, has 16 bits.
+
+    Raises:
+        ModelError: the recipe's quantizer cannot quantize the layers that it is to.
+    """
+    keys = plan.recipe.quantize
+    quantized = choose_layers(
+        config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible, head=config.head
+    )
+    shapes = {**config.linears, **({HEAD: config.head} if config.head else {})}
+    weights = {name: math.prod(shapes[name]) for name in quantized}
+    packed = sum(plan.scheme.of(name).bits_per_weight() * count for name, count in weights.items())
+    count = sum(weights.values())
+    return packed / count, (packed + 16 * (config.parameters - count)) / config.parameters
+
+
 class _Sizes:
     """The model's sizes, and what each stage makes of them."""
 
@@ -60,7 +80,7 @@ class _Sizes:
         self.width = self._width(plan.model)
         self.quantized = sum(out * width for out, width in config.linears.values())
         self.rest = config.parameters - self.quantized
-        self.groups = sum(out * plan.scheme.groups(width) for out, width in config.linears.values())
+        self.groups = sum(out * plan.scheme.of(name).groups(width) for name, (out, width) in config.linears.items())
         self.model = config.parameters * self.width
         self.checkpoint = self.quantized + 5 * self.groups + self.rest * 2
         calibration = plan.recipe.calibration
@@ -124,7 +144,10 @@ class _Sizes:
         return self.model + self._cache(keys.gate.prompts, keys.max_tokens), 0, 0
 
     def _export(self, step: Step) -> tuple[float, float, float]:
-        packed = self.plan.scheme.bits_per_weight() * self.quantized / 8 + self.rest * 2
+        try:
+            packed = bits_of(self.plan, self.config)[1] * self.config.parameters / 8
+        except ModelError:  # which pre-flight reports
+            packed = self.config.parameters * 2
         return self.model + self.quantized, packed, 0
 
     def _evaluate(self, step: Step) -> tuple[float, float, float]:

@@ -39,9 +39,9 @@ _SETTINGS: dict[str, frozenset[str]] = {
 """Host keys that decide the result of a stage; all keys but `_INDIFFERENT` for `train`."""
 
 SAMPLING = ("temperature", "top_p", "max_completion_tokens")
-"""Options of an objective with rollouts that its gate samples with."""
+"""Options of an objective that is trained on rewards that its gate samples with."""
 
-_INDIFFERENT = frozenset({"gate", "save_every", "objective", "task", "teacher"})
+_INDIFFERENT = frozenset({"gate", "save_every", "objective", "task", "rewards", "teacher"})
 """Of these, what decides the result is among the inputs, the parts, or a fact of its own."""
 
 
@@ -58,7 +58,7 @@ def facts_of(plan: Plan, step: Step) -> dict[str, Any]:
         "inputs": {role: fingerprint_of(facts_of(plan, steps[name])) for role, name in sorted(step.inputs.items())},
     }
     if step.stage in ("quantize", "train", "export"):
-        facts["scheme"] = plan.scheme.model_dump(mode="json")
+        facts["scheme"] = plan.scheme.facts()
     if step.stage == "train" and isinstance(step.settings, TrainKeys) and step.settings.teacher is not None:
         facts["teacher"] = model_facts(step.settings.teacher)
     return facts

@@ -189,7 +189,7 @@ class RegisterExporter(Protocol):
     """Registers a checkpoint format.
 
     Args:
-        grids: names of the grids it can write.
+        grids: names of the grids it can write; None is any, by way of `rqat.grid_of`.
     """
 
     def __call__(
@@ -200,7 +200,7 @@ class RegisterExporter(Protocol):
         options: type[Options] = Options,
         summary: str = "",
         paper: str = "",
-        grids: Sequence[str] = ("uniform",),
+        grids: Sequence[str] | None = ("uniform",),
     ) -> None: ...
 
 

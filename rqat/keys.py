@@ -6,9 +6,9 @@ pydantic "extras", and `plan.py` validates them with the plugin's own `Options`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .contracts import Split
 
@@ -81,7 +81,7 @@ class QuantizeKeys(PluginKeys):
 
 
 class GateKeys(Keys):
-    """The cold-start gate before an objective that learns from its own completions.
+    """The cold-start gate before an objective that is trained on rewards.
 
     Attributes:
         prompts: prompts sampled from the training rows.
@@ -98,6 +98,22 @@ class GateKeys(Keys):
     action: Literal["stop", "skip", "warn"] = "stop"
 
 
+class RewardKeys(PluginKeys):
+    """One reward; what remains are its options. In a recipe a plain number is short for `{weight: ...}`.
+
+    Attributes:
+        weight: what its score counts in the sum of all rewards.
+    """
+
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"weight": value} if number else value
+
+
 class TrainKeys(PluginKeys):
     """One objective; what remains are its options.
 
@@ -105,9 +121,11 @@ class TrainKeys(PluginKeys):
         objective: name of the objective.
         data: rows to train on.
         teacher: another model to distil from, with the same tokenizer; None is the model before quantization.
-        task: whose grader gives the rewards, for objectives that learn from rollouts.
+        task: whose grader judges completions, for objectives that are trained on rewards.
+        rewards: what such an objective is trained on: rewards by name, each with its weight, or with `weight` and
+            options of its own (`{correct: 1.0, length: {weight: -0.1}}`). None is `{correct: 1.0}`.
         steps: optimizer steps.
-        batch: sequences per optimizer step (for rollouts: completions per step).
+        batch: sequences per optimizer step (completions per step, where the objective is trained on rewards).
         micro_batch: sequences per forward pass; `batch` is a multiple of it, times the processes that train together.
             None is the whole batch, or a process's share of it.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: far less memory
@@ -123,7 +141,7 @@ class TrainKeys(PluginKeys):
         weight_decay: of the latent weights.
         max_grad_norm: gradient clipping, global norm.
         save_every: optimizer steps between checkpoints, from which an interrupted run resumes.
-        gate: the cold-start gate, for objectives that learn from rollouts.
+        gate: the cold-start gate, for objectives that are trained on rewards.
         seed: order of the data and sampling.
     """
 
@@ -131,6 +149,7 @@ class TrainKeys(PluginKeys):
     data: DataKeys
     teacher: ModelKeys | None = None
     task: str | None = None
+    rewards: dict[str, RewardKeys] | None = Field(default=None, min_length=1)
     steps: int = Field(ge=1)
     batch: int = Field(default=16, ge=1)
     micro_batch: int | None = Field(default=None, ge=1)
@@ -176,13 +195,25 @@ class EvaluateKeys(PluginKeys):
     variants: tuple[str, ...] | None = None
 
 
+def _spelled_scheme(value: Any) -> Any:
+    """Refuses what is neither text nor a mapping of texts, in words that name the entry."""
+    if not isinstance(value, str | dict):
+        raise ValueError(f"{value!r} is not text.")
+    for pattern, text in value.items() if isinstance(value, dict) else ():
+        if not isinstance(text, str):
+            raise ValueError(f"'{pattern}' is {text!r}, which is not the spelling of a scheme.")
+    return value
+
+
 class Recipe(Keys):
     """A whole recipe: calibrate, quantize, train, export, evaluate, in this order.
 
     Attributes:
         name: of the run; its folder is `runs/<name>` unless `-o` says otherwise.
         model: the model to compress, and the teacher of objectives that need one and name no other.
-        scheme: spelling of the weight grid ("w2g128").
+        scheme: spelling of the weight grid ("w2g128"), or a mapping of `default` and shell patterns on full names of
+            layers to spellings (`{default: w2g128, "*.down_proj": w3g128, lm_head: w8g128}`); of several patterns that
+            match, the longest counts. The head is quantized only where a pattern names it.
         calibration: may be left out when no quantizer needs statistics.
         quantize: the quantizer whose result is trained, exported and evaluated.
         compare: quantizers that are only evaluated, for comparison.
@@ -193,7 +224,7 @@ class Recipe(Keys):
 
     name: str
     model: ModelKeys
-    scheme: str = "w2g128"
+    scheme: Annotated[str | dict[str, str], BeforeValidator(_spelled_scheme)] = "w2g128"
     calibration: CalibrationKeys | None = None
     quantize: QuantizeKeys
     compare: tuple[QuantizeKeys, ...] = ()

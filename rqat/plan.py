@@ -14,12 +14,13 @@ from . import facts as step_facts
 from .contracts import Options, TaskOptions
 from .errors import RecipeError, RqatError, UnknownName
 from .facts import difference
-from .keys import EvaluateKeys, Keys, ModelKeys, PluginKeys, Recipe, TrainKeys
+from .grids import scheme_problems
+from .keys import EvaluateKeys, Keys, ModelKeys, PluginKeys, Recipe, RewardKeys, TrainKeys
 from .problems import Keys as KeyPath
 from .problems import Place, problems_of
 from .recipe import LoadedRecipe, built_recipe
 from .registry import Card, Kind, Registry, parts_of
-from .scheme import Scheme
+from .scheme import DEFAULT, Scheme, Schemes
 from .storage import fingerprint_of
 
 __all__ = ["BASE", "LM_EVAL", "Plan", "Stage", "Step", "Use", "build_plan", "difference", "eval_plan", "quantize_plan"]
@@ -28,6 +29,9 @@ Stage = Literal["calibrate", "quantize", "train", "gate", "export", "evaluate"]
 
 BASE = "bf16"
 """The variant of the model as it was before quantization."""
+
+REWARDS = {"correct": RewardKeys()}
+"""What an objective is trained on when its recipe names no rewards."""
 
 LM_EVAL = "lm-eval:"
 """Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
@@ -38,7 +42,8 @@ class Use:
     """A part with its validated options.
 
     Attributes:
-        parts: of a source made of others: those, with their weights, in order.
+        parts: of a source made of others: those, with their weights, in order; of an objective that is trained on
+            rewards: the rewards, with their weights, in order.
     """
 
     card: Card
@@ -75,13 +80,13 @@ class Plan:
 
     Attributes:
         recipe: with every default filled in.
-        scheme: the weight grid.
+        scheme: of every layer.
         steps: in order.
         place: where the recipe's values were written, for messages.
     """
 
     recipe: Recipe
-    scheme: Scheme
+    scheme: Schemes
     steps: tuple[Step, ...]
     place: Place = field(default_factory=Place, compare=False)
 
@@ -122,7 +127,7 @@ def quantize_plan(
     model: str | ModelKeys,
     method: str,
     *,
-    scheme: str = "w2g128",
+    scheme: str | Mapping[str, str] = "w2g128",
     calibration: str | Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     export: str | None = "compressed-tensors",
@@ -142,7 +147,7 @@ def quantize_plan(
     data: dict[str, Any] = {
         "name": name,
         "model": model if isinstance(model, str) else model.model_dump(),
-        "scheme": scheme,
+        "scheme": scheme if isinstance(scheme, str) else dict(scheme),
         "calibration": dict(calibration) if isinstance(calibration, Mapping) else calibration,
         "quantize": {"method": method, **(options or {})},
         "export": export,
@@ -207,12 +212,24 @@ class _Builder:
             raise RecipeError(list(dict.fromkeys(self.problems)))
         return Plan(recipe, scheme, _numbered(self.steps), place)
 
-    def _scheme(self) -> Scheme | None:
-        try:
-            return Scheme.parse(self.recipe.scheme, where=str(self.place.at("scheme")))
-        except RqatError as error:
-            self.problems.append(str(error))
+    def _scheme(self) -> Schemes | None:
+        """The schemes of all layers; None, with every reason among the problems, when something is wrong."""
+        given, place = self.recipe.scheme, self.place.at("scheme")
+        spelled = {DEFAULT: given} if isinstance(given, str) else given
+        before = len(self.problems)
+        if DEFAULT not in spelled:
+            self.problems.append(f"{place}: the mapping has no default; add `{DEFAULT}: w2g128`.")
+        read: dict[str, Scheme] = {}
+        for key, text in spelled.items():
+            where = place if isinstance(given, str) else place.at(key)
+            try:
+                read[key] = Scheme.parse(text, where=str(where))
+                self.problems += scheme_problems(self.registry, read[key], where)
+            except RqatError as error:
+                self.problems.append(str(error))
+        if len(self.problems) > before:
             return None
+        return Schemes(default=read.pop(DEFAULT), patterns=tuple(read.items()))
 
     def _quantize(self) -> str:
         """Adds calibration and every quantizer; returns the variant that is trained and exported."""
@@ -248,6 +265,8 @@ class _Builder:
             wanted = f"leave it out, or use one that does: {learners}"
             self.problems.append(f"{place.at('teacher')}: '{keys.objective}' learns from no teacher; {wanted}.")
         inputs = {"start": self.made[start]}
+        if objective is not None:
+            objective = replace(objective, parts=self._rewards(keys, place, objective.card))
         if objective is not None and objective.card.graded:
             if keys.task is None:
                 known = ", ".join(card.name for card in self.registry.cards("task"))
@@ -258,6 +277,23 @@ class _Builder:
         parts = {"objective": objective, "source": source, "task": task}
         self.made[variant] = self._add(f"train-{variant}", "train", variant, keys, parts, inputs)
         return variant
+
+    def _rewards(self, keys: TrainKeys, place: Place, card: Card) -> tuple[tuple[Use, float], ...]:
+        """The rewards an objective is trained on, with their weights."""
+        if not card.graded:
+            if keys.rewards is not None:
+                graded = ", ".join(card.name for card in self.registry.cards("objective") if card.graded)
+                wanted = f"leave it out, or use one that is: {graded}"
+                self.problems.append(f"{place.at('rewards')}: '{card.name}' is not trained on rewards; {wanted}.")
+            return ()
+        asked = REWARDS if keys.rewards is None else keys.rewards
+        if not any(reward.weight for reward in asked.values()):
+            self.problems.append(f"{place.at('rewards')}: every weight is 0, so nothing would be learned.")
+        found = [
+            (self._use("reward", name, reward.options, place.at("rewards", name)), reward.weight)
+            for name, reward in asked.items()
+        ]
+        return tuple((use, weight) for use, weight in found if use is not None)
 
     def _evaluate(self, keys: EvaluateKeys, place: Place) -> None:
         known = [BASE, *self.made]
@@ -282,10 +318,10 @@ class _Builder:
         except ValidationError as error:
             self.problems += problems_of(error, TaskOptions, place, also_known=EvaluateKeys.model_fields)
 
-    def _use(self, kind: Kind, name: str, raw: Mapping[str, Any], place: Place, name_key: str) -> Use | None:
+    def _use(self, kind: Kind, name: str, raw: Mapping[str, Any], place: Place, name_key: str = "") -> Use | None:
         """A part with its options; None, with the reasons among the problems, when something is wrong."""
         try:
-            card = self.registry.card(kind, name, place.at(name_key))
+            card = self.registry.card(kind, name, place.at(name_key) if name_key else place)
             return self._with_parts(Use(card, self.registry.options(card, raw, place)))
         except RecipeError as error:
             self.problems += error.problems

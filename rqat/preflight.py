@@ -13,6 +13,7 @@ from .contracts import Context, ModelShape
 from .errors import ModelError, RqatError, nearest
 from .estimate import Estimate, estimate
 from .facts import data_files
+from .grids import cost_notes, part_problems
 from .keys import DataKeys, QuantizeKeys, TrainKeys
 from .model.config import ModelConfig, check_quantizable, read_config
 from .model.hub import QUANTIZED_FILE
@@ -160,11 +161,15 @@ def _layers(plan: Plan, config: ModelConfig, steps: Sequence[Step]) -> Iterator[
         keys = step.settings
         assert isinstance(keys, QuantizeKeys)
         try:
-            chosen = choose_layers(config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible)
+            chosen = choose_layers(
+                config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible, head=config.head
+            )
         except RqatError as error:
-            place, skip = _place_of(plan, step), "quantize.skip: "
+            place, skip, scheme = _place_of(plan, step), "quantize.skip: ", "scheme: "
             place = place.at("skip") if error.message.startswith(skip) else place
-            yield Finding("error", f"{place}: {error.message.removeprefix(skip)}", error.hint)
+            place = plan.place.at("scheme") if error.message.startswith(scheme) else place
+            text = error.message.removeprefix(skip).removeprefix(scheme)
+            yield Finding("error", f"{place}: {text}", error.hint)
             continue
         left = [name for name in config.linears if name not in chosen]
         if left:
@@ -272,9 +277,11 @@ def _context(plan: Plan, offline: bool) -> Context:
     """What the options of an exporter are checked against; empty where the model cannot be read, told elsewhere."""
     try:
         config, keys = read_config(plan.model, offline=offline), plan.recipe.quantize
-        chosen = choose_layers(config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible)
+        chosen = choose_layers(
+            config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible, head=config.head
+        )
     except RqatError:
-        return Context(schemes={"": plan.scheme})
+        return Context(schemes={str(number): scheme for number, scheme in enumerate(plan.scheme.different)})
     shape = ModelShape(
         plan.model.path,
         config.model_type,
@@ -285,10 +292,11 @@ def _context(plan: Plan, offline: bool) -> Context:
         config.tied,
         config.context,
     )
-    return Context(schemes=dict.fromkeys(chosen, plan.scheme), model=shape)
+    return Context(schemes={name: plan.scheme.of(name) for name in chosen}, model=shape)
 
 
 def _parts(plan: Plan, offline: bool) -> Iterator[Finding]:
+    yield from _grids(plan)
     for step in plan.steps:
         exporter = step.parts.get("exporter")
         if exporter:
@@ -297,6 +305,17 @@ def _parts(plan: Plan, offline: bool) -> Iterator[Finding]:
                 yield Finding(problem.level, f"{place}: {problem.text}", problem.hint)
     if plan.recipe.train and not plan.recipe.evaluate:
         yield Finding("note", "nothing is evaluated: the report will show losses only.", "Add `evaluate:`.")
+
+
+def _grids(plan: Plan) -> Iterator[Finding]:
+    """Parts that cannot do a scheme's grid, and what grids without kernels cost."""
+    registry, schemes = Registry.current(), plan.scheme.different
+    for step in plan.steps:
+        for use in step.parts.values():
+            for problem in part_problems(registry, use.card, schemes):
+                yield Finding(problem.level, f"{_place_of(plan, step).at(problem.key)}: {problem.text}", problem.hint)
+    for problem in cost_notes(registry, schemes) if plan.recipe.train else ():
+        yield Finding(problem.level, f"{plan.place.at('scheme')}: {problem.text}", problem.hint)
 
 
 def _with_parts(step: Step) -> Iterator[Use]:

@@ -302,6 +302,7 @@ def json_schema(registry: Registry | None = None) -> dict[str, Any]:
     for name, info in Recipe.model_fields.items():
         if "tuple" in str(info.annotation):  # `train: {kd: {...}}` changes one entry of an inherited list
             schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "object"}, {"type": "string"}]}
+    definitions["RewardKeys"] = {"anyOf": [{"type": "number"}, definitions["RewardKeys"]]}
     for model, key in NAMED_BY.items():
         mapping = definitions[model.__name__]
         kind = _KIND_OF.get(model)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pluggy
 from pydantic import ValidationError
 
 from . import hookspecs
@@ -33,12 +34,15 @@ if TYPE_CHECKING:
 __all__ = ["BUILTIN", "KINDS", "BrokenPlugin", "Card", "Kind", "Registry", "parts_of"]
 
 BUILTIN = (
+    "rqat_uniform",
+    "rqat_seq",
     "rqat_rtn",
     "rqat_gptq",
     "rqat_awq",
     "rqat_sft",
     "rqat_kd",
     "rqat_grpo",
+    "rqat_rewards",
     "rqat_data",
     "rqat_arith",
     "rqat_math",
@@ -50,6 +54,9 @@ BUILTIN = (
 
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("register_"))
 """Names of all hooks."""
+
+_MANAGER = pluggy.PluginManager(hookspecs.PROJECT)
+_MANAGER.add_hookspecs(hookspecs)
 
 log = logging.getLogger("rqat.plugins")
 
@@ -286,7 +293,8 @@ class Registry:
         """Calls a plugin's hooks, each by itself, so that a failure has a name and hides nothing else."""
         hooks = 0
         for name, function in sorted(vars(plugin.module).items()):
-            marked = getattr(function, f"{hookspecs.PROJECT}_impl", None) if inspect.isfunction(function) else None
+            # pluggy finds the marks; its `register` would refuse a whole plugin for one hook that is wrong.
+            marked = _MANAGER.parse_hookimpl_opts(plugin.module, name)
             if marked is None:
                 if name in HOOKS and inspect.isfunction(function):
                     hooks += 1
@@ -304,7 +312,7 @@ class Registry:
             self._report(plugin, "it implements no hook of rqat")
 
     def _call(self, hook: str, function: Callable[..., None], plugin: Plugin) -> None:
-        argument = next(iter(inspect.signature(getattr(hookspecs, hook)).parameters))
+        (argument,) = getattr(_MANAGER.hook, hook).spec.argnames
         taken = list(inspect.signature(function).parameters)
         if taken != [argument]:
             self._report(plugin, f"{hook}({', '.join(taken)}): a hook of this name takes one argument, '{argument}'")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rqat.contracts import Verdict
+from rqat.contracts import Row, Verdict
 from rqat.processes import Processes
 from rqat.stages.train import run as train
 from rqat.worker import reporting
@@ -23,10 +23,10 @@ class Noted(EvenLength):
         super().__init__()
         self.file = file
 
-    def grade(self, completion: str, answer: str) -> Verdict:
+    def grade(self, completion: str, answer: str, row: Row) -> Verdict:
         with self.file.open("a") as file:
             file.write(json.dumps(completion) + "\n")
-        return super().grade(completion, answer)
+        return super().grade(completion, answer, row)
 
 
 def main(root: Path, asked: dict[str, Any]) -> None:

@@ -22,7 +22,8 @@ def quantized(model: nn.Module, scheme: Scheme) -> dict[str, QuantizedWeight]:
             scale, zero = fit_minmax(
                 weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric
             )
-            layers[name] = QuantizedWeight(quantize(weight, scale, zero, scheme.max_code), scale, zero.to(torch.uint8))
+            codes = quantize(weight, scale, zero, scheme.max_code)
+            layers[name] = QuantizedWeight(codes, scale, zero.to(torch.uint8), scheme=scheme)
             weight.copy_(dequantize(layers[name].codes, scale, zero, weight.dtype))
     return layers
 
@@ -39,7 +40,7 @@ def built(
     layers = quantized(model, scheme)
     model.to(device)
     options = {"lr": 1e-2, "scale_lr": 1e-2, "zero_lr": 1e-2, "other_lr": 1e-2, **options}
-    return model, QuantizedOptimizer(model, layers, scheme, **options)
+    return model, QuantizedOptimizer(model, layers, **options)
 
 
 def backward(model: nn.Module, seed: int, rows: int = 8, share: float = 1.0) -> float:

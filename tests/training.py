@@ -16,7 +16,7 @@ from rqat.contracts import Options, QuantizedWeight, Row, Source, Split, Task, T
 from rqat.job import Job
 from rqat.keys import ModelKeys, TrainKeys
 from rqat.model.checkpoint import save_checkpoint
-from rqat.plan import Step, Use
+from rqat.plan import REWARDS, Step, Use
 from rqat.registry import Registry
 from rqat.scheme import Scheme
 from rqat.stages.train import run as train
@@ -53,7 +53,7 @@ class EvenLength(Task):
     def problems(self) -> list[Row]:
         return []
 
-    def grade(self, completion: str, answer: str) -> Verdict:
+    def grade(self, completion: str, answer: str, row: Row) -> Verdict:
         return "correct" if sum(map(ord, completion)) % 2 else "wrong"
 
 
@@ -78,11 +78,11 @@ def write_start(folder: Path, scheme: Scheme | None = None) -> Path:
                 groups = scheme.groups(module.in_features)
                 scale, zero = fit_minmax(module.weight, groups, scheme.max_code, symmetric=scheme.symmetric)
                 codes = quantize(module.weight, scale, zero, scheme.max_code)
-                layers[name] = QuantizedWeight(codes, scale, zero.to(torch.uint8))
+                layers[name] = QuantizedWeight(codes, scale, zero.to(torch.uint8), scheme=scheme)
                 module.weight.copy_(dequantize(codes, scale, zero))
     start = folder / "run" / START
     start.mkdir(parents=True)
-    save_checkpoint(start, model, tiny_tokenizer(), layers, scheme)
+    save_checkpoint(start, model, tiny_tokenizer(), layers)
     return start
 
 
@@ -98,9 +98,11 @@ def train_step(
     use = Use(card, card.options(**settings.options))
     given: dict[str, Any] = {"source": source or Sums()}
     parts = {"objective": use}
-    if card.writes:
+    if card.graded:
         given["task"] = EvenLength()
-        parts["task"] = use
+        rewards = [(registry.card("reward", name), keys) for name, keys in (settings.rewards or REWARDS).items()]
+        made = tuple((Use(reward, reward.options(**keys.options)), keys.weight) for reward, keys in rewards)
+        parts = {"objective": Use(card, use.options, made), "task": use}
     plan: Any = SimpleNamespace(model=ModelKeys(path=str(folder / "model")), fingerprint=lambda step: step.name)
     step = Step(f"02-{stage}-{objective}", stage, objective, settings, parts, {"start": START})  # type: ignore[arg-type]
     job = StubJob(plan, folder / "run", registry, given=given)

@@ -57,6 +57,8 @@ def _section(path: Path) -> str:
     parts += [_ceilings(rows), _checks(rows), _linears(rows)]
     for title, note, ops in TABLES:
         parts.append(_timings(title, note, [row for row in rows if row.op in ops and row.mode != "check"]))
+    named = {"ceiling", "packed_linear", *(op for _, _, ops in TABLES for op in ops)}
+    parts.append(_timings("Others", "", [row for row in rows if row.op not in named and row.mode != "check"]))
     parts += [_plot(path.stem, rows), _missing(rows)]
     return "\n".join(part for part in parts if part)
 

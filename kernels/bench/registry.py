@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .table import Row
@@ -16,11 +17,7 @@ from .table import Row
 if TYPE_CHECKING:
     from .bench import Bench
 
-CASES = (
-    *("packed_linear", "packing", "grid", "latent_step", "optimizer", "linear_kl"),
-    *("gptq_block", "decode"),
-    *("training", "decoding", "whole_gptq"),
-)
+CASES = tuple(sorted(path.stem for path in (Path(__file__).parent / "cases").glob("[a-z]*.py")))
 """Files of `cases/`; each has `jobs()`, and what it covers in `OPS`."""
 
 WITHOUT: dict[str, str] = {}

@@ -129,6 +129,13 @@ def once(work: Callable[[], Any], *, device: str = "cuda", rounds: int = 3, warm
     return _quantiles(taken)
 
 
+def in_graph(call: Callable[[int], Any], copies: int, *, device: str = "cuda", rounds: int = 7) -> Timing:
+    """One way by itself, in a graph whatever it takes: `call(i)` for `i` from 0 to `copies` - 1, again and again."""
+    clock = _DeviceClock() if device == "cuda" else _HostClock()
+    sample = clock.prepare(Contender(lambda turn: call(turn % copies), copies, graph=True))
+    return _quantiles([sample()() for _ in range(rounds)])
+
+
 def peak_megabytes(work: Callable[[], Any]) -> float:
     """Device memory at the peak of `work`, beyond what was allocated before and beyond what it gives back (gradients,
     which every way has to keep), in 10^6 bytes."""

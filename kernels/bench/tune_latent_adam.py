@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rqat_kernels.latent_adam import Rates, kernel
+from rqat_kernels.latent_adam import Rates, Stack, kernel
 
 GROUP = 128
 TILES = (512, 1024, 2048, 4096)
@@ -24,14 +24,14 @@ COPIES = 40
 ROUNDS = 15
 
 
-def stack(out: int, features: int) -> tuple[kernel.Stack, list[torch.Tensor | None]]:
+def stack(out: int, features: int) -> tuple[Stack, list[torch.Tensor | None]]:
     """Layers of one shape in bfloat16, and their gradients."""
     rows = COPIES * out * features // GROUP
     wide = [torch.randn(rows, GROUP, device="cuda") for _ in range(2)] + [torch.rand(rows, GROUP, device="cuda")]
     narrow = [torch.rand(rows, 1, device="cuda") for _ in range(7)]
     weights = [torch.empty(out, features, device="cuda", dtype=torch.bfloat16) for _ in range(COPIES)]
     grads: list[torch.Tensor | None] = [torch.randn_like(weight) for weight in weights]
-    return kernel.Stack(weights, wide, narrow[0], narrow[1:4], narrow[4:7]), grads
+    return Stack(weights, wide, narrow[0], narrow[1:4], narrow[4:7]), grads
 
 
 def main() -> None:

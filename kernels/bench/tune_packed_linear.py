@@ -30,7 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.shapes import GROUP, LINEARS, Linear
-from bench.timing import copies_for
+from bench.timing import copies_for, in_graph
 from rqat_kernels.packed_linear.choose import PROCESSORS, SHARED_BYTES, SLAB, Config, shared_bytes
 from rqat_kernels.packing import PackedWeight
 
@@ -141,33 +141,6 @@ def to_compile(bits: int, rows: int) -> list[tuple[int, int, Config]]:
     return work
 
 
-def microseconds(call: Callable[[int], Any], copies: int, rounds: int = 7) -> float:
-    """Median time of a call in a graph of many, with a cold cache."""
-    calls = max(20, copies)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        call(0)
-        stream.synchronize()
-        graph.capture_begin()
-        try:
-            for turn in range(calls):
-                call(turn % copies)
-        finally:
-            graph.capture_end()
-        taken = []
-        for _ in range(rounds):
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record()
-            graph.replay()
-            last.record()
-            last.synchronize()
-            taken.append(first.elapsed_time(last) * 1e3 / calls)
-    torch.cuda.current_stream().wait_stream(stream)
-    return sorted(taken[1:])[(rounds - 1) // 2]
-
-
 def cells(models: Sequence[str], bits: Sequence[int], rows: Sequence[int]) -> list[tuple[str, int, int]]:
     """Model, bits and rows, the most telling first: 2 bits of the largest model, then what is least far from it."""
     far = (
@@ -236,7 +209,7 @@ def cublas(linear: Linear, x: torch.Tensor) -> float:
     """Microseconds of the 16-bit layer."""
     copies = copies_for(linear.out * linear.inp * 2)
     weights = [torch.randn(linear.out, linear.inp, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
-    return microseconds(lambda i: torch.nn.functional.linear(x, weights[i]), copies)
+    return in_graph(lambda i: torch.nn.functional.linear(x, weights[i]), copies).p50
 
 
 def best(
@@ -266,7 +239,7 @@ def best(
             if not error < TOLERANCE:
                 print(f"WRONG {linear.label} b{bits} M{rows} {config}: relative error {error:.2g}", flush=True)
                 continue
-            times[config] = microseconds(call, count)
+            times[config] = in_graph(call, count).p50
         except Exception as error:
             print(f"{linear.label} b{bits} M{rows} {config}: {str(error).splitlines()[0][:120]}", flush=True)
             torch.cuda.synchronize()

@@ -24,6 +24,6 @@ class ArithTask(rqat.Task):
         made = problems("test", seed=SEED, steps=self.options.steps, limit=self.options.problems)
         return [{"prompt": p.prompt, "answer": p.answer} for p in made]
 
-    def grade(self, completion: str, answer: str) -> rqat.Verdict:
+    def grade(self, completion: str, answer: str, row: rqat.Row) -> rqat.Verdict:
         """Equal as text: the answers are plain integers, so nothing has to be simplified."""
         return "correct" if boxed(completion) == answer else "wrong"

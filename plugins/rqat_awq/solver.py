@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -36,7 +36,7 @@ class Awq(rqat.Quantizer):
         return self._round(weight.float(), hessian, scheme)
 
     def quantize_block(
-        self, block: rqat.Block, stats: Mapping[str, rqat.LinearStats], scheme: rqat.Scheme
+        self, block: rqat.Block, stats: Mapping[str, rqat.LinearStats]
     ) -> dict[str, rqat.QuantizedWeight]:
         """Folds scales everywhere first: folding into a linear layer changes rows that are then rounded themselves."""
         hessians = []
@@ -45,19 +45,24 @@ class Awq(rqat.Quantizer):
             hessian, absmean = _checked(stats[first], block.linear(first).weight.device, f"{block.name}.{first}: ")
             fold = Fold.find(block, shared)
             if fold is not None:
-                weights = torch.cat([reader.weight.detach().float() for reader in fold.readers])
-                scale = self._search(weights, hessian, fold.share(absmean), scheme)
+                weights = [reader.weight.detach().float() for reader in fold.readers]
+                schemes = [block.schemes[name] for name in shared.names]
+                scale = self._search(_stacked(weights, schemes), hessian, fold.share(absmean))
                 fold.apply(scale)
                 hessian = hessian / scale / scale[:, None]  # of x / s, which the layers see now
             hessians.append(hessian)
         return {
-            name: self._round(block.linear(name).weight.detach().float(), hessian, scheme)
+            name: self._round(block.linear(name).weight.detach().float(), hessian, block.schemes[name])
             for shared, hessian in zip(block.inputs, hessians, strict=True)
             for name in shared.names
         }
 
-    def _search(self, weight: Tensor, hessian: Tensor, absmean: Tensor, scheme: rqat.Scheme) -> Tensor:
-        """Scale `s (I,)` of the form `absmean**alpha` with the least `tr(D H D^T)`, `D = w_hat(w s) / s - w`."""
+    def _search(self, weights: Mapping[rqat.Scheme, Tensor], hessian: Tensor, absmean: Tensor) -> Tensor:
+        """Scale `s (I,)` of the form `absmean**alpha` with the least `tr(D H D^T)`, `D = w_hat(w s) / s - w`.
+
+        Args:
+            weights: of all layers that read the input, `(O, I)`, those of one scheme stacked.
+        """
         best, least = torch.ones_like(absmean), float("inf")
         if not absmean.any():
             return best
@@ -65,14 +70,17 @@ class Awq(rqat.Quantizer):
         magnitude -= (magnitude.amax() + magnitude.amin()) / 2
         for step in range(self.options.grid):
             scale = (magnitude * (step / (self.options.grid - 1))).exp()
-            scaled = weight * scale
-            # With the clip search inside: the best scale for whole spans is a poor one for narrowed spans.
-            fitted = self._fit(scaled, hessian.diagonal() / scale.square(), scheme, shrinks=SEARCH_SHRINKS)
-            error = dequantize(quantize(scaled, *fitted, scheme.max_code), *fitted).sub_(scaled).div_(scale)
-            cost = float(((error @ hessian) * error).sum(dtype=torch.float64))
+            cost = sum(self._cost(weight, scale, hessian, scheme) for scheme, weight in weights.items())
             if cost < least:
                 best, least = scale, cost
         return best
+
+    def _cost(self, weight: Tensor, scale: Tensor, hessian: Tensor, scheme: rqat.Scheme) -> float:
+        scaled = weight * scale
+        # With the clip search inside: the best scale for whole spans is a poor one for narrowed spans.
+        fitted = self._fit(scaled, hessian.diagonal() / scale.square(), scheme, shrinks=SEARCH_SHRINKS)
+        error = dequantize(quantize(scaled, *fitted, scheme.max_code), *fitted).sub_(scaled).div_(scale)
+        return float(((error @ hessian) * error).sum(dtype=torch.float64))
 
     def _round(self, weight: Tensor, hessian: Tensor, scheme: rqat.Scheme) -> rqat.QuantizedWeight:
         """Rounds to nearest; the clip search counts the exact error of each group's part of the output."""
@@ -89,6 +97,14 @@ class Awq(rqat.Quantizer):
         if self.options.clip == "minmax":
             return fit_minmax(weight, groups, scheme.max_code, symmetric=symmetric)
         return fit_clip(weight, groups, scheme.max_code, symmetric=symmetric, importance=importance, shrinks=shrinks)
+
+
+def _stacked(weights: Sequence[Tensor], schemes: Sequence[rqat.Scheme]) -> dict[rqat.Scheme, Tensor]:
+    """Weights of one scheme as one."""
+    return {
+        each: torch.cat([weight for weight, own in zip(weights, schemes, strict=True) if own == each])
+        for each in dict.fromkeys(schemes)
+    }
 
 
 def _checked(stats: rqat.LinearStats, device: torch.device, place: str = "") -> tuple[Tensor, Tensor]:

@@ -74,7 +74,12 @@ class Gsm8k(rqat.Source):
         answer = answer.strip().replace(",", "")
         steps = _CALCULATOR.sub("", steps).strip()
         prompt = f"{question.strip()}\n\n{self.options.instruction}" if self.options.instruction else question.strip()
-        return {"prompt": prompt, "completion": f"{steps}\n\\boxed{{{answer}}}", "answer": answer}
+        return {
+            "prompt": prompt,
+            "completion": f"{steps}\n\\boxed{{{answer}}}",
+            "answer": answer,
+            "place": place,
+        }
 
 
 def _train_file(folder: Path) -> Path | None:

@@ -18,7 +18,7 @@ def make_row(record: Any, fields: Mapping[Any, str], place: Callable[[], str]) -
     Args:
         record: one line of a file or one example of a data set.
         fields: names in the record by names in the row, as `inside` reads them; empty when they are the same.
-        place: says where the record is, for errors.
+        place: says where the record is, for the row's `place` and for errors.
     """
     if not isinstance(record, Mapping):
         raise rqat.DataError(f"{place()}: not an object.", hint='Write one object per line: {"text": "..."}.')
@@ -35,12 +35,12 @@ def make_row(record: Any, fields: Mapping[Any, str], place: Callable[[], str]) -
                 hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Name others with `fields`.",
             )
         row[field] = value
-    if not ("text" in row or ("prompt" in row and row.keys() & {"completion", "answer"})):
+    if not ("text" in row or "prompt" in row):
         raise rqat.DataError(
-            f"{place()}: neither 'text' nor 'prompt' with 'completion' or 'answer'.",
+            f"{place()}: neither 'text' nor 'prompt'.",
             hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Map them: fields: {{prompt: NAME, ...}}",
         )
-    return cast(rqat.Row, row)
+    return cast(rqat.Row, row | {"place": place()})
 
 
 def inside(record: Mapping[str, Any], name: str) -> Any:

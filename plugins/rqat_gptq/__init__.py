@@ -22,6 +22,7 @@ class Options(rqat.Options):
             and false without.
         clip: `mse` narrows the span of each group, by a fifth at most, to the one of least squared error, each input
             feature weighted by how much of its error later columns cannot make up for; `minmax` spans every weight.
+            Grids other than the uniform one have a fit of their own.
     """
 
     damp: float = Field(default=0.01, ge=0, lt=1)
@@ -45,6 +46,7 @@ def register_quantizers(register: rqat.RegisterQuantizer) -> None:
         options=Options,
         load=".solver:Gptq",
         needs=("hessian",),
+        grids=None,
         summary="round column by column, later columns make up for the error",
         paper="2210.17323",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 import rqat
 from rqat_kernels.gptq_block import gptq_block
-from rqat_kernels.grid import fit_clip, fit_minmax, quantize
+from rqat_kernels.grid import fit_clip, fit_minmax
 
 from . import Options
+from .any_grid import gptq_on
 
 DAMPING_RAISES = 4
 """How often the damping is raised tenfold before a layer is rounded to nearest instead."""
@@ -51,27 +52,41 @@ class Gptq(rqat.Quantizer):
         factor, damp = _inverse_factor(hessian[order][:, order], alive[order], self.options.damp)
         if factor is None:
             return self._rounded(weight, scheme, note=f"rounded to nearest: not positive definite at damping {damp:g}")
-        codes, scale, zero = self._loop(weight, factor, order, scheme)
+        grid = rqat.grid_of(scheme)
+        codes, scale, zero = (
+            self._loop(weight, factor, order, scheme) if grid.uniform else self._loop_on(grid, weight, factor, order)
+        )
         note = "" if damp == self.options.damp else f"damping raised from {self.options.damp:g} to {damp:g}"
-        return rqat.QuantizedWeight(codes, scale, zero.to(torch.uint8), note)
+        return grid.layer(codes, scale, zero, note)
 
     def quantize_block(
-        self, block: rqat.Block, stats: Mapping[str, rqat.LinearStats], scheme: rqat.Scheme
+        self, block: rqat.Block, stats: Mapping[str, rqat.LinearStats]
     ) -> dict[str, rqat.QuantizedWeight]:
-        """Layers with one input are stacked: rows do not depend on each other, so this is the same, done once."""
+        """Layers with one input and one scheme are stacked: rows do not depend on each other, so this is the same."""
         result: dict[str, rqat.QuantizedWeight] = {}
         for shared in block.inputs:
-            weights = [block.linear(name).weight.detach().float() for name in shared.names]
-            try:
-                whole = self.quantize_linear(torch.cat(weights), stats[shared.names[0]], scheme)
-            except rqat.NumericsError as error:
-                names = ", ".join(f"{block.name}.{name}" for name in shared.names)
-                raise rqat.NumericsError(f"{names}: {error.message}", hint=error.hint) from error
-            rows = [weight.shape[0] for weight in weights]
-            parts = zip(whole.codes.split(rows), whole.scale.split(rows), whole.zero.split(rows), strict=True)
-            for name, (codes, scale, zero) in zip(shared.names, parts, strict=True):
-                result[name] = rqat.QuantizedWeight(codes.clone(), scale.clone(), zero.clone(), whole.note)
+            for scheme in dict.fromkeys(block.schemes[name] for name in shared.names):
+                names = [name for name in shared.names if block.schemes[name] == scheme]
+                result |= self._stacked(block, names, stats[names[0]], scheme)
         return result
+
+    def _stacked(
+        self, block: rqat.Block, names: Sequence[str], stats: rqat.LinearStats, scheme: rqat.Scheme
+    ) -> dict[str, rqat.QuantizedWeight]:
+        weights = [block.linear(name).weight.detach().float() for name in names]
+        try:
+            whole = self.quantize_linear(torch.cat(weights), stats, scheme)
+        except rqat.NumericsError as error:
+            full = ", ".join(map(block.full_name, names))
+            raise rqat.NumericsError(f"{full}: {error.message}", hint=error.hint) from error
+        rows = [weight.shape[0] for weight in weights]
+        parts = {part: tensor.split(rows) for part, tensor in whole.state().items()}
+        return {
+            name: rqat.QuantizedWeight.from_state(
+                {part: own[index].clone() for part, own in parts.items()}, scheme, whole.note
+            )
+            for index, name in enumerate(names)
+        }
 
     def _order(self, hessian: Tensor) -> Tensor:
         """Columns in the order in which they are rounded."""
@@ -97,7 +112,7 @@ class Gptq(rqat.Quantizer):
                 part, count, scheme.max_code, symmetric=scheme.symmetric, importance=cost, narrowest=narrowest
             )
 
-        static = self.options.act_order if self.options.static_groups is None else self.options.static_groups
+        static = self._static
         if static:
             scale, zero = fit(weight, slice(None))
         else:
@@ -116,12 +131,25 @@ class Gptq(rqat.Quantizer):
         )
         return codes[:, torch.argsort(order)], scale, zero
 
+    def _loop_on(self, grid: rqat.Grid, weight: Tensor, factor: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same on a grid that has no kernels."""
+        importance = torch.empty_like(factor.diagonal())
+        importance[order] = factor.diagonal() ** -2
+        return gptq_on(grid, weight, factor, order, importance, static=self._static)
+
+    @property
+    def _static(self) -> bool:
+        """Whether every group is fitted before the loop."""
+        return self.options.act_order if self.options.static_groups is None else self.options.static_groups
+
     def _rounded(self, weight: Tensor, scheme: rqat.Scheme, *, note: str) -> rqat.QuantizedWeight:
         """Round to nearest, for a layer whose Hessian is of no use."""
+        grid = rqat.grid_of(scheme)
+        if not grid.uniform:
+            return grid.quantize_layer(weight, *grid.fit_layer(weight), note)
         fit = fit_minmax if self.options.clip == "minmax" else fit_clip
         scale, zero = fit(weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric)
-        codes = quantize(weight, scale, zero, scheme.max_code)
-        return rqat.QuantizedWeight(codes, scale, zero.to(torch.uint8), note)
+        return grid.quantize_layer(weight, scale, zero, note)
 
 
 def _checked(hessian: Tensor | None, weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -12,8 +13,8 @@ import rqat
 class Options(rqat.Options):
     """How completions are sampled, how the policy moves, and when to stop.
 
-    The reward of a completion is 1 when the task's grader calls it correct, else 0; there is no reference model
-    (beta = 0). `train.batch` counts completions: each step samples `batch / generations` prompts.
+    Completions earn what `train.rewards` says, by default 1 when the task's grader calls them correct; there is no
+    reference model (beta = 0). `train.batch` counts completions: each step samples `batch / generations` prompts.
 
     Attributes:
         generations: completions per prompt; an advantage compares the completions of one prompt.
@@ -43,6 +44,26 @@ class Options(rqat.Options):
     patience: int = Field(default=20, ge=1)
     truncation_bound: float = Field(default=0.9, ge=0, le=1)
     repetition_bound: float = Field(default=0.5, ge=0, le=1)
+
+    def check(self, context: rqat.Context) -> Iterator[rqat.Problem]:
+        """Batches that groups do not fill, and completions that do not fit."""
+        batch = context.settings["batch"]
+        if batch % self.generations:
+            whole = batch // self.generations * self.generations
+            fits = " or ".join(str(count) for count in (whole, whole + self.generations) if count)
+            yield rqat.Problem(
+                f"a batch of {batch} completions is not a multiple of generations={self.generations}.",
+                f"A step holds every completion of its prompts: use a batch of {fits}, or other generations.",
+                "batch",
+            )
+        limit = context.settings["max_tokens"]
+        if self.max_completion_tokens is not None and self.max_completion_tokens >= limit:
+            yield rqat.Problem(
+                f"max_completion_tokens is {self.max_completion_tokens}, but prompt and completion together have "
+                f"max_tokens={limit}.",
+                "Raise max_tokens, or leave max_completion_tokens out: completions then get what prompts leave.",
+                "max_completion_tokens",
+            )
 
 
 @rqat.hookimpl

@@ -39,7 +39,7 @@ class MathTask(rqat.Task):
             raise rqat.DataError(f"'{self.options.data or self.hub[0]}' holds no problems.", hint="Check `data`.")
         return rows
 
-    def grade(self, completion: str, answer: str) -> rqat.Verdict:
+    def grade(self, completion: str, answer: str, row: rqat.Row) -> rqat.Verdict:
         """See `rqat.Task`."""
         return grade(completion, answer, timeout_s=self.options.timeout_s, forms=self.forms)
 

@@ -41,16 +41,18 @@ def plan(
     folder = out or Path("runs") / made.recipe.name
     findings = preflight(made, folder=folder, offline=context.obj.offline, device=likely_device())
     sizes = _sizes(made, likely_device(), offline=context.obj.offline)
+    bits = _bits(made, offline=context.obj.offline)
     if as_json:
         display.print_json(
             {
+                "bits": {f"per_{what.split()[0]}": round(value, 4) for what, value in bits.items()},
                 "recipe": made.recipe.model_dump(mode="json"),
                 "steps": [_as_json(step) | sizes.get(step.name, {}) for step in made.steps],
                 "findings": [{"level": found.level, "text": found.text, "hint": found.hint} for found in findings],
             }
         )
     else:
-        _show(made, sizes)
+        _show(made, sizes, bits)
         typer.echo()
         for found in findings:
             show_finding(found)
@@ -121,9 +123,21 @@ def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int
     return {one.step: {"memory_bytes": one.memory_bytes, "disk_bytes": one.disk_peak_bytes} for one in found}
 
 
-def _show(made: Plan, sizes: Mapping[str, Mapping[str, int]]) -> None:
-    bits = made.scheme.bits_per_weight()
-    typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme} ({bits:.2f} bits per weight)")
+def _bits(made: Plan, *, offline: bool) -> dict[str, float]:
+    """Bits per quantized weight, and per parameter in all; the latter only where the model can be read."""
+    from ..estimate import bits_of
+    from ..model.config import read_config
+
+    try:
+        weight, parameter = bits_of(made, read_config(made.model, offline=offline))
+    except RqatError:
+        return {} if made.scheme.patterns else {"weight": made.scheme.default.bits_per_weight()}
+    return {"weight": weight, "parameter in all": parameter}
+
+
+def _show(made: Plan, sizes: Mapping[str, Mapping[str, int]], bits: Mapping[str, float]) -> None:
+    about = ", ".join(f"{value:.2f} bits per {what}" for what, value in bits.items())
+    typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme}{f' ({about})' if about else ''}")
     shown: dict[tuple[str, ...], str] = {}
     for step in made.steps:
         needs = sizes.get(step.name)

@@ -34,7 +34,9 @@ def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub name, or builtin:tiny-reasoner.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder of the finished checkpoint.")],
     method: Annotated[str, typer.Option(help="Quantizer; `rqat plugins ls` lists them.")] = "gptq",
-    scheme: Annotated[str, typer.Option(help="Weight grid: w2g128, w3g64-sym, w4-row, ...")] = "w4g128",
+    scheme: Annotated[
+        str, typer.Option(help="Weight grid: w2g128, w3g64-sym, w4-row, ..., or a mapping of patterns to such.")
+    ] = "w4g128",
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -62,12 +64,13 @@ def quantize(
     """Quantize a model without training. Writes a checkpoint that servers load."""
     from ..keys import ModelKeys
     from ..plan import quantize_plan
+    from ..yaml_lines import parse_value
 
     plan = quantize_plan(
         context.obj.registry,
         ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code),
         method,
-        scheme=scheme,
+        scheme=parse_value(scheme, "--scheme") if scheme.lstrip().startswith("{") else scheme,
         calibration=_calibration(calibration, samples, tokens, seed),
         options={
             "skip": list(skip or ()),

@@ -28,6 +28,7 @@ def app() -> typer.Typer:
 def ls(as_json: options.Json = False) -> None:
     """List the recipes that come with rqat."""
     from ..recipe import load_recipe, shipped_recipes
+    from ..scheme import Schemes
 
     found: list[dict[str, str]] = []
     for name, path in shipped_recipes().items():
@@ -40,7 +41,7 @@ def ls(as_json: options.Json = False) -> None:
             {
                 "name": name,
                 "model": recipe.model.path,
-                "scheme": recipe.scheme,
+                "scheme": recipe.scheme if isinstance(recipe.scheme, str) else str(Schemes.parse(recipe.scheme)),
                 "stages": " > ".join([recipe.quantize.method, *(train.objective for train in recipe.train)]),
                 "about": _first_comment(path),
                 "path": str(path),

@@ -34,6 +34,7 @@ class Row(TypedDict, total=False):
         messages: a conversation in place of prompt and completion; a last turn of the assistant is the completion.
         system: a system prompt to stand before `prompt`.
         template: settings of the chat template, e.g. `{"enable_thinking": False}`.
+        place: where it was read (`traces.jsonl:17`), for messages about it.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Row(TypedDict, total=False):
     messages: Sequence[Message]
     system: str
     template: Mapping[str, Any]
+    place: str
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,9 @@ class QuantizedWeight:
 class Grid(ABC):
     """The values that codes stand for, and how weights get there.
 
-    All methods work on rows of groups: `R` rows of `g` weights each with one scale and one zero point `(R, 1)`; layers
-    of any shape can be seen that way. Arithmetic is float32 (float64 for float64 weights).
+    All methods but those of whole layers work on rows of groups: `R` rows of `g` weights each with one scale and one
+    zero point `(R, 1)`; layers of any shape can be seen that way. Arithmetic is float32 (float64 for float64 weights).
+    A grid implements `fit`, `quantize`, `decode` and `gradients`.
 
     Class attributes:
         whole_zeros: zero points are whole numbers on the range of the codes, stored in uint8; else real, in float32.
@@ -113,6 +114,15 @@ class Grid(ABC):
             grad: `(R, g)`, the gradient on `w_hat`.
         """
 
+    def requantize(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """The grid's values `(R, g)` nearest to `weight`: `decode` of `quantize`."""
+        return self.decode(self.quantize(weight, scale, zero), scale, zero)
+
+    @property
+    def fixed_zero(self) -> bool:
+        """Whether every group has the same zero point, which is then neither trained nor counted as stored."""
+        return self.scheme.symmetric
+
     def snap(self, scale: torch.Tensor) -> torch.Tensor:
         """The nearest scale that can be stored; the default holds in bfloat16 and float16."""
         from rqat_kernels.grid import snap_scale
@@ -122,6 +132,40 @@ class Grid(ABC):
     def snap_zero(self, zero: torch.Tensor) -> torch.Tensor:
         """The nearest zero point that can be stored; the default rounds where zero points are whole."""
         return zero.round() if self.whole_zeros else zero
+
+    def fit_layer(
+        self, weight: torch.Tensor, importance: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`fit` for a whole layer `weight (O, I)`: scale and zero point `(O, G)`, float32.
+
+        Args:
+            importance: `(O, I)`, or `(I,)`: what a squared error costs; None is 1.
+        """
+        if importance is not None:
+            importance = self._rows(importance.expand_as(weight))
+        scale, zero = self.fit(self._rows(weight), importance)
+        return scale.view(len(weight), -1), zero.view(len(weight), -1)
+
+    def quantize_layer(
+        self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, note: str = ""
+    ) -> QuantizedWeight:
+        """`quantize` for a whole layer `weight (O, I)` with scale and zero point `(O, G)`."""
+        codes = self.quantize(self._rows(weight), scale.reshape(-1, 1), zero.reshape(-1, 1))
+        return self.layer(codes.view(weight.shape), scale, zero, note)
+
+    def layer(self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, note: str = "") -> QuantizedWeight:
+        """A layer with its tensors in the dtypes in which this grid stores them."""
+        return QuantizedWeight(
+            codes, scale.float(), zero.byte() if self.whole_zeros else zero.float(), note, self.scheme
+        )
+
+    def decode_layer(self, layer: QuantizedWeight) -> torch.Tensor:
+        """`w_hat (O, I)` of a whole layer, float32, on its device."""
+        scale, zero = layer.scale.reshape(-1, 1), layer.zero.reshape(-1, 1)
+        return self.decode(self._rows(layer.codes), scale, zero).view(layer.codes.shape)
+
+    def _rows(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.reshape(-1, self.scheme.group_size(weight.shape[1]))
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.scheme == getattr(other, "scheme", None)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
-
-from .tasks import Verdict
 
 if TYPE_CHECKING:
     import datasets
@@ -31,8 +29,9 @@ class Training:
         model: a plain Hugging Face model whose weights are on the grid.
         tokenizer: its tokenizer.
         rows: training rows in the order they are used, one for each place in a batch (see `rqat.train.data`). Columns
-            `prompt` (text, or a list of messages for a tokenizer with a chat template), `answer`, `prompt_tokens`; and,
-            unless the card says `writes=True`, `completion`, `input_ids` and `labels` (-100 on the prompt).
+            `prompt` (text, or a list of messages for a tokenizer with a chat template), `answer`, `prompt_tokens`,
+            `row` (which of the source's rows it is, for the reward functions); and, unless the card says `writes=True`,
+            `completion`, `input_ids` and `labels` (-100 on the prompt).
         optimizer: the `QuantizedOptimizer` over `model`; goes into the trainer as `optimizers=(optimizer, scheduler)`.
         scheduler: the learning-rate schedule over `optimizer`.
         arguments: settings every TRL config takes: output_dir, max_steps, per_device_train_batch_size,
@@ -40,9 +39,11 @@ class Training:
         max_tokens: longest prompt plus completion, in tokens.
         teacher: the model before quantization or the one the recipe names, frozen, in eval mode; None unless the card
             says `teacher=True`. Its tokens are the student's; its logits may be wider (padding of the vocabulary).
-        rewards: for an objective whose card says `graded=True`: TRL's `reward_funcs`, every reward of the recipe.
+        max_completion_tokens: longest completion of an objective whose card says `writes=True`: what `max_tokens`
+            leaves after the longest prompt, or its option of that name where that is less.
+        rewards: for an objective whose card says `graded=True`: TRL's `reward_funcs`, every reward of the recipe. They
+            need the columns of `rows` and `completion_ids`, as TRL's trainers hand them on.
         reward_weights: of those, for TRL's `reward_weights`.
-        grade: `(completion, answer) -> Verdict`; None unless the recipe names a task for rewards.
         callbacks: to be passed to the trainer as they are.
         processes: how many train together, each on its share of a batch.
     """
@@ -55,15 +56,19 @@ class Training:
     arguments: dict[str, Any]
     max_tokens: int
     teacher: transformers.PreTrainedModel | None = None
+    max_completion_tokens: int = 0
     rewards: list[RewardFunction] = field(default_factory=list)
     reward_weights: list[float] = field(default_factory=list)
-    grade: Callable[[str, str], Verdict] | None = None
     callbacks: list[Any] = field(default_factory=list)
     processes: int = 1
 
 
 class Objective(ABC):
-    """What a quantized model is trained for. No training loop: an objective names a TRL trainer and what it changes."""
+    """What a quantized model is trained for. No training loop: an objective names a TRL trainer and what it changes.
+
+    Where the options of an objective that writes its own completions have `temperature`, `top_p` or
+    `max_completion_tokens`, the cold-start gate samples with them, too.
+    """
 
     def __init__(self, options: Any) -> None:
         self.options = options

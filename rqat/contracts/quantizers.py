@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..scheme import Scheme
@@ -76,10 +76,10 @@ class Streams:
 
 @dataclass
 class Block:
-    """One decoder layer, in memory, with everything before it already quantized.
+    """One decoder layer, in memory, with everything before it already quantized; or the model's end with its head.
 
     Attributes:
-        name: where the block sits in the model ("model.layers.3").
+        name: where the block sits in the model ("model.layers.3"); empty for the model's end.
         module: the decoder layer; a quantizer may change modules named by `SharedInput.before` in place.
         inputs: the quantizable linear layers, grouped by shared input, in the order in which data passes them.
         schemes: the scheme of every layer, by its name inside the block.
@@ -89,8 +89,12 @@ class Block:
     name: str
     module: torch.nn.Module
     inputs: Sequence[SharedInput]
-    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    schemes: Mapping[str, Scheme]
     streams: Streams | None = None
+
+    def full_name(self, name: str) -> str:
+        """The full name of the layer called `name` inside this block."""
+        return f"{self.name}.{name}" if self.name else name
 
     def linear(self, name: str) -> torch.nn.Linear:
         """The linear layer called `name` inside this block."""
@@ -126,11 +130,9 @@ class Quantizer(ABC):
             scheme: bits, group, symmetry and grid to hit; `rqat.grid_of(scheme)` is the grid itself.
         """
 
-    def quantize_block(
-        self, block: Block, stats: Mapping[str, LinearStats], scheme: Scheme
-    ) -> dict[str, QuantizedWeight]:
+    def quantize_block(self, block: Block, stats: Mapping[str, LinearStats]) -> dict[str, QuantizedWeight]:
         """Quantizes every linear layer of a block; keys of `stats` and of the result are names inside the block."""
         return {
-            name: self.quantize_linear(block.linear(name).weight.detach().float(), stats[name], scheme)
+            name: self.quantize_linear(block.linear(name).weight.detach().float(), stats[name], block.schemes[name])
             for name in block.names()
         }

@@ -77,8 +77,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def grade(self, completion: str, answer: str) -> Verdict:
-        """Whether a completion ends in the answer."""
+    def grade(self, completion: str, answer: str, row: Row) -> Verdict:
+        """Whether a completion ends in the answer; `row` is the whole problem."""
 
 
 class Reward(ABC):

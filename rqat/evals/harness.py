@@ -243,7 +243,7 @@ def _graded(task: Task, problems: Sequence[Row], run: _Run) -> list[dict[str, An
             "prompt": prompt.text,
             "completion": completion.text,
             "answer": str(problem["answer"]),
-            "verdict": task.grade(completion.text, problem["answer"]),
+            "verdict": task.grade(completion.text, problem["answer"], problem),
             "tokens": len(completion.tokens),
             "truncated": completion.truncated,
             "looping": completion.looping,

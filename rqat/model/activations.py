@@ -2,7 +2,8 @@
 
 Blocks are run one at a time, so that statistics of only one block have to be held, and every block sees what the
 already quantized blocks before it put out. Between two of them the hidden states of all tokens wait on the model's
-device where they fit, else in the CPU's memory.
+device where they fit, else in the CPU's memory. Where a quantizer compares with the model before quantization, its
+hidden states are carried beside them: every block is run on them while its weights are still the original ones.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from rqat_kernels.hessian import add_gram
 
-from ..contracts import Block, LinearStats, Statistic
+from ..contracts import Block, LinearStats, Statistic, Streams
 from ..errors import NumericsError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Activations:
         model: a causal language model of one of the supported families.
         blocks: its decoder layers, by full name.
         batches: the calibration tokens.
+        needs: what will be collected.
         tick: called with the share of a block's work that is done: first half outputs of the block before, second half
             statistics.
     """
@@ -63,6 +65,8 @@ class Activations:
         model: transformers.PreTrainedModel,
         blocks: Sequence[tuple[str, nn.Module]],
         batches: Sequence[TokenBatch],
+        *,
+        needs: frozenset[Statistic] = frozenset(),
         tick: Callable[[float], None] = lambda share: None,
     ) -> None:
         self._base = model.get_submodule("model")
@@ -74,29 +78,64 @@ class Activations:
         self._rows: dict[int, Tensor] = {}
         self._keywords: dict[torch.Size, list[dict[str, Any]]] = {}
         self._at = 0
+        self._needs = needs
+        self._compares = bool(needs & {"cross", "streams"})
+        # What a quantizer differentiates through must not be inference tensors.
+        self._quietly = torch.no_grad if "streams" in needs else torch.inference_mode
+        self._original: list[Tensor] = []
+        self._outputs: list[Tensor] = []
 
-    @torch.inference_mode()
+    def remember(self, index: int) -> None:
+        """Runs the original block at `index` on the original hidden states, before anybody changes it.
+
+        To be called for every block in order, the model's end included; does nothing where nobody compares.
+        """
+        if not self._compares:
+            return
+        with self._quietly():
+            if not self._hidden:
+                self._embed()
+            self._original = self._outputs or [hidden.clone() for hidden in self._hidden]
+            self._outputs = []
+            for number, batch in enumerate(self._batches if index < len(self._blocks) else ()):
+                hidden = self._original[number].to(self._device)
+                out = _hidden_of(self._blocks[index][1](hidden, **self._arguments(batch)[index]))
+                self._outputs.append(out.to(self._original[number].device))
+
+    def streams(self, block: Block) -> Streams:
+        """Hidden states around the block that `advance` and `remember` have reached."""
+
+        def run(number: int, hidden: Tensor) -> Tensor:
+            return _hidden_of(block.module(hidden.to(self._device), **self._keywords_here(self._batches[number])))
+
+        masks = [batch.attention_mask for batch in self._batches]
+        return Streams(self._hidden, self._original, self._outputs, masks, run)
+
     def advance(self, index: int) -> None:
         """Runs all blocks before the one at `index` that have not been run yet.
 
         Raises:
             NumericsError: a block puts out values that are not finite.
         """
-        if not self._hidden:
-            self._embed()
-        while self._at < index:
-            name, module = self._blocks[self._at]
-            finite = []
-            for number, batch in enumerate(self._batches):
-                out = module(self._states(number), **self._arguments(batch)[self._at])
-                hidden = out[0] if isinstance(out, tuple) else out
-                finite.append(torch.isfinite(hidden).all())
-                self._put(number, hidden)
-                self._tick((number + 1) / len(self._batches) / 2)
-            _check_finite(finite, f"the output of {name}")
-            self._at += 1
+        with self._quietly():
+            if not self._hidden:
+                self._embed()
+            while self._at < index:
+                self._pass_on()
 
-    def collect(self, block: Block, needs: frozenset[Statistic]) -> dict[str, LinearStats]:
+    def _pass_on(self) -> None:
+        """Runs the block that was reached."""
+        name, module = self._blocks[self._at]
+        finite = []
+        for number, batch in enumerate(self._batches):
+            hidden = _hidden_of(module(self._states(number), **self._arguments(batch)[self._at]))
+            finite.append(torch.isfinite(hidden).all())
+            self._put(number, hidden)
+            self._tick((number + 1) / len(self._batches) / 2)
+        _check_finite(finite, f"the output of {name}")
+        self._at += 1
+
+    def collect(self, block: Block) -> dict[str, LinearStats]:
         """Statistics at the input of every layer of the block reached by `advance`, by name inside the block.
 
         Layers with one input share one object. Padding is left out.
@@ -104,48 +143,47 @@ class Activations:
         Raises:
             NumericsError: an input holds values that are not finite.
         """
-        stats = [self._empty(block.linear(group.names[0]).in_features, needs) for group in block.inputs]
-        real: Tensor | None = None
-        seen = 0
-
-        def hook(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            def observe(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-                nonlocal seen
-                x = inputs[0].flatten(0, 1)
-                accumulate(stats[index], x if real is None else x.index_select(0, real))
-                seen += 1
-                if seen == len(stats):
-                    raise _Collected
-
-            return observe
-
-        handles = [
-            block.linear(group.names[0]).register_forward_pre_hook(hook(index))
-            for index, group in enumerate(block.inputs)
-        ]
-        try:
-            with torch.inference_mode():
-                for number, batch in enumerate(self._batches):
-                    real = self._real(number)
-                    seen = 0
-                    with suppress(_Collected):
-                        block.module(self._states(number), **self._arguments(batch)[self._at])
-                    self._tick((1 + (number + 1) / len(self._batches)) / 2)
-        finally:
-            for handle in handles:
-                handle.remove()
+        stats = [self._empty(block.linear(group.names[0]).in_features) for group in block.inputs]
+        with torch.inference_mode():
+            for number, batch in enumerate(self._batches):
+                self._look(block, stats, number, batch)
+                self._tick((1 + (number + 1) / len(self._batches)) / 2)
         for group, one in zip(block.inputs, stats, strict=True):
             finish(one)
-            for statistic in (one.hessian, one.absmean):
-                if statistic is not None and not torch.isfinite(statistic).all():
-                    raise _not_finite(f"the input of {block.name}.{group.names[0]}")
+            if not all(bool(torch.isfinite(statistic).all()) for statistic in _taken(one)):
+                raise _not_finite(f"the input of {block.full_name(group.names[0])}")
         return {name: one for group, one in zip(block.inputs, stats, strict=True) for name in group.names}
 
-    def _empty(self, width: int, needs: frozenset[Statistic]) -> LinearStats:
-        return LinearStats(
-            hessian=torch.zeros(width, width, device=self._device) if "hessian" in needs else None,
-            absmean=torch.zeros(width, device=self._device) if "absmean" in needs else None,
-        )
+    def _look(self, block: Block, stats: Sequence[LinearStats], number: int, batch: TokenBatch) -> None:
+        """Adds one batch to the statistics of a block."""
+        original: list[Tensor] = []
+        if "cross" in self._needs:
+            with _watching(block, lambda _, x: original.append(self._rows_of(number, x))):
+                block.module(self._original[number].to(self._device), **self._keywords_here(batch))
+
+        def add(index: int, x: Tensor) -> None:
+            accumulate(stats[index], self._rows_of(number, x), original[index] if original else None)
+
+        with _watching(block, add):
+            block.module(self._states(number), **self._keywords_here(batch))
+
+    def _rows_of(self, number: int, x: Tensor) -> Tensor:
+        """Inputs `(B, T, I)` of a batch as `(N, I)`, without padding."""
+        rows, real = x.flatten(0, 1), self._real(number)
+        return rows if real is None else rows.index_select(0, real)
+
+    def _empty(self, width: int) -> LinearStats:
+        shapes: dict[str, tuple[int, ...]] = {
+            "hessian": (width, width),
+            "absmean": (width,),
+            "mean": (width,),
+            "absmax": (width,),
+            "cross": (width, width),
+        }
+        kept: dict[str, Any] = {
+            name: torch.zeros(shape, device=self._device) for name, shape in shapes.items() if name in self._needs
+        }
+        return LinearStats(**kept)
 
     def _embed(self) -> None:
         """The tokens' embeddings, and a place for the hidden states of every batch."""
@@ -154,7 +192,8 @@ class Activations:
         for number, (batch, hidden) in enumerate(zip(self._batches, states, strict=True)):
             if not number:
                 tokens = sum(one.input_ids.numel() for one in self._batches)
-                fits = _fits(hidden.nbytes // batch.input_ids.numel() * tokens, self._device)
+                streams = 3 if self._compares else 1
+                fits = _fits(streams * hidden.nbytes // batch.input_ids.numel() * tokens, self._device)
             place = hidden if fits else torch.empty_like(hidden, device="cpu", pin_memory=True)
             self._hidden.append(place)
             self._put(number, hidden)
@@ -181,6 +220,10 @@ class Activations:
             self._rows[number] = mask.flatten().nonzero()[:, 0].to(self._device)
         return self._rows[number]
 
+    def _keywords_here(self, batch: TokenBatch) -> dict[str, Any]:
+        """What the block that was reached is called with; the model's end takes hidden states only."""
+        return self._arguments(batch)[self._at] if self._at < len(self._blocks) else {}
+
     def _arguments(self, batch: TokenBatch) -> list[dict[str, Any]]:
         """What the model hands to each of its blocks beside hidden states, the same for all batches of a shape.
 
@@ -202,6 +245,44 @@ class Activations:
         with _recording([module for _, module in self._blocks], seen):
             self._base(input_ids=batch.input_ids.to(self._device), use_cache=False)
         return seen[0][0], [keywords for _, keywords in seen]
+
+
+@contextmanager
+def _watching(block: Block, look: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Calls `look` with the number and the input of every group of layers, and ends the pass after the last."""
+    seen = 0
+
+    def hook(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def observe(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            nonlocal seen
+            look(index, inputs[0])
+            seen += 1
+            if seen == len(block.inputs):
+                raise _Collected
+
+        return observe
+
+    handles = [
+        block.linear(group.names[0]).register_forward_pre_hook(hook(index)) for index, group in enumerate(block.inputs)
+    ]
+    try:
+        with suppress(_Collected):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hidden_of(out: Any) -> Tensor:
+    """Hidden states in what a block puts out."""
+    hidden: Tensor = out[0] if isinstance(out, tuple) else out
+    return hidden
+
+
+def _taken(stats: LinearStats) -> list[Tensor]:
+    """The statistics that were asked for."""
+    found = (stats.hessian, stats.absmean, stats.mean, stats.absmax, stats.cross)
+    return [statistic for statistic in found if statistic is not None]
 
 
 def _fits(states: int, device: torch.device) -> bool:
@@ -232,9 +313,19 @@ def _recording(modules: Sequence[nn.Module], seen: list[tuple[Tensor, dict[str, 
             del module.forward
 
 
-def accumulate(stats: LinearStats, x: Tensor) -> None:
-    """Adds inputs `x (N, I)` to sums of `x x^T` and `|x|` in float32; `finish` makes means of them."""
+def accumulate(stats: LinearStats, x: Tensor, original: Tensor | None = None) -> None:
+    """Adds inputs `x (N, I)` to sums and maxima in float32; `finish` makes means of the sums.
+
+    Args:
+        original: the same tokens' inputs `(N, I)` in the model before quantization.
+    """
     stats.tokens += x.shape[0]
+    if stats.mean is not None:
+        stats.mean.add_(x.float().sum(0))
+    if stats.absmax is not None and len(x):
+        torch.maximum(stats.absmax, x.float().abs().amax(0), out=stats.absmax)
+    if stats.cross is not None and original is not None:
+        stats.cross.addmm_(x.float().T, original.float() - x.float())
     if stats.absmean is not None:
         stats.absmean.add_(x.float().abs().sum(0))
     if stats.hessian is not None:
@@ -243,6 +334,9 @@ def accumulate(stats: LinearStats, x: Tensor) -> None:
 
 def finish(stats: LinearStats) -> None:
     """Turns the sums of `accumulate` into means over tokens, and mirrors the Hessian's upper half."""
+    for total in (stats.mean, stats.cross):
+        if total is not None:
+            total.div_(stats.tokens)
     if stats.absmean is not None:
         stats.absmean.div_(stats.tokens)
     if stats.hessian is not None:

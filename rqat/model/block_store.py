@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 
-from rqat_kernels.grid import dequantize
-
 from ..contracts import Block, QuantizedWeight
+from ..contracts.grids import PARTS
 from ..errors import ModelError
-from ..scheme import Scheme
+from ..grids import grid_of
 from .checkpoint import FORMAT
 from .tensors import read_tensors, write_tensors
 
@@ -47,9 +46,8 @@ class BlockStore:
     Only an unbroken row of blocks from the first on is taken back, since every block depends on those before.
     """
 
-    def __init__(self, folder: Path | None, scheme: Scheme) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._scheme = scheme
         self._broken = folder is None
 
     def forget(self) -> None:
@@ -64,20 +62,19 @@ class BlockStore:
             tensors, facts = read_tensors(self._path(block))
         except ModelError:
             return None
-        if facts.get("format") != FORMAT or facts.get("scheme") != str(self._scheme):
+        if facts.get("format") != FORMAT or facts.get("schemes") != _spelled(block):
             return None
         reports = [LayerReport(**report) for report in facts["reports"]]
         layers = {}
         for report in reports:
             name = report.name.removeprefix(f"{block.name}.")
-            codes, scale, zero = (tensors.pop(f"{name}.{part}") for part in ("codes", "scale", "zero"))
-            layers[name] = QuantizedWeight(codes, scale, zero, report.note)
+            state = {part: tensors.pop(f"{name}.{part}") for part in PARTS}
+            layers[name] = QuantizedWeight.from_state(state, block.schemes[name], report.note)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 block.module.get_parameter(name).copy_(tensor)
             for name, layer in layers.items():
-                weight = block.linear(name).weight
-                weight.copy_(dequantize(layer.codes, layer.scale, layer.zero, weight.dtype))
+                block.linear(name).weight.copy_(grid_of(block.schemes[name]).decode_layer(layer))
         return layers, reports
 
     def save(self, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]) -> None:
@@ -91,9 +88,8 @@ class BlockStore:
             if name not in quantized
         }
         for name, layer in layers.items():
-            for part in ("codes", "scale", "zero"):
-                tensors[f"{name}.{part}"] = getattr(layer, part).contiguous()
-        facts = {"format": FORMAT, "scheme": str(self._scheme), "reports": [asdict(report) for report in reports]}
+            tensors |= {f"{name}.{part}": tensor for part, tensor in layer.contiguous().state().items()}
+        facts = {"format": FORMAT, "schemes": _spelled(block), "reports": [asdict(report) for report in reports]}
         path = self._path(block)
         temporary = path.with_suffix(".tmp")
         write_tensors(temporary, tensors, facts)
@@ -106,4 +102,8 @@ class BlockStore:
 
     def _path(self, block: Block) -> Path:
         assert self._folder is not None
-        return self._folder / f"{block.name}.safetensors"
+        return self._folder / f"{block.name or 'end'}.safetensors"
+
+
+def _spelled(block: Block) -> dict[str, str]:
+    return {name: str(scheme) for name, scheme in block.schemes.items()}

@@ -2,6 +2,7 @@
 
 For each block: statistics at the inputs of its linear layers, the quantizer, then `w_hat` in place of the weights; the
 next block sees what this one puts out now. A quantizer that needs no statistics needs no data and no forward pass.
+The output head, where a pattern of the schemes names it, comes last: see `head.py`.
 
 With a folder to resume from, every finished block is kept there; an interrupted walk that is run again loads those and
 ends with the same bytes as an unbroken one.
@@ -11,20 +12,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rqat_kernels.grid import dequantize, snap_scale
-
 from ..contracts import Block, LinearStats, QuantizedWeight, Quantizer, SharedInput
 from ..errors import DataError, ModelError, NumericsError, PluginError
-from ..scheme import Scheme
+from ..grids import grid_of
+from ..scheme import Scheme, Schemes
 from .activations import Activations, TokenBatch
 from .block_store import BlockStore, LayerReport
-from .layers import BLOCKS, SHARED_INPUTS, choose_layers
+from .head import head_block, head_shape
+from .layers import BLOCKS, HEAD, SHARED_INPUTS, choose_layers
 from .unloading import Unloading
 
 if TYPE_CHECKING:
@@ -36,12 +38,12 @@ Progress = Callable[[float, str], None]
 
 def describe_blocks(
     model: transformers.PreTrainedModel,
-    scheme: Scheme,
+    schemes: Schemes,
     *,
     skip: Sequence[str] = (),
     indivisible: Literal["error", "skip"] = "error",
 ) -> list[Block]:
-    """The decoder blocks of a model, each with the layers that are to be quantized.
+    """The decoder blocks of a model, each with the layers that are to be quantized; last its end, if the head is one.
 
     A group of layers whose input is also read by a skipped layer, or comes from one, has no `before`: nothing may be
     folded there.
@@ -63,7 +65,7 @@ def describe_blocks(
             f"{type(model).__name__} has no decoder blocks of a known form: {error}.",
             hint="Supported: dense models of the families llama, mistral, qwen2, qwen3, not quantized before.",
         ) from error
-    chosen = set(choose_layers(linears, scheme, skip=skip, indivisible=indivisible))
+    chosen = set(choose_layers(linears, schemes, skip=skip, indivisible=indivisible, head=head_shape(model)))
     blocks = []
     for index, module in enumerate(modules):
         name = f"{BLOCKS}.{index}"
@@ -74,15 +76,16 @@ def describe_blocks(
             free = names == group.names and f"{name}.{group.before}" not in left_alone
             if names:
                 inputs.append(SharedInput(names, group.before if free else None))
-        blocks.append(Block(name, module, inputs))
-    return blocks
+        own = {layer: schemes.of(f"{name}.{layer}") for group in inputs for layer in group.names}
+        blocks.append(Block(name, module, inputs, own))
+    return [*blocks, head_block(model, schemes.of(HEAD))] if HEAD in chosen else blocks
 
 
 def quantize_model(
     model: transformers.PreTrainedModel,
     token_batches: Sequence[TokenBatch],
     quantizer: Quantizer,
-    scheme: Scheme,
+    schemes: Schemes | Scheme,
     *,
     skip: Sequence[str] = (),
     indivisible: Literal["error", "skip"] = "error",
@@ -92,20 +95,22 @@ def quantize_model(
     """Quantizes the linear layers of a model in place: afterwards their weights are `w_hat`.
 
     Args:
+        schemes: of every layer; a single one is that of all.
         token_batches: calibration tokens; not looked at when `quantizer.needs` is empty.
         skip: shell patterns on full names of layers to leave as they are.
         indivisible: what to do with layers whose input features do not split into whole groups.
         resume_dir: existing folder where finished blocks are kept, and taken from. It must belong to this very model,
-            data, quantizer and scheme.
+            data, quantizer and schemes.
 
     Returns:
-        The quantized layers by full name, on the CPU, and a report of each, both in the order data passes them.
+        The quantized layers by full name, on the CPU, each with its scheme, and a report of each, both in the order
+        data passes them.
 
     Raises:
         ModelError: see `describe_blocks`. DataError: statistics are needed and there are no tokens.
         NumericsError: activations are not finite. PluginError: the quantizer breaks its contract.
     """
-    blocks = describe_blocks(model, scheme, skip=skip, indivisible=indivisible)
+    blocks = describe_blocks(model, Schemes.parse(schemes), skip=skip, indivisible=indivisible)
     if quantizer.needs and not token_batches:
         needed = " and ".join(sorted(quantizer.needs))
         raise DataError(
@@ -115,22 +120,24 @@ def quantize_model(
     current = 0
     activations = Activations(
         model,
-        [(block.name, block.module) for block in blocks],
+        [(block.name, block.module) for block in blocks if block.name],
         token_batches,
+        needs=quantizer.needs,
         tick=lambda share: progress(current + share, blocks[current].name),
     )
-    store = BlockStore(resume_dir, scheme)
+    store = BlockStore(resume_dir)
     layers: dict[str, QuantizedWeight] = {}
     reports: list[LayerReport] = []
     with Unloading(store, next(model.parameters()).device) as unloading:
         for current, block in enumerate(blocks):
+            activations.remember(current)
             kept = store.load(block)
             if kept is None:
                 store.forget()
-                kept = _quantize_block(block, quantizer, scheme, activations, current)
+                kept = _quantize_block(block, quantizer, activations, current)
                 unloading.take(block, *kept)
             else:
-                layers.update((f"{block.name}.{name}", layer) for name, layer in kept[0].items())
+                layers.update((block.full_name(name), layer) for name, layer in kept[0].items())
             reports.extend(kept[1])
             progress(current + 1, block.name)
     return layers | unloading.layers, reports  # what was kept comes before what was not
@@ -138,17 +145,24 @@ def quantize_model(
 
 @torch.no_grad()
 def _quantize_block(
-    block: Block, quantizer: Quantizer, scheme: Scheme, activations: Activations, index: int
+    block: Block, quantizer: Quantizer, activations: Activations, index: int
 ) -> tuple[dict[str, QuantizedWeight], list[LayerReport]]:
     """Quantizes one block in place; the layers by name inside the block, in order, and their reports."""
     start = time.perf_counter()
     stats: dict[str, LinearStats] = {name: LinearStats() for name in block.names()}
     if quantizer.needs and block.inputs:
         activations.advance(index)
-        stats = activations.collect(block, quantizer.needs)
+        stats = activations.collect(block)
+        if "streams" in quantizer.needs and block.name:
+            block.streams = activations.streams(block)
     before = {name: parameter.detach().clone() for name, parameter in block.module.named_parameters()}
-    result = quantizer.quantize_block(block, stats, scheme)
-    check_result(block, result, scheme, type(quantizer).__name__)
+    if "streams" in quantizer.needs and not block.name:
+        result = _rounded(block, f"rounded to nearest: {type(quantizer).__name__} works on whole blocks")
+    else:
+        result = quantizer.quantize_block(block, stats)
+    block.streams = None
+    check_result(block, result, type(quantizer).__name__)
+    result = {name: replace(result[name], scheme=block.schemes[name]) for name in block.names()}
     moved = {
         name.rpartition(".")[0]
         for name, parameter in block.module.named_parameters()
@@ -158,39 +172,53 @@ def _quantize_block(
     for group in block.inputs:
         folded = input_scale(block, group, before) if group.before in moved else None
         for name in group.names:
-            layer = result[name]
-            w_hat, weight = dequantize(layer.codes, layer.scale, layer.zero), block.linear(name).weight.float()
+            w_hat = grid_of(block.schemes[name]).decode_layer(result[name])
+            weight = block.linear(name).weight.float()
             hessian = stats[name].hessian
             if folded is not None and hessian is not None:
                 hessian = hessian / folded / folded[:, None]
             unknown = group.before in moved and folded is None
             errors[name] = None if unknown else relative_error(weight, w_hat, hessian)
-    ordered = {}
-    for name in block.names():
-        layer = result[name]
-        linear = block.linear(name)
-        linear.weight.copy_(dequantize(layer.codes, layer.scale, layer.zero, linear.weight.dtype))
-        ordered[name] = layer
+    for name, layer in result.items():
+        block.linear(name).weight.copy_(grid_of(block.schemes[name]).decode_layer(layer))
     for name, parameter in block.module.named_parameters():
         if name.rpartition(".")[0] in moved and not torch.isfinite(parameter).all():
-            raise NumericsError(f"{type(quantizer).__name__} left values that are not finite in {block.name}.{name}.")
-    seconds = round(time.perf_counter() - start, 3)
-    reports = []
-    for name, layer in ordered.items():
-        out_features, in_features = layer.codes.shape
-        stored = 16 + (0 if scheme.symmetric else scheme.bits)
-        reports.append(
-            LayerReport(
-                name=f"{block.name}.{name}",
-                out_features=out_features,
-                in_features=in_features,
-                bits=scheme.bits + stored * scheme.groups(in_features) / in_features,
-                error=errors[name],
-                seconds=seconds,
-                note=layer.note,
+            raise NumericsError(
+                f"{type(quantizer).__name__} left values that are not finite in {block.full_name(name)}."
             )
+    seconds = round(time.perf_counter() - start, 3)
+    reports = [
+        LayerReport(
+            name=block.full_name(name),
+            out_features=layer.codes.shape[0],
+            in_features=layer.codes.shape[1],
+            bits=stored_bits(block.schemes[name], layer.codes.shape[1]),
+            error=errors[name],
+            seconds=seconds,
+            note=layer.note,
         )
-    return ordered, reports
+        for name, layer in result.items()
+    ]
+    return result, reports
+
+
+def _rounded(block: Block, note: str) -> dict[str, QuantizedWeight]:
+    """Every layer on the nearest values of its grid."""
+    made = {}
+    for name in block.names():
+        grid, weight = grid_of(block.schemes[name]), block.linear(name).weight.float()
+        made[name] = grid.quantize_layer(weight, *grid.fit_layer(weight), note)
+    return made
+
+
+def stored_bits(scheme: Scheme, in_features: int) -> float:
+    """Bits per weight in a file, with a scale of 16 bits and, unless it is fixed, a zero point per group.
+
+    Whole zero points take as many bits as a code, others 16.
+    """
+    grid = grid_of(scheme)
+    zero = 0 if grid.fixed_zero else scheme.bits if grid.whole_zeros else 16
+    return scheme.bits + (16 + zero) * scheme.groups(in_features) / in_features
 
 
 def input_scale(block: Block, group: SharedInput, before: Mapping[str, Tensor]) -> Tensor | None:
@@ -242,7 +270,7 @@ def _parts(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return first, (matrix - first).bfloat16()
 
 
-def check_result(block: Block, result: dict[str, QuantizedWeight], scheme: Scheme, who: str) -> None:
+def check_result(block: Block, result: dict[str, QuantizedWeight], who: str) -> None:
     """Holds a quantizer to its contract.
 
     Raises:
@@ -250,7 +278,8 @@ def check_result(block: Block, result: dict[str, QuantizedWeight], scheme: Schem
     """
 
     def refuse(what: str) -> PluginError:
-        return PluginError(f"{who}.quantize_block({block.name}): {what}.", hint="This is a fault of the plugin.")
+        where = block.name or HEAD
+        return PluginError(f"{who}.quantize_block({where}): {what}.", hint="This is a fault of the plugin.")
 
     names = block.names()
     if set(result) != set(names):
@@ -259,16 +288,23 @@ def check_result(block: Block, result: dict[str, QuantizedWeight], scheme: Schem
         layer, shape = result[name], tuple(block.linear(name).weight.shape)
         if not isinstance(layer, QuantizedWeight):
             raise refuse(f"{name}: is {type(layer).__name__}; expected rqat.QuantizedWeight")
-        groups = (shape[0], scheme.groups(shape[1]))
+        scheme = block.schemes[name]
+        grid, groups = grid_of(scheme), (shape[0], scheme.groups(shape[1]))
+        whole = torch.uint8 if grid.whole_zeros else torch.float32
         if layer.codes.dtype != torch.uint8 or tuple(layer.codes.shape) != shape:
             raise refuse(f"{name}: codes are {layer.codes.dtype} {tuple(layer.codes.shape)}; expected uint8 {shape}")
-        if layer.zero.dtype != torch.uint8 or tuple(layer.zero.shape) != groups:
-            raise refuse(f"{name}: zero is {layer.zero.dtype} {tuple(layer.zero.shape)}; expected uint8 {groups}")
+        if layer.zero.dtype != whole or tuple(layer.zero.shape) != groups:
+            wanted = str(whole).removeprefix("torch.")
+            raise refuse(f"{name}: zero is {layer.zero.dtype} {tuple(layer.zero.shape)}; expected {wanted} {groups}")
         if layer.scale.dtype != torch.float32 or tuple(layer.scale.shape) != groups:
             raise refuse(f"{name}: scale is {layer.scale.dtype} {tuple(layer.scale.shape)}; expected float32 {groups}")
-        if max(int(layer.codes.max()), int(layer.zero.max())) > scheme.max_code:
+        if max(int(layer.codes.max()), int(layer.zero.max()) if grid.whole_zeros else 0) > scheme.max_code:
             raise refuse(f"{name}: codes or zero points exceed {scheme.max_code}")
-        if scheme.symmetric and not bool((layer.zero == scheme.middle).all()):
+        if not bool(torch.isfinite(layer.zero.float()).all()):
+            raise refuse(f"{name}: a zero point is not finite")
+        if grid.uniform and scheme.symmetric and not bool((layer.zero == scheme.middle).all()):
             raise refuse(f"{name}: zero points are not {scheme.middle}, as the symmetric grid has it")
-        if not torch.equal(snap_scale(layer.scale), layer.scale):
-            raise refuse(f"{name}: scales are not positive values that bfloat16 and float16 both hold (see snap_scale)")
+        if not torch.equal(grid.snap(layer.scale), layer.scale):
+            raise refuse(
+                f"{name}: scales are not positive values that bfloat16 and float16 hold (see Grid.snap, snap_scale)"
+            )

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rqat_kernels.grid import dequantize
-
 from ..contracts import Exporter
 from ..errors import NumericsError
 from ..storage import read_json, write_json
+from .checkpoint import decoded
 from .hf_folder import ShardWriter
 from .layers import BLOCKS
 from .load import default_dtype
@@ -73,7 +72,7 @@ def _weights_of(reader: CheckpointReader, inside: str) -> Iterable[tuple[str, Te
     for name in reader.layers:
         if name.startswith(inside):
             layer = reader.layer(name)
-            yield f"{name}.weight", dequantize(layer.codes, layer.scale, layer.zero)
+            yield f"{name}.weight", decoded(layer, torch.float32)
 
 
 def _of_one_block(config: dict[str, Any], block: int, quantization: dict[str, Any] | None) -> dict[str, Any]:

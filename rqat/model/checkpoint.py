@@ -2,7 +2,8 @@
 
     config.json, generation_config.json, tokenizer files
     model.safetensors        every tensor that is not a quantized weight
-    quantized.safetensors    <layer>.codes (O, I) uint8, <layer>.scale (O, G) float32, <layer>.zero (O, G) uint8
+    quantized.safetensors    <layer>.codes (O, I) uint8, <layer>.scale (O, G) float32, <layer>.zero (O, G) uint8, or
+                             float32 where the grid's zero points are real numbers
 
 A tensor of model.safetensors is stored in 16 bits when that holds all its values exactly, else in float32; so weights
 of a bfloat16 checkpoint stay bfloat16 and trained ones stay float32. Saving and loading never moves a weight.
@@ -15,16 +16,15 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from rqat_kernels.grid import dequantize
-
 from ..contracts import QuantizedWeight
 from ..contracts.grids import PARTS
 from ..errors import ModelError, RqatError
+from ..grids import grid_of
 from ..quiet import quiet_loading
 from ..scheme import Scheme
 from .hub import QUANTIZED_FILE
@@ -49,15 +49,13 @@ class Checkpoint:
     Attributes:
         model: a plain Hugging Face model in eval mode; weights of `layers` are `w_hat`.
         tokenizer: its tokenizer.
-        layers: the quantized layers by full module name, on the CPU.
-        scheme: their grid.
+        layers: the quantized layers by full module name, on the CPU, each with its scheme.
         transforms: what the model went through before it was quantized; their hooks are attached.
     """
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
     layers: dict[str, QuantizedWeight]
-    scheme: Scheme
     transforms: list[Applied] = field(default_factory=list)
 
 
@@ -66,13 +64,12 @@ def save_checkpoint(
     model: transformers.PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase,
     layers: Mapping[str, QuantizedWeight],
-    scheme: Scheme,
     transforms: Sequence[Applied] = (),
 ) -> None:
     """Writes a checkpoint into an existing folder; whoever calls gives the folder its final name.
 
     Args:
-        layers: the quantized layers by full module name ("model.layers.0.self_attn.q_proj").
+        layers: the quantized layers by full module name ("model.layers.0.self_attn.q_proj"), each with its scheme.
         transforms: what the model went through before.
 
     Raises:
@@ -83,8 +80,7 @@ def save_checkpoint(
     parameters = dict(model.named_parameters())
     for name, layer in layers.items():
         weight = parameters[f"{name}.weight"].detach()
-        codes, scale, zero = (part.to(weight.device) for part in (layer.codes, layer.scale, layer.zero))
-        if not torch.equal(weight, dequantize(codes, scale, zero, weight.dtype)):
+        if not torch.equal(weight, decoded(layer.to(weight.device), weight.dtype)):
             raise ValueError(f"the weight of {name} is not what its codes decode to")
     quantized = {f"{name}.weight" for name in layers}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - parameters.keys()
@@ -94,7 +90,7 @@ def save_checkpoint(
         if name not in quantized and name not in tied
     }
     write_tensors(folder / DENSE_FILE, dense, {"format": FORMAT})
-    save_layers(folder / QUANTIZED_FILE, layers, scheme)
+    save_layers(folder / QUANTIZED_FILE, layers)
     save_transforms(folder, transforms)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
@@ -117,11 +113,11 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | N
     import transformers
 
     dtype = dtype or default_dtype(device)
-    layers, scheme = load_layers(folder / QUANTIZED_FILE)
+    layers = load_layers(folder / QUANTIZED_FILE)
     state, _ = read_tensors(folder / DENSE_FILE)
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     for name, layer in layers.items():
-        state[f"{name}.weight"] = dequantize(layer.codes, layer.scale, layer.zero, dtype)
+        state[f"{name}.weight"] = decoded(layer, dtype)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -144,33 +140,54 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | N
     model = model.to(device).eval()
     transforms = load_transforms(folder)
     attach_transforms(model, transforms)
-    return Checkpoint(model, tokenizer, layers, scheme, transforms)
+    return Checkpoint(model, tokenizer, layers, transforms)
 
 
-def save_layers(path: Path, layers: Mapping[str, QuantizedWeight], scheme: Scheme) -> None:
-    """Writes codes, scales, zero points and notes of quantized layers into one file."""
+def decoded(layer: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """`w_hat (O, I)` of a layer with a scheme, on its device: computed by its grid, then rounded once."""
+    return grid_of(scheme_of(layer)).decode_layer(layer).to(dtype)
+
+
+def scheme_of(layer: QuantizedWeight) -> Scheme:
+    """The scheme of a layer that has gone through the host's hands, where every layer has one.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if layer.scheme is None:
+        raise ValueError("a quantized layer without a scheme: nothing says what its codes mean")
+    return layer.scheme
+
+
+def save_layers(path: Path, layers: Mapping[str, QuantizedWeight]) -> None:
+    """Writes codes, scales, zero points and notes of quantized layers into one file.
+
+    Its facts name the one scheme that all layers have, or else the scheme of each.
+    """
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         for part, tensor in layer.contiguous().state().items():
             tensors[f"{name}.{part}"] = tensor
+    spelled = {name: str(scheme_of(layer)) for name, layer in layers.items()}
+    different = {scheme_of(layer) for layer in layers.values()}
+    one = different.pop() if len(different) == 1 else None
     facts = {
         "format": FORMAT,
-        "grid": scheme.grid,
-        "scheme": str(scheme),
+        **({"grid": one.grid, "scheme": str(one)} if one else {"schemes": spelled}),
         "layers": list(layers),
         "notes": {name: layer.note for name, layer in layers.items() if layer.note},
     }
     write_tensors(path, tensors, facts)
 
 
-def load_layers(path: Path) -> tuple[dict[str, QuantizedWeight], Scheme]:
+def load_layers(path: Path) -> dict[str, QuantizedWeight]:
     """Reads what `save_layers` wrote, without building a model.
 
     Raises:
         ModelError: the file is missing, damaged, or was written by another version.
     """
     file = LayerFile(path)
-    return {name: file.layer(name) for name in file.schemes}, file.scheme
+    return {name: file.layer(name) for name in file.schemes}
 
 
 class LayerFile:
@@ -192,14 +209,20 @@ class LayerFile:
                 hint="Run the step that wrote it again with this version.",
             )
         try:
-            self.scheme = Scheme.parse(facts["scheme"]).model_copy(update={"grid": facts["grid"]})
-            Scheme.model_validate(self.scheme.model_dump(warnings=False))
-        except (KeyError, TypeError, ValueError, RqatError) as error:
+            self.schemes: dict[str, Scheme] = _schemes_in(facts)
+        except (KeyError, TypeError, ValueError, AttributeError, RqatError) as error:
+            written = ", ".join(f"{key} {facts[key]!r}" for key in ("grid", "scheme", "schemes") if key in facts)
             raise ModelError(
-                f"'{path}' has grid {facts.get('grid')!r} and scheme {facts.get('scheme')!r}, unknown to this version.",
+                f"'{path}' has {written or 'no scheme'}, unknown to this version.",
                 hint="Use the version of rqat that wrote it.",
             ) from error
-        self.schemes: dict[str, Scheme] = dict.fromkeys(facts["layers"], self.scheme)
+        for scheme in dict.fromkeys(self.schemes.values()):
+            try:
+                grid_of(scheme)
+            except RqatError as error:
+                raise ModelError(
+                    f"'{path}' is on the grid '{scheme.grid}': {error.message}", hint="Install the plugin it is from."
+                ) from error
         self._notes: dict[str, str] = facts["notes"]
         self._names = frozenset(self._file.keys())
 
@@ -228,3 +251,14 @@ class LayerFile:
         ):
             raise damaged(self.path, f"{name} is not on {scheme}")
         return QuantizedWeight.from_state(state, scheme, self._notes.get(name, ""))
+
+
+def _schemes_in(facts: Mapping[str, Any]) -> dict[str, Scheme]:
+    """The scheme of every layer, by the facts of a file, in order."""
+    if "schemes" in facts:
+        read = {text: Scheme.parse(text) for text in facts["schemes"].values()}
+        return {name: read[facts["schemes"][name]] for name in facts["layers"]}
+    scheme = Scheme.parse(facts["scheme"])
+    if scheme.grid != facts["grid"]:
+        raise ValueError("its grid is not that of its scheme")
+    return dict.fromkeys(facts["layers"], scheme)

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import ModelError
 from ..keys import ModelKeys
 from .hub import INDEX, SINGLE, TOKENIZERS, fetch, read_remote, resolve
-from .layers import FAMILIES, layer_names
+from .layers import FAMILIES, HEAD, layer_names
 from .vocabulary import read_vocabulary
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -83,6 +83,12 @@ class ModelConfig:
     def tied(self) -> bool:
         """Whether lm_head is the embedding (false when config.json does not say, as in every family of `FAMILIES`)."""
         return bool(self.raw.get("tie_word_embeddings", False))
+
+    @property
+    def head(self) -> tuple[int, int] | None:
+        """`(V, hidden)` of lm_head; None where it is the embedding."""
+        tensor = self.tensors.get(f"{HEAD}.weight")
+        return None if self.tied or tensor is None or len(tensor.shape) != 2 else (tensor.shape[0], tensor.shape[1])
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from types import TracebackType
 
 import torch
@@ -63,9 +62,6 @@ class Unloading:
             self._unload(block, layers, reports)
 
     def _unload(self, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]) -> None:
-        here = {
-            name: replace(layer, codes=layer.codes.cpu(), scale=layer.scale.cpu(), zero=layer.zero.cpu())
-            for name, layer in layers.items()
-        }
+        here = {name: layer.to("cpu") for name, layer in layers.items()}
         self._store.save(block, here, reports)
-        self.layers.update((f"{block.name}.{name}", layer) for name, layer in here.items())
+        self.layers.update((block.full_name(name), layer) for name, layer in here.items())

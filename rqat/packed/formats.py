@@ -19,7 +19,9 @@ from rqat_kernels.packing import PackedWeight, from_compressed_tensors, from_gpt
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError
-from ..scheme import ROW, Scheme
+from ..grids import grid_of
+from ..model.checkpoint import scheme_of
+from ..scheme import ROW
 
 ANOTHER = "Use --backend transformers."
 
@@ -27,10 +29,18 @@ Pack = Callable[[str, Mapping[str, Tensor]], PackedWeight]
 """Makes the packed weight of the layer called so out of its tensors, by suffix ("qweight")."""
 
 
-def pack_layer(layer: QuantizedWeight, scheme: Scheme, device: torch.device) -> PackedWeight:
-    """Packs a layer of one of rqat's own steps."""
-    codes, scale, zero = (part.to(device) for part in (layer.codes, layer.scale, layer.zero))
-    return PackedWeight.from_codes(codes, scale, zero, scheme.bits)
+def pack_layer(path: str, layer: QuantizedWeight, device: torch.device) -> PackedWeight:
+    """Packs a layer of one of rqat's own steps, by its own scheme.
+
+    Raises:
+        ModelError: a grid or a width that no kernel reads.
+    """
+    scheme = scheme_of(layer)
+    if not grid_of(scheme).uniform:
+        raise ModelError(f"'{path}' is on the grid '{scheme.grid}'; packed weights are uniform.", hint=ANOTHER)
+    check_bits(path, scheme.bits)
+    layer = layer.to(device)
+    return PackedWeight.from_codes(layer.codes, layer.scale, layer.zero, scheme.bits)
 
 
 def check_bits(path: str, bits: Any) -> int:

@@ -26,7 +26,7 @@ from ..model.load import check_finite, check_tokenizer, default_dtype, load_toke
 from ..model.stored import StoredTensors
 from ..model.tensors import damaged, read_tensors
 from ..model.transforms import load_transforms
-from .formats import ANOTHER, check_bits, pack_layer, reader
+from .formats import ANOTHER, pack_layer, reader
 
 if TYPE_CHECKING:
     import transformers
@@ -121,11 +121,8 @@ def _contents(
     """Packed layers by name, on `device`, and all other tensors, on the CPU."""
     path = config.keys.path
     if (folder / QUANTIZED_FILE).is_file():
-        layers, scheme = load_layers(folder / QUANTIZED_FILE)
-        check_bits(path, scheme.bits)
-        return {name: pack_layer(layer, scheme, device) for name, layer in layers.items()}, read_tensors(
-            folder / DENSE_FILE
-        )[0]
+        layers = {n: pack_layer(path, layer, device) for n, layer in load_layers(folder / QUANTIZED_FILE).items()}
+        return layers, read_tensors(folder / DENSE_FILE)[0]
     assert config.quantization is not None
     suffixes, pack = reader(path, config.quantization)
     stored = StoredTensors(folder)

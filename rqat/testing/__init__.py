@@ -12,6 +12,7 @@ Run them with pytest, or without it by `rqat plugins doctor`, which also runs su
 from .data import SourceSuite, TaskSuite
 from .doctor import Result, examine
 from .exporters import ExporterSuite
+from .grids import GridSuite
 from .objectives import ObjectiveSuite
 from .quantizers import QuantizerSuite
 from .rewards import RewardSuite
@@ -20,6 +21,7 @@ from .transforms import TransformSuite
 
 __all__ = [
     "ExporterSuite",
+    "GridSuite",
     "ObjectiveSuite",
     "QuantizerSuite",
     "Result",

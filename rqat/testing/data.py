@@ -21,16 +21,17 @@ class SourceSuite(Suite):
     rows: ClassVar[int] = 200
 
     def test_rows_are_usable(self) -> None:
-        """`text`, or `prompt` with `completion` or `answer`; every field a non-empty string."""
+        """`text`, `prompt` or `messages`; all other fields but a template's settings are strings, and not all empty."""
         found = self._rows("train")
         expect(found, "the split 'train' has no rows")
         for number, row in enumerate(found):
             unknown = set(row) - set(Row.__annotations__)
             expect(not unknown, f"row {number} has unknown fields: {', '.join(sorted(unknown))}")
-            whole = "text" in row or ("prompt" in row and ("completion" in row or "answer" in row))
-            expect(whole, f"row {number} has neither text nor a prompt with a completion or an answer")
-            expect(all(isinstance(value, str) for value in row.values()), f"row {number} holds something but strings")
-            expect(any(str(value).strip() for value in row.values()), f"row {number} is empty")
+            whole = "text" in row or "prompt" in row or "messages" in row
+            expect(whole, f"row {number} has neither text nor a prompt")
+            plain = {name: value for name, value in row.items() if name not in ("messages", "template", "place")}
+            expect(all(isinstance(value, str) for value in plain.values()), f"row {number} holds something but strings")
+            expect(row.get("messages") or any(str(value).strip() for value in plain.values()), f"row {number} is empty")
 
     def test_the_same_seed_gives_the_same_rows(self) -> None:
         """Also from a second object."""
@@ -86,7 +87,7 @@ class TaskSuite(Suite):
         """Every one of them, written as a model would."""
         made: Task = self.make()
         for number, row in enumerate(list(made.problems())[: self.problems]):
-            verdict = made.grade(self.right(row["answer"]), row["answer"])
+            verdict = made.grade(self.right(row["answer"]), row["answer"], row)
             expect(verdict == "correct", f"problem {number}: its own answer {row['answer']!r} is graded '{verdict}'")
 
     def test_it_rejects_other_answers(self) -> None:
@@ -94,6 +95,6 @@ class TaskSuite(Suite):
         made: Task = self.make()
         for number, row in enumerate(list(made.problems())[: self.problems]):
             for completion in (self.wrong(row["answer"]), "I do not know.", ""):
-                verdict = made.grade(completion, row["answer"])
+                verdict = made.grade(completion, row["answer"], row)
                 expect(verdict in get_args(Verdict), f"grade returned {verdict!r}")
                 expect(verdict != "correct", f"problem {number}: {completion!r} is graded 'correct'")

@@ -21,6 +21,7 @@ from ..errors import DataError, PluginError, RqatError
 from ..registry import Card, Kind, Registry
 from .data import SourceSuite, TaskSuite
 from .exporters import ExporterSuite
+from .grids import GridSuite
 from .objectives import ObjectiveSuite
 from .quantizers import QuantizerSuite
 from .rewards import RewardSuite
@@ -29,6 +30,7 @@ from .transforms import TransformSuite
 
 SUITES: dict[Kind, type[Suite]] = {
     "quantizer": QuantizerSuite,
+    "grid": GridSuite,
     "transform": TransformSuite,
     "objective": ObjectiveSuite,
     "reward": RewardSuite,

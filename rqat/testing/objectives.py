@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..contracts import Objective, Row, Training, Verdict
-from ..scheme import Scheme
+from ..contracts import (
+    Completion,
+    Objective,
+    Options,
+    Reward,
+    RewardFunction,
+    Row,
+    Task,
+    TaskOptions,
+    Training,
+    Verdict,
+)
 from .grid import same
 from .suite import Suite, expect
 from .tiny import addition, decoded, rounded_layers, tiny_model
@@ -34,8 +44,8 @@ class ObjectiveSuite(Suite):
     lr: ClassVar[float] = 1e-2
     split_tolerance: ClassVar[float] = 1e-3
 
-    def grade(self, completion: str, answer: str) -> Verdict:
-        """Rewards for rollouts: any rule that calls some completions of an untrained model right and others wrong."""
+    def grade(self, completion: str, answer: str, row: Row) -> Verdict:
+        """Judges completions: any rule that calls some completions of an untrained model right and others wrong."""
         return "correct" if sum(map(ord, completion)) % 2 else "wrong"
 
     def test_it_trains_and_stays_on_the_grid(self) -> None:
@@ -102,7 +112,7 @@ class ObjectiveSuite(Suite):
         from transformers import get_scheduler, set_seed
         from transformers.trainer_callback import PrinterCallback
 
-        from ..train.data import prepare_rows
+        from ..train.data import completion_room, prepare_rows
         from ..train.optimizer import QuantizedOptimizer
 
         set_seed(0)
@@ -110,11 +120,20 @@ class ObjectiveSuite(Suite):
         layers = rounded_layers(model)
         for name, layer in layers.items():
             model.get_parameter(f"{name}.weight").data = decoded(layer)
-        optimizer = QuantizedOptimizer(model, layers, Scheme.parse("w2g32"), lr=self.lr)
-        room = 64 if rows is None or self.card.writes else 2 * LONG
+        optimizer = QuantizedOptimizer(model, layers, lr=self.lr)
+        max_tokens = 64 if rows is None or self.card.writes else 2 * LONG
         prepared = prepare_rows(
-            rows or addition(), tokenizer, steps=steps, batch=batch, max_tokens=room, seed=0, rollouts=self.card.writes
+            rows or addition(),
+            tokenizer,
+            steps=steps,
+            batch=batch,
+            max_tokens=max_tokens,
+            seed=0,
+            writes=self.card.writes,
+            graded=self.card.graded,
         )
+        options = self._registry.options(self.card, self.options)
+        room = completion_room(prepared.rows, max_tokens, options) if self.card.writes else 0
         teacher = tiny_model()[0].requires_grad_(False) if self.card.teacher else None
         with tempfile.TemporaryDirectory() as folder:
             arguments = {
@@ -143,9 +162,11 @@ class ObjectiveSuite(Suite):
                 optimizer=optimizer,
                 scheduler=get_scheduler("constant", optimizer),
                 arguments=arguments,
-                max_tokens=room,
+                max_tokens=max_tokens,
                 teacher=teacher,
-                grade=self.grade if self.card.graded else None,
+                max_completion_tokens=room,
+                rewards=[self._correct(prepared.source, tokenizer, room)] if self.card.graded else [],
+                reward_weights=[1.0] if self.card.graded else [],
             )
             made: Objective = self.make()
             self._watch = Watch(training)
@@ -153,6 +174,33 @@ class ObjectiveSuite(Suite):
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         return model, optimizer, [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+    def _correct(self, rows: Sequence[Row], tokenizer: Any, limit: int) -> RewardFunction:
+        """The reward of a correct completion, judged by `grade`."""
+        from ..train.rewards import Judge, reward_function
+
+        task = _Grader(TaskOptions())
+        task.suite = self
+        return reward_function(
+            "correct", _Correct(Options()), Judge(task, rows, tokenizer, [tokenizer.eos_token_id], limit)
+        )
+
+
+class _Grader(Task):
+    """A task without problems, that grades as a suite does."""
+
+    suite: ObjectiveSuite
+
+    def problems(self) -> Sequence[Row]:
+        return ()
+
+    def grade(self, completion: str, answer: str, row: Row) -> Verdict:
+        return self.suite.grade(completion, answer, row)
+
+
+class _Correct(Reward):
+    def score(self, completion: Completion, row: Row, verdict: Verdict | None) -> float:
+        return float(verdict == "correct")
 
 
 def _uneven() -> Iterator[Row]:

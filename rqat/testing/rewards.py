@@ -18,7 +18,7 @@ class RewardSuite(Suite):
     """
 
     kind = "reward"
-    row: ClassVar[Row] = {"prompt": "1+1=", "completion": "2", "answer": "2"}
+    row: ClassVar[Row] = {"prompt": "1+1=", "completion": "2", "answer": "2", "place": "row 1 of the training data"}
 
     def completions(self) -> Iterator[Completion]:
         """Completions of every kind: ended, cut off, empty, in a loop, with thinking that was never closed."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..contracts import Block, LinearStats, QuantizedWeight, Quantizer, Row
+from ..grids import grid_of
 from ..scheme import Scheme
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ def stats_of(quantizer: Quantizer, inputs: torch.Tensor | None = None) -> Linear
         stats.hessian = inputs.T @ inputs / len(inputs)
     if "absmean" in quantizer.needs:
         stats.absmean = inputs.abs().mean(0)
+    if "mean" in quantizer.needs:
+        stats.mean = inputs.mean(0)
+    if "absmax" in quantizer.needs:
+        stats.absmax = inputs.abs().amax(0)
+    if "cross" in quantizer.needs:  # of a model before quantization whose inputs are a little larger
+        stats.cross = inputs.T @ (0.01 * inputs) / len(inputs)
     return stats
 
 
@@ -102,20 +109,21 @@ def block_stats(
 
 
 def rounded(weight: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
-    import torch
+    """A weight rounded to the nearest values of its grid; the span of every group holds all of it where uniform."""
+    from rqat_kernels.grid import fit_minmax
 
-    from rqat_kernels.grid import fit_minmax, quantize
+    grid = grid_of(scheme)
+    if not grid.uniform:
+        return grid.quantize_layer(weight, *grid.fit_layer(weight))
+    fitted = fit_minmax(weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric)
+    return grid.quantize_layer(weight, *fitted)
 
-    scale, zero = fit_minmax(weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric)
-    codes = quantize(weight, scale, zero, scheme.max_code)
-    return QuantizedWeight(codes, scale, zero.to(torch.uint8), scheme=scheme)
 
-
-def rounded_layers(model: torch.nn.Module) -> dict[str, QuantizedWeight]:
+def rounded_layers(model: torch.nn.Module, spelling: str = "w2g32") -> dict[str, QuantizedWeight]:
     """Every layer of a tiny model, rounded to 2 bits."""
     from ..model.layers import layer_names
 
-    scheme = Scheme.parse("w2g32")
+    scheme = Scheme.parse(spelling)
     weights = {name: model.get_parameter(f"{name}.weight").detach() for name in layer_names(2)}
     return {name: rounded(weight, scheme) for name, weight in weights.items()}
 
@@ -131,10 +139,10 @@ def save_rounded(folder: Path, scheme: Scheme) -> None:
         weight = model.get_parameter(f"{name}.weight").data
         layers[name] = rounded(weight, scheme)
         weight.copy_(decoded(layers[name]))
-    save_checkpoint(folder, model, tokenizer, layers, scheme)
+    save_checkpoint(folder, model, tokenizer, layers)
 
 
 def decoded(layer: QuantizedWeight) -> torch.Tensor:
-    from rqat_kernels.grid import dequantize
-
-    return dequantize(layer.codes, layer.scale, layer.zero)
+    """`w_hat (O, I)`, float32."""
+    assert layer.scheme is not None
+    return grid_of(layer.scheme).decode_layer(layer)

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rqat_kernels.grid import dequantize, quantize, requantize
 from rqat_kernels.latent_adam import scale_of
-from rqat_kernels.latent_step import latent_step
 
-from ..contracts import QuantizedWeight
+from ..contracts import Grid, QuantizedWeight
 from ..errors import ModelError, RqatError
-from ..scheme import Scheme
+from ..grids import grid_of
+from ..model.checkpoint import scheme_of
 
 LARGEST = 1 << 24
 """Weights in one bucket, unless a single layer has more: temporaries stay below some 64 MiB each."""
@@ -31,18 +30,20 @@ PIECE = {"cpu": 1 << 17}
 
 @dataclass
 class Bucket:
-    """Layers trained together. `R` rows (groups) of `g` weights; dtype float32 (float64 for a float64 model).
+    """Layers of one scheme, trained together. `R` rows (groups) of `g` weights; float32 (float64 for a float64 model).
 
     Attributes:
+        grid: what they are on.
         names: the layers, in the order in which they are stacked.
         weights: the model's parameters, `(O, I)`; they hold `w_hat`.
         latent: `w`, `(R, g)`; `(O, I)` for optimizers that look at whole matrices.
         origin: `s_0 (R, 1)`, the scale training started from.
         ratio: `r (R, 1)`, log of the scale relative to `origin`.
-        zero: `z (R, 1)` in codes, not rounded.
+        zero: `z (R, 1)` as it is trained, not snapped.
         group: `g`.
     """
 
+    grid: Grid
     names: list[str]
     weights: list[nn.Parameter]
     latent: nn.Parameter
@@ -58,11 +59,18 @@ class Bucket:
 
     def scale(self) -> Tensor:
         """`s (R, 1)`, snapped, as it is in the model."""
-        return scale_of(self.origin, self.ratio.detach())
+        if self.grid.uniform:  # as the fused kernel computes it, to the bit
+            return scale_of(self.origin, self.ratio.detach())
+        return self.grid.snap(self.origin * self.ratio.detach().exp())
 
-    def whole_zero(self) -> Tensor:
-        """`z (R, 1)`, rounded, as it is in the model."""
-        return self.zero.detach().round()
+    def snapped_zero(self) -> Tensor:
+        """`z (R, 1)`, as it is in the model."""
+        return self.grid.snap_zero(self.zero.detach())
+
+    def clamp_zero(self) -> None:
+        """Keeps whole zero points on the range of the codes."""
+        if self.grid.whole_zeros:
+            self.zero.clamp_(0, self.grid.scheme.max_code)
 
     def gradient(self) -> Tensor | None:
         """Gradients on `w_hat`, `(R, g)`; None when no layer has one. A layer without a gradient counts as zero."""
@@ -74,40 +82,32 @@ class Bucket:
             return grads[0].to(dtype).reshape(-1, self.group)
         return torch.cat([grad.to(dtype).reshape(-1, self.group) for grad in grads])
 
-    def straight_through(
-        self, grad: Tensor, scale: Tensor, zero: Tensor, max_code: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`rqat_kernels.latent_step` for `grad (R, g)`, piece by piece: gradients of latent, scale and zero point."""
+    def straight_through(self, grad: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The grid's gradients of latent, scale and zero point for `grad (R, g)`, piece by piece."""
         rows = self.rows
         piece = max(1, PIECE.get(rows.device.type, rows.numel()) // self.group)
         gw, gs, gz = torch.empty_like(rows), rows.new_empty(scale.shape), rows.new_empty(scale.shape)
         for start in range(0, len(rows), piece):
             part = slice(start, start + piece)
-            gw[part], gs[part], gz[part] = latent_step(grad[part], rows[part], scale[part], zero[part], max_code)
+            gw[part], gs[part], gz[part] = self.grid.gradients(grad[part], rows[part], scale[part], zero[part])
         return gw, gs, gz
 
-    def write(self, max_code: int) -> None:
+    def write(self) -> None:
         """Puts `w_hat` into the model, in place."""
-        scale, zero = self.scale(), self.whole_zero()
-        exact = requantize(self.rows, scale, zero, max_code, self.latent.dtype)
+        exact = self.grid.requantize(self.rows, self.scale(), self.snapped_zero())
         for weight, part in zip(self.weights, self._split(exact), strict=True):
             weight.copy_(part.view(weight.shape))
 
-    def quantized(self, max_code: int) -> Iterator[tuple[str, QuantizedWeight]]:
-        """Every layer's codes `(O, I)` uint8, scale `(O, G)` float32 and zero point `(O, G)` uint8."""
-        scale, zero = self.scale(), self.whole_zero()
-        codes = quantize(self.rows, scale, zero, max_code)
+    def quantized(self) -> Iterator[tuple[str, QuantizedWeight]]:
+        """Every layer's codes `(O, I)`, scale and zero point `(O, G)`, in the dtypes in which they are stored."""
+        scale, zero = self.scale(), self.snapped_zero()
+        codes = self.grid.quantize(self.rows, scale, zero)
         parts = zip(self.names, self.weights, *map(self._split, (codes, scale, zero)), strict=True)
         for name, weight, layer_codes, layer_scale, layer_zero in parts:
             out = weight.shape[0]
-            yield (
-                name,
-                QuantizedWeight(
-                    codes=layer_codes.reshape(weight.shape).clone(),
-                    scale=layer_scale.reshape(out, -1).float().clone(),
-                    zero=layer_zero.reshape(out, -1).to(torch.uint8),
-                ),
-            )
+            codes = layer_codes.reshape(weight.shape).clone()
+            own = (layer_scale.reshape(out, -1).clone(), layer_zero.reshape(out, -1).clone())
+            yield name, self.grid.layer(codes, *own)
 
     def latents(self) -> Iterator[tuple[str, Tensor]]:
         """Every layer's latents `(O, I)`."""
@@ -145,18 +145,20 @@ class Bucket:
 def plan_buckets(
     weights: Mapping[str, nn.Parameter],
     layers: Mapping[str, QuantizedWeight],
-    scheme: Scheme,
     latents: Mapping[str, Tensor],
     *,
     flat: bool,
 ) -> list[Bucket]:
-    """Stacks neighbouring layers of one group size, device and dtype up to `LARGEST` weights; singly unless `flat`."""
+    """Stacks neighbouring layers of one scheme, group size, device and dtype up to `LARGEST` weights; singly unless
+    `flat`.
+    """
     runs: list[list[str]] = []
     key_of_last: tuple[Any, ...] = ()
     size = 0
     for name, weight in weights.items():
-        _check(name, weight, layers[name], scheme)
-        key = (scheme.group_size(weight.shape[1]), weight.device, _master_dtype(weight))
+        _check(name, weight, layers[name])
+        scheme = scheme_of(layers[name])
+        key = (scheme, scheme.group_size(weight.shape[1]), weight.device, _master_dtype(weight))
         if runs and flat and key == key_of_last and size + weight.numel() <= LARGEST:
             runs[-1].append(name)
             size += weight.numel()
@@ -164,7 +166,7 @@ def plan_buckets(
             runs.append([name])
             size = weight.numel()
         key_of_last = key
-    return [_bucket(names, weights, layers, scheme, latents, flat=flat) for names in runs]
+    return [_bucket(names, weights, layers, latents, flat=flat) for names in runs]
 
 
 @torch.no_grad()
@@ -172,29 +174,30 @@ def _bucket(
     names: list[str],
     weights: Mapping[str, nn.Parameter],
     layers: Mapping[str, QuantizedWeight],
-    scheme: Scheme,
     latents: Mapping[str, Tensor],
     *,
     flat: bool,
 ) -> Bucket:
+    grid = grid_of(scheme_of(layers[names[0]]))
     own = [weights[name] for name in names]
     dtype, device = _master_dtype(own[0]), own[0].device
-    group = scheme.group_size(own[0].shape[1])
+    group = grid.scheme.group_size(own[0].shape[1])
     rows, scales, zeros = [], [], []
     for name, weight in zip(names, own, strict=True):
         layer = layers[name]
         scale = layer.scale.to(device, dtype).reshape(-1, 1)
         zero = layer.zero.to(device, dtype).reshape(-1, 1)
         codes = layer.codes.to(device).reshape(-1, group)
-        latent = dequantize(codes, scale, zero, dtype)
+        latent = grid.decode(codes, scale, zero)
         if name in latents:
             start = _checked_latent(name, latents[name], weight).to(device, dtype).reshape(-1, group)
-            latent = into_cells(start, codes, scale, zero, scheme.max_code)
+            latent = into_cells(start, codes, scale, zero, grid)
         rows.append(latent)
         scales.append(scale)
         zeros.append(zero)
     stacked = torch.cat(rows)
     return Bucket(
+        grid=grid,
         names=names,
         weights=own,
         latent=nn.Parameter(stacked if flat else stacked.view(own[0].shape)),
@@ -205,14 +208,12 @@ def _bucket(
     )
 
 
-def into_cells(
-    latent: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, max_code: int, *, reach: float = 0.5
-) -> Tensor:
+def into_cells(latent: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, reach: float = 0.5) -> Tensor:
     """`latent (R, g)` clamped to within `reach * s` of its code's value, so that it still quantizes to `codes`."""
-    centre = dequantize(codes, scale, zero, latent.dtype)
+    centre = grid.decode(codes, scale, zero)
     clamped = torch.minimum(torch.maximum(latent, centre - reach * scale), centre + reach * scale)
-    # A tie rounds to the even neighbour: where that is another code, stay at the centre.
-    return torch.where(quantize(clamped, scale, zero, max_code) == codes, clamped, centre)
+    # A tie may round to the neighbour, and cells may be narrower: where the code is another, stay at the centre.
+    return torch.where(grid.quantize(clamped, scale, zero) == codes, clamped, centre)
 
 
 def _master_dtype(weight: Tensor) -> torch.dtype:
@@ -230,8 +231,8 @@ def _checked_latent(name: str, latent: Tensor, weight: Tensor) -> Tensor:
     return latent
 
 
-def _check(name: str, weight: Tensor, layer: QuantizedWeight, scheme: Scheme) -> None:
-    out, features = weight.shape
+def _check(name: str, weight: Tensor, layer: QuantizedWeight) -> None:
+    (out, features), scheme = weight.shape, scheme_of(layer)
     groups = (out, scheme.groups(features)) if scheme.divides(features) else None
     if layer.codes.shape != weight.shape or layer.scale.shape != groups or layer.zero.shape != groups:
         raise ModelError(

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..contracts import Row
+from ..contracts import Problem, Row
 from ..errors import DataError
 from ..generation.prompts import completion_of, conversation, encode_examples, encode_prompts, for_trainer
 
@@ -36,23 +36,31 @@ READ_AT_ONCE = 256
 HOPELESS = 5000
 """Rows after which an endless source of which none was short enough is given up."""
 
+CHECKED = 2000
+"""Rows that `check_rows` looks at, unless told otherwise: about a second of a fast tokenizer's time."""
+
 
 @dataclass
 class Prepared:
     """Rows ready for a trainer.
 
     Attributes:
-        rows: columns `prompt` (text, or messages), `answer`, `prompt_tokens`; `prompt_ids` where the objective writes
-            its own completions, else `completion`, `input_ids` and `labels` (-100 on the prompt).
+        rows: columns `prompt` (text, or messages), `answer`, `prompt_tokens`, `row` (its index in `source`);
+            `prompt_ids` where the objective writes its own completions, else `completion`, `input_ids` and `labels`
+            (-100 on the prompt).
+        source: the source's rows that are used, as they came, each with its `place`.
         facts: how many rows were read, used and dropped.
     """
 
     rows: datasets.Dataset
+    source: list[Row] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class _Example:
+    number: int
+    row: Row
     prompt: Any
     completion: str
     answer: str
@@ -72,7 +80,8 @@ def prepare_rows(
     batch: int,
     max_tokens: int,
     seed: int,
-    rollouts: bool = False,
+    writes: bool = False,
+    graded: bool = False,
 ) -> Prepared:
     """Reads, tokenizes, filters and orders rows.
 
@@ -80,72 +89,150 @@ def prepare_rows(
         rows: of a source; may be endless.
         batch: rows per optimizer step.
         max_tokens: rows with more tokens are dropped and counted.
-        rollouts: the objective writes its own completions: rows need a prompt and an answer, and only the prompt's
-            length counts.
+        writes: the objective writes its own completions: rows need a prompt, and only the prompt's length counts.
+        graded: the objective is trained on rewards: rows need an answer.
 
     Raises:
         DataError: no row is left, or a row lacks what the objective needs.
     """
     wanted = steps * batch
     examples: list[_Example] = []
-    read = dropped = longest_dropped = 0
-    for example in _tokenized(rows, tokenizer, rollouts=rollouts):
+    read, long = 0, TooLong(max_tokens, writes)
+    for example in _tokenized(rows, tokenizer, writes=writes, graded=graded):
         read += 1
-        if example.tokens + rollouts <= max_tokens:
+        if not long.found(example):
             examples.append(example)
-        else:
-            dropped += 1
-            longest_dropped = max(longest_dropped, example.tokens)
-        if len(examples) == wanted or (not examples and dropped >= HOPELESS):
+        if len(examples) == wanted or (not examples and long.count >= HOPELESS):
             break
     if not examples:
-        if not read:
-            raise DataError("the source has no rows to train on.", hint="Choose another split or source.")
-        what = "prompts are" if rollouts else "rows are"
-        raise DataError(
-            f"all {read} {what} longer than max_tokens={max_tokens} (up to {longest_dropped} tokens).",
-            hint="Raise max_tokens, within the model's context, or use shorter data.",
-        )
-    order = _order([0 if rollouts else e.tokens for e in examples], wanted, batch, seed)
-    facts = {"rows_read": read, "rows_used": len(examples), "rows_dropped_too_long": dropped}
-    if dropped:
-        facts["longest_dropped_tokens"] = longest_dropped
-    return Prepared(_dataset(examples, order, rollouts=rollouts), facts)
+        _none_left(read, long)
+    order = _order([0 if writes else e.tokens for e in examples], wanted, batch, seed)
+    dataset = _dataset(examples, order, writes=writes)
+    source: list[Row] = [{**e.row, "place": place_of(e.row, e.number)} for e in examples]
+    return Prepared(dataset, source, long.facts(read))
+
+
+def check_rows(
+    rows: Iterable[Row],
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    *,
+    writes: bool = False,
+    graded: bool = False,
+    max_tokens: int,
+    limit: int = CHECKED,
+) -> Iterator[Problem]:
+    """What `prepare_rows` would refuse or leave out, found before any work and without torch.
+
+    Args:
+        limit: rows looked at; a source may be endless.
+
+    Yields:
+        An error where a row lacks what the objective needs or none is short enough, with the first such row; a warning
+        with a count where some are too long. `key` is "data" or "max_tokens".
+    """
+    read, long = 0, TooLong(max_tokens, writes)
+    try:
+        for example in _tokenized(itertools.islice(rows, limit), tokenizer, writes=writes, graded=graded):
+            read += 1
+            long.found(example)
+        if long.count == read:
+            _none_left(read, long)
+    except DataError as error:
+        key = "max_tokens" if read and long.count == read else "data"
+        yield Problem(error.message, error.hint, key)
+        return
+    if long.count:
+        text = dropped_rows(long.facts(read), max_tokens)
+        yield Problem(text, "Raise max_tokens to keep them.", "max_tokens", "warning")
+
+
+def dropped_rows(facts: Mapping[str, Any], max_tokens: int) -> str:
+    """How many rows were left out as too long, and the first of them, in a sentence; `facts` of a `Prepared`."""
+    return (
+        f"{facts['rows_dropped_too_long']} of {facts['rows_read']} rows are longer than max_tokens={max_tokens} and "
+        f"are left out (up to {facts['longest_dropped_tokens']} tokens; the first is {facts['first_dropped']})."
+    )
+
+
+class TooLong:
+    """Counts examples that have more than `max_tokens` tokens, or no room for a completion.
+
+    Attributes:
+        count: how many there are.
+        longest: tokens of the longest.
+        first: where the first stands in the data.
+    """
+
+    def __init__(self, max_tokens: int, writes: bool) -> None:
+        self.max_tokens, self.writes = max_tokens, writes
+        self.count = self.longest = 0
+        self.first = ""
+
+    def found(self, example: _Example) -> bool:
+        """Whether an example is too long; if so, it is counted."""
+        if example.tokens + self.writes <= self.max_tokens:
+            return False
+        self.count += 1
+        self.longest = max(self.longest, example.tokens)
+        self.first = self.first or place_of(example.row, example.number)
+        return True
+
+    def facts(self, read: int) -> dict[str, Any]:
+        """Counts for the manifest; nothing of the dropped where there are none."""
+        facts: dict[str, Any] = {"rows_read": read, "rows_used": read - self.count, "rows_dropped_too_long": self.count}
+        return facts | ({"longest_dropped_tokens": self.longest, "first_dropped": self.first} if self.count else {})
+
+
+def _none_left(read: int, long: TooLong) -> NoReturn:
+    if not read:
+        raise DataError("the source has no rows to train on.", hint="Choose another split or source.")
+    what = "prompts are" if long.writes else "rows are"
+    raise DataError(
+        f"all {read} {what} longer than max_tokens={long.max_tokens} (up to {long.longest} tokens).",
+        hint="Raise max_tokens, within the model's context, or use shorter data.",
+    )
+
+
+def place_of(row: Row, number: int) -> str:
+    """Where a row was read, if its source says so; else which one of the training data it is, counted from 1."""
+    return row.get("place") or f"row {number} of the training data"
 
 
 def _tokenized(
-    rows: Iterable[Row], tokenizer: transformers.PreTrainedTokenizerBase, *, rollouts: bool
+    rows: Iterable[Row], tokenizer: transformers.PreTrainedTokenizerBase, *, writes: bool, graded: bool
 ) -> Iterator[_Example]:
     """Examples in the order of `rows`."""
     numbered = iter(enumerate(rows, start=1))
     while piece := list(itertools.islice(numbered, READ_AT_ONCE)):
         for number, row in piece:
-            _check(number, row, rollouts=rollouts)
-        read, first = [row for _, row in piece], piece[0][0]
-
-        def place(index: int, first: int = first) -> str:
-            return f"row {first + index} of the training data"
-
-        if rollouts:
+            _check(number, row, writes=writes, graded=graded)
+        read = [row for _, row in piece]
+        places = [place_of(row, number) for number, row in piece]
+        place = places.__getitem__
+        if writes:
             encoded = [(prompt, list[int]()) for prompt in encode_prompts(read, tokenizer, place=place)]
         else:
             encoded = encode_examples(read, tokenizer, place)
-        for row, (prompt, after) in zip(read, encoded, strict=True):
-            completion = "" if rollouts else completion_of(row)
+        for (number, row), (prompt, after) in zip(piece, encoded, strict=True):
+            completion = "" if writes else completion_of(row)
             asked = for_trainer(row, tokenizer)
-            yield _Example(asked, completion, row.get("answer", ""), list(prompt.tokens), after)
+            yield _Example(number, row, asked, completion, row.get("answer", ""), list(prompt.tokens), after)
 
 
-def _check(number: int, row: Row, *, rollouts: bool) -> None:
-    if rollouts and not (conversation(row) and row.get("answer")):
-        missing = "answer" if conversation(row) else "prompt"
+def _check(number: int, row: Row, *, writes: bool, graded: bool) -> None:
+    if writes and not conversation(row):
         raise DataError(
-            f"row {number} of the training data has no {missing}; learning from rewards needs one.",
+            f"{place_of(row, number)} has no prompt; an objective that writes completions needs one.",
+            hint="Use a source whose rows have a prompt.",
+        )
+    if graded and not row.get("answer"):
+        raise DataError(
+            f"{place_of(row, number)} has no answer; learning from rewards needs one.",
             hint="Use a source whose rows have a prompt and an answer that can be graded.",
         )
-    if not rollouts and not completion_of(row):
+    if not writes and not completion_of(row):
         raise DataError(
-            f"row {number} of the training data has neither a completion nor a text.",
+            f"{place_of(row, number)} has neither a completion nor a text.",
             hint="Use a source whose rows can be imitated.",
         )
 
@@ -172,7 +259,7 @@ def _dataset(
     examples: Sequence[_Example],
     order: Sequence[int],
     *,
-    rollouts: bool,
+    writes: bool,
 ) -> datasets.Dataset:
     """The dataset, in memory."""
     import datasets
@@ -181,11 +268,23 @@ def _dataset(
         "prompt": [e.prompt for e in examples],
         "answer": [e.answer for e in examples],
         "prompt_tokens": [len(e.prompt_ids) for e in examples],
+        "row": list(range(len(examples))),
     }
-    if rollouts:
+    if writes:
         columns["prompt_ids"] = [e.prompt_ids for e in examples]
     else:
         columns["completion"] = [e.completion for e in examples]
         columns["input_ids"] = [e.prompt_ids + e.completion_ids for e in examples]
         columns["labels"] = [[IGNORED] * len(e.prompt_ids) + e.completion_ids for e in examples]
     return datasets.Dataset.from_dict({name: [values[i] for i in order] for name, values in columns.items()})
+
+
+def completion_room(rows: datasets.Dataset, max_tokens: int, options: Any) -> int:
+    """Longest completion, in tokens, of an objective that writes: the room that the longest prompt leaves.
+
+    Args:
+        rows: prepared with `writes`.
+        options: of the objective; a `max_completion_tokens` among them may ask for less.
+    """
+    room = max_tokens - max(rows["prompt_tokens"])
+    return min(room, getattr(options, "max_completion_tokens", None) or room)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rqat_kernels.latent_adam import Rates, fits, runs_on
+from rqat_kernels.latent_adam import SEARCHED, Rates, Stack, fits, launches, runs_on, search
 
 from .buckets import Bucket
 
 if TYPE_CHECKING:
-    from rqat_kernels.latent_adam.kernel import Launches, Search
+    from rqat_kernels.latent_adam import Launches, Search
 
 LEFT_OUT = ("amsgrad", "maximize", "capturable", "differentiable")
 """Options of Adam that the kernel does not have."""
@@ -29,25 +29,24 @@ class FusedAdam:
 
     Args:
         inner: the optimizer; its groups are called latents, scales and zeros.
-        max_code: `Q`.
     """
 
-    def __init__(self, inner: torch.optim.Optimizer, max_code: int) -> None:
-        self.inner, self.max_code = inner, max_code
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
         self._done: dict[int, int] = {}
         self._fits: dict[int, tuple[list[Any], bool]] = {}
         self._launches: dict[tuple[int, ...], tuple[list[int], Launches]] = {}
         self._searches: dict[torch.device, Search] = {}
 
     def taken(self, buckets: list[Bucket]) -> list[Bucket]:
-        """Those whose next step can be made here; none without a gradient can."""
+        """Those whose next step can be made here: on the uniform grid, and with a gradient."""
         usable = (
             bool(buckets)
             and type(self.inner) in (torch.optim.Adam, torch.optim.AdamW)
             and runs_on(buckets[0].latent)
             and self._is_plain()
         )
-        taken = [bucket for bucket in buckets if usable and self._suits(bucket)]
+        taken = [bucket for bucket in buckets if usable and bucket.grid.uniform and self._suits(bucket)]
         kept = {id(bucket.latent) for bucket in taken}
         self._done = {key: done for key, done in self._done.items() if key in kept}
         return taken
@@ -77,37 +76,36 @@ class FusedAdam:
         Returns:
             Whether all gradients are finite. Nothing has changed if they are not.
         """
-        from rqat_kernels.latent_adam.kernel import DTYPES, Search
-
         devices = {bucket.latent.device: None for bucket in buckets}
-        apart = [grad for grad in others if grad.device not in devices or grad.dtype not in DTYPES]
+        apart = [grad for grad in others if grad.device not in devices or grad.dtype not in SEARCHED]
         if not all_finite(apart):
             return False
         refused = {}
         for device in devices:
             if device not in self._searches:
-                self._searches[device] = Search(device)
+                self._searches[device] = search(device)
             mine = [w.grad for b in buckets if b.latent.device == device for w in b.weights if w.grad is not None]
-            mine += [grad for grad in others if grad.device == device and grad.dtype in DTYPES]
+            mine += [grad for grad in others if grad.device == device and grad.dtype in SEARCHED]
             refused[device] = self._searches[device].start(mine)
         # Where several devices take part, none may go on alone.
         if len(devices) > 1 and not all(self._searches[device].all_finite() for device in devices):
             return False
         groups = self._groups()
-        alike: dict[tuple[torch.device, torch.dtype, int], list[Bucket]] = {}
+        alike: dict[tuple[torch.device, torch.dtype, int, int], list[Bucket]] = {}
         for bucket in buckets:
             grad = next(weight.grad for weight in bucket.weights if weight.grad is not None)
-            alike.setdefault((bucket.latent.device, grad.dtype, self._next_step(bucket, groups)), []).append(bucket)
-        for (device, _, step), some in alike.items():
+            key = (bucket.latent.device, grad.dtype, self._next_step(bucket, groups), bucket.grid.scheme.max_code)
+            alike.setdefault(key, []).append(bucket)
+        for (device, _, step, max_code), some in alike.items():
             self._launch(some, groups).step(
                 [weight.grad for bucket in some for weight in bucket.weights],
-                self.max_code,
+                max_code,
                 self._rates(groups, step),
                 refused[device],
             )
         if not all(self._searches[device].all_finite() for device in devices):
             return False
-        for (_, _, step), some in alike.items():
+        for (_, _, step, _), some in alike.items():
             counters = [state["step"] for bucket in some for state in self._states(bucket, groups) if state is not None]
             torch._foreach_add_(counters, 1)
             torch.autograd.graph.increment_version([weight for bucket in some for weight in bucket.weights])
@@ -123,8 +121,6 @@ class FusedAdam:
 
     def _launch(self, buckets: list[Bucket], groups: dict[str, dict[str, Any]]) -> Launches:
         """Launches for `buckets`: those of the step before, while every tensor is where it was."""
-        from rqat_kernels.latent_adam.kernel import Launches, Stack
-
         stacks = []
         for bucket in buckets:
             latent, ratio, zero = (
@@ -142,13 +138,17 @@ class FusedAdam:
         key = tuple(id(bucket.latent) for bucket in buckets)
         before = self._launches.get(key)
         if before is None or before[0] != where:
-            self._launches[key] = before = where, Launches(stacks)
+            self._launches[key] = before = where, launches(stacks)
         return before[1]
 
     def _states(self, bucket: Bucket, groups: dict[str, dict[str, Any]]) -> list[dict[str, Any] | None]:
         """Torch's states of latents, scales and zero points; None for what is frozen."""
         parts = (("latents", bucket.latent), ("scales", bucket.ratio), ("zeros", bucket.zero))
-        return [self._state(parameter, groups[name]) if name in groups else None for name, parameter in parts]
+        frozen = {"zeros"} if bucket.grid.fixed_zero else set()
+        return [
+            self._state(parameter, groups[name]) if name in groups and name not in frozen else None
+            for name, parameter in parts
+        ]
 
     def _groups(self) -> dict[str, dict[str, Any]]:
         return {group["name"]: group for group in self.inner.param_groups if group["name"] != "others"}

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..contracts import Completion, Verdict
+from ..contracts import Completion, Row, Verdict
 from ..errors import RqatError
 from ..keys import GateKeys
 
-Grade = Callable[[str, str], Verdict]
+Grade = Callable[[str, str, Row], Verdict]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,11 @@ class GateFigures:
     mean_tokens: float
 
 
-def measure(completions: Sequence[Sequence[Completion]], answers: Sequence[str], grade: Grade) -> GateFigures:
-    """Grades `completions`, one sequence per prompt."""
-    verdicts = [[grade(c.text, answer) for c in group] for group, answer in zip(completions, answers, strict=True)]
+def measure(completions: Sequence[Sequence[Completion]], rows: Sequence[Row], grade: Grade) -> GateFigures:
+    """Grades `completions`, one sequence per row."""
+    verdicts = [
+        [grade(c.text, row["answer"], row) for c in group] for group, row in zip(completions, rows, strict=True)
+    ]
     right = [sum(verdict == "correct" for verdict in group) for group in verdicts]
     every = [c for group in completions for c in group]
     signal = sum(0 < count < len(group) for count, group in zip(right, verdicts, strict=True))

@@ -1,18 +1,19 @@
 """QuantizedOptimizer: quantization-aware training as an optimizer around a plain model.
 
-The model's quantized weights always are `w_hat = (q - z) * s`, exactly what an exported checkpoint decodes to; backward
-leaves its gradient `D` on them. The latent weights `w`, the scales `s` and the zero points `z` live here. A step
+The model's quantized weights always are `w_hat`, on the uniform grid `(q - z) * s`: exactly what an exported
+checkpoint decodes to; backward leaves its gradient `D` on them. The latent weights `w`, the scales `s` and the zero
+points `z` live here. A step
 
-    1. maps `D` to `(gw, gs, gz)` by the straight-through formulas of `rqat_kernels.latent_step`; they are linear in `D`
-       and `w, s, z` do not change within a step, so this is exact under gradient accumulation;
+    1. maps `D` to `(gw, gs, gz)` by the straight-through formulas of the layer's grid (`rqat.Grid.gradients`); they are
+       linear in `D` and `w, s, z` do not change within a step, so this is exact under gradient accumulation;
     2. lets an ordinary torch optimizer update `(w, s, z)`;
     3. snaps the scales, requantizes and writes the new `w_hat` into the model.
 
 Scales are `s = snap_scale(s_0 * exp(r))` with `r` trained from 0, so that their learning rate is relative to the scale
-itself: Adam at `scale_lr=1e-3` moves a scale by about 0.1 % per step. Zero points are trained in units of codes,
+itself: Adam at `scale_lr=1e-3` moves a scale by about 0.1 % per step. Whole zero points are trained in units of codes,
 clamped to the codes' range and rounded, straight through.
 
-With AdamW or Adam on CUDA a bucket's three parts are one kernel: `fused.py`.
+With AdamW or Adam on CUDA a bucket's three parts are one kernel where the grid is uniform: `fused.py`.
 
 Everything else that is trained (norms, biases, linear layers left out) has a float32 master here, and the model
 receives it rounded to bfloat16, so that saving a checkpoint in bfloat16 moves nothing.
@@ -30,7 +31,6 @@ from torch import Tensor, nn
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, NumericsError, RqatError, RunError
 from ..optimizers import OPTIMIZERS, UNSUITABLE
-from ..scheme import Scheme
 from ..storage import fingerprint_of
 from .buckets import Bucket, plan_buckets
 from .fused import FusedAdam, all_finite
@@ -44,12 +44,11 @@ class QuantizedOptimizer(torch.optim.Optimizer):
 
     Args:
         model: a plain model. Parameters that are not trained get `requires_grad=False`: no gradient is computed.
-        layers: full name of each quantized linear layer -> its codes, scale and zero point.
-        scheme: the grid they are on.
+        layers: full name of each quantized linear layer -> its codes, scale, zero point and scheme.
         inner: class of the optimizer that updates latents, scales and zero points.
         lr: learning rate of the latent weights.
         scale_lr: of the scales, relative to the scale itself; None freezes them.
-        zero_lr: of the zero points, in codes; None freezes them, as does a symmetric scheme.
+        zero_lr: of the zero points, in codes; None freezes them, as does a grid on which they are fixed.
         other_lr: of everything else but embeddings and lm_head; None freezes it.
         weight_decay: of the latent weights.
         latents: start of the latent weights by layer, `(O, I)` in float32 or wider; they are clamped into the cells of
@@ -64,7 +63,6 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self,
         model: nn.Module,
         layers: Mapping[str, QuantizedWeight],
-        scheme: Scheme,
         *,
         inner: type[torch.optim.Optimizer] = torch.optim.AdamW,
         lr: float,
@@ -79,12 +77,11 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 f"optimizer '{inner.__name__}' cannot train quantized weights: {UNSUITABLE[inner.__name__]}.",
                 hint=f"Use one of {', '.join(OPTIMIZERS)}.",
             )
-        self.scheme = scheme
         self.steps_done = 0
         self._trains_scale = scale_lr is not None
-        self._trains_zero = zero_lr is not None and not scheme.symmetric
+        self._trains_zero = zero_lr is not None
         weights = _weights_of(model, layers)
-        self.buckets = plan_buckets(weights, layers, scheme, latents or {}, flat=OPTIMIZERS.get(inner.__name__, False))
+        self.buckets = plan_buckets(weights, layers, latents or {}, flat=OPTIMIZERS.get(inner.__name__, False))
         self.others = _other_parameters(model, weights) if other_lr is not None else {}
         trained = {id(p) for p in [*weights.values(), *self.others.values()]}
         for parameter in model.parameters():
@@ -98,10 +95,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             groups.append(
                 {"name": "scales", "params": [b.ratio for b in self.buckets], "lr": scale_lr, "weight_decay": 0.0}
             )
-        if self._trains_zero:
-            groups.append(
-                {"name": "zeros", "params": [b.zero for b in self.buckets], "lr": zero_lr, "weight_decay": 0.0}
-            )
+        zeros = [bucket.zero for bucket in self.buckets if not bucket.grid.fixed_zero]
+        if self._trains_zero and zeros:
+            groups.append({"name": "zeros", "params": zeros, "lr": zero_lr, "weight_decay": 0.0})
         if self.masters:
             groups.append(
                 {"name": "others", "params": list(self.masters.values()), "lr": other_lr, "weight_decay": 0.0}
@@ -120,7 +116,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     def _share_inner(self) -> None:
         self.state = self.inner.state
         self.param_groups = self.inner.param_groups
-        self._fused = FusedAdam(self.inner, self.scheme.max_code)
+        self._fused = FusedAdam(self.inner)
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -160,19 +156,19 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         grad = bucket.gradient()
         if grad is None:
             return
-        scale, zero = bucket.scale(), bucket.whole_zero()
-        gw, gs, gz = bucket.straight_through(grad, scale, zero, self.scheme.max_code)
+        scale, zero = bucket.scale(), bucket.snapped_zero()
+        gw, gs, gz = bucket.straight_through(grad, scale, zero)
         if not torch.isfinite(gs.sum()):
             raise self._not_finite(bucket)
         bucket.latent.grad = gw.view_as(bucket.latent)
         if self._trains_scale:
             bucket.ratio.grad = gs.mul_(scale)
-        if self._trains_zero:
+        if self._trains_zero and not bucket.grid.fixed_zero:
             bucket.zero.grad = gz
         self.inner.step()
         bucket.latent.grad = bucket.ratio.grad = bucket.zero.grad = None
-        bucket.zero.clamp_(0, self.scheme.max_code)
-        bucket.write(self.scheme.max_code)
+        bucket.clamp_zero()
+        bucket.write()
 
     def _not_finite(self, bucket: Bucket) -> NumericsError:
         return NumericsError(
@@ -214,7 +210,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     def _write_model(self) -> None:
         with torch.no_grad():
             for bucket in self.buckets:
-                bucket.write(self.scheme.max_code)
+                bucket.write()
             self._write_others()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -230,7 +226,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def quantized_layers(self) -> dict[str, QuantizedWeight]:
         """Codes, scales and zero points of every layer, as they are in the model now, for saving."""
-        return {name: weight for bucket in self.buckets for name, weight in bucket.quantized(self.scheme.max_code)}
+        return {name: weight for bucket in self.buckets for name, weight in bucket.quantized()}
 
     @torch.no_grad()
     def latents(self) -> dict[str, Tensor]:
@@ -248,7 +244,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         """Everything a bit-equal resume needs: plain dicts, lists, numbers and tensors."""
         return {
             "format": FORMAT,
-            "scheme": str(self.scheme),
+            "scheme": self._schemes(),
             "steps_done": self.steps_done,
             "layout": [bucket.layout() for bucket in self.buckets],
             "buckets": [bucket.state() for bucket in self.buckets],
@@ -279,10 +275,15 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self._share_inner()
         self._write_model()
 
+    def _schemes(self) -> str:
+        """The scheme of all buckets, or those of each where they differ."""
+        spelled = [str(bucket.grid.scheme) for bucket in self.buckets]
+        return ", ".join(spelled if len(set(spelled)) > 1 else spelled[:1])
+
     def _identity(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "scheme": str(self.scheme),
+            "scheme": self._schemes(),
             "layers": [bucket.layout() for bucket in self.buckets],
             "other parameters": {name: tuple(master.shape) for name, master in self.masters.items()},
         }

@@ -19,7 +19,7 @@ from bench import page, plots, publish, registry, runner, summary
 from bench.bench import Absent, Bench, poisoned, relative
 from bench.registry import Job
 from bench.table import COLUMNS, Row, Table, compact, machine, read
-from bench.timing import Contender, copies_for, interleave
+from bench.timing import Contender, copies_for, in_graph, interleave
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "kernels" / "rqat_kernels"
@@ -162,6 +162,13 @@ def test_contenders_take_turns_and_fail_alone(bench):
     assert timings["a"].ok
     assert timings["a"].p20 <= timings["a"].p50 <= timings["a"].p80
     assert timings["broken"].note == "ValueError: cannot"
+
+
+def test_one_way_is_timed_by_itself():
+    seen = []
+    timing = in_graph(seen.append, 3, device="cpu", rounds=5)
+    assert timing.ok
+    assert seen == [0] * 5
 
 
 def test_compared_rows_hold_ratio_and_limit(bench):

@@ -203,7 +203,7 @@ def through_the_kernel(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
         if not interpreted():
             pytest.skip(reason="neither a GPU nor the interpreter")
         monkeypatch.setattr("rqat_kernels.latent_adam.use_triton", lambda *tensors: True)
-        monkeypatch.setattr("rqat_kernels.latent_adam.plain_call", lambda tensor: False)
+        monkeypatch.setattr("rqat_kernels.op.plain_call", lambda tensor: False)
 
 
 @pytest.mark.usefixtures("through_the_kernel")

@@ -50,9 +50,9 @@ def test_the_task_asks_the_same_problems_every_time(registry):
 def test_its_own_solutions_are_correct(registry):
     grade = make(registry, "task").grade
     for row in islice(make(registry, "source", steps=[8, 12]).rows("train", 0), 50):
-        assert grade(row["completion"], row["answer"]) == "correct"
-        assert grade(row["completion"], row["answer"] + "1") == "wrong"
-        assert grade(row["completion"].replace("boxed", ""), row["answer"]) == "wrong"
+        assert grade(row["completion"], row["answer"], row) == "correct"
+        assert grade(row["completion"], row["answer"] + "1", row) == "wrong"
+        assert grade(row["completion"].replace("boxed", ""), row["answer"], row) == "wrong"
 
 
 @pytest.mark.parametrize("kind", ["source", "task"])

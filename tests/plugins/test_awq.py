@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,8 +37,12 @@ class Decoder:
                 norm.weight.copy_(torch.randn(128, generator=generator).exp())
             module.mlp.up_proj.weight.mul_(torch.randn(256, 1, generator=generator).exp())
             module.self_attn.v_proj.weight.mul_(torch.randn(64, 1, generator=generator).exp())
-        self.block = Block("model.layers.0", module, INPUTS)
+        self.block = Block("model.layers.0", module, INPUTS, {})
         self.x = torch.randn(4, 64, 128, generator=generator).to(dtype)
+
+    def at(self, scheme: Scheme) -> Block:
+        """The block with this scheme for every layer."""
+        return replace(self.block, schemes=dict.fromkeys(self.block.names(), scheme))
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -94,7 +99,7 @@ def test_folding_leaves_what_the_block_computes_as_it_is() -> None:
 def test_quantizing_a_block_leaves_the_same_function_and_rounds_what_is_left() -> None:
     decoder, scheme = Decoder(), Scheme.parse("w3g32")
     before = decoder.run()
-    result = Awq(Options()).quantize_block(decoder.block, decoder.stats(), scheme)
+    result = Awq(Options()).quantize_block(decoder.at(scheme), decoder.stats())
     assert list(result) == decoder.block.names()
     # Nothing is rounded in place: the codes stand for the weights as they are now, scaled.
     torch.testing.assert_close(decoder.run(), before, rtol=1e-5, atol=1e-5)
@@ -109,7 +114,7 @@ def test_quantizing_a_block_leaves_the_same_function_and_rounds_what_is_left() -
 def test_the_hessian_after_folding_is_the_one_that_would_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, used = Decoder(), []
     monkeypatch.setattr(Awq, "_round", lambda self, weight, hessian, scheme: used.append(hessian))
-    Awq(Options()).quantize_block(decoder.block, decoder.stats(), Scheme.parse("w3g32"))
+    Awq(Options()).quantize_block(decoder.at(Scheme.parse("w3g32")), decoder.stats())
     measured = decoder.stats()
     for name, hessian in zip(decoder.block.names(), used, strict=True):
         torch.testing.assert_close(hessian, measured[name].hessian, rtol=1e-3, atol=1e-5)
@@ -129,7 +134,7 @@ def test_less_output_error_than_rounding(spelling: str, clip: str) -> None:
         )
 
     plain = total({name: rounded(decoder.block.linear(name).weight.detach(), scheme, clip) for name in names})
-    scaled = total(Awq(Options(clip=clip)).quantize_block(decoder.block, decoder.stats(), scheme))
+    scaled = total(Awq(Options(clip=clip)).quantize_block(decoder.at(scheme), decoder.stats()))
     assert scaled < plain
 
 
@@ -140,7 +145,7 @@ def test_the_whole_block_is_closer_than_after_rounding(spelling: str) -> None:
         decoder = Decoder()
         before = decoder.run()
         if quantizer is not None:
-            result = quantizer.quantize_block(decoder.block, decoder.stats(), scheme)
+            result = quantizer.quantize_block(decoder.at(scheme), decoder.stats())
         else:
             result = {n: rounded(decoder.block.linear(n).weight.detach(), scheme, "mse") for n in decoder.block.names()}
         with torch.no_grad():
@@ -162,7 +167,7 @@ def test_a_bias_before_is_folded_too() -> None:
         nn.init.normal_(before.bias)
         reader, x = nn.Linear(32, 16), torch.randn(5, 32)
         module = nn.ModuleDict({"before": before, "reader": reader})
-        fold = Fold.find(Block("b", module, []), SharedInput(("reader",), "before"))
+        fold = Fold.find(Block("b", module, [], {}), SharedInput(("reader",), "before"))
         assert fold is not None
         expected = reader(before(x))
         fold.apply(torch.randn(32).exp())
@@ -190,7 +195,7 @@ def test_nothing_is_folded_where_it_would_change_the_function() -> None:
 
     module = nn.ModuleDict({"norm": OnePlusNorm(32), "plain": nn.LayerNorm(32), "reader": nn.Linear(32, 16)})
     module["attention"] = Attention()
-    block = Block("b", module, [])
+    block = Block("b", module, [], {})
     before = copy.deepcopy(module.state_dict())
     assert Fold.find(block, SharedInput(("reader",), "norm")) is None
     assert Fold.find(block, SharedInput(("reader",), None)) is None
@@ -202,7 +207,7 @@ def test_nothing_is_folded_where_it_would_change_the_function() -> None:
 def test_folding_in_bfloat16_stays_within_its_rounding() -> None:
     decoder = Decoder(torch.bfloat16)
     before = decoder.run().float()
-    result = Awq(Options()).quantize_block(decoder.block, decoder.stats(), Scheme.parse("w8g32"))
+    result = Awq(Options()).quantize_block(decoder.at(Scheme.parse("w8g32")), decoder.stats())
     assert all(layer.scale.dtype == torch.float32 for layer in result.values())
     assert (decoder.run().float() - before).square().mean() < 1e-4 * before.square().mean()
 
@@ -210,7 +215,7 @@ def test_folding_in_bfloat16_stays_within_its_rounding() -> None:
 def test_an_input_that_is_always_zero_is_left_alone() -> None:
     decoder = Decoder()
     decoder.x.zero_()
-    result = Awq(Options()).quantize_block(decoder.block, decoder.stats(), Scheme.parse("w2g32"))
+    result = Awq(Options()).quantize_block(decoder.at(Scheme.parse("w2g32")), decoder.stats())
     assert all(torch.isfinite(layer.scale).all() for layer in result.values())
 
 
@@ -221,7 +226,7 @@ def test_some_inputs_that_are_always_zero_do_no_harm() -> None:
         stats[name].absmean[:7] = 0
         stats[name].hessian[:7] = stats[name].hessian[:, :7] = 0
     before = decoder.run()
-    Awq(Options()).quantize_block(decoder.block, stats, Scheme.parse("w2g32"))
+    Awq(Options()).quantize_block(decoder.at(Scheme.parse("w2g32")), stats)
     torch.testing.assert_close(decoder.run(), before, rtol=1e-5, atol=1e-5)
 
 
@@ -237,7 +242,7 @@ def test_statistics_that_are_not_finite_stop_with_the_layer_named() -> None:
     stats = decoder.stats()
     stats["mlp.down_proj"].absmean[0] = torch.nan
     with pytest.raises(NumericsError, match=r"model\.layers\.0\.mlp\.down_proj"):
-        Awq(Options()).quantize_block(decoder.block, stats, Scheme.parse("w2g32"))
+        Awq(Options()).quantize_block(decoder.at(Scheme.parse("w2g32")), stats)
 
 
 class TestConformance(QuantizerSuite):

@@ -86,7 +86,15 @@ def test_problems_to_be_rewarded_for_need_no_solution(registry, tmp_path):
     file = tmp_path / "problems.jsonl"
     file.write_text('{"prompt": "1+1", "answer": 2}\n')
     rows = list(source(registry, "jsonl", path=str(file), validation=0).rows("train", 0))
-    assert rows == [{"prompt": "1+1", "answer": "2"}]
+    assert rows == [{"prompt": "1+1", "answer": "2", "place": f"{file}:1"}]
+
+
+def test_a_row_knows_its_line_whatever_the_order(registry, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": str(number)}) + "\n" for number in range(1, 21)))
+    rows = list(source(registry, "jsonl", path=str(path), validation=0).rows("train", 0))
+    assert [row["prompt"] for row in rows] != sorted((row["prompt"] for row in rows), key=int)
+    assert all(row["place"] == f"{path}:{row['prompt']}" for row in rows)
 
 
 def test_jsonl_maps_fields_and_reads_gzip(registry, tmp_path):
@@ -95,7 +103,7 @@ def test_jsonl_maps_fields_and_reads_gzip(registry, tmp_path):
         file.write(json.dumps({"instruction": "a", "response": "b", "id": 1}) + "\n\n")
     fields = {"prompt": "instruction", "completion": "response"}
     made = source(registry, "jsonl", path=str(path), fields=fields, validation=0)
-    assert list(made.rows("train", 0)) == [{"prompt": "a", "completion": "b"}]
+    assert list(made.rows("train", 0)) == [{"prompt": "a", "completion": "b", "place": f"{path}:1"}]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +112,7 @@ def test_jsonl_maps_fields_and_reads_gzip(registry, tmp_path):
         (b'{"text": "a"}\n{"text": \n', r"bad\.jsonl:2: not JSON"),
         (b'{"text": "a"}\n[1]\n', r"bad\.jsonl:2: not an object"),
         (b'{"text": 5}\n', r"bad\.jsonl:1: the field 'text' is not a text but int"),
-        (b'{"prompt": "a"}\n', r"bad\.jsonl:1: neither 'text' nor 'prompt' with 'completion' or 'answer'\. Fields"),
+        (b'{"answer": "a"}\n', r"bad\.jsonl:1: neither 'text' nor 'prompt'\. Fields"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"bad\.jsonl:2: not UTF-8"),
         (b"\n\n", r"bad\.jsonl' is empty"),
     ],

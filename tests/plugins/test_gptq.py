@@ -201,7 +201,8 @@ def block() -> tuple[Block, dict[str, LinearStats]]:
     module = nn.ModuleDict({name: nn.Linear(256, out, bias=False) for name, out in rows.items()})
     first, second = (LinearStats(tokens=1, hessian=problem(seed=seed)[1]) for seed in (1, 2))
     inputs = [SharedInput(("q", "k", "v")), SharedInput(("o",))]
-    return Block("model.layers.0", module, inputs), {"q": first, "k": first, "v": first, "o": second}
+    schemes = dict.fromkeys(rows, Scheme.parse("w2g64"))
+    return Block("model.layers.0", module, inputs, schemes), {"q": first, "k": first, "v": first, "o": second}
 
 
 def test_layers_with_one_input_are_solved_as_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +214,7 @@ def test_layers_with_one_input_are_solved_as_each_by_itself(monkeypatch: pytest.
     factorizations = []
     cholesky = torch.linalg.cholesky_ex
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda h: factorizations.append(1) or cholesky(h))
-    together = quantizer.quantize_block(decoder, stats, scheme)
+    together = quantizer.quantize_block(decoder, stats)
     assert len(factorizations) == 2
     assert list(together) == decoder.names()
     for name in together:
@@ -226,7 +227,7 @@ def test_an_error_in_a_block_names_the_layers() -> None:
     decoder, stats = block()
     stats["o"].hessian[0, 0] = torch.nan
     with pytest.raises(NumericsError, match=r"model\.layers\.0\.o: the Hessian"):
-        Gptq(Options()).quantize_block(decoder, stats, Scheme.parse("w2g64"))
+        Gptq(Options()).quantize_block(decoder, stats)
 
 
 def test_options_that_contradict_each_other_are_refused() -> None:

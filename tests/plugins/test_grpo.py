@@ -1,4 +1,4 @@
-"""The GRPO objective: rewards, the watch that stops a run, and settings that cannot work."""
+"""The GRPO objective: what it hands to TRL, the watch that stops a run, and settings that cannot work."""
 
 from __future__ import annotations
 
@@ -11,31 +11,15 @@ import pytest
 import torch
 
 import rqat
-from rqat.contracts import Training
-from rqat.errors import DataError, RqatError
+from rqat.contracts import Context, Training
+from rqat.errors import RqatError
 from rqat.stages.train import run as train
 from rqat.train.data import prepare_rows
 from rqat_grpo import Options
-from rqat_grpo.objective import Grpo, correctness
+from rqat_grpo.objective import Grpo
 from rqat_grpo.watch import Watch
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import Sums, digests, train_step, write_start
-
-
-@pytest.mark.parametrize("chat", [False, True])
-def test_rewards_are_one_for_correct_and_zero_for_all_else(chat: bool) -> None:
-    logged: dict[str, float] = {}
-    texts = ["4", "5", "?", "4"]
-    completions = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
-    reward = correctness(
-        lambda text, answer: "unverifiable" if text == "?" else "correct" if text == answer else "wrong"
-    )
-    rewards = reward(
-        prompts=[], completions=completions, answer=["4"] * 4, completion_ids=[[1], [7] * 40, [2], [3]],
-        log_metric=logged.__setitem__,
-    )  # fmt: skip
-    assert rewards == [1.0, 0.0, 0.0, 1.0]
-    assert logged == {"unverifiable": 0.25, "repetition": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -85,34 +69,43 @@ def test_a_policy_that_runs_on_or_in_circles_is_stopped(key: str, words: str) ->
     judge({key: 1.0}, {key: 1.0}, {key: 1.0}, truncation_bound=1.0, repetition_bound=1.0)
 
 
-def training(max_tokens: int = 64, batch: int = 8, **more: Any) -> Training:
+def training(**more: Any) -> Training:
     tokenizer = tiny_tokenizer()
-    rows = prepare_rows(Sums().rows("train", 0), tokenizer, steps=1, batch=4, max_tokens=60, seed=0, rollouts=True).rows
-    arguments = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
-    given = {"grade": lambda text, answer: "wrong", **more}
-    return Training(tiny_model(), tokenizer, rows, None, None, arguments, max_tokens, **given)  # type: ignore[arg-type]
+    rows = prepare_rows(
+        Sums().rows("train", 0), tokenizer, steps=1, batch=4, max_tokens=60, seed=0, writes=True, graded=True
+    ).rows
+    arguments = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    return Training(tiny_model(), tokenizer, rows, None, None, arguments, 64, **more)  # type: ignore[arg-type]
 
 
-def test_settings_that_cannot_work_are_refused() -> None:
-    objective = Grpo(Options(generations=4))
-    with pytest.raises(RqatError, match="6 completions, not a multiple of generations=4"):
-        objective.build_trainer(training(batch=6))
-    with pytest.raises(DataError, match="no completion fits"):
-        objective.build_trainer(training(max_tokens=5))
-    with pytest.raises(RqatError, match="grader"):
-        objective.build_trainer(training(grade=None))
+def problems(batch: int = 8, max_tokens: int = 64, processes: int = 1, **options: Any) -> list[str]:
+    context = Context({"batch": batch, "max_tokens": max_tokens}, processes=processes)
+    return [f"{problem.key}: {problem.text} {problem.hint}" for problem in Options(**options).check(context)]
 
 
-def test_completions_get_the_room_that_the_longest_prompt_leaves(tmp_path: Any) -> None:
-    given = training()
-    longest = max(given.rows["prompt_tokens"])
+def test_settings_that_cannot_work_are_told_before_any_work() -> None:
+    assert not problems(generations=4, max_completion_tokens=63)
+    assert not problems(generations=8)
+    [line] = problems(batch=6, generations=4)
+    assert line.startswith("batch: a batch of 6 completions is not a multiple of generations=4.")
+    assert "use a batch of 4 or 8" in line
+    assert "use a batch of 8," in problems(batch=6, generations=8)[0]
+    [line] = problems(max_completion_tokens=64)
+    assert line.startswith("max_completion_tokens: max_completion_tokens is 64, but")
+
+
+def test_trl_gets_the_rewards_and_the_room_that_the_host_gives(tmp_path: Any) -> None:
+    def score(**columns: Any) -> list[float]:
+        return [0.0] * len(columns["prompts"])
+
+    given = training(rewards=[score, score], reward_weights=[1.0, -0.5], max_completion_tokens=17)
     given.arguments |= {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
     given.optimizer = torch.optim.SGD(given.model.parameters(), lr=0.1)
-    for asked, expected in ((None, 64 - longest), (5, 5), (1000, 64 - longest)):
-        trainer: Any = Grpo(Options(generations=4, max_completion_tokens=asked)).build_trainer(given)
-        assert trainer.max_completion_length == expected
-        assert trainer.beta == 0
-        assert trainer.ref_model is None
+    trainer: Any = Grpo(Options(generations=4)).build_trainer(given)
+    assert trainer.max_completion_length == 17
+    assert trainer.reward_weights.tolist() == [1.0, -0.5]
+    assert trainer.beta == 0
+    assert trainer.ref_model is None
 
 
 @pytest.mark.slow

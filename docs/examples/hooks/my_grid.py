@@ -7,10 +7,8 @@ class Halves(rqat.Grid):
     whole_zeros = False
 
     def fit(self, weight, importance=None):
-        import torch
-
-        scale = weight.abs().amax(dim=1, keepdim=True) / self._middle
-        return self.snap(torch.where(scale > 0, scale, torch.ones_like(scale))), torch.zeros_like(scale)
+        scale = self.snap(weight.abs().amax(dim=1, keepdim=True) / self._middle)
+        return scale, scale.new_zeros(scale.shape)
 
     def quantize(self, weight, scale, zero):
         return (weight / scale + self._middle).round().clamp(0, self.scheme.max_code).byte()

@@ -35,15 +35,15 @@ def jobs() -> list[Job]:
 
 def layers_of(bench: Bench, model: nn.Module, names: list[str]) -> dict[str, Any]:
     """Codes, scales and zero points for the linears `names`, as a minmax grid gives them for their weights."""
-    from rqat import QuantizedWeight
+    from rqat import QuantizedWeight, Scheme
     from rqat_kernels.grid import fit_minmax, quantize
 
-    found = {}
+    found, scheme = {}, Scheme(bits=BITS, group=GROUP)
     for name in names:
         weight = model.get_parameter(f"{name}.weight").detach().float()
         scale, zero = fit_minmax(weight, weight.shape[1] // GROUP, 2**BITS - 1, symmetric=False)
         codes = quantize(weight, scale, zero, 2**BITS - 1)
-        found[name] = QuantizedWeight(codes=codes, scale=scale, zero=zero.to(torch.uint8))
+        found[name] = QuantizedWeight(codes=codes, scale=scale, zero=zero.to(torch.uint8), scheme=scheme)
     return found
 
 
@@ -96,14 +96,12 @@ def _body(bench: Bench, model: Model) -> nn.Module:
 
 
 def _time(bench: Bench, model: Model) -> Iterator[Row]:
-    from rqat import Scheme
     from rqat.train.optimizer import QuantizedOptimizer
 
     body = _body(bench, model)
     names = [name for name, _ in body.named_children()]
-    scheme = Scheme(bits=BITS, group=GROUP)
     rates = {"lr": 1e-5, "scale_lr": 1e-4, "zero_lr": 1e-4}
-    ours = QuantizedOptimizer(body, layers_of(bench, body, names), scheme, **rates)
+    ours = QuantizedOptimizer(body, layers_of(bench, body, names), **rates)
     weights = list(body.parameters())
     half = torch.optim.AdamW(weights, lr=1e-5, fused=True)
     wide = [nn.Parameter(w.detach().float()) for w in weights]

@@ -63,17 +63,15 @@ def body_linears(model: nn.Module) -> list[str]:
 
 
 def _time(bench: Bench, rows: int) -> Iterator[Row]:
-    from rqat import Scheme
     from rqat.train.optimizer import QuantizedOptimizer
     from rqat_kernels.linear_kl import linear_kl
 
     model: Any = random_model(bench, "0.6b")
     teacher: Any = random_model(bench, "0.6b").requires_grad_(False)
     names = body_linears(model)
-    scheme = Scheme(bits=BITS, group=GROUP)
     rates = {"lr": 1e-5, "scale_lr": 1e-4, "zero_lr": 1e-4}
     quantized = layers_of(bench, model, names)
-    ours = QuantizedOptimizer(model, quantized, scheme, **rates)
+    ours = QuantizedOptimizer(model, quantized, **rates)
     weights = [model.get_parameter(f"{name}.weight") for name in names]
     plain = torch.optim.AdamW(weights, lr=1e-5, fused=bench.device == "cuda")
     context = 64 if bench.small else CONTEXT
@@ -96,7 +94,7 @@ def _time(bench: Bench, rows: int) -> Iterator[Row]:
         return step
 
     def eager() -> Contender:
-        return Contender(_eager(model, names, scheme.max_code, stepped(plain)), graph=False)
+        return Contender(_eager(model, names, 2**BITS - 1, stepped(plain)), graph=False)
 
     contenders: dict[str, Any] = {
         "bf16": Contender(stepped(plain), graph=False),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..op import op
 from . import blocked
 from .reference import Refit, gptq_loop
 
@@ -33,19 +34,15 @@ def gptq_block(
     return _solver(weight, factor)(weight, factor, scale, zero, max_code, group_of, refit=refit, columns=columns)
 
 
-@torch.library.custom_op("rqat::gptq_block", mutates_args=())
+@op(
+    "rqat::gptq_block",
+    fake=lambda weight, *_: torch.empty(weight.shape, dtype=torch.uint8, device=weight.device),
+)
 def _static(
     weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_code: int, group_of: Tensor, columns: int
 ) -> Tensor:
     """Codes `(O, I)` for grids that are there before the loop begins."""
     return _solver(weight, factor)(weight, factor, scale, zero, max_code, group_of, columns=columns)[0]
-
-
-@_static.register_fake
-def _(
-    weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_code: int, group_of: Tensor, columns: int
-) -> Tensor:
-    return torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
 
 
 def _solver(weight: Tensor, factor: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:

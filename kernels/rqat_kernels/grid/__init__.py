@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import plain_call, use_triton
+from ..dispatch import use_triton
+from ..op import op
 from . import reference
 from .reference import fit_minmax, snap_scale
 
@@ -20,131 +21,48 @@ IN_KERNELS = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of weights the kernels read and write; float64 is left to the reference."""
 
 
-@torch.library.custom_op("rqat::quantize", mutates_args=())
-def _quantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
-    if use_triton(weight, scale, zero) and weight.dtype in IN_KERNELS:
-        from . import kernel
+quantize = op(
+    "rqat::quantize",
+    fake=lambda weight, *_: torch.empty(weight.shape, dtype=torch.uint8, device=weight.device),
+    kernel="kernel.quantize",
+    takes=lambda weight, scale, zero, _: use_triton(weight, scale, zero) and weight.dtype in IN_KERNELS,
+    plain=True,
+)(reference.quantize)
 
-        return kernel.quantize(weight, scale, zero, max_code)
-    return reference.quantize(weight, scale, zero, max_code)
+dequantize = op(
+    "rqat::dequantize",
+    fake=lambda codes, scale, zero, dtype: torch.empty(codes.shape, dtype=dtype, device=codes.device),
+    kernel="kernel.dequantize",
+    takes=lambda codes, scale, zero, dtype: use_triton(codes, scale, zero) and dtype in IN_KERNELS,
+    plain=True,
+)(reference.dequantize)
 
-
-@_quantize.register_fake
-def _(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
-    return torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-
-
-@torch.library.custom_op("rqat::dequantize", mutates_args=())
-def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
-    if use_triton(codes, scale, zero) and dtype in IN_KERNELS:
-        from . import kernel
-
-        return kernel.dequantize(codes, scale, zero, dtype)
-    return reference.dequantize(codes, scale, zero, dtype)
-
-
-@_dequantize.register_fake
-def _(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty(codes.shape, dtype=dtype, device=codes.device)
-
-
-@torch.library.custom_op("rqat::requantize", mutates_args=())
-def _requantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, dtype: torch.dtype) -> Tensor:
-    if use_triton(weight, scale, zero) and weight.dtype in IN_KERNELS and dtype in IN_KERNELS:
-        from . import kernel
-
-        return kernel.requantize(weight, scale, zero, max_code, dtype)
-    return reference.requantize(weight, scale, zero, max_code, dtype)
+requantize = op(
+    "rqat::requantize",
+    fake=lambda weight, scale, zero, max_code, dtype: torch.empty(weight.shape, dtype=dtype, device=weight.device),
+    kernel="kernel.requantize",
+    takes=lambda weight, scale, zero, max_code, dtype: (
+        use_triton(weight, scale, zero) and weight.dtype in IN_KERNELS and dtype in IN_KERNELS
+    ),
+    plain=True,
+)(reference.requantize)
 
 
-@_requantize.register_fake
-def _(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(weight.shape, dtype=dtype, device=weight.device)
+def _clip_kernel_takes(
+    weight: Tensor, groups: int, max_code: int, symmetric: bool, importance: Tensor | None, *_: object
+) -> bool:
+    if not use_triton(weight, *(() if importance is None else (importance,))):
+        return False
+    from . import clip
+
+    return clip.takes(weight, groups, importance)
 
 
-@torch.library.custom_op("rqat::fit_clip", mutates_args=())
-def _fit_clip(
-    weight: Tensor,
-    groups: int,
-    max_code: int,
-    symmetric: bool,
-    importance: Tensor | None,
-    shrinks: int,
-    narrowest: float,
-) -> tuple[Tensor, Tensor]:
-    fit = reference.fit_clip
-    if use_triton(weight, *(() if importance is None else (importance,))):
-        from . import clip
-
-        if clip.takes(weight, groups, importance):
-            fit = clip.fit_clip
-    return fit(
-        weight,
-        groups,
-        max_code,
-        symmetric=symmetric,
-        importance=importance,
-        shrinks=shrinks,
-        narrowest=narrowest,
-    )
-
-
-@_fit_clip.register_fake
-def _(
-    weight: Tensor,
-    groups: int,
-    max_code: int,
-    symmetric: bool,
-    importance: Tensor | None,
-    shrinks: int,
-    narrowest: float,
-) -> tuple[Tensor, Tensor]:
+def _scale_and_zero(weight: Tensor, groups: int, *_: object) -> tuple[Tensor, Tensor]:
     scale = torch.empty((weight.shape[0], groups), dtype=torch.float32, device=weight.device)
     return scale, torch.empty_like(scale)
 
 
-def fit_clip(
-    weight: Tensor,
-    groups: int,
-    max_code: int,
-    *,
-    symmetric: bool,
-    importance: Tensor | None = None,
-    shrinks: int = 20,
-    narrowest: float = 0.4,
-) -> tuple[Tensor, Tensor]:
-    """Like `fit_minmax`, with the span of each group narrowed to the one of least squared rounding error.
-
-    Args:
-        importance: what an error costs: `(I,)`, a weight per input feature, e.g. the Hessian's diagonal; `(G, g, g)`, a
-            quadratic form per group, e.g. the Hessian's blocks; None is the plain square.
-        shrinks: number of spans tried, evenly from 1 down to `narrowest`.
-    """
-    if plain_call(weight):
-        return reference.fit_clip(
-            weight,
-            groups,
-            max_code,
-            symmetric=symmetric,
-            importance=importance,
-            shrinks=shrinks,
-            narrowest=narrowest,
-        )
-    return _fit_clip(weight, groups, max_code, symmetric, importance, shrinks, narrowest)
-
-
-def quantize(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> Tensor:
-    """Codes `(O, I)` uint8 of `weight (O, I)` on the grid of `scale (O, G)` and `zero (O, G)`; float32 arithmetic."""
-    return (reference.quantize if plain_call(weight) else _quantize)(weight, scale, zero, max_code)
-
-
-def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """`w_hat (O, I)` in `dtype`: computed in float32, where it is exact, then rounded once."""
-    return (reference.dequantize if plain_call(codes) else _dequantize)(codes, scale, zero, dtype)
-
-
-def requantize(
-    weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """The grid's values `(O, I)` nearest to `weight`: `dequantize` of `quantize`, without the codes in between."""
-    return (reference.requantize if plain_call(weight) else _requantize)(weight, scale, zero, max_code, dtype)
+fit_clip = op("rqat::fit_clip", fake=_scale_and_zero, kernel="clip.fit_clip", takes=_clip_kernel_takes, plain=True)(
+    reference.fit_clip
+)

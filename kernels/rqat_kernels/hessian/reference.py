@@ -9,7 +9,12 @@ CHUNK = 512
 
 
 def add_gram(hessian: Tensor, x: Tensor) -> None:
-    """Adds `x^T x` of `x (T, I)` to `hessian (I, I)` float32, from the diagonal's chunk on to the right, in place."""
+    """`H += x^T x`, in the upper triangle at least; what is below the diagonal afterwards is undefined.
+
+    Args:
+        hessian: `(I, I)` float32, contiguous; added to in place, here from the diagonal's chunk on to the right.
+        x: `(T, I)` inputs of a layer, of any floating dtype.
+    """
     x = x.float()
     for start in range(0, x.shape[1], CHUNK):
         stop = start + CHUNK

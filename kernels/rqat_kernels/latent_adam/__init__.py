@@ -6,14 +6,27 @@ where a weight lies that close to the border of two codes, it may take the other
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from ..dispatch import plain_call, use_triton
+from ..dispatch import use_triton
+from ..grid import IN_KERNELS
+from ..op import op
 from . import reference
 from .reference import Rates
+from .stack import Stack
 
-__all__ = ["Rates", "fits", "latent_adam", "runs_on", "scale_of"]
+if TYPE_CHECKING:
+    from .kernel import Launches as Launches
+    from .kernel import Search as Search
+
+__all__ = ["SEARCHED", "Rates", "Stack", "fits", "latent_adam", "launches", "runs_on", "scale_of", "search"]
+
+SEARCHED = IN_KERNELS
+"""Dtypes of gradients that a `search` looks through."""
 
 
 def runs_on(tensor: Tensor) -> bool:
@@ -30,7 +43,21 @@ def fits(weights: list[Tensor], grads: list[Tensor | None], latent: list[Tensor]
     return kernel.fits(weights, grads, latent, origin)
 
 
-@torch.library.custom_op("rqat::latent_adam", mutates_args=("weights", "latent", "ratio", "zero"))
+def launches(stacks: Sequence[Stack]) -> Launches:
+    """Steps of `stacks`, all of which `fits`, in a few launches: its `step` does what `latent_adam` does of each."""
+    from .kernel import Launches
+
+    return Launches(stacks)
+
+
+def search(device: torch.device) -> Search:
+    """What looks for infinities and NaNs in gradients on a device that `runs_on`, without waiting for the answer."""
+    from .kernel import Search
+
+    return Search(device)
+
+
+@op("rqat::latent_adam", fake=lambda *_: None, mutates=("weights", "latent", "ratio", "zero"))
 def _latent_adam(
     weights: list[Tensor],
     grads: list[Tensor | None],
@@ -51,22 +78,6 @@ def _latent_adam(
         kernel.latent_adam(weights, grads, latent, origin, ratio, zero, max_code, numbers)
     else:
         reference.latent_adam(weights, grads, latent, origin, ratio, zero, max_code, numbers)
-
-
-@_latent_adam.register_fake
-def _(
-    weights: list[Tensor],
-    grads: list[Tensor | None],
-    latent: list[Tensor],
-    origin: Tensor,
-    ratio: list[Tensor],
-    zero: list[Tensor],
-    max_code: int,
-    rates: list[float],
-    decoupled: bool,
-    step: int,
-) -> None:
-    return None
 
 
 def latent_adam(
@@ -95,20 +106,10 @@ def latent_adam(
     _latent_adam(weights, grads, latent, origin, ratio, zero, max_code, numbers, rates.decoupled, rates.step)
 
 
-@torch.library.custom_op("rqat::scale_of", mutates_args=())
-def _scale_of(origin: Tensor, ratio: Tensor) -> Tensor:
-    if use_triton(origin, ratio) and origin.dtype == torch.float32:
-        from . import kernel
-
-        return kernel.scale_of(origin, ratio)
-    return reference.scale_of(origin, ratio)
-
-
-@_scale_of.register_fake
-def _(origin: Tensor, ratio: Tensor) -> Tensor:
-    return torch.empty(origin.shape, dtype=torch.float32, device=origin.device)
-
-
-def scale_of(origin: Tensor, ratio: Tensor) -> Tensor:
-    """Snapped scales `s = snap_scale(s_0 exp(r))` of any shape, float32: those that `latent_adam` works with."""
-    return (reference.scale_of if plain_call(origin) else _scale_of)(origin, ratio)
+scale_of = op(
+    "rqat::scale_of",
+    fake=lambda origin, ratio: torch.empty(origin.shape, dtype=torch.float32, device=origin.device),
+    kernel="kernel.scale_of",
+    takes=lambda origin, ratio: use_triton(origin, ratio) and origin.dtype == torch.float32,
+    plain=True,
+)(reference.scale_of)

@@ -14,8 +14,7 @@ Scales are computed anew from `s_0` and `r` here and by `scale_of`, with the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 from ..grid.kernel import code_of, round_half_even, snapped
 from ..latent_step.kernel import straight_through
 from .reference import Rates
+from .stack import Stack
 
 TILE = 1024
 """Elements per program, unless one group has more."""
@@ -189,35 +189,6 @@ def scale_of(origin: Tensor, ratio: Tensor) -> Tensor:
                 origin.contiguous(), ratio.contiguous(), out, out.numel(), 1024
             )
     return out
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Layers that are stacked as `R` rows, but for their gradients; see the package for the attributes."""
-
-    weights: Sequence[Tensor]
-    latent: Sequence[Tensor]
-    origin: Tensor
-    ratio: Sequence[Tensor]
-    zero: Sequence[Tensor]
-
-    @property
-    def group(self) -> int:
-        """`g`."""
-        return self.latent[0].numel() // len(self.origin)
-
-    def addresses(self) -> Iterator[tuple[int, list[int]]]:
-        """Of each layer the number of its rows and where its numbers begin."""
-        start = 0
-        # Frozen scales and zero points have no moments; any address will do.
-        ratio, zero = (list(of) if len(of) == 3 else [of[0]] * 3 for of in (self.ratio, self.zero))
-        per_row = [self.origin, *ratio, *zero]
-        for weight in self.weights:
-            row = [weight.data_ptr()]
-            row += [tensor.data_ptr() + 4 * start * self.group for tensor in self.latent]
-            row += [tensor.data_ptr() + 4 * start for tensor in per_row]
-            yield weight.numel() // self.group, row
-            start += weight.numel() // self.group
 
 
 class Numbers:

@@ -54,7 +54,7 @@ class Rates:
 
 
 def scale_of(origin: Tensor, ratio: Tensor) -> Tensor:
-    """`s = snap_scale(s_0 exp(r))`, float32."""
+    """Snapped scales `s = snap_scale(s_0 exp(r))` of any shape, float32: those that `latent_adam` works with."""
     return snap_scale(origin * ratio.exp())
 
 

@@ -9,42 +9,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import plain_call, use_triton
+from ..dispatch import use_triton
 from ..grid import IN_KERNELS
+from ..op import op
 from . import reference
 
 __all__ = ["latent_step"]
 
 
-@torch.library.custom_op("rqat::latent_step", mutates_args=())
-def _latent_step(
-    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    if use_triton(grad, weight, scale, zero) and {grad.dtype, weight.dtype} <= set(IN_KERNELS):
-        from . import kernel
-
-        return kernel.latent_step(grad, weight, scale, zero, max_code)
-    return reference.latent_step(grad, weight, scale, zero, max_code)
-
-
-@_latent_step.register_fake
-def _(grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(grad: Tensor, weight: Tensor, scale: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     gs = torch.empty(scale.shape, dtype=reference.arithmetic(weight), device=weight.device)
     return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device), gs, torch.empty_like(gs)
 
 
-def latent_step(
-    grad: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, max_code: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients `gw (O, I)` in the dtype of `weight`, `gs (O, G)` and `gz (O, G)` in float32 (float64 for float64).
-
-    Args:
-        grad: `D (O, I)`, the gradient on `w_hat`.
-        weight: latent `w (O, I)`.
-        scale: `s (O, G)`, as used in the forward pass (snapped).
-        zero: `z (O, G)`, as used in the forward pass (whole numbers).
-        max_code: `Q`.
-    """
-    if plain_call(weight):
-        return reference.latent_step(grad, weight, scale, zero, max_code)
-    return _latent_step(grad, weight, scale, zero, max_code)
+latent_step = op(
+    "rqat::latent_step",
+    fake=_gradients,
+    kernel="kernel.latent_step",
+    takes=lambda grad, weight, scale, zero, _: (
+        use_triton(grad, weight, scale, zero) and {grad.dtype, weight.dtype} <= set(IN_KERNELS)
+    ),
+    plain=True,
+)(reference.latent_step)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..op import op
 from . import reference
 from .reference import Divergence
 
@@ -66,7 +67,7 @@ def linear_kl(
         raise ValueError("label_share needs labels.")
     if len(student) != len(teacher):
         raise ValueError(f"{len(student)} student positions, {len(teacher)} teacher positions.")
-    counted = isinstance(count, Tensor)
+    counted = count if isinstance(count, Tensor) else None
     recording = torch.is_grad_enabled()
     loss, _, _ = _linear_kl(
         student,
@@ -74,8 +75,8 @@ def linear_kl(
         teacher,
         teacher_weight,
         labels,
-        count if counted else None,
-        max(1, len(student)) if counted or count is None else count,
+        counted,
+        max(1, len(student)) if count is None or isinstance(count, Tensor) else count,
         divergence,
         beta,
         temperature,
@@ -88,7 +89,30 @@ def linear_kl(
     return loss
 
 
-@torch.library.custom_op("rqat::linear_kl", mutates_args=())
+def _results(student: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    need_student, need_weight = arguments[-2:]
+    exact = torch.float64 if student.dtype == torch.float64 else torch.float32
+    return (
+        student.new_empty((), dtype=exact),
+        student.new_empty(student.shape if need_student else (0,)),
+        weight.new_empty(weight.shape if need_weight else (0,)),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.needed = inputs[-2:]
+
+
+def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    scaled = [
+        grad * upstream.to(grad.dtype) if needed else None
+        for grad, needed in zip(ctx.saved_tensors, ctx.needed, strict=True)
+    ]
+    return (*scaled, *[None] * 13)
+
+
+@op("rqat::linear_kl", fake=_results, keep=_keep, backward=_backward)
 def _linear_kl(
     student: Tensor,
     weight: Tensor,
@@ -143,30 +167,3 @@ def _linear_kl(
         student.new_empty(0) if grad_student is None else grad_student,
         weight.new_empty(0) if grad_weight is None else grad_weight,
     )
-
-
-@_linear_kl.register_fake
-def _(student: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    need_student, need_weight = arguments[-2:]
-    exact = torch.float64 if student.dtype == torch.float64 else torch.float32
-    return (
-        student.new_empty((), dtype=exact),
-        student.new_empty(student.shape if need_student else (0,)),
-        weight.new_empty(weight.shape if need_weight else (0,)),
-    )
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*output[1:])
-    ctx.needed = inputs[-2:]
-
-
-def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    scaled = [
-        grad * upstream.to(grad.dtype) if needed else None
-        for grad, needed in zip(ctx.saved_tensors, ctx.needed, strict=True)
-    ]
-    return (*scaled, *[None] * 13)
-
-
-_linear_kl.register_autograd(_backward, setup_context=_keep)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..decode import silu_mul
 from ..dispatch import measured, use_triton
+from ..op import op
 from ..packing import PackedWeight, dequantize_packed
 from ..packing.dequantize import arguments
 from .choose import choose
@@ -47,7 +48,30 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -
     return _op(x, *arguments(weight), bias)
 
 
-@torch.library.custom_op("rqat::packed_linear", mutates_args=())
+def _keep(ctx, inputs, output) -> None:
+    _, words, extra, params, *sizes, bias = inputs
+    ctx.save_for_backward(words, extra, params)
+    ctx.sizes, ctx.biased = sizes, bias is not None
+
+
+def _backward(ctx, gradient):
+    words, extra, params = ctx.saved_tensors
+    to_x = to_bias = None
+    if ctx.needs_input_grad[0]:
+        out_features, in_features, bits, group = ctx.sizes
+        weight = PackedWeight(out_features, in_features, bits, group, words, extra, params)
+        to_x = gradient @ dequantize_packed(weight, gradient.dtype)
+    if ctx.biased and ctx.needs_input_grad[8]:
+        to_bias = gradient.flatten(0, -2).sum(0)
+    return to_x, None, None, None, None, None, None, None, to_bias
+
+
+@op(
+    "rqat::packed_linear",
+    fake=lambda x, words, extra, params, out_features, *_: x.new_empty((*x.shape[:-1], out_features)),
+    keep=_keep,
+    backward=_backward,
+)
 def _op(
     x: Tensor, words: Tensor, extra: Tensor | None, params: Tensor, out_features: int, in_features: int, bits: int,
     group: int, bias: Tensor | None,
@@ -70,14 +94,6 @@ def _by_kernel(x: Tensor, weight: PackedWeight, bias: Tensor | None, *, gated: b
     if config.variant == "dense" or (config.variant in ROUNDING and not holds(x.dtype, weight.params.dtype)):
         return None
     return packed_linear(x, weight, bias, config, gated=gated)
-
-
-@_op.register_fake
-def _(
-    x: Tensor, words: Tensor, extra: Tensor | None, params: Tensor, out_features: int, in_features: int, bits: int,
-    group: int, bias: Tensor | None,
-) -> Tensor:  # fmt: skip
-    return x.new_empty((*x.shape[:-1], out_features))
 
 
 def packed_swiglu(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
@@ -103,7 +119,10 @@ def packed_swiglu(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -
     return _swiglu(x, *arguments(weight), bias)
 
 
-@torch.library.custom_op("rqat::packed_swiglu", mutates_args=())
+@op(
+    "rqat::packed_swiglu",
+    fake=lambda x, words, extra, params, out_features, *_: x.new_empty((*x.shape[:-1], out_features // 2)),
+)
 def _swiglu(
     x: Tensor, words: Tensor, extra: Tensor | None, params: Tensor, out_features: int, in_features: int, bits: int,
     group: int, bias: Tensor | None,
@@ -113,35 +132,6 @@ def _swiglu(
     if found is not None:
         return found
     return silu_mul(torch.nn.functional.linear(x, dequantize_packed(weight, x.dtype), bias))
-
-
-@_swiglu.register_fake
-def _(
-    x: Tensor, words: Tensor, extra: Tensor | None, params: Tensor, out_features: int, in_features: int, bits: int,
-    group: int, bias: Tensor | None,
-) -> Tensor:  # fmt: skip
-    return x.new_empty((*x.shape[:-1], out_features // 2))
-
-
-def _setup(ctx, inputs, output) -> None:
-    _, words, extra, params, *sizes, bias = inputs
-    ctx.save_for_backward(words, extra, params)
-    ctx.sizes, ctx.biased = sizes, bias is not None
-
-
-def _backward(ctx, gradient):
-    words, extra, params = ctx.saved_tensors
-    to_x = to_bias = None
-    if ctx.needs_input_grad[0]:
-        out_features, in_features, bits, group = ctx.sizes
-        weight = PackedWeight(out_features, in_features, bits, group, words, extra, params)
-        to_x = gradient @ dequantize_packed(weight, gradient.dtype)
-    if ctx.biased and ctx.needs_input_grad[8]:
-        to_bias = gradient.flatten(0, -2).sum(0)
-    return to_x, None, None, None, None, None, None, None, to_bias
-
-
-_op.register_autograd(_backward, setup_context=_setup)
 
 
 def most_rows(bits: int, device: torch.device) -> int:

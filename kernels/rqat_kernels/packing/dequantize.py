@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..op import op
 from .planes import PackedWeight
 
 
@@ -35,7 +36,12 @@ def arguments(weight: PackedWeight) -> tuple[Tensor, Tensor | None, Tensor, int,
     return weight.words, weight.extra, weight.params, *sizes
 
 
-@torch.library.custom_op("rqat::dequantize_packed", mutates_args=())
+@op(
+    "rqat::dequantize_packed",
+    fake=lambda words, extra, params, out_features, in_features, bits, group, dtype: words.new_empty(
+        (out_features, in_features), dtype=dtype
+    ),
+)
 def _dequantize_op(
     words: Tensor, extra: Tensor | None, params: Tensor, out_features: int, in_features: int, bits: int, group: int,
     dtype: torch.dtype,
@@ -46,11 +52,3 @@ def _dequantize_op(
 
         return dequantize(weight, dtype)
     return dequantize_reference(weight, dtype)
-
-
-@_dequantize_op.register_fake
-def _(
-    words: Tensor, extra: Tensor | None, params: Tensor, out_features: int, in_features: int, bits: int, group: int,
-    dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    return words.new_empty((out_features, in_features), dtype=dtype)

@@ -1,4 +1,4 @@
-"""Measures, before an objective that learns from its own completions, whether there is anything to learn from.
+"""Measures, before an objective that is trained on rewards, whether there is anything to learn from.
 
 gate.json        figures, whether the floors are met, and the action for the train step to follow
 samples.jsonl    the sampled completions
@@ -34,31 +34,33 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     from ...model.checkpoint import load_checkpoint
     from ...model.load import default_dtype
     from ...quiet import quiet_training
-    from ...train.data import prepare_rows
+    from ...train.data import completion_room, prepare_rows
     from ...train.gate import judge, measure, stop_if_failed
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
+    options = job.registry.options(job.registry.card("objective", keys.objective), keys.options)
     dtype = default_dtype(job.device, job.plan.model.dtype)
     start = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
     limit = min(keys.max_tokens, context_length(start.model))
     with quiet_training():
-        rows = prepare_rows(
+        prepared = prepare_rows(
             job.make(step, "source").rows(keys.data.split, keys.data.seed),
             start.tokenizer,
             steps=1,
             batch=keys.gate.prompts,
             max_tokens=limit,
             seed=keys.seed,
-            rollouts=True,
-        ).rows
+            writes=True,
+            graded=True,
+        )
+        rows, source = prepared.rows, prepared.source
         prompts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in rows["prompt"]]
-        room = limit - max(rows["prompt_tokens"])
         set_seed(keys.seed)
         with job.progress.task(f"gate {step.variant}", len(prompts)) as bar:
             sampling = Sampling(
-                max_new_tokens=min(room, keys.options.get("max_completion_tokens") or room),
-                temperature=keys.options.get("temperature", 1.0),
-                top_p=keys.options.get("top_p", 1.0),
+                max_new_tokens=completion_room(rows, limit, options),
+                temperature=getattr(options, "temperature", 1.0),
+                top_p=getattr(options, "top_p", 1.0),
             )
             # Completions of one prompt are written together, and stay until all have ended: see TransformersWriter.
             together = max(1, (keys.micro_batch or keys.batch) // keys.gate.samples) * keys.gate.samples
@@ -66,7 +68,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             generator = Generator(start.model, start.tokenizer, sampling, writer)
             asked = [Prompt(str(start.tokenizer.decode(ids)), tuple(ids)) for ids in rows["prompt_ids"]]
             completions = sample(generator, asked, keys.gate.samples, advance=bar.update)
-            figures = measure(completions, rows["answer"], job.make(step, "task").grade)
+            figures = measure(completions, [source[index] for index in rows["row"]], job.make(step, "task").grade)
             bar.update(len(prompts), f"{figures.pass_rate:.1%} correct")
     verdict = judge(figures, keys.gate)
     lines = [

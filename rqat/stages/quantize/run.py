@@ -70,13 +70,13 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             progress=lambda done, _: bar.update(done),
             resume_dir=kept,
         )
-    save_checkpoint(work, model, tokenizer, layers, job.plan.scheme, transforms)
+    save_checkpoint(work, model, tokenizer, layers, transforms)
     write_json(work / "layers.json", [facts_of(report) for report in reports])
     shutil.rmtree(kept)
     notes = {report.name: report.note for report in reports if report.note}
     for name, note in notes.items():
         log.warning("%s: %s", name, note)
-    left = len(layer_names(blocks)) - len(layers)
+    left = sum(name not in layers for name in layer_names(blocks))
     if left:
         log.warning("%d linear layers were left as they are.", left)
     return summary(reports) | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}

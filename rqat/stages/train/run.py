@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     import transformers
     from torch import Tensor
 
+    from ...contracts import RewardFunction
     from ...keys import TrainKeys
     from ...model.checkpoint import Checkpoint
+    from ...train.data import Prepared
     from ...train.optimizer import QuantizedOptimizer
 
 SEVERAL = True
@@ -43,8 +45,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     In several processes all call it: the first writes, the others only leave their random states in checkpoints.
 
     Returns:
-        steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; for rollouts
-        sampler_gap_nats; only `skipped`, with the reason, where the gate said so.
+        steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; of an objective that
+        writes, sampler_gap_nats; only `skipped`, with the reason, where the gate said so.
 
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
@@ -62,7 +64,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         if not job.processes.leads:
             return {}
         log.warning("%s: skipped, %s", step.name, why)
-        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.scheme, start.transforms)
+        save_checkpoint(work, start.model, start.tokenizer, start.layers, start.transforms)
         _copy_latents(start_folder, work)
         return {"skipped": why}
 
@@ -73,7 +75,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         return {}
     start.model.config, start.model.generation_config = configs
     layers = optimizer.quantized_layers()
-    save_checkpoint(work, start.model, start.tokenizer, layers, start.scheme, start.transforms)
+    save_checkpoint(work, start.model, start.tokenizer, layers, start.transforms)
     save_latents(work, optimizer.latents(), layers)
     discard(work / TRAINER)
     return facts
@@ -100,26 +102,31 @@ def _train(
     from ...generation.sampling import context_length, own_settings_hidden
     from ...quiet import quiet_training
     from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
-    from ...train.data import prepare_rows
+    from ...train.data import completion_room, dropped_rows, prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
     from ...train.sampler_gap import sampler_gap
     from ...train.schedule import build_schedule, optimizer_class
     from ...train.teacher import load_teacher
 
-    work, card, processes = job.workdir(step), step.parts["objective"].card, job.processes
+    work, objective, processes = job.workdir(step), step.parts["objective"], job.processes
+    card = objective.card
     arguments = _arguments(keys, work / TRAINER, job.device, processes)
     with quiet_training():
         set_seed(keys.seed)
+        max_tokens = min(keys.max_tokens, context_length(start.model))
         rows = prepare_rows(
             job.make(step, "source").rows(keys.data.split, keys.data.seed),
             start.tokenizer,
             steps=keys.steps,
             batch=keys.batch,
-            max_tokens=min(keys.max_tokens, context_length(start.model)),
+            max_tokens=max_tokens,
             seed=keys.seed,
-            rollouts=card.writes,
+            writes=card.writes,
+            graded=card.graded,
         )
+        if rows.facts["rows_dropped_too_long"] and processes.leads:
+            log.warning("%s: %s", step.name, dropped_rows(rows.facts, max_tokens))
         teacher = None
         if card.teacher:
             named = keys.teacher or job.plan.model
@@ -128,7 +135,6 @@ def _train(
         optimizer = QuantizedOptimizer(
             start.model,
             start.layers,
-            start.scheme,
             inner=optimizer_class(keys.optimizer),
             lr=keys.lr,
             scale_lr=keys.scale_lr,
@@ -137,6 +143,8 @@ def _train(
             weight_decay=keys.weight_decay,
             latents=latents,
         )
+        room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
+        rewards, weights = _rewards(job, step, start, rows, room) if card.graded else ([], [])
         del latents  # they may hold the whole model before quantization
         seed = keys.seed + processes.rank
         if checkpoint is not None:
@@ -161,9 +169,11 @@ def _train(
                     optimizer=optimizer,
                     scheduler=build_schedule(optimizer, keys),
                     arguments=arguments,
-                    max_tokens=min(keys.max_tokens, context_length(start.model)),
+                    max_tokens=max_tokens,
                     teacher=teacher,
-                    grade=job.make(step, "task").grade if "task" in step.parts else None,
+                    max_completion_tokens=room,
+                    rewards=rewards,
+                    reward_weights=weights,
                     callbacks=callbacks,
                     processes=processes.count,
                 )
@@ -183,6 +193,19 @@ def _train(
         "train_seconds": round(sum(line["seconds"] for line in lines), 3),
         **rows.facts,
     }
+
+
+def _rewards(
+    job: Job, step: Step, start: Checkpoint, rows: Prepared, limit: int
+) -> tuple[list[RewardFunction], list[float]]:
+    """TRL's reward functions and their weights; `limit`: tokens a completion may have."""
+    from ...generation.sampling import end_tokens
+    from ...train.rewards import Judge, reward_function
+
+    judge = Judge(job.make(step, "task"), rows.source, start.tokenizer, end_tokens(start.model, start.tokenizer), limit)
+    parts = step.parts["objective"].parts
+    made = [reward_function(use.card.name, job.registry.make(use.card, use.options), judge) for use, _ in parts]
+    return made, [weight for _, weight in parts]
 
 
 def _latents(

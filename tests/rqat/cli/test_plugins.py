@@ -208,6 +208,7 @@ def test_doctor_of_a_part_nobody_offers() -> None:
     assert "Did you mean 'rtn'" in result.stderr
 
 
+@pytest.mark.slow
 def test_doctor_of_one_plugin_does_not_fail_for_another(tmp_path: Path) -> None:
     (tmp_path / "acme_broken.py").write_text("import nowhere_to_be_found\n")
     whole = rqat_command("plugins", "doctor", "rtn", "--plugin", "acme_broken.py", cwd=tmp_path)
@@ -231,6 +232,7 @@ def test_doctor_of_a_plugin_with_a_broken_part(tmp_path: Path) -> None:
     assert "good    scores are finite numbers" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_card_that_imports_torch_fails(tmp_path: Path) -> None:
     (tmp_path / "acme_heavy.py").write_text("import torch, numpy\n" + ACME)
     done = rqat_command("plugins", "doctor", "acme", "--plugin", "acme_heavy.py", cwd=tmp_path)
@@ -254,6 +256,7 @@ def test_doctor_runs_the_suites_a_plugin_brings(tmp_path: Path) -> None:
     assert done.stdout.count("good    scores are finite numbers") == 2
 
 
+@pytest.mark.slow
 def test_the_readmes_quantizer_passes_doctor(tmp_path: Path) -> None:
     readme = Path(__file__).parents[3] / "README.md"
     section = readme.read_text(encoding="utf-8").partition("## Write your own quantizer")[2]

@@ -21,7 +21,7 @@ class Echo(rqat.Task):
     def problems(self):
         return [{"prompt": "x" * (index + 1), "answer": self.answers.get(index, "?")} for index in range(self.count)]
 
-    def grade(self, completion, answer):
+    def grade(self, completion, answer, row):
         return "correct" if completion == answer else "unverifiable" if answer == "!" else "wrong"
 
 
@@ -128,7 +128,7 @@ def test_scores_are_means_over_seeds():
 
 def test_graders_of_plugins_see_the_completion(model, tokenizer):
     class Boxed(Echo):
-        def grade(self, completion, answer):
+        def grade(self, completion, answer, row):
             assert boxed(completion) is None
             return "wrong"
 

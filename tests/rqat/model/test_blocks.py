@@ -28,6 +28,7 @@ from rqat import (
     QuantizedWeight,
     Quantizer,
     Scheme,
+    Schemes,
 )
 from rqat.model.activations import TokenBatch
 from rqat.model.blocks import describe_blocks, quantize_model, relative_error
@@ -49,11 +50,9 @@ class Rounding(Quantizer):
         scale, zero = fit_minmax(weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric)
         return QuantizedWeight(quantize(weight, scale, zero, scheme.max_code), scale, zero.to(torch.uint8))
 
-    def quantize_block(
-        self, block: Block, stats: Mapping[str, LinearStats], scheme: Scheme
-    ) -> dict[str, QuantizedWeight]:
+    def quantize_block(self, block: Block, stats: Mapping[str, LinearStats]) -> dict[str, QuantizedWeight]:
         self.seen |= {f"{block.name}.{name}": one for name, one in stats.items()}
-        return super().quantize_block(block, stats, scheme)
+        return super().quantize_block(block, stats)
 
 
 class Watching(Rounding):
@@ -63,16 +62,14 @@ class Watching(Rounding):
 class Folding(Watching):
     """Halves the norms before q, k, v and before gate, up, and doubles those layers; as AWQ does with other factors."""
 
-    def quantize_block(
-        self, block: Block, stats: Mapping[str, LinearStats], scheme: Scheme
-    ) -> dict[str, QuantizedWeight]:
+    def quantize_block(self, block: Block, stats: Mapping[str, LinearStats]) -> dict[str, QuantizedWeight]:
         for group in block.inputs:
             before = block.module.get_submodule(group.before) if group.before else None
             if before is not None and not isinstance(before, nn.Linear):
                 before.weight.mul_(0.5)
                 for name in group.names:
                     block.linear(name).weight.mul_(2)
-        return super().quantize_block(block, stats, scheme)
+        return super().quantize_block(block, stats)
 
 
 class Interrupted(Folding):
@@ -82,12 +79,10 @@ class Interrupted(Folding):
         super().__init__()
         self.at = at
 
-    def quantize_block(
-        self, block: Block, stats: Mapping[str, LinearStats], scheme: Scheme
-    ) -> dict[str, QuantizedWeight]:
+    def quantize_block(self, block: Block, stats: Mapping[str, LinearStats]) -> dict[str, QuantizedWeight]:
         if block.name == self.at:
             raise KeyboardInterrupt
-        return super().quantize_block(block, stats, scheme)
+        return super().quantize_block(block, stats)
 
 
 def tokens(batches: int = 3, rows: int = 4, length: int = 32) -> list[TokenBatch]:
@@ -249,7 +244,7 @@ def test_skipped_layers_stay_and_nothing_is_folded_where_they_read() -> None:
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
     skip = ("*.k_proj", "model.layers.1.mlp.*", "lm_head")
-    first, second = describe_blocks(model, SCHEME, skip=skip)
+    first, second = describe_blocks(model, Schemes(default=SCHEME), skip=skip)
     assert [(group.names, group.before) for group in first.inputs] == [
         (("self_attn.q_proj", "self_attn.v_proj"), None),
         (("self_attn.o_proj",), "self_attn.v_proj"),
@@ -264,7 +259,7 @@ def test_skipped_layers_stay_and_nothing_is_folded_where_they_read() -> None:
 
 
 def test_down_proj_is_not_folded_into_a_skipped_up_proj() -> None:
-    block = describe_blocks(tiny_model(), SCHEME, skip=("*.up_proj", "*.v_proj"))[0]
+    block = describe_blocks(tiny_model(), Schemes(default=SCHEME), skip=("*.up_proj", "*.v_proj"))[0]
     assert [group.before for group in block.inputs] == [None, None, None, None]
 
 
@@ -291,7 +286,7 @@ def test_activations_that_overflow_are_named() -> None:
 
 def files_of(folder: Path, model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) -> dict[str, bytes]:
     folder.mkdir()
-    save_checkpoint(folder, model, tiny_tokenizer(), layers, SCHEME)
+    save_checkpoint(folder, model, tiny_tokenizer(), layers)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -359,13 +354,11 @@ def test_folded_factors_are_taken_out_of_the_error() -> None:
 
 def test_the_error_after_a_fold_is_that_of_the_output() -> None:
     class Uneven(Watching):
-        def quantize_block(
-            self, block: Block, stats: Mapping[str, LinearStats], scheme: Scheme
-        ) -> dict[str, QuantizedWeight]:
+        def quantize_block(self, block: Block, stats: Mapping[str, LinearStats]) -> dict[str, QuantizedWeight]:
             factor = torch.linspace(0.5, 2, 256)
             block.linear("mlp.up_proj").weight.div_(factor[:, None])
             block.linear("mlp.down_proj").weight.mul_(factor)
-            return super().quantize_block(block, stats, scheme)
+            return super().quantize_block(block, stats)
 
     model, name = tiny_model(layers=1), "model.layers.0.mlp.down_proj"
     original, x = model.get_submodule(name).weight.detach().clone(), inputs_of(model, name, tokens())
@@ -391,10 +384,8 @@ def test_the_error_after_a_fold_is_that_of_the_output() -> None:
 )
 def test_a_quantizer_is_held_to_its_contract(fault: object, message: str) -> None:
     class Faulty(Rounding):
-        def quantize_block(
-            self, block: Block, stats: Mapping[str, LinearStats], scheme: Scheme
-        ) -> dict[str, QuantizedWeight]:
-            result = super().quantize_block(block, stats, scheme)
+        def quantize_block(self, block: Block, stats: Mapping[str, LinearStats]) -> dict[str, QuantizedWeight]:
+            result = super().quantize_block(block, stats)
             wrong = fault(result.pop("mlp.up_proj"))  # type: ignore[operator]
             return result if wrong is None else result | {"mlp.up_proj": wrong}
 

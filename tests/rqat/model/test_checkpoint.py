@@ -25,7 +25,7 @@ def round_all(model: PreTrainedModel, scheme: Scheme) -> dict[str, QuantizedWeig
             groups = scheme.groups(weight.shape[1])
             scale, zero = fit_minmax(weight, groups, scheme.max_code, symmetric=scheme.symmetric)
             codes = quantize(weight, scale, zero, scheme.max_code)
-            layers[name] = QuantizedWeight(codes, scale, zero.to(torch.uint8), "a note" if "up_proj" in name else "")
+            layers[name] = QuantizedWeight(codes, scale, zero.byte(), "a note" if "up_proj" in name else "", scheme)
             weight.copy_(dequantize(codes, scale, zero, weight.dtype))
     return layers
 
@@ -34,7 +34,7 @@ def saved(folder: Path, *, spelling: str = "w2g32", tied: bool = True) -> PreTra
     model, scheme = tiny_model(tied=tied), Scheme.parse(spelling)
     layers = round_all(model, scheme)
     folder.mkdir(exist_ok=True)
-    save_checkpoint(folder, model, tiny_tokenizer(), layers, scheme)
+    save_checkpoint(folder, model, tiny_tokenizer(), layers)
     return model
 
 
@@ -43,7 +43,7 @@ def saved(folder: Path, *, spelling: str = "w2g32", tied: bool = True) -> PreTra
 def test_loading_gives_the_same_weights_to_the_bit(tmp_path: Path, spelling: str, tied: bool) -> None:
     model = saved(tmp_path, spelling=spelling, tied=tied)
     loaded = load_checkpoint(tmp_path)
-    assert loaded.scheme == Scheme.parse(spelling)
+    assert {layer.scheme for layer in loaded.layers.values()} == {Scheme.parse(spelling)}
     assert loaded.model.dtype == torch.float32
     assert not loaded.model.training
     assert loaded.model.state_dict().keys() == model.state_dict().keys()
@@ -64,7 +64,7 @@ def test_generation_settings_come_back(tmp_path: Path) -> None:
     model.generation_config.update(eos_token_id=[1, 2], temperature=0.6, do_sample=True)
     for folder in (tmp_path / "once", tmp_path / "twice"):
         folder.mkdir()
-        save_checkpoint(folder, model, tiny_tokenizer(), layers, scheme)
+        save_checkpoint(folder, model, tiny_tokenizer(), layers)
         loaded = load_checkpoint(folder).model
         assert loaded.generation_config.eos_token_id == [1, 2]
         assert loaded.generation_config.temperature == 0.6
@@ -84,7 +84,7 @@ def test_biases_and_trained_tensors_come_back(tmp_path: Path) -> None:
         model.model.layers[0].self_attn.q_proj.bias.normal_()
         model.model.norm.weight.normal_()
         model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight.bfloat16())
-    save_checkpoint(tmp_path, model, tiny_tokenizer(), layers, scheme)
+    save_checkpoint(tmp_path, model, tiny_tokenizer(), layers)
     loaded = load_checkpoint(tmp_path).model
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
@@ -103,7 +103,7 @@ def test_in_bfloat16_every_weight_is_rounded_once(tmp_path: Path) -> None:
     assert loaded.model.dtype == torch.bfloat16
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name].bfloat16()), name
-    save_checkpoint(tmp_path, loaded.model, loaded.tokenizer, loaded.layers, loaded.scheme)
+    save_checkpoint(tmp_path, loaded.model, loaded.tokenizer, loaded.layers)
     again = load_checkpoint(tmp_path)
     for name, tensor in again.model.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
@@ -114,7 +114,7 @@ def test_the_same_model_is_the_same_bytes(tmp_path: Path) -> None:
     saved(tmp_path / "b")
     loaded = load_checkpoint(tmp_path / "a")
     (tmp_path / "c").mkdir()
-    save_checkpoint(tmp_path / "c", loaded.model, loaded.tokenizer, loaded.layers, loaded.scheme)
+    save_checkpoint(tmp_path / "c", loaded.model, loaded.tokenizer, loaded.layers)
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert {"config.json", "model.safetensors", "quantized.safetensors", "tokenizer.json"} <= set(files)
     for name in files:
@@ -129,7 +129,7 @@ def test_a_model_off_its_grid_is_not_saved(tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-6
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj"):
-        save_checkpoint(tmp_path, model, tiny_tokenizer(), layers, scheme)
+        save_checkpoint(tmp_path, model, tiny_tokenizer(), layers)
 
 
 def test_files_are_as_readable_as_their_folder(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     (tmp_path / "model.safetensors" / "full").touch()
     with pytest.raises((RunError, OSError)):
-        save_checkpoint(tmp_path, model, tiny_tokenizer(), layers, scheme)
+        save_checkpoint(tmp_path, model, tiny_tokenizer(), layers)
 
 
 def cut(folder: Path) -> None:
@@ -208,7 +208,7 @@ def test_damage_is_told(tmp_path: Path, damage: Callable[[Path], object], messag
 
 def test_layers_alone(tmp_path: Path) -> None:
     saved(tmp_path)
-    layers, scheme = load_layers(tmp_path / QUANTIZED)
-    assert str(scheme) == "w2g32"
+    layers = load_layers(tmp_path / QUANTIZED)
+    assert str(layers[LAYER].scheme) == "w2g32"
     assert len(layers) == 14
     assert layers[LAYER].codes.shape == (256, 128)

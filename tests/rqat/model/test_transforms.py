@@ -66,7 +66,7 @@ def test_hooks_survive_saving_and_loading(registry: Registry, tmp_path: Path) ->
     applied = apply_transforms(model, chosen(registry, "acme-rotate", "acme-int8"))
     layers = quantized(model)
     with_hooks = model(TOKENS).logits
-    save_checkpoint(tmp_path, model, tiny_tokenizer(), layers, Scheme.parse("w4g32"), applied)
+    save_checkpoint(tmp_path, model, tiny_tokenizer(), layers, applied)
     loaded = load_checkpoint(tmp_path)
     assert [one.name for one in loaded.transforms] == ["acme_rotation:acme-rotate", "acme_rotation:acme-int8"]
     assert [one.hooked(registry) for one in loaded.transforms] == [False, True]
@@ -78,7 +78,7 @@ def test_hooks_survive_saving_and_loading(registry: Registry, tmp_path: Path) ->
 
 def test_a_checkpoint_without_transforms_has_no_such_file(tmp_path: Path) -> None:
     model = tiny_model()
-    save_checkpoint(tmp_path, model, tiny_tokenizer(), quantized(model), Scheme.parse("w4g32"))
+    save_checkpoint(tmp_path, model, tiny_tokenizer(), quantized(model))
     assert load_transforms(tmp_path) == []
     assert not (tmp_path / "transforms.safetensors").exists()
 

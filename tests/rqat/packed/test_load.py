@@ -85,7 +85,7 @@ def test_a_step_of_a_run_is_packed_too(tmp_path: Path) -> None:
     with torch.no_grad():
         for name, layer in layers.items():
             model.get_parameter(f"{name}.weight").copy_(decoded(layer))
-    save_checkpoint(tmp_path, model, tokenizer, layers, Scheme.parse("w2g32"))
+    save_checkpoint(tmp_path, model, tokenizer, layers)
     packed, _ = load_packed(tmp_path)
     expected, _ = load_any(str(tmp_path), offline=True)
     assert isinstance(packed.get_submodule("model.layers.0.mlp.up_proj"), PackedLinear)

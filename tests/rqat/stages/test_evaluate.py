@@ -11,7 +11,6 @@ from rqat.model.checkpoint import save_checkpoint
 from rqat.model.load import load_model
 from rqat.plan import eval_plan
 from rqat.registry import Registry
-from rqat.scheme import Scheme
 from rqat.stages.evaluate import run as evaluate
 from tests.tiny import save_tiny
 
@@ -81,7 +80,7 @@ def test_a_quantized_arm_is_read_from_its_step(job, tmp_path):
     model.lm_head.weight.data.mul_(-1)
     folder = job.result_of("02-quantize-gptq")
     folder.mkdir()
-    save_checkpoint(folder, model, tokenizer, {}, Scheme.parse("w2g64"))
+    save_checkpoint(folder, model, tokenizer, {})
     loaded, _ = evaluate.load_variant(job, step)
     assert (loaded.lm_head.weight == model.lm_head.weight).all()
     original, _ = evaluate.load_variant(job, job.plan.steps[0])

@@ -53,7 +53,7 @@ def prepare(
     model = tiny_model(tied=tied)
     layers = quantize_model(model, scheme, skip)
     (folder / START).mkdir(parents=True)
-    save_checkpoint(folder / START, model, tiny_tokenizer(), layers, scheme)
+    save_checkpoint(folder / START, model, tiny_tokenizer(), layers)
     registry = Registry.discover()
     card = registry.card("exporter", format_name)
     use = Use(card, registry.options(card, {}))
@@ -115,8 +115,8 @@ def test_a_float32_tensor_that_bfloat16_does_not_hold_keeps_its_values(tmp_path:
     norm = model.model.norm.weight
     with torch.no_grad():
         norm.add_(1e-5)
-    layers, scheme = load_checkpoint(tmp_path / START).layers, job.plan.scheme
-    save_checkpoint(tmp_path / START, model, tiny_tokenizer(), layers, scheme)
+    layers = load_checkpoint(tmp_path / START).layers
+    save_checkpoint(tmp_path / START, model, tiny_tokenizer(), layers)
     facts = export.run(job, step)
     assert facts["float32_tensors"] == 1
     assert facts["max_abs_diff"] == 0.0

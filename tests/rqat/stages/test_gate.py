@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rqat.contracts import Completion
+from rqat.contracts import Completion, Row
 from rqat.errors import RqatError
 from rqat.keys import GateKeys
 from rqat.stages.gate import run as gate
@@ -22,13 +22,13 @@ def completions(*texts: str) -> list[Completion]:
     return [Completion(text, tuple(range(len(text))), text.endswith("."), 9) for text in texts]
 
 
-def exact(completion: str, answer: str) -> Any:
+def exact(completion: str, answer: str, row: Row) -> Any:
     return "unverifiable" if "?" in completion else "correct" if completion.strip(".") == answer else "wrong"
 
 
 def test_figures() -> None:
     groups = [completions("1.", "1.", "1."), completions("2.", "3.", "?."), completions("4", "5.", "6.")]
-    figures = measure(groups, ["1", "2", "9"], exact)
+    figures = measure(groups, [{"answer": answer} for answer in "129"], exact)
     assert (figures.prompts, figures.samples, figures.correct, figures.with_signal) == (3, 3, 4, 1)
     assert figures.pass_rate == pytest.approx(4 / 9)
     assert figures.signal == pytest.approx(1 / 3)
@@ -37,7 +37,7 @@ def test_figures() -> None:
 
 
 def test_both_floors_must_be_met() -> None:
-    figures = measure([completions("1.", "1."), completions("1.", "0.")], ["1", "1"], exact)
+    figures = measure([completions("1.", "1."), completions("1.", "0.")], [{"answer": "1"}] * 2, exact)
     assert judge(figures, GateKeys(pass_rate=0.75, signal=0.5))["passed"]
     for floors in ({"pass_rate": 0.76}, {"signal": 0.51}):
         verdict = judge(figures, GateKeys(**floors))

@@ -75,7 +75,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_writes_a_checkpoint_and_a_report(tmp_path: Path, model: Path) -> None:
     facts, folder = run(tmp_path, model, Clipping())
     loaded = load_checkpoint(folder)
-    assert loaded.scheme == SCHEME
+    assert {layer.scheme for layer in loaded.layers.values()} == {SCHEME}
     original = tiny_model(layers=3)
     for name, tensor in loaded.model.state_dict().items():
         layer = loaded.layers.get(name.removesuffix(".weight"))

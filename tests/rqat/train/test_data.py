@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from rqat.contracts import Row
 from rqat.errors import DataError
-from rqat.train.data import IGNORED, prepare_rows
+from rqat.train.data import IGNORED, check_rows, completion_room, dropped_rows, prepare_rows
 from tests.tiny import tiny_tokenizer
 from tests.training import Sums
 
@@ -114,8 +115,64 @@ def test_long_rows_are_dropped_and_counted() -> None:
 
 
 def test_rollouts_keep_prompts_and_answers_only() -> None:
-    prepared = prepare_rows(endless(), tiny_tokenizer(), steps=2, batch=4, max_tokens=100, seed=0, rollouts=True)
-    assert set(prepared.rows.column_names) == {"prompt", "answer", "prompt_tokens", "prompt_ids"}
+    prepared = prepare_rows(
+        endless(), tiny_tokenizer(), steps=2, batch=4, max_tokens=100, seed=0, writes=True, graded=True
+    )
+    assert set(prepared.rows.column_names) == {"prompt", "answer", "prompt_tokens", "prompt_ids", "row"}
+    for row in prepared.rows:
+        assert prepared.source[row["row"]]["prompt"] == row["prompt"]
+
+
+def test_prompts_alone_will_do_for_an_objective_that_writes_and_is_not_graded() -> None:
+    prepared = prepare_rows([{"prompt": "ab"}], tiny_tokenizer(), steps=1, batch=2, max_tokens=9, seed=0, writes=True)
+    assert prepared.rows["prompt"][:] == ["ab", "ab"]
+
+
+def test_a_source_row_knows_its_place() -> None:
+    rows: list[Row] = [{"prompt": "a" * 30, "completion": "b"}, {"prompt": "a", "completion": "b"}]
+    rows.append({"prompt": "c", "completion": "d", "place": "data.jsonl:7"})
+    prepared = prepare_rows(rows, tiny_tokenizer(), steps=1, batch=2, max_tokens=20, seed=0)
+    assert [row["place"] for row in prepared.source] == ["row 2 of the training data", "data.jsonl:7"]
+    assert prepared.facts["first_dropped"] == "row 1 of the training data"
+    assert dropped_rows(prepared.facts, 20) == (
+        "1 of 3 rows are longer than max_tokens=20 and are left out "
+        "(up to 32 tokens; the first is row 1 of the training data)."
+    )
+
+
+def problems(rows: list[Row], **flags: bool) -> list[tuple[str, str, str]]:
+    found = check_rows(rows, tiny_tokenizer(), max_tokens=20, **flags)
+    return [(problem.level, problem.key, problem.text) for problem in found]
+
+
+def test_rows_are_checked_before_any_work() -> None:
+    assert not problems([{"prompt": "a", "completion": "b"}])
+    assert not problems([{"prompt": "a"}], writes=True)
+    both: list[Row] = [{"prompt": "a", "answer": "b"}, {"prompt": "a", "place": "data.jsonl:4"}]
+    assert problems(both, writes=True, graded=True) == [
+        ("error", "data", "data.jsonl:4 has no answer; learning from rewards needs one.")
+    ]
+    assert problems(both[:1]) == [("error", "data", "row 1 of the training data has neither a completion nor a text.")]
+    long: Row = {"prompt": "a" * 30, "completion": "b"}
+    assert problems([long, long]) == [
+        ("error", "max_tokens", "all 2 rows are longer than max_tokens=20 (up to 32 tokens).")
+    ]
+    [(level, key, text)] = problems([{"text": "b"}, long])
+    assert (level, key) == ("warning", "max_tokens")
+    assert text.startswith("1 of 2 rows are longer than max_tokens=20 and are left out")
+    assert problems([]) == [("error", "data", "the source has no rows to train on.")]
+
+
+def test_a_check_looks_at_the_first_rows_of_an_endless_source() -> None:
+    assert not list(check_rows(endless(), tiny_tokenizer(), max_tokens=100, limit=300))
+
+
+def test_completions_get_the_room_that_the_longest_prompt_leaves() -> None:
+    rows = prepare_rows(endless(), tiny_tokenizer(), steps=1, batch=8, max_tokens=60, seed=0, writes=True).rows
+    longest = max(rows["prompt_tokens"])
+    for asked, expected in ((None, 60 - longest), (5, 5), (1000, 60 - longest)):
+        assert completion_room(rows, 60, SimpleNamespace(max_completion_tokens=asked)) == expected
+    assert completion_room(rows, 60, SimpleNamespace()) == 60 - longest
 
 
 @pytest.mark.parametrize(
@@ -135,7 +192,7 @@ def test_rollouts_keep_prompts_and_answers_only() -> None:
 )
 def test_data_that_cannot_be_trained_on_is_refused(rows: list[Row], rollouts: bool, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        prepare_rows(rows, tiny_tokenizer(), steps=1, batch=2, max_tokens=20, seed=0, rollouts=rollouts)
+        prepare_rows(rows, tiny_tokenizer(), steps=1, batch=2, max_tokens=20, seed=0, writes=rollouts, graded=rollouts)
 
 
 def test_an_endless_source_of_rows_that_are_all_too_long_is_given_up() -> None:

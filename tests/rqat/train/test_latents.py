@@ -22,7 +22,7 @@ def test_come_back_within_their_cells(tmp_path: Path) -> None:
     layers = optimizer.quantized_layers()
     save_latents(tmp_path, optimizer.latents(), layers)
     loaded = load_latents(tmp_path, layers)
-    second = QuantizedOptimizer(model, layers, scheme, lr=1e-3, latents=loaded)
+    second = QuantizedOptimizer(model, layers, lr=1e-3, latents=loaded)
     for name, latent in optimizer.latents().items():
         assert torch.equal(second.quantized_layers()[name].codes, layers[name].codes)
         out, groups = layers[name].scale.shape
@@ -45,7 +45,7 @@ def test_start_from_the_weights_before_quantization_but_off_the_borders() -> Non
         source[0].weight[0, 0] += 100  # far outside its cell, as GPTQ leaves weights
     latents = SourceLatents(source, layers)
     assert list(latents) == list(layers)
-    optimizer = QuantizedOptimizer(model, layers, scheme, lr=1e-3, latents=latents)
+    optimizer = QuantizedOptimizer(model, layers, lr=1e-3, latents=latents)
     for name, layer in optimizer.quantized_layers().items():
         assert torch.equal(layer.codes, layers[name].codes)
         out, groups = layer.scale.shape

@@ -57,7 +57,7 @@ def test_nothing_moves_before_the_first_step(scheme: Scheme) -> None:
     model = toy()
     latents = {name: torch.randn_like(layer.codes, dtype=torch.float32) for name, layer in layers.items()}
     model.load_state_dict(reference.state_dict())
-    optimizer = QuantizedOptimizer(model, layers, scheme, lr=1e-3, latents=latents)
+    optimizer = QuantizedOptimizer(model, layers, lr=1e-3, latents=latents)
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), reference.state_dict().values(), strict=True)
     )
@@ -192,7 +192,7 @@ def test_a_state_of_another_scheme_or_other_layers_is_refused() -> None:
     layers = quantized(model, SCHEMES[0])
     layers.pop("0")
     with pytest.raises(RunError, match="layers"):
-        QuantizedOptimizer(model, layers, SCHEMES[0], lr=1e-3).load_state_dict(optimizer.state_dict())
+        QuantizedOptimizer(model, layers, lr=1e-3).load_state_dict(optimizer.state_dict())
 
 
 def test_schedulers_scale_every_learning_rate_of_the_inner_optimizer() -> None:
@@ -265,22 +265,22 @@ def test_latents_in_16_bits_and_unsuitable_optimizers_are_refused() -> None:
     layers = quantized(model, SCHEMES[0])
     half = {"0": model[0].weight.detach().bfloat16()}
     with pytest.raises(RqatError, match="latents of '0' are bfloat16"):
-        QuantizedOptimizer(model, layers, SCHEMES[0], lr=1e-3, latents=half)
+        QuantizedOptimizer(model, layers, lr=1e-3, latents=half)
     with pytest.raises(RqatError, match="'LBFGS' cannot"):
-        QuantizedOptimizer(model, layers, SCHEMES[0], lr=1e-3, inner=torch.optim.LBFGS)
+        QuantizedOptimizer(model, layers, lr=1e-3, inner=torch.optim.LBFGS)
 
 
 def test_layers_that_do_not_fit_the_model_are_refused() -> None:
     model = toy()
     layers = quantized(model, SCHEMES[0])
     with pytest.raises(ModelError, match="'9' is not in the model"):
-        QuantizedOptimizer(model, {"9": layers["0"]}, SCHEMES[0], lr=1e-3)
+        QuantizedOptimizer(model, {"9": layers["0"]}, lr=1e-3)
     with pytest.raises(ModelError, match="do not fit"):
-        QuantizedOptimizer(model, {"3": layers["0"]}, SCHEMES[0], lr=1e-3)
+        QuantizedOptimizer(model, {"3": layers["0"]}, lr=1e-3)
     model[3].weight = nn.Parameter(torch.zeros(64, 32))
     model[0].weight = model[3].weight
     with pytest.raises(ModelError, match="shares its weight"):
-        QuantizedOptimizer(model, {"0": layers["0"]}, SCHEMES[0], lr=1e-3)
+        QuantizedOptimizer(model, {"0": layers["0"]}, lr=1e-3)
 
 
 def test_layers_are_stacked_without_changing_the_result(monkeypatch: pytest.MonkeyPatch) -> None:

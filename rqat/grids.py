@@ -1,0 +1,82 @@
+"""The grid behind a scheme: `grid_of`, and what stands against a scheme before any work. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+from .contracts import Grid, Problem
+from .errors import RqatError
+from .registry import Card, Registry
+from .scheme import Scheme
+
+
+def grid_of(scheme: Scheme) -> Grid:
+    """The grid that a scheme names, of whichever plugin offers it; equal schemes give the same object.
+
+    Raises:
+        UnknownName: nobody offers a grid of that name.
+        PluginError: its plugin is broken.
+    """
+    registry = Registry.current()
+    return _built(registry.load_class(registry.card("grid", scheme.grid)), scheme)
+
+
+@cache
+def _built(kind: type[Grid], scheme: Scheme) -> Grid:
+    return kind(scheme)
+
+
+def scheme_problems(registry: Registry, scheme: Scheme, where: object = "") -> Iterator[str]:
+    """Why no plugin offers the grid of a scheme: no such name, or no such width; one line each.
+
+    Args:
+        where: file, line and key the scheme was read from.
+    """
+    try:
+        card = registry.card("grid", scheme.grid, where)
+    except RqatError as error:
+        yield f"{error} A scheme ends in -sym, -row or the name of a grid."
+        return
+    if scheme.bits not in card.bits:
+        widths = ", ".join(map(str, card.bits))
+        place = f"{where}: " if str(where) else ""
+        yield f"{place}'{scheme}' asks for {scheme.bits} bits; the grid '{card.name}' has {widths}."
+
+
+NAMED_BY = {"quantizer": "method", "exporter": "format"}
+"""Kinds of parts that a grid has to suit, and the recipe's key that names the part."""
+
+
+def part_problems(registry: Registry, card: Card, schemes: Iterable[Scheme]) -> Iterator[Problem]:
+    """Why a quantizer cannot fit, or an exporter cannot write, the grids of these schemes."""
+    if card.kind not in NAMED_BY or card.grids is None:
+        return
+    verb = "fit" if card.kind == "quantizer" else "write"
+    for scheme in schemes:
+        if scheme.grid not in card.grids:
+            text = (
+                f"'{card.name}' cannot {verb} the grid '{scheme.grid}' of {scheme}; it knows {', '.join(card.grids)}."
+            )
+            yield Problem(text, _another(registry, card, scheme.grid), NAMED_BY[card.kind])
+
+
+def _another(registry: Registry, card: Card, grid: str) -> str:
+    """What to do where a part does not know a grid."""
+    others = [one.name for one in registry.cards(card.kind) if one.grids is None or grid in one.grids]
+    if others:
+        return f"Use {' or '.join(others)}, or another scheme."
+    if card.kind == "exporter":
+        return "No format holds it: set `export: null`; `rqat eval` and `rqat generate` take a step's own folder."
+    return "Use another scheme."
+
+
+def cost_notes(registry: Registry, schemes: Iterable[Scheme]) -> Iterator[Problem]:
+    """What training on grids without kernels of their own costs."""
+    for grid in dict.fromkeys(scheme.grid for scheme in schemes):
+        slower = registry.card("grid", grid).slower
+        if slower > 1:
+            text = (
+                f"the grid '{grid}' has no kernels of its own: on a GPU an optimizer step takes about {slower:g} times"
+            )
+            yield Problem(f"{text} as long.", level="note")
