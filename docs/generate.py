@@ -89,28 +89,30 @@ def _filled(block: re.Match[str]) -> str:
 
 def keys_page() -> str:
     """Every key of a recipe with type, default and meaning, then the options of every built-in plugin."""
-    from rqat import keys
+    from rqat.recipe import Recipe
     from rqat.registry import Registry
 
-    sections = [
-        ("recipe", keys.Recipe),
-        ("model, train[].teacher", keys.ModelKeys),
-        ("calibration", keys.CalibrationKeys),
-        ("quantize, compare[]", keys.QuantizeKeys),
-        ("train[]", keys.TrainKeys),
-        ("train[].data", keys.DataKeys),
-        ("train[].rewards", keys.RewardKeys),
-        ("train[].gate", keys.GateKeys),
-        ("export", keys.ExportKeys),
-        ("evaluate[]", keys.EvaluateKeys),
-    ]
     lines = ["# Recipe keys\n", NOTE, "Options of plugins stand beside these keys, in the same mapping.\n"]
-    for title, model in sections:
-        lines += [f"\n## {title}\n", _table(model)]
+    for model, places in _mappings(Recipe).items():
+        lines += [f"\n## {', '.join(places) or 'recipe'}\n", _table(model)]
     for card in Registry.discover().all_cards():
         if card.owner == "rqat":
             lines += [f"\n## {card.kind} {card.name}\n", f"{card.summary}\n", _table(card.options)]
     return "\n".join(lines)
+
+
+def _mappings(model: type, place: str = "", found: dict[type, list[str]] | None = None) -> dict[type, list[str]]:
+    """Every mapping of a recipe, with where it may stand: `train[].data`."""
+    from rqat.problems import is_list, model_at
+
+    found = {} if found is None else found
+    found.setdefault(model, []).extend([place] if place else [])
+    for name, field in model.model_fields.items():
+        inner = model_at(model, (name,))
+        if inner is not None:
+            where = f"{place}.{name}" if place else name
+            _mappings(inner, where + ("[]" if is_list(field.annotation) else ""), found)
+    return found
 
 
 def cli_page() -> str:

@@ -140,21 +140,17 @@ __all__ = [
 
 
 _FETCHED = {
-    "QuantizedModel": ".api",
-    "QuantizedOptimizer": ".train.optimizer",
-    "evaluate": ".api",
-    "export": ".api",
-    "load": ".api",
-    "quantize": ".api",
-    "save": ".api",
+    ".api": ("QuantizedModel", "evaluate", "export", "load", "quantize", "save"),
+    ".train.optimizer": ("QuantizedOptimizer",),
 }
-"""What is fetched when it is first named, since it imports torch, and the module it is in."""
+"""What is fetched when it is first named, since it imports torch, by the module it is in."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FETCHED:
-        raise AttributeError(f"module 'rqat' has no attribute '{name}'")
-    return getattr(import_module(_FETCHED[name], __name__), name)
+    for module, names in _FETCHED.items():
+        if name in names:
+            return getattr(import_module(module, __name__), name)
+    raise AttributeError(f"module 'rqat' has no attribute '{name}'")
 
 
 def grid_of(scheme: Scheme) -> Grid:

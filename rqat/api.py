@@ -18,16 +18,16 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from .cli.models import default_device, load_any
 from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
-from .errors import ModelError, RecipeError, RqatError, RunError
+from .errors import ModelError, RecipeError, RqatError
 from .grids import part_problems, scheme_problems
 from .job import Silence
-from .keys import CalibrationKeys, EvaluateKeys, ExportKeys, ModelKeys, QuantizeKeys
+from .keys import ModelKeys
 from .model.activations import TokenBatch
 from .model.blocks import quantize_model
 from .model.checkpoint import load_checkpoint, save_checkpoint
@@ -36,10 +36,11 @@ from .model.transforms import Applied, apply_transforms
 from .problems import Place, problems_of
 from .registry import Registry
 from .scheme import Schemes
+from .stages import sections
 from .stages.calibrate.run import Counted, calibration_tokens
 from .stages.export.run import export_checkpoint
 from .stages.quantize.run import batches_of
-from .storage import PARTIAL, publish
+from .storage import PARTIAL, publish, writable_folder
 from .train.latents import first_latents, load_latents, save_latents
 from .train.optimizer import QuantizedOptimizer
 
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 Calibration = str | Mapping[str, Any] | Iterable[Row | str]
 """Rows or texts; or a source, spelled as in a recipe: its name, or a mapping with `source`, its options, `samples`,
 `tokens`, `pack`, `split` and `seed`. With `rows` in place of `source` the mapping says how rows become sequences."""
-
-M = TypeVar("M", bound=BaseModel)
 
 log = logging.getLogger("rqat")
 
@@ -179,7 +178,7 @@ def quantize(
     registry = Registry.current()
     *before, last = [method] if isinstance(method, str) else method
     chosen = {"method": last} if isinstance(last, str) else dict(last)
-    keys = _keys(QuantizeKeys, {**chosen, "skip": skip, "indivisible": indivisible, **options}, "quantize")
+    keys = _keys("quantize", {**chosen, "skip": skip, "indivisible": indivisible, **options})
     card = registry.card("quantizer", keys.method)
     quantizer: Quantizer = registry.make(card, registry.options(card, keys.options, "quantize"))
     schemes = Schemes.parse(scheme, where="quantize: scheme")
@@ -209,7 +208,7 @@ def quantize(
 
 def _transform(registry: Registry, spelled: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], Transform]:
     """Name, options and object of a transform."""
-    keys = _keys(QuantizeKeys, {"method": spelled} if isinstance(spelled, str) else spelled, "quantize")
+    keys = _keys("quantize", {"method": spelled} if isinstance(spelled, str) else spelled)
     card = registry.card("transform", keys.method)
     options = registry.options(card, keys.options, f"quantize: {card.name}")
     return card.full_name, options.model_dump(mode="json"), registry.make(card, options)
@@ -225,7 +224,7 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
         RunError: the folder is not empty, the disk is full, or it is not writable.
         RqatError: the model's weights are not what `quantized.layers` stand for.
     """
-    target = _free(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite)
     partial = target.with_name(f"{target.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -285,10 +284,10 @@ def export(
         ModelError: the format cannot hold a layer. PluginError, NumericsError: what was written is another model.
     """
     registry = Registry.current()
-    keys = _keys(ExportKeys, {"format": format, **options}, "export")
+    keys = _keys("export", {"format": format, **options})
     card = registry.card("exporter", keys.format)
     exporter: Exporter = registry.make(card, registry.options(card, keys.options, "export"))
-    target = _free(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite)
 
     def written(start: Path, base: str, place: str) -> dict[str, Any]:
         return export_checkpoint(start, target, exporter, card, base=base, device=place, progress=Silence())
@@ -331,7 +330,7 @@ def evaluate(
     from .generation.backend import writer_for
 
     registry = Registry.current()
-    keys = _keys(EvaluateKeys, {"task": task, "limit": limit, "batch": batch, **options}, "evaluate")
+    keys = _keys("evaluate", {"task": task, "limit": limit, "batch": batch, **options})
     card = registry.card("task", keys.task)
     made: Task = registry.make(card, registry.options(card, keys.options, "evaluate"))
     if isinstance(model, QuantizedModel):
@@ -370,19 +369,16 @@ def _batches(
 ) -> list[TokenBatch]:
     """The tokens a quantizer's statistics are taken from."""
     context = getattr(model.config, "max_position_embeddings", None)
-    spelled: dict[str, Any]
-    if isinstance(calibration, str):
-        spelled = {"source": calibration}
-    elif isinstance(calibration, Mapping):
-        spelled = dict(calibration)
+    if isinstance(calibration, (str, Mapping)):
+        spelled = {"source": calibration} if isinstance(calibration, str) else dict(calibration)
     else:
         spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
     if "rows" in spelled:
         rows: list[Row] = [{"text": row} if isinstance(row, str) else row for row in spelled.pop("rows")]
-        keys = _keys(CalibrationKeys, {"source": "rows", "samples": max(1, len(rows)), **spelled}, "calibration")
+        keys = _keys("calibration", {"source": "rows", "samples": max(1, len(rows)), **spelled})
         counted = Counted(rows)
     else:
-        keys = _keys(CalibrationKeys, spelled, "calibration")
+        keys = _keys("calibration", spelled)
         card = registry.card("source", keys.source)
         source = registry.make(card, registry.options(card, keys.options, "calibration"))
         counted = Counted(source.rows(keys.split, keys.seed))
@@ -394,21 +390,10 @@ def _batches(
     return batches_of(*calibration_tokens(counted, tokenizer, keys), str(model.device))
 
 
-def _keys(kind: type[M], values: Mapping[str, Any], name: str) -> M:
-    """The host's own keys among `values`; what remains are a plugin's options."""
+def _keys(section: str, values: Mapping[str, Any]) -> Any:
+    """The keys of a recipe's section; what the host does not know among `values` are a plugin's options."""
+    kind = next(each.model for each in sections() if each.key == section)
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise RecipeError(problems_of(error, kind, Place({(): name}))) from None
-
-
-def _free(folder: Path, overwrite: bool) -> Path:
-    """The folder, if it may be written.
-
-    Raises:
-        RunError: it holds something, or is a file.
-    """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise RunError(f"'{folder}' {what}.", hint="Choose another folder, or pass overwrite=True.")
-    return folder
+        raise RecipeError(problems_of(error, kind, Place({(): section}))) from None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from . import hookspecs, keys
+from . import hookspecs
 from .contracts import (
     Exporter,
     Grid,
@@ -40,23 +40,23 @@ class KindFacts(NamedTuple):
     Attributes:
         base: the class that a part of this kind derives from.
         options: the class that its options derive from.
-        reserved: the recipe's own keys beside which the options stand; no option may be called like one of them.
+        reserved: names no option may have, beside the recipe's own keys where the part is named (see `rqat.stages`).
     """
 
     base: type
     options: type[Options]
-    reserved: frozenset[str]
+    reserved: frozenset[str] = frozenset()
 
 
 KINDS: dict[Kind, KindFacts] = {
-    "quantizer": KindFacts(Quantizer, Options, frozenset(keys.QuantizeKeys.model_fields)),
-    "grid": KindFacts(Grid, Options, frozenset()),
-    "transform": KindFacts(Transform, Options, frozenset(keys.QuantizeKeys.model_fields)),
-    "objective": KindFacts(Objective, Options, frozenset(keys.TrainKeys.model_fields)),
-    "reward": KindFacts(Reward, Options, frozenset(keys.RewardKeys.model_fields)),
-    "source": KindFacts(Source, Options, frozenset({*keys.CalibrationKeys.model_fields, *Part.model_fields})),
-    "task": KindFacts(Task, TaskOptions, frozenset(keys.EvaluateKeys.model_fields)),
-    "exporter": KindFacts(Exporter, Options, frozenset(keys.ExportKeys.model_fields)),
+    "quantizer": KindFacts(Quantizer, Options),
+    "grid": KindFacts(Grid, Options),
+    "transform": KindFacts(Transform, Options),
+    "objective": KindFacts(Objective, Options),
+    "reward": KindFacts(Reward, Options, frozenset({"weight"})),
+    "source": KindFacts(Source, Options, frozenset(Part.model_fields)),
+    "task": KindFacts(Task, TaskOptions),
+    "exporter": KindFacts(Exporter, Options),
 }
 
 OLD_KEYWORDS = {
@@ -91,7 +91,7 @@ class Card:
     needs: tuple[Statistic, ...] = ()
     grids: tuple[str, ...] | None = ("uniform",)
     bits: tuple[int, ...] = (2, 3, 4, 8)
-    slower: float = 5.0
+    slower: float = 9.0
     teacher: bool = False
     writes: bool = False
     graded: bool = False
@@ -147,7 +147,11 @@ def keywords(hook: str) -> Mapping[str, Any]:
 
 
 def registrar(
-    hook: str, plugin: tuple[str, str, str], offer: Callable[[Card], None], refuse: Callable[[str], None]
+    hook: str,
+    plugin: tuple[str, str, str],
+    offer: Callable[[Card], None],
+    refuse: Callable[[str], None],
+    reserved: frozenset[str] = frozenset(),
 ) -> Callable[..., None]:
     """The `register` that a hook is given.
 
@@ -155,13 +159,14 @@ def registrar(
         plugin: its module's name, its distribution and its version.
         offer: is given every card that can be used.
         refuse: is told, in one line, why one cannot.
+        reserved: names no option may have, beside those of the kind.
     """
     kind = kind_of(hook)
     registered: set[str] = set()
 
     def register(*given: Any, **values: Any) -> None:
         try:
-            card = _card(hook, plugin, given, values)
+            card = _checked(_card(hook, plugin, given, values), reserved)
             if card.name in registered:
                 raise PluginError(f"'{card.name}' is registered twice")
             registered.add(card.name)
@@ -193,7 +198,7 @@ def _card(hook: str, plugin: tuple[str, str, str], given: tuple[Any, ...], value
             wanted = "text" if isinstance(default, str) else "True or False"
             raise PluginError(f"'{name}' says {word}={values[word]!r}; it is {wanted}")
     values["options"] = values.get("options") or KINDS[kind].options
-    return _checked(Card(kind, name, module=plugin[0], owner=plugin[1], version=plugin[2], **values))
+    return Card(kind, name, module=plugin[0], owner=plugin[1], version=plugin[2], **values)
 
 
 def _unknown_keyword(word: str, name: Any, known: Mapping[str, Any]) -> str:
@@ -210,7 +215,7 @@ def _listed(name: Any, word: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _checked(card: Card) -> Card:
+def _checked(card: Card, host_keys: frozenset[str]) -> Card:
     """Refuses a card that could not be used later."""
     _, base, reserved = KINDS[card.kind]
     if not (isinstance(card.name, str) and _NAME.fullmatch(card.name)):
@@ -224,7 +229,7 @@ def _checked(card: Card) -> Card:
         raise PluginError(
             f"'{card.name}' needs {', '.join(unknown)}; known statistics: {', '.join(get_args(Statistic))}"
         )
-    taken = sorted(reserved & set(card.options.model_fields))
+    taken = sorted((reserved | host_keys) & set(card.options.model_fields))
     if taken:
         raise PluginError(f"option {', '.join(map(repr, taken))} of '{card.name}' is a key of the recipe itself")
     return card

@@ -1,7 +1,7 @@
-"""What decides the result of a step, as JSON: model, scheme, settings, plugins and options, data files, earlier steps.
+"""What decides the result of a step, as JSON: model, scheme, settings, plugins with options and source, data, inputs.
 
-A step's fingerprint is the hash of its facts. What cannot change a result is left out (how often to save, which
-variants to evaluate), so that changing it does not make a finished step unusable.
+A step's fingerprint is the hash of its facts. Every key of a recipe counts, unless its field is marked `Neutral`; files
+and models count by what they hold, not by how they are spelled.
 """
 
 from __future__ import annotations
@@ -9,77 +9,141 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import __version__
-from .contracts import Options
-from .keys import EvaluateKeys, ModelKeys, TrainKeys
+from pydantic import BaseModel
+
+from .contracts import File, Options, Part
+from .keys import ModelKeys, Neutral, PluginKeys
 from .model.hub import fetch, resolve
-from .registry import parts_of
-from .storage import fingerprint_of, sha256_of
-
-if TYPE_CHECKING:
-    from .plan import Plan, Step, Use
+from .stage import Step, Use
+from .storage import sha256_of
 
 SMALL_BYTES = 64 << 20
 """Files up to this size are hashed whole; larger ones by size, safetensors header and evenly spread samples."""
 
 SAMPLES, SAMPLE_BYTES = 256, 4096
 
-_SETTINGS: dict[str, frozenset[str]] = {
-    "calibrate": frozenset({"split", "seed", "samples", "tokens", "pack"}),
-    "quantize": frozenset({"skip", "indivisible"}),
-    "gate": frozenset({"data", "gate", "max_tokens", "seed"}),
-    "export": frozenset(),
-    "evaluate": frozenset({"limit", "batch"}),
-}
-"""Host keys that decide the result of a stage; all keys but `_INDIFFERENT` for `train`."""
 
-SAMPLING = ("temperature", "top_p", "max_completion_tokens")
-"""Options of an objective that is trained on rewards that its gate samples with."""
-
-_INDIFFERENT = frozenset({"gate", "save_every", "objective", "task", "rewards", "teacher"})
-"""Of these, what decides the result is among the inputs, the parts, or a fact of its own."""
+def settings_facts(step: Step) -> dict[str, Any]:
+    """A step's own keys; what a part was made from stands among its parts, with its defaults."""
+    return _counted(step.settings, {use.card.kind for use in step.parts.values()})
 
 
-def facts_of(plan: Plan, step: Step) -> dict[str, Any]:
-    """Everything that decides the result of a step."""
-    steps = {other.name: other for other in plan.steps}
-    model = model_facts(plan.model)
-    facts: dict[str, Any] = {
-        "rqat": __version__,
-        "stage": step.stage,
-        "model": {"tokenizer": model["tokenizer"]} if step.stage == "calibrate" else model,
-        "settings": _settings(step),
-        "parts": {role: _part(plan, use) for role, use in sorted(step.parts.items())},
-        "inputs": {role: fingerprint_of(facts_of(plan, steps[name])) for role, name in sorted(step.inputs.items())},
+def _counted(keys: BaseModel, kinds: set[Any]) -> dict[str, Any]:
+    part = isinstance(keys, PluginKeys) and bool(kinds.intersection(keys.kinds))
+    counted = {
+        name: _value(getattr(keys, name), kinds)
+        for name, field in type(keys).model_fields.items()
+        if not any(isinstance(mark, Neutral) for mark in field.metadata)
+        and not (part and name == getattr(keys, "named_by", ""))
     }
-    if step.stage in ("quantize", "train", "export"):
-        facts["scheme"] = plan.scheme.facts()
-    if step.stage == "train" and isinstance(step.settings, TrainKeys) and step.settings.teacher is not None:
-        facts["teacher"] = model_facts(step.settings.teacher)
+    if isinstance(keys, PluginKeys) and not part and keys.options:
+        counted["options"] = keys.options
+    return counted
+
+
+def _value(value: Any, kinds: set[Any]) -> Any:
+    if isinstance(value, ModelKeys):
+        return model_facts(value)
+    if isinstance(value, File):
+        return contents_of(value.path)
+    if isinstance(value, BaseModel):
+        return _counted(value, kinds)
+    if isinstance(value, Mapping):
+        return {str(key): _value(inner, kinds) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_value(inner, kinds) for inner in value]
+    return value
+
+
+def part_facts(use: Use) -> dict[str, Any]:
+    """A plugin's part: who provides it, its options, and the contents of its source and of its data files."""
+    card = use.card
+    options = {name: _option(value) for name, value in use.options if not _is_parts(value)}
+    facts: dict[str, Any] = {
+        "name": card.name,
+        "plugin": card.module,
+        "owner": card.owner,
+        "version": card.version,
+        "options": options,
+    }
+    if source := source_fact(card.module):
+        facts["source"] = source
+    root = os.environ.get("RQAT_DATA")
+    if root and not any(files_of(use.options)) and (Path(root) / card.name).is_dir():
+        facts["files"] = contents_of(Path(root) / card.name)
+    if use.parts:
+        facts["parts"] = [part_facts(part) | {"weight": weight} for part, weight in use.parts]
     return facts
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two steps' facts, one readable line each."""
-    before, after = dict(_flat(old)), dict(_flat(new))
-    lines = []
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) == after.get(key) and (key in before) == (key in after):
-            continue
-        if key.startswith("inputs."):
-            lines.append(f"the step it starts from ({key.removeprefix('inputs.')}) differs")
-        else:
-            lines.append(f"{key}: {_shown(before, key)} there, {_shown(after, key)} now")
-    return lines
+def _option(value: Any) -> Any:
+    """An option's value; a file's is its contents."""
+    if isinstance(value, File):
+        return contents_of(value.path)
+    if isinstance(value, BaseModel):
+        return {name: _option(inner) for name, inner in value}
+    if isinstance(value, Mapping):
+        return {str(key): _option(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_option(inner) for inner in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _is_parts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(item, Part) for item in value)
+
+
+def files_of(options: Options) -> Iterator[tuple[str, File]]:
+    """Options of type `rqat.File`, by name, also inside lists and mappings."""
+
+    def inside(value: Any) -> Iterator[File]:
+        if isinstance(value, File):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from (file for item in value.values() for file in inside(item))
+        elif isinstance(value, (list, tuple)):
+            yield from (file for item in value for file in inside(item))
+
+    for name, value in options:
+        yield from ((name, file) for file in inside(value))
+
+
+def contents_of(path: Path) -> Any:
+    """What a file or a folder holds: a hash, or one for every file by its name within the folder; None for neither."""
+    if path.is_dir():
+        found = sorted(inner for inner in path.rglob("*") if inner.is_file())
+        return {str(inner.relative_to(path)): file_fact(inner) for inner in found}
+    return file_fact(path) if path.is_file() else None
+
+
+def source_fact(module: str) -> str:
+    """A digest of the Python files of a plugin that is loaded; "" where there are none."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if not file:
+        return ""
+    path = Path(file)
+    root = path.parent
+    paths = sorted(root.rglob("*.py")) if path.name == "__init__.py" else [path]
+    return _together((str(inner.relative_to(root)), file_fact(inner)) for inner in paths)
+
+
+def _together(facts: Iterable[tuple[str, str]]) -> str:
+    digest = hashlib.sha256()
+    for name, fact in facts:
+        digest.update(f"{name}\0{fact}\0".encode())
+    return digest.hexdigest()
 
 
 def model_facts(keys: ModelKeys) -> dict[str, Any]:
-    """Name, revision and dtype of a model, and hashes of its configuration, tokenizer and weights.
+    """How a model is loaded, and hashes of its configuration, tokenizer and weights; its name does not count.
 
     A model of the hub is fetched if need be: without its files, the facts of a first run and of its continuation would
     differ.
@@ -87,18 +151,16 @@ def model_facts(keys: ModelKeys) -> dict[str, Any]:
     Raises:
         ModelError: it cannot be fetched.
     """
-    name = keys.path.rstrip("/").rpartition("/")[2]
-    known = {"name": name, "revision": keys.revision, "dtype": keys.dtype, "trust_remote_code": keys.trust_remote_code}
     folder = resolve(keys) or fetch(keys, offline=False)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors"]
-    config = [path for path in files if path.name in ("config.json", "generation_config.json")]
+    config = [path for path in files if path.name in ("config.json", "generation_config.json") or path.suffix == ".py"]
     tokenizer = [
         path
         for path in files
         if re.match(r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template)", path.name)
     ]
-    return known | {
+    return {"dtype": keys.dtype, "trust_remote_code": keys.trust_remote_code} | {
         part: {path.name: file_fact(path) for path in found}
         for part, found in (("config", config), ("tokenizer", tokenizer), ("weights", weights))
     }
@@ -110,7 +172,7 @@ def file_fact(path: Path) -> str:
     return _file_fact(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _file_fact(path: str, size_bytes: int, modified_ns: int) -> str:
     blob = Path(path).name
     if re.fullmatch(r"[0-9a-f]{64}", blob):  # the hub's cache names large files by their hash
@@ -129,57 +191,31 @@ def _file_fact(path: str, size_bytes: int, modified_ns: int) -> str:
     return f"{size_bytes} bytes, sampled {digest.hexdigest()}"
 
 
-def data_files(options: Options) -> Iterator[tuple[str, str]]:
-    """Options that name local files, as (option, file): `data`, `path`, `file`, or a name that ends in one of them."""
-    for name, value in options:
-        if name in ("data", "path", "paths", "file", "files") or name.endswith(("_path", "_file", "_data")):
-            found = [value] if isinstance(value, (str, Path)) else value if isinstance(value, (list, tuple)) else []
-            yield from ((name, str(item)) for item in found if isinstance(item, (str, Path)) and "://" not in str(item))
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two steps' facts, one readable line each."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) == after.get(key) and (key in before) == (key in after):
+            continue
+        if key.startswith("inputs."):
+            lines.append(f"the step it starts from ({key.removeprefix('inputs.')}) differs")
+        elif key.startswith("parts.") and key.endswith(".source"):
+            lines.append(f"the source of {_plugin(new, old, key)} was edited")
+        else:
+            lines.append(f"{key}: {_shown(before, key)} there, {_shown(after, key)} now")
+    return lines
 
 
-def _settings(step: Step) -> dict[str, Any]:
-    keys = type(step.settings).model_fields
-    wanted = _SETTINGS.get(step.stage, frozenset(keys) - _INDIFFERENT)
-    settings = step.settings.model_dump(mode="json", include=set(wanted & set(keys)))
-    if isinstance(step.settings, EvaluateKeys) and "task" not in step.parts:  # a task of lm-eval's own
-        settings |= {"task": step.settings.task, "options": step.settings.options}
-    if isinstance(step.settings, TrainKeys) and step.stage == "gate":  # how it samples; see stages/gate.py
-        settings |= {key: step.settings.options.get(key) for key in SAMPLING}
-        settings["batch"] = step.settings.micro_batch or step.settings.batch
-    if "data" in settings:  # what belongs to the source is among the parts, with its defaults
-        settings["data"] = {key: settings["data"][key] for key in ("split", "seed")}
-    return settings
-
-
-def _part(plan: Plan, use: Use) -> dict[str, Any]:
-    card = use.card
-    facts: dict[str, Any] = {
-        "name": card.name,
-        "plugin": card.module,
-        "owner": card.owner,
-        "version": card.version,
-        "options": use.options.model_dump(mode="json"),
-    }
-    named = [file for _, file in data_files(use.options)]
-    files = {name: file_fact(path) for file in named for name, path in _files_in(file)}
-    root = os.environ.get("RQAT_DATA")
-    if root and not named:
-        files = {f"{card.name}/{path.name}": file_fact(path) for _, path in _files_in(str(Path(root) / card.name))}
-    if files:
-        facts["files"] = files
-    if use.parts:
-        made_of = {name for name, _, _ in parts_of(use.options)}
-        facts["options"] = {name: value for name, value in facts["options"].items() if name not in made_of}
-        facts["parts"] = [_part(plan, part) | {"weight": weight} for part, weight in use.parts]
-    return facts
-
-
-def _files_in(name: str) -> list[tuple[str, Path]]:
-    """A file, or the files directly in a folder; none when neither is there."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return [(f"{name}/{inner.name}", inner) for inner in sorted(path.iterdir()) if inner.is_file()]
-    return [(name, path)] if path.is_file() else []
+def _plugin(new: Mapping[str, Any], old: Mapping[str, Any], key: str) -> str:
+    """Module of the part whose fact `key` is."""
+    for facts in (new, old):
+        found: Any = facts
+        for name in key.split(".")[:-1]:
+            found = found[int(name)] if isinstance(found, list) and name.isdigit() else (found or {}).get(name)
+        if isinstance(found, Mapping) and "plugin" in found:
+            return str(found["plugin"])
+    return "a plugin"
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -91,7 +91,7 @@ class RegisterGrid(Protocol):
         summary: str = "",
         paper: str = "",
         bits: Sequence[int] = (2, 3, 4, 8),
-        slower: float = 5.0,
+        slower: float = 9.0,
     ) -> None: ...
 
 

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RqatError, RunError
 from .job import Job, Progress, Task
-from .plan import Step
 from .processes import WorkerFailed
 from .quiet import hush
+from .stage import Step
 from .storage import read_json, write_json
 
 if TYPE_CHECKING:

@@ -1,25 +1,24 @@
 """Runs the steps of a plan in one folder; what the folder already holds is not done again.
 
     runs/quickstart/
-      01-calibrate/            a finished step: its files and, written last, manifest.json
+      01-calibrate/               a finished step: its files and, written last, manifest.json
       02-quantize-gptq.partial/   a step that was interrupted; it resumes from what is there
       summary.json  report.html  manifest.json      the run's own, rewritten whenever a step was run
 
-A step counts as done when its manifest carries the fingerprint the plan gives it and every file still has the hash
-written there. A damaged step is set aside and done again. A step of the same name with another fingerprint belongs to
-another plan: that is refused, with the difference, before anything is touched.
+A step is kept when a manifest in the folder carries the fingerprint that the plan gives it and every file still has the
+hash written there; see `run_folder`. A damaged step is set aside and done again.
 """
 
 from __future__ import annotations
 
 import fcntl
-import importlib
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ from . import __version__
 from .errors import RunError
 from .job import Job, log
 from .launcher import check_processes, launch
-from .plan import Step, difference
-from .storage import PARTIAL, explained, publish, read_json, sha256_of, write_json
+from .run_folder import MANIFEST, MARK, fates, settle
+from .stage import Step
+from .stages import stages, work_of
+from .storage import explained, publish, read_json, sha256_of, write_json
 
-MANIFEST = "manifest.json"
-MARK = ".step.json"
-"""In an unfinished folder: the fingerprint of the step that may resume from it."""
+LIBRARIES = ("torch", "transformers", "trl")
 
 LOCK = ".lock"
 OWN_FILES = frozenset({LOCK, MANIFEST, "summary.json", "report.html"})
@@ -47,22 +46,26 @@ class Outcome:
         summary: contents of summary.json.
         ran: names of the steps that were run now.
         skipped: names of the steps that were done already.
+        aside: a line for every folder that belonged to another plan and was set aside.
     """
 
     summary: dict[str, Any] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    aside: list[str] = field(default_factory=list)
 
 
-def run_pipeline(job: Job, *, fresh: bool = False) -> Outcome:
+def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collection[str] = ()) -> Outcome:
     """Runs every step of `job.plan` that is not done yet, then writes the summary and the report.
 
     Args:
         fresh: throw away what the folder holds of an earlier run and start over.
+        until: name of the last step to run; "" is all.
+        redo: names of steps to do again, with what depends on them.
 
     Raises:
-        RunError: the folder holds something else, another plan's steps, or another process is running in it; the disk
-            is full or not writable.
+        RunError: the folder holds something else, or another process is running in it; the disk is full or not
+            writable.
         RqatError: whatever a stage reports. What was finished stays, and the same command resumes from there.
     """
     if job.workers > 1:
@@ -71,16 +74,22 @@ def run_pipeline(job: Job, *, fresh: bool = False) -> Outcome:
         _refuse_foreign_folder(job)
         if fresh:
             _clear(job)
-        _refuse_other_plan(job)
         outcome = Outcome()
+        with explained(job.folder):
+            outcome.aside = settle(job.plan, job.folder, fates(job.plan, job.folder, redo=redo))
+        for line in outcome.aside:
+            log.warning("Set aside: %s", line)
+        _tell_versions(job)
         for step in job.plan.steps:
             if _is_done(job, step):
                 outcome.skipped.append(step.name)
-                continue
-            _run_step(job, step)
-            outcome.ran.append(step.name)
+            else:
+                _run_step(job, step)
+                outcome.ran.append(step.name)
+            if step.name == until:
+                break
         outcome.summary = read_json(job.folder / "summary.json") or {}
-        if outcome.ran or not outcome.summary:
+        if outcome.ran or outcome.aside or not outcome.summary:
             from .report import write
 
             outcome.summary = write(job)
@@ -129,27 +138,24 @@ def _clear(job: Job) -> None:
             entry.unlink()
 
 
-def _refuse_other_plan(job: Job) -> None:
-    """Compares every finished step of the folder with the step of that name in the plan."""
-    steps = {step.name: step for step in job.plan.steps}
-    for folder in sorted(job.folder.iterdir()):
-        finished = folder.is_dir() and not folder.name.startswith(".") and folder.suffix != PARTIAL
-        manifest = read_json(folder / MANIFEST) if finished else None
-        if manifest is None:
-            continue
-        step = steps.get(folder.name)
-        if step is None:
-            raise RunError(
-                f"'{job.folder}' holds the step {folder.name}, which this plan does not have.",
-                hint="Choose another folder with -o, or start over with --fresh.",
-            )
-        if manifest.get("fingerprint") != job.plan.fingerprint(step):
-            changes = difference(manifest.get("facts", {}), job.plan.facts(step))
-            shown = "; ".join(changes[:6]) + ("; ..." if len(changes) > 6 else "")
-            raise RunError(
-                f"'{job.folder}' holds the step {folder.name} of another plan: {shown}.",
-                hint="Choose another folder with -o, or start over with --fresh.",
-            )
+def _versions() -> dict[str, str]:
+    """Versions of the libraries that compute: kept beside a result, told when they change, no part of a fingerprint."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _tell_versions(job: Job) -> None:
+    """Says, once for all kept steps, which libraries they were made with where those are others now."""
+    now, before = _versions(), dict[str, str]()
+    for step in job.plan.steps:
+        manifest = read_json(job.result_of(step.name) / MANIFEST) or {}
+        before |= {name: its for name, its in manifest.get("versions", {}).items() if its != now.get(name, its)}
+    if before:
+        changed = ", ".join(f"{name} {its} (now {now[name]})" for name, its in before.items())
+        log.warning("Finished steps are kept that were made with %s; --fresh makes all anew.", changed)
 
 
 def _is_done(job: Job, step: Step) -> bool:
@@ -186,8 +192,6 @@ def _run_step(job: Job, step: Step) -> None:
             (work / MARK).unlink(missing_ok=True)
             publish(work, job.result_of(step.name))
             return
-        if work.exists() and _marked(work) != fingerprint:
-            shutil.rmtree(work)
         work.mkdir(exist_ok=True)
         (work / MANIFEST).unlink(missing_ok=True)
         write_json(work / MARK, {"fingerprint": fingerprint})
@@ -211,6 +215,7 @@ def _run_step(job: Job, step: Step) -> None:
                 "seconds": round(time.perf_counter() - clock, 3),
                 "started": started.isoformat(timespec="seconds"),
                 "rqat": __version__,
+                "versions": _versions(),
             },
         )
         (work / MARK).unlink()
@@ -219,17 +224,12 @@ def _run_step(job: Job, step: Step) -> None:
 
 def run_stage(job: Job, step: Step) -> dict[str, Any]:
     """Does the work of a step in `job.workdir(step)`: in `job.workers` processes where its stage can run in several."""
-    stage = importlib.import_module(f".stages.{step.stage}.run", __package__)
-    if job.workers > 1 and getattr(stage, "SEVERAL", False):
+    stage = stages().get(step.stage)
+    if job.workers > 1 and stage is not None and stage.several:
         return launch(job, step)
     _seed()
-    results: dict[str, Any] = stage.run(job, step)
+    results: dict[str, Any] = work_of(step.stage).run(job, step)
     return results
-
-
-def _marked(work: Path) -> str:
-    """Fingerprint of the step that left this unfinished folder."""
-    return str((read_json(work / MARK) or {}).get("fingerprint", ""))
 
 
 def _seed() -> None:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from .errors import nearest
 
-Keys = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+"""The keys that lead from the top of a recipe to a value."""
 
 IS_NOT = {
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
@@ -43,8 +44,8 @@ class Place:
         keys: the keys that lead to this value from the top.
     """
 
-    origins: Mapping[Keys, str] = field(default_factory=dict)
-    keys: Keys = ()
+    origins: Mapping[KeyPath, str] = field(default_factory=dict)
+    keys: KeyPath = ()
 
     def at(self, *keys: str | int) -> Place:
         """The place of a value inside this one."""
@@ -99,7 +100,7 @@ def unknown_key(key: str, known: Iterable[str], place: Place, *, inside: str = "
     return f"{place}: '{key}' is not a key{f' of {inside}' if inside else ''}. {ending}"
 
 
-def _line(problem: Any, keys: Keys, model: type[BaseModel], place: Place, also_known: tuple[str, ...]) -> str:
+def _line(problem: Any, keys: KeyPath, model: type[BaseModel], place: Place, also_known: tuple[str, ...]) -> str:
     kind, given, limits = problem["type"], problem["input"], problem.get("ctx", {})
     here = place.at(*keys)
     if kind == "extra_forbidden":
@@ -132,7 +133,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def model_at(model: type[BaseModel], keys: Keys) -> type[BaseModel] | None:
+def model_at(model: type[BaseModel], keys: KeyPath) -> type[BaseModel] | None:
     """The pydantic model of the mapping that `keys` lead to, or None when it is not a mapping of fixed keys."""
     current: Any = model
     for key in keys:
@@ -143,13 +144,30 @@ def model_at(model: type[BaseModel], keys: Keys) -> type[BaseModel] | None:
     return current
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def models_in(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """A model and those of all mappings inside it, each once; also of such as are named by the recipe's author."""
+    found = [model]
+    for known in found:
+        inner = (_model_in(info.annotation, LISTED | {dict}) for info in known.model_fields.values())
+        found += [each for each in dict.fromkeys(inner) if each is not None and each not in found]
+    return found
+
+
+def is_list(annotation: Any) -> bool:
+    """Whether a field holds a list of mappings: `tuple[TrainKeys, ...]`."""
+    return get_origin(annotation) in (tuple, list)
+
+
+LISTED = frozenset({Union, types.UnionType, list, tuple})
+
+
+def _model_in(annotation: Any, containers: frozenset[Any] = LISTED) -> type[BaseModel] | None:
     """The first pydantic model inside an annotation such as `tuple[TrainKeys, ...] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, types.UnionType, list, tuple):
+    if get_origin(annotation) in containers:
         for inner in get_args(annotation):
-            found = _model_in(inner)
+            found = _model_in(inner, containers)
             if found is not None:
                 return found
     return None

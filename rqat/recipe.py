@@ -1,6 +1,6 @@
-"""YAML -> Recipe: keys and their lines, `extends`, `--set`, all errors at once. Knows no plugin.
+"""YAML -> Recipe: keys and their lines, `extends`, `--set`, all errors at once. Knows no plugin and no stage by name.
 
-Beyond the keys of `rqat.keys` a recipe file may hold
+Beyond the keys of a recipe a file may hold
 
     extends: other      a shipped recipe or a file (relative to this one) whose values stand where this one has none;
                         mappings are merged and lists replaced, but `train: {kd: {lr: 1e-5}}` changes one entry of a
@@ -16,38 +16,65 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError, create_model
 
 from .errors import RecipeError, UnknownName
-from .keys import (
-    CalibrationKeys,
-    DataKeys,
-    EvaluateKeys,
-    ExportKeys,
-    ModelKeys,
-    PluginKeys,
-    QuantizeKeys,
-    Recipe,
-    TrainKeys,
-)
-from .problems import Keys, Place, model_at, problems_of, unknown_key
+from .keys import Keys, ModelKeys, PluginKeys
+from .problems import KeyPath, Place, is_list, model_at, models_in, problems_of, unknown_key
+from .registry import Card, Registry
+from .stages import sections
 from .yaml_lines import parse_value, read_yaml
 
-if TYPE_CHECKING:
-    from .registry import Card, Kind, Registry
+OLD_SPELLINGS = {"undivisible": "indivisible", "arms": "variants"}
+"""Keys that were called otherwise once, and are still read."""
 
-NAMED_BY: dict[type[BaseModel], str] = {
-    ModelKeys: "path",
-    CalibrationKeys: "source",
-    DataKeys: "source",
-    QuantizeKeys: "method",
-    TrainKeys: "objective",
-    ExportKeys: "format",
-    EvaluateKeys: "task",
-}
-"""For every mapping that is about one thing, the key that names the thing."""
+
+def _spelled_scheme(value: Any) -> Any:
+    """Refuses what is neither text nor a mapping of texts, in words that name the entry."""
+    if not isinstance(value, str | dict):
+        raise ValueError(f"{value!r} is not text.")
+    for pattern, text in value.items() if isinstance(value, dict) else ():
+        if not isinstance(text, str):
+            raise ValueError(f"'{pattern}' is {text!r}, which is not the spelling of a scheme.")
+    return value
+
+
+class RecipeKeys(Keys):
+    """A whole recipe: the keys of the run, and below them one section or more for every stage.
+
+    Attributes:
+        name: of the run; its folder is `runs/<name>` unless `-o` says otherwise.
+        model: the model to compress, and the teacher of objectives that need one and name no other.
+        scheme: spelling of the weight grid ("w2g128"), or a mapping of `default` and shell patterns on full names of
+            layers to spellings (`{default: w2g128, "*.down_proj": w3g128, lm_head: w8g128}`); of several patterns that
+            match, the longest counts. The head is quantized only where a pattern names it.
+    """
+
+    name: str
+    model: ModelKeys
+    scheme: Annotated[str | dict[str, str], BeforeValidator(_spelled_scheme)] = "w2g128"
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, section: str) -> Any: ...
+
+
+def _assembled() -> type[RecipeKeys]:
+    """`RecipeKeys` with the sections of all stages."""
+    fields: dict[str, Any] = {}
+    lines = []
+    for section in sections():
+        model: Any = section.model
+        kind, default = (tuple[model, ...], ()) if section.many else (model, section.default)
+        fields[section.key] = (kind | None if section.optional else kind, default)
+        lines.append(f"        {section.key}: {section.about}\n")
+    described = f"{(RecipeKeys.__doc__ or '').rstrip()}\n{''.join(lines)}    "
+    return create_model("Recipe", __base__=RecipeKeys, __module__=__name__, __doc__=described, **fields)
+
+
+Recipe = _assembled()
 
 
 @dataclass(frozen=True)
@@ -60,7 +87,7 @@ class LoadedRecipe:
         path: the file; None for a recipe that a command built from its flags.
     """
 
-    recipe: Recipe
+    recipe: RecipeKeys
     place: Place
     path: Path | None = None
 
@@ -114,7 +141,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     return _validated(data, origins, path, overrides)
 
 
-def built_recipe(data: Mapping[str, Any], flags: Mapping[Keys, str], overrides: Sequence[str] = ()) -> LoadedRecipe:
+def built_recipe(data: Mapping[str, Any], flags: Mapping[KeyPath, str], overrides: Sequence[str] = ()) -> LoadedRecipe:
     """A recipe that a command built; `flags` says which flag the value under some keys came from."""
     copied = deepcopy(dict(data))
     _spell_out(copied)
@@ -122,7 +149,7 @@ def built_recipe(data: Mapping[str, Any], flags: Mapping[Keys, str], overrides: 
 
 
 def _validated(
-    data: dict[str, Any], origins: dict[Keys, str], path: Path | None, overrides: Sequence[str]
+    data: dict[str, Any], origins: dict[KeyPath, str], path: Path | None, overrides: Sequence[str]
 ) -> LoadedRecipe:
     problems: list[str] = []
     for override in overrides:
@@ -130,7 +157,7 @@ def _validated(
             _override(override, data, origins)
         except RecipeError as error:
             problems += error.problems
-    place = Place(origins)
+    place = Place(_in_new_spelling(data, origins))
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -140,9 +167,10 @@ def _validated(
     return LoadedRecipe(recipe, place, path)
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Keys, str]]:
+def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """A file, merged over the one it extends."""
     data, origins = read_yaml(path, path.name if path.parent == recipe_folder() else str(path))
+    origins = _in_new_spelling(data, origins)
     _spell_out(data)
     if "extends" not in data:
         return data, origins
@@ -160,7 +188,11 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key
 
 
 def _merge(
-    base: dict[str, Any], over: dict[str, Any], base_origins: dict[Keys, str], origins: Mapping[Keys, str], keys: Keys
+    base: dict[str, Any],
+    over: dict[str, Any],
+    base_origins: dict[KeyPath, str],
+    origins: Mapping[KeyPath, str],
+    keys: KeyPath,
 ) -> None:
     """Writes `over` into `base`, and where its values came from into `base_origins`."""
     _drop_options(base, over, keys)
@@ -181,7 +213,11 @@ def _merge(
 
 
 def _merge_entries(
-    base: list[Any], over: dict[str, Any], base_origins: dict[Keys, str], origins: Mapping[Keys, str], keys: Keys
+    base: list[Any],
+    over: dict[str, Any],
+    base_origins: dict[KeyPath, str],
+    origins: Mapping[KeyPath, str],
+    keys: KeyPath,
 ) -> None:
     """Merges `{kd: {...}, 1: {...}}` into the entries of a list that it names."""
     for part, value in over.items():
@@ -199,41 +235,68 @@ def _merge_entries(
         _merge(base[index], value, base_origins, moved, (*keys, index))
 
 
-def _drop_options(base: dict[str, Any], over: Mapping[str, Any], keys: Keys) -> None:
+def _drop_options(base: dict[str, Any], over: Mapping[str, Any], keys: KeyPath) -> None:
     """When `over` names another plugin than `base`, the old plugin's options go; the host's keys stay."""
     model = model_at(Recipe, keys)
-    name_key = NAMED_BY.get(model) if model else None
-    if model is None or name_key is None or not issubclass(model, PluginKeys):
+    if model is None or not issubclass(model, PluginKeys):
         return
+    name_key = model.named_by
     if name_key in over and name_key in base and over[name_key] != base[name_key]:
         for option in set(base) - set(model.model_fields):
             del base[option]
 
 
-def _spell_out(data: dict[str, Any]) -> None:
-    """Writes `quantize: gptq` as `quantize: {method: gptq}`, wherever one thing is named."""
-
-    def spelled(value: Any, model: type[BaseModel]) -> Any:
-        return {NAMED_BY[model]: value} if isinstance(value, str) else value
-
-    for key, info in Recipe.model_fields.items():
-        model = model_at(Recipe, (key,))
-        if key not in data or model is None:
+def _spell_out(data: dict[str, Any], model: type[BaseModel] = Recipe) -> None:
+    """Writes `quantize: gptq` as `quantize: {method: gptq}`, wherever one thing is named, at any depth."""
+    for key, info in model.model_fields.items():
+        inner = model_at(model, (key,))
+        if key not in data or inner is None:
             continue
-        if isinstance(data[key], str | list) and "tuple" in str(info.annotation):
+        name = _named_by(inner)
+        if is_list(info.annotation) and isinstance(data[key], str | list):
             entries = [data[key]] if isinstance(data[key], str) else data[key]
-            data[key] = [spelled(item, model) for item in entries]
-        else:
-            data[key] = spelled(data[key], model)
-    train = data.get("train")
-    for entry in train if isinstance(train, list) else train.values() if isinstance(train, dict) else ():
-        for key in ("data", "teacher"):
-            model = model_at(TrainKeys, (key,))
-            if isinstance(entry, dict) and key in entry and model is not None:
-                entry[key] = spelled(entry[key], model)
+            data[key] = [{name: entry} if name and isinstance(entry, str) else entry for entry in entries]
+        elif name and isinstance(data[key], str):
+            data[key] = {name: data[key]}
+        value = data[key]
+        many = is_list(info.annotation)
+        inside = value if isinstance(value, list) else value.values() if many and isinstance(value, dict) else [value]
+        for entry in inside:
+            if isinstance(entry, dict):
+                _spell_out(entry, inner)
 
 
-def _override(text: str, data: dict[str, Any], origins: dict[Keys, str]) -> None:
+def _named_by(model: type[BaseModel] | None) -> str:
+    """The key that names what a mapping is about; "" where it is about many things."""
+    return str(getattr(model, "named_by", ""))
+
+
+def _in_new_spelling(
+    data: dict[str, Any], origins: Mapping[KeyPath, str], model: type[BaseModel] = Recipe
+) -> dict[KeyPath, str]:
+    """Renames keys that were called otherwise once; returns where the values came from, under the new names."""
+    moved = dict(origins)
+
+    def rename(value: Any, model: type[BaseModel] | None, keys: KeyPath) -> None:
+        if isinstance(value, list):
+            for index, entry in enumerate(value):
+                rename(entry, model, (*keys, index))
+        if not isinstance(value, dict) or model is None:
+            return
+        for old, new in OLD_SPELLINGS.items():
+            if old in value and new in model.model_fields and new not in value:
+                value[new] = value.pop(old)
+                for path in [path for path in moved if path[: len(keys) + 1] == (*keys, old)]:
+                    moved[*keys, new, *path[len(keys) + 1 :]] = moved.pop(path)
+        for key, inner in value.items():
+            known = key in model.model_fields
+            rename(inner, model_at(model, (key,)) if known else model, (*keys, key))
+
+    rename(data, model, ())
+    return moved
+
+
+def _override(text: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
     """Applies one `--set key=value`."""
     dotted, equals, written = text.partition("=")
     if not equals or not dotted.strip():
@@ -242,12 +305,12 @@ def _override(text: str, data: dict[str, Any], origins: dict[Keys, str]) -> None
     value = parse_value(written, flag)
     *parents, last = dotted.strip().split(".")
     current: Any = data
-    keys: Keys = ()
+    keys: KeyPath = ()
     for step, part in enumerate([*parents, last]):
         if isinstance(current, list):
             key: str | int = _index(part, current, keys, flag)
         elif isinstance(current, dict):
-            key = part
+            key = part = _new_spelling(part, model_at(Recipe, keys))
         else:
             raise RecipeError([f"{flag}: '{'.'.join(map(str, keys))}' is {current!r}; it holds no '{part}'."])
         known = model_at(Recipe, keys)
@@ -266,7 +329,7 @@ def _override(text: str, data: dict[str, Any], origins: dict[Keys, str]) -> None
                 current[part] = {}
             current = current[key]
     if isinstance(current, dict):
-        _drop_options(current, {last: value}, keys[:-1])
+        _drop_options(current, {str(keys[-1]): value}, keys[:-1])
     current[keys[-1]] = value
     _spell_out(data)
     for old in [old for old in origins if old[: len(keys)] == keys]:
@@ -274,11 +337,15 @@ def _override(text: str, data: dict[str, Any], origins: dict[Keys, str]) -> None
     origins[keys] = flag
 
 
-def _index(part: str, entries: list[Any], keys: Keys, flag: str) -> int:
+def _new_spelling(key: str, model: type[BaseModel] | None) -> str:
+    new = OLD_SPELLINGS.get(key, key)
+    return new if model is not None and new in model.model_fields else key
+
+
+def _index(part: str, entries: list[Any], keys: KeyPath, flag: str) -> int:
     """Index of a list's entry, given as a number or by the name of the entry's plugin."""
-    names = [
-        entry.get(name) for entry in entries if isinstance(entry, dict) for name in NAMED_BY.values() if name in entry
-    ]
+    by = {name for model in models_in(Recipe) if (name := _named_by(model))}
+    names = [entry[name] for entry in entries if isinstance(entry, dict) for name in sorted(by & entry.keys())]
     if part in names:
         return names.index(part)
     if part.isdigit() and int(part) < len(entries):
@@ -290,38 +357,29 @@ def _index(part: str, entries: list[Any], keys: Keys, flag: str) -> int:
 
 def json_schema(registry: Registry | None = None) -> dict[str, Any]:
     """JSON schema of a recipe file with the options of every known plugin, for editors."""
-    if registry is None:
-        from .registry import Registry
-
-        registry = Registry.discover()
+    registry = registry or Registry.discover()
     schema = Recipe.model_json_schema()
     definitions = schema["$defs"]
     schema["title"] = "rqat recipe"
     schema["properties"]["extends"] = {"type": "string", "description": "A recipe to start from: a name or a file."}
     schema["required"] = []  # a recipe that extends another leaves out what that one has
     for name, info in Recipe.model_fields.items():
-        if "tuple" in str(info.annotation):  # `train: {kd: {...}}` changes one entry of an inherited list
+        if is_list(info.annotation):  # `train: {kd: {...}}` changes one entry of an inherited list
             schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "object"}, {"type": "string"}]}
-    definitions["RewardKeys"] = {"anyOf": [{"type": "number"}, definitions["RewardKeys"]]}
-    for model, key in NAMED_BY.items():
+    for model in models_in(Recipe):
+        key, kinds = _named_by(model), getattr(model, "kinds", ())
+        if getattr(model, "number_for", ""):
+            definitions[model.__name__] = {"anyOf": [{"type": "number"}, definitions[model.__name__]]}
+        if not key:
+            continue
         mapping = definitions[model.__name__]
-        kind = _KIND_OF.get(model)
-        if kind is not None:
-            mapping["properties"][key]["examples"] = [card.name for card in registry.cards(kind)]
-            mapping["allOf"] = [_when_named(key, card, definitions) for card in registry.cards(kind)]
-        mapping["required"] = [name for name in mapping.get("required", ()) if name == key and kind is None]
+        cards = registry.cards(kinds[0]) if kinds else []
+        if kinds:
+            mapping["properties"][key]["examples"] = [card.name for card in cards]
+            mapping["allOf"] = [_when_named(key, card, definitions) for card in cards]
+        mapping["required"] = [name for name in mapping.get("required", ()) if name == key and not kinds]
         definitions[model.__name__] = {"anyOf": [{"type": "string"}, mapping]}
     return schema
-
-
-_KIND_OF: dict[type[BaseModel], Kind] = {
-    CalibrationKeys: "source",
-    DataKeys: "source",
-    QuantizeKeys: "quantizer",
-    TrainKeys: "objective",
-    ExportKeys: "exporter",
-    EvaluateKeys: "task",
-}
 
 
 def _when_named(key: str, card: Card, definitions: dict[str, Any]) -> dict[str, Any]:

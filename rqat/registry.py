@@ -22,11 +22,12 @@ import pluggy
 from pydantic import ValidationError
 
 from . import hookspecs
-from .cards import KINDS, Card, Kind, registrar
+from .cards import KINDS, Card, Kind, kind_of, registrar
 from .contracts import Options, Part, Quantizer, Source, Transform
 from .discovery import BrokenPlugin, Discovery, Plugin, one_line
 from .errors import PluginError, RecipeError, UnknownName, nearest
 from .problems import Place, problems_of
+from .stages import reserved_keys
 
 if TYPE_CHECKING:
     import typer
@@ -199,7 +200,7 @@ class Registry:
         try:
             options = card.options.model_validate(dict(raw))
         except ValidationError as error:
-            host_keys = KINDS[card.kind][2] if place.keys else ()  # in a recipe they stand beside the options
+            host_keys = reserved_keys(card.kind) if place.keys else ()  # in a recipe they stand beside the options
             raise RecipeError(problems_of(error, card.options, place, also_known=host_keys)) from None
         problems: list[str] = []
         for name, index, part in parts_of(options):
@@ -321,7 +322,15 @@ class Registry:
         else:
             owner = (plugin.module.__name__, plugin.owner, plugin.version)
             try:
-                function(registrar(hook, owner, self._offer, lambda text: self._report(plugin, f"{hook}: {text}")))
+                function(
+                    registrar(
+                        hook,
+                        owner,
+                        self._offer,
+                        lambda text: self._report(plugin, f"{hook}: {text}"),
+                        reserved_keys(kind_of(hook)),
+                    )
+                )
             except Exception as error:
                 self._report(plugin, error, f"{hook}: {one_line(error)}")
 

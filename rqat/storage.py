@@ -110,6 +110,18 @@ def publish(partial: Path, final: Path) -> None:
         partial.replace(final)
 
 
+def writable_folder(folder: Path, overwrite: bool) -> Path:
+    """The folder, if something may be written there: it is new, or empty, or may be overwritten.
+
+    Raises:
+        RunError: it holds something, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise RunError(f"'{folder}' {what}.", hint="Choose another folder, or pass overwrite=True.")
+    return folder
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turns refusals of the operating system while writing under `path` into errors that say what to do."""

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from .errors import RecipeError
-from .problems import Keys
+from .problems import KeyPath
 
 DEEPEST = 16
 """Levels of nesting; a recipe has five or six."""
@@ -38,10 +38,10 @@ class _Reading:
     """One walk over a document's nodes."""
 
     name: str
-    origins: dict[Keys, str] = field(default_factory=dict)
+    origins: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def value(self, node: yaml.Node, keys: Keys) -> Any:
+    def value(self, node: yaml.Node, keys: KeyPath) -> Any:
         if len(keys) > DEEPEST:  # an anchor that contains itself would never end
             self.problems.append(f"{self._line(node)}: nested deeper than {DEEPEST} levels.")
             return None
@@ -57,7 +57,7 @@ class _Reading:
             self.problems.append(f"{self._line(node)}: {getattr(error, 'problem', None) or error}.")
             return None
 
-    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, keys: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
@@ -74,7 +74,7 @@ class _Reading:
         return f"{self.name}:{node.start_mark.line + 1}"
 
 
-def read_yaml(path: Path, name: str) -> tuple[dict[str, Any], dict[Keys, str]]:
+def read_yaml(path: Path, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """The mapping in a file, and for the keys of every value the place it was written at, `name:line`.
 
     Raises:

@@ -14,11 +14,13 @@ import torch
 
 from rqat.contracts import Options, QuantizedWeight, Row, Source, Split, Task, TaskOptions, Verdict
 from rqat.job import Job
-from rqat.keys import ModelKeys, TrainKeys
+from rqat.keys import ModelKeys
 from rqat.model.checkpoint import save_checkpoint
-from rqat.plan import REWARDS, Step, Use
 from rqat.registry import Registry
 from rqat.scheme import Scheme
+from rqat.stage import Step, Use
+from rqat.stages.gate import GateSettings
+from rqat.stages.train import REWARDS, TrainKeys
 from rqat.stages.train import run as train
 from rqat.storage import sha256_of
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
@@ -104,7 +106,8 @@ def train_step(
         made = tuple((Use(reward, reward.options(**keys.options)), keys.weight) for reward, keys in rewards)
         parts = {"objective": Use(card, use.options, made), "task": use}
     plan: Any = SimpleNamespace(model=ModelKeys(path=str(folder / "model")), fingerprint=lambda step: step.name)
-    step = Step(f"02-{stage}-{objective}", stage, objective, settings, parts, {"start": START})  # type: ignore[arg-type]
+    told = GateSettings.before(settings, use) if stage == "gate" else settings
+    step = Step(f"02-{stage}-{objective}", stage, objective, told, parts, {"start": START})  # type: ignore[arg-type]
     job = StubJob(plan, folder / "run", registry, given=given)
     job.workdir(step).mkdir(exist_ok=True)
     return job, step

@@ -25,7 +25,7 @@ class JsonlOptions(rqat.Options):
         shuffle: mix the order of the rows, by the seed.
     """
 
-    path: str
+    path: rqat.File
     fields: dict[RowField, str] = Field(default_factory=dict)
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
     shuffle: bool = True
@@ -42,7 +42,7 @@ class TextOptions(rqat.Options):
         shuffle: mix the order of the documents, by the seed.
     """
 
-    path: str
+    path: rqat.File
     split_at: Literal["paragraph", "line", "file"] = "paragraph"
     min_chars: Annotated[int, Field(ge=1)] = 1
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -60,7 +60,7 @@ class Gsm8kOptions(rqat.Options):
         shuffle: mix the order of the problems, by the seed.
     """
 
-    path: str | None = None
+    path: rqat.File | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
     instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
     shuffle: bool = True

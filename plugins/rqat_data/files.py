@@ -23,7 +23,7 @@ class Jsonl(rqat.Source):
 
     def rows(self, split: rqat.Split, seed: int) -> Iterator[rqat.Row]:
         """See `rqat.Source`."""
-        path = Path(self.options.path).expanduser()
+        path = self.options.path.path
         found = [
             make_row(record, self.options.fields, lambda line=line: f"{path}:{line}")  # type: ignore[misc]
             for line, record in records(path)
@@ -39,7 +39,7 @@ class Text(rqat.Source):
 
     def rows(self, split: rqat.Split, seed: int) -> Iterator[rqat.Row]:
         """See `rqat.Source`."""
-        path = Path(self.options.path).expanduser()
+        path = self.options.path.path
         text = read_text(path)
         separators = {"paragraph": r"\n[ \t]*(?:\n[ \t]*)+", "line": r"\n", "file": r"\Z"}
         pieces = (piece.strip() for piece in re.split(separators[self.options.split_at], text))

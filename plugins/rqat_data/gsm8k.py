@@ -48,7 +48,7 @@ class Gsm8k(rqat.Source):
     def _path(self) -> Path | None:
         """The file to read; None for the hub."""
         if self.options.path is not None:
-            path = Path(self.options.path).expanduser()
+            path = self.options.path.path
             found = _train_file(path) if path.is_dir() else path
             if found is None:
                 raise rqat.DataError(f"'{path}' holds no train.jsonl or train.jsonl.gz.", hint="Check `path`.")

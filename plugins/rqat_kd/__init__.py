@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 import rqat
+from rqat_kernels.divergences import DIVERGENCES
+
+if TYPE_CHECKING:
+    Known = str
+else:
+    Known = Literal[tuple(DIVERGENCES)]
 
 
 class Options(rqat.Options):
     """What is distilled, and how.
 
     Attributes:
-        divergence: forward KL(teacher || student), reverse KL(student || teacher), or jsd, between the two.
-        beta: the teacher's share in jsd's mixture (arXiv 2306.13649).
+        divergence: forward KL(teacher || student), reverse KL(student || teacher), or one that compares with a
+            mixture of both, as jsd does; `rqat_kernels.divergences` defines them.
+        beta: the teacher's share in that mixture (arXiv 2306.13649).
         temperature: softens both distributions; the loss is multiplied by its square (arXiv 1503.02531).
         sft_weight: share of the plain cross entropy with the data in the loss.
         positions: tokens the loss is averaged over: of the completion, or all.
     """
 
-    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    divergence: Known = "forward"
     beta: float = Field(default=0.5, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0)
     sft_weight: float = Field(default=0.0, ge=0, le=1)

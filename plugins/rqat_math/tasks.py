@@ -59,7 +59,7 @@ class MathTask(rqat.Task):
         return {"prompt": question, "answer": answer}
 
     def _records(self) -> Iterator[tuple[str, Any]]:
-        path = Path(self.options.data).expanduser() if self.options.data else self._beside()
+        path = self.options.data.path if self.options.data else self._beside()
         if path is None:
             yield from self._from_hub()
             return

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..figures import seconds
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -57,30 +59,6 @@ def note(text: str = "") -> None:
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def seconds(value: float) -> str:
-    """A duration: "4.2 s", "3 min 05 s", "2 h 10 min"."""
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that fits: "812 MB", "1.4 GB" (powers of ten)."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def percent(accuracy: float) -> str:
-    """A share as a percentage."""
-    return f"{100 * accuracy:.1f} %"
 
 
 def _is_number(cell: object) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from ..figures import size
 from . import display, options
 
 PACKAGES = {
@@ -53,11 +54,11 @@ def doctor(
     if as_json:
         display.print_json(found)
         return
-    memory = display.size(found["memory_bytes"]) if found["memory_bytes"] else "unknown"
+    memory = size(found["memory_bytes"]) if found["memory_bytes"] else "unknown"
     typer.echo(f"rqat {found['rqat']}, Python {found['python']}, {found['platform']}")
-    typer.echo(f"{found['cpus']} CPUs, {memory} memory, {display.size(found['free_disk_bytes'])} free here")
+    typer.echo(f"{found['cpus']} CPUs, {memory} memory, {size(found['free_disk_bytes'])} free here")
     for device in found["devices"] or [{"name": "no CUDA device: models run on the CPU in float32"}]:
-        free = f", {display.size(device['memory_bytes'])}" if "memory_bytes" in device else ""
+        free = f", {size(device['memory_bytes'])}" if "memory_bytes" in device else ""
         typer.echo(f"device: {device['name']}{free}")
     typer.echo(f"hub cache: {found['hub_cache']}{' (offline)' if found['offline'] else ''}")
     rows = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RecipeError, RqatError, RunError
+from ..figures import percent, seconds
 from ..quiet import only_our_bars
 from . import display, options
 from .values import pairs
@@ -138,9 +139,9 @@ def _place(raw: Mapping[str, Any]) -> Place:
 
 
 def _show(results: Mapping[str, Any]) -> None:
-    interval = f"{display.percent(results['low'])} to {display.percent(results['high'])}"
+    interval = f"{percent(results['low'])} to {percent(results['high'])}"
     rows = [
-        ("accuracy", f"{display.percent(results['accuracy'])}, 95 % interval {interval} ({results['interval']})"),
+        ("accuracy", f"{percent(results['accuracy'])}, 95 % interval {interval} ({results['interval']})"),
         (
             "problems",
             f"{results['n']}, each {len(results['seeds'])} times"
@@ -154,11 +155,11 @@ def _show(results: Mapping[str, Any]) -> None:
         rows += [
             ("correct", results["correct"]),
             ("unverifiable", results["unverifiable"]),
-            ("cut off", display.percent(results["truncated"])),
-            ("looping", display.percent(results["repetition"])),
+            ("cut off", percent(results["truncated"])),
+            ("looping", percent(results["repetition"])),
             ("tokens", f"{results['mean_tokens']:.0f} on average"),
         ]
-    rows.append(("time", display.seconds(results["seconds"])))
+    rows.append(("time", seconds(results["seconds"])))
     typer.echo(f"{results['task']} on {results['model']}")
     for name, value in rows:
         typer.echo(f"  {name:<14}{value}")

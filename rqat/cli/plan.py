@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import RqatError
+from ..figures import size
 from . import display, options
 
 if TYPE_CHECKING:
-    from ..plan import Plan, Step
-    from ..preflight import Finding
+    from ..plan import Plan
     from ..registry import Registry
+    from ..run_folder import Fate
+    from ..stage import Finding, Step
 
 INDENT = " " * 15
-NAMES = frozenset({"source", "method", "objective", "task", "format"})
-"""Keys that name a part; parts have lines of their own."""
-
-OTHERS = {"train": {"gate"}, "evaluate": {"variants"}}
-"""Keys of a mapping that are about other steps than the one they are shown for."""
 
 
 def plan(
@@ -30,29 +27,37 @@ def plan(
     name: options.RecipeName,
     changes: options.Changes = None,
     out: options.RunFolder = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Read the data as well, as a run would; this takes seconds.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what a recipe will do. Every step with all defaults, memory and disk, warnings and errors; nothing runs."""
     from ..plan import build_plan
-    from ..preflight import preflight
+    from ..preflight import preflight, read_data
     from ..recipe import load_recipe
 
     made = build_plan(load_recipe(name, changes or ()), context.obj.registry)
     folder = out or Path("runs") / made.recipe.name
     findings = preflight(made, folder=folder, offline=context.obj.offline, device=likely_device())
+    if data and not any(found.level == "error" for found in findings):
+        findings = [*read_data(made, context.obj.registry, offline=context.obj.offline), *findings]
     sizes = _sizes(made, likely_device(), offline=context.obj.offline)
     bits = _bits(made, offline=context.obj.offline)
+    states = _fates(made, folder)
     if as_json:
         display.print_json(
             {
                 "bits": {f"per_{what.split()[0]}": round(value, 4) for what, value in bits.items()},
                 "recipe": made.recipe.model_dump(mode="json"),
-                "steps": [_as_json(step) | sizes.get(step.name, {}) for step in made.steps],
+                "steps": [
+                    _as_json(step) | sizes.get(step.name, {}) | _state(states.get(step.name)) for step in made.steps
+                ],
                 "findings": [{"level": found.level, "text": found.text, "hint": found.hint} for found in findings],
             }
         )
     else:
-        _show(made, sizes, bits)
+        _show(made, sizes, bits, states)
         typer.echo()
         for found in findings:
             show_finding(found)
@@ -77,17 +82,23 @@ def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1) -> Non
     _refuse(errors)
 
 
-def check_data(made: Plan, folder: Path, registry: Registry, *, fresh: bool = False) -> None:
+def check_data(made: Plan, folder: Path, registry: Registry, *, fresh: bool = False, offline: bool = False) -> None:
     """Looks into the data of every step that `folder` does not hold yet, or with `fresh` of every step.
+
+    Warnings are shown.
 
     Raises:
         RqatError: everything that is missing or malformed at its beginning, all at once.
     """
-    from ..pipeline import MANIFEST
     from ..preflight import read_data
+    from ..run_folder import fates
 
-    done = [step.name for step in made.steps if not fresh and (folder / step.name / MANIFEST).is_file()]
-    _refuse(read_data(made, registry, done=done))
+    done = [] if fresh else [fate.step for fate in fates(made, folder) if fate.state == "kept"]
+    found = read_data(made, registry, done=done, offline=offline, device=likely_device())
+    for each in found:
+        if each.level != "error":
+            show_finding(each)
+    _refuse([each for each in found if each.level == "error"])
 
 
 def _refuse(errors: Sequence[Finding]) -> None:
@@ -113,8 +124,8 @@ def show_finding(found: Finding) -> None:
 
 def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int]]:
     """Memory and disk of every step; nothing when the model cannot be read, which pre-flight reports."""
-    from ..estimate import estimate
     from ..model.config import read_config
+    from ..preflight import estimate
 
     try:
         found = estimate(made, read_config(made.model, offline=offline), device, offline=offline)
@@ -125,24 +136,44 @@ def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int
 
 def _bits(made: Plan, *, offline: bool) -> dict[str, float]:
     """Bits per quantized weight, and per parameter in all; the latter only where the model can be read."""
-    from ..estimate import bits_of
     from ..model.config import read_config
+    from ..preflight import bits
 
     try:
-        weight, parameter = bits_of(made, read_config(made.model, offline=offline))
+        found = bits(made, read_config(made.model, offline=offline))
     except RqatError:
         return {} if made.scheme.patterns else {"weight": made.scheme.default.bits_per_weight()}
-    return {"weight": weight, "parameter in all": parameter}
+    return dict(zip(("weight", "parameter in all"), found or (), strict=False))
 
 
-def _show(made: Plan, sizes: Mapping[str, Mapping[str, int]], bits: Mapping[str, float]) -> None:
+def _fates(made: Plan, folder: Path) -> dict[str, Fate]:
+    """What becomes of every step, where the folder holds an earlier run; nothing when the model cannot be read."""
+    from ..run_folder import fates
+
+    if not folder.is_dir():
+        return {}
+    try:
+        return {fate.step: fate for fate in fates(made, folder)}
+    except RqatError:
+        return {}
+
+
+def _state(fate: Fate | None) -> dict[str, str]:
+    return {"state": fate.state, "reason": fate.reason} if fate else {"state": "new", "reason": ""}
+
+
+def _show(
+    made: Plan, sizes: Mapping[str, Mapping[str, int]], bits: Mapping[str, float], states: Mapping[str, Fate]
+) -> None:
     about = ", ".join(f"{value:.2f} bits per {what}" for what, value in bits.items())
     typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme}{f' ({about})' if about else ''}")
     shown: dict[tuple[str, ...], str] = {}
     for step in made.steps:
         needs = sizes.get(step.name)
-        about = "   about {} memory, {} disk".format(*map(display.size, needs.values())) if needs else ""
+        about = "   about {} memory, {} disk".format(*map(size, needs.values())) if needs else ""
         typer.echo(f"\n{typer.style(step.name, bold=True)}{about}")
+        if fate := states.get(step.name):
+            typer.echo(f"  {fate.state}{f': {fate.reason}' if fate.reason else ''}")
         for role, earlier in step.inputs.items():
             typer.echo(f"  {role:<12} {earlier}")
         lines = tuple(_described(step))
@@ -153,20 +184,13 @@ def _show(made: Plan, sizes: Mapping[str, Mapping[str, int]], bits: Mapping[str,
 
 def _described(step: Step) -> Iterator[str]:
     """The recipe's keys of a step, then its parts, each with who provides it and its options."""
-    yield from _wrapped({key: value for key, value in _keys(step).items() if not (step.parts and key in NAMES)})
+    from ..stages import stages
+
+    yield from _wrapped(stages()[step.stage].shown(step))
     for role, use in step.parts.items():
         card = use.card
         yield f"  {role:<12} {card.name}  ({card.module}, {card.owner} {card.version})"
         yield from _wrapped(use.options.model_dump(mode="json"))
-
-
-def _keys(step: Step) -> dict[str, Any]:
-    """The recipe's own keys of a step; those of a part stand with the part, if there is one."""
-    keys = step.settings.model_dump(mode="json")
-    own = set(type(step.settings).model_fields) - OTHERS.get(step.stage, set())
-    if step.stage == "gate":
-        own &= {"gate", "data", "max_tokens", "seed"}
-    return {key: value for key, value in keys.items() if key in own or not step.parts}
 
 
 def _wrapped(values: Mapping[str, Any]) -> Iterator[str]:
@@ -190,11 +214,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _as_json(step: Step) -> dict[str, Any]:
+    from ..stages import stages
+
     return {
         "name": step.name,
         "stage": step.stage,
         "variant": step.variant,
-        "settings": _keys(step),
+        "settings": stages()[step.stage].shown(step),
         "parts": {
             role: {
                 "name": use.card.name,

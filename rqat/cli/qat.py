@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..figures import percent
 from ..quiet import only_our_bars
 from . import display, options
 
@@ -18,25 +19,35 @@ def qat(
     changes: options.Changes = None,
     out: options.RunFolder = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what the folder holds and start over.")] = False,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STEP", help="Stop after this step, e.g. train-kd.")
+    ] = None,
+    redo: Annotated[
+        list[str] | None,
+        typer.Option("--redo", metavar="STEP", help="Do this step again, and what depends on it; repeatable."),
+    ] = None,
     processes: Annotated[
         int, typer.Option("--processes", min=0, metavar="N", help="Train in N processes, one per GPU; 0: on all GPUs.")
     ] = 1,
     as_json: options.Json = False,
 ) -> None:
-    """Run a recipe. What its run folder holds already is not done again."""
+    """Run a recipe. What its run folder holds already is not done again; what belongs to another plan is set aside."""
     from ..job import Job
     from ..pipeline import run_pipeline
     from ..plan import build_plan
     from ..recipe import load_recipe
+    from ..run_folder import step_called
     from .models import default_device
     from .plan import check, check_data
 
     plan = build_plan(load_recipe(name, changes or ()), context.obj.registry)
     folder = out or Path("runs") / plan.recipe.name
+    last = step_called(plan, until, "--until") if until else ""
+    again = [step_called(plan, step, "--redo") for step in redo or ()]
     workers = processes or _all_gpus()
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
     check(plan, folder, offline=context.obj.offline, processes=workers)
-    check_data(plan, folder, context.obj.registry, fresh=fresh)
+    check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
     device = default_device()
     display.note(f"Device: {device}{_others(device, workers)}")
     only_our_bars()
@@ -49,7 +60,7 @@ def qat(
         progress=display.Bars(),
         workers=workers,
     )
-    outcome = run_pipeline(job, fresh=fresh)
+    outcome = run_pipeline(job, fresh=fresh, until=last, redo=again)
     if not outcome.ran:
         display.note("Finished already; nothing to do (--fresh starts over).")
     elif outcome.skipped:
@@ -58,9 +69,8 @@ def qat(
         display.print_json(outcome.summary)
     else:
         show_summary(outcome.summary)
-    for step in plan.steps:
-        if step.stage == "export":
-            display.note(f"Checkpoint: {folder / step.name / 'model'}")
+    for checkpoint in plan.checkpoints(folder):
+        display.note(f"Checkpoint: {checkpoint}")
     display.note(f"Report: {folder / 'report.html'}")
 
 
@@ -86,10 +96,10 @@ def show_summary(summary: Mapping[str, Any]) -> None:
     for task, variants in summary["tasks"].items():
         rows = []
         for variant, found in variants.items():
-            interval = f"{display.percent(found['low'])} to {display.percent(found['high'])}"
-            cut_off = display.percent(found["truncated"]) if "truncated" in found else "-"
+            interval = f"{percent(found['low'])} to {percent(found['high'])}"
+            cut_off = percent(found["truncated"]) if "truncated" in found else "-"
             rows.append(
-                (variant, display.percent(found["accuracy"]), interval, found["n"], cut_off, round(found["seconds"], 1))
+                (variant, percent(found["accuracy"]), interval, found["n"], cut_off, round(found["seconds"], 1))
             )
         display.table(columns, rows, title=task)
         for pair in summary["paired"]:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RqatError, RunError
+from ..figures import seconds
 from ..quiet import only_our_bars
 from . import display, options
 from .values import pairs
 
 if TYPE_CHECKING:
-    from ..plan import Plan, Step
+    from ..plan import Plan
     from ..registry import Registry
 
 RECORD = "rqat.json"
@@ -63,7 +64,7 @@ def quantize(
 ) -> None:
     """Quantize a model without training. Writes a checkpoint that servers load."""
     from ..keys import ModelKeys
-    from ..plan import quantize_plan
+    from ..stages.quantize.command import quantize_plan
     from ..yaml_lines import parse_value
 
     plan = quantize_plan(
@@ -89,7 +90,7 @@ def quantize(
     record = _finished(out, plan)
     if record is None:
         record = _run(plan, out, context.obj.registry, offline=context.obj.offline)
-        display.note(f"Wrote {out} in {display.seconds(record['seconds'])}.")
+        display.note(f"Wrote {out} in {seconds(record['seconds'])}.")
     else:
         display.note(f"'{out}' is finished already; nothing to do.")
     if as_json:
@@ -115,8 +116,8 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
         if not any(work.glob("*/manifest.json")):  # nothing was finished that another attempt could start from
             shutil.rmtree(work, ignore_errors=True)
         raise
-    export = _export(plan)
-    checkpoint = job.result_of(export.name) / "model"
+    export = plan.steps[-1]
+    (checkpoint,) = plan.checkpoints(work)
     manifests = {step.name: read_json(job.result_of(step.name) / "manifest.json") for step in plan.steps}
     record = {
         "out": str(out),
@@ -139,7 +140,7 @@ def _finished(out: Path, plan: Plan) -> dict[str, Any] | None:
     Raises:
         RunError: `out` holds something else.
     """
-    from ..plan import difference
+    from ..facts import difference
     from ..storage import read_json
 
     if not out.exists():
@@ -151,7 +152,7 @@ def _finished(out: Path, plan: Plan) -> dict[str, Any] | None:
     record = read_json(out / RECORD)
     if not record or "fingerprint" not in record:
         raise RunError(f"'{out}' holds something else already.", hint="Choose an empty or new folder with -o.")
-    export = _export(plan)
+    export = plan.steps[-1]
     if record["fingerprint"] != plan.fingerprint(export):
         changes = difference(record["facts"], plan.facts(export))
         raise RunError(
@@ -159,10 +160,6 @@ def _finished(out: Path, plan: Plan) -> dict[str, Any] | None:
             hint="Choose another folder with -o, or remove this one.",
         )
     return record
-
-
-def _export(plan: Plan) -> Step:
-    return next(step for step in plan.steps if step.stage == "export")
 
 
 def _calibration(text: str | None, samples: int, tokens: int, seed: int) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ def ls(as_json: options.Json = False) -> None:
     """List the recipes that come with rqat."""
     from ..recipe import load_recipe, shipped_recipes
     from ..scheme import Schemes
+    from ..stages import way
 
     found: list[dict[str, str]] = []
     for name, path in shipped_recipes().items():
@@ -42,7 +43,7 @@ def ls(as_json: options.Json = False) -> None:
                 "name": name,
                 "model": recipe.model.path,
                 "scheme": recipe.scheme if isinstance(recipe.scheme, str) else str(Schemes.parse(recipe.scheme)),
-                "stages": " > ".join([recipe.quantize.method, *(train.objective for train in recipe.train)]),
+                "stages": " > ".join(way(recipe)),
                 "about": _first_comment(path),
                 "path": str(path),
             }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .data import Row
-from .options import Options
+from .options import File, Options
 
 Verdict = Literal["correct", "wrong", "unverifiable"]
 """`unverifiable`: the checker ran out of time or crashed on this answer; counted by itself, never as correct."""
@@ -54,7 +54,7 @@ class TaskOptions(Options):
         chat: wrap the prompt in the tokenizer's chat template; `auto` does it when the tokenizer has one.
     """
 
-    data: str | None = None
+    data: File | None = None
     max_new_tokens: int = 2048
     temperature: float = 0.0
     top_p: float = 1.0

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from rqat_kernels.decode import add_rms_norm, attend, look_up
 from rqat_kernels.packed_linear import PackedLinear
 
 from ..errors import ModelError
-from ..model.layers import FAMILIES
+from ..model.families import FAMILIES, Family
 from ..packed.fused import fuse, fuse_swiglu, is_bare
 
 if TYPE_CHECKING:
@@ -66,17 +66,19 @@ class Decoder:
     def __init__(self, model: transformers.PreTrainedModel) -> None:
         check_decodable(model)
         config: Any = model.config.get_text_config()
-        inner: Any = model.model
+        family = FAMILIES[config.model_type]
+        layout = family.layout
         self.heads: int = config.num_attention_heads
         self.key_heads: int = config.num_key_value_heads
         self.width: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps: float = config.rms_norm_eps
-        self.embeddings: Tensor = inner.embed_tokens.weight
-        self.norm: Tensor = inner.norm.weight
-        self.head: Callable[[Tensor], Tensor] = model.lm_head
-        self._rotary = inner.rotary_emb
+        self.embeddings: Tensor = model.get_parameter(f"{layout.embeddings}.weight")
+        self.norm: Tensor = model.get_parameter(f"{layout.norm}.weight")
+        self.head: Callable[[Tensor], Tensor] = model.get_submodule(layout.head)
+        self._rotary = model.get_submodule(layout.rotary)
         self.packed = any(isinstance(module, PackedLinear) for module in model.modules())
-        self.layers = [_layer(block, config, index) for index, block in enumerate(inner.layers)]
+        blocks: Any = model.get_submodule(layout.blocks)
+        self.layers = [_layer(block, family, config, index) for index, block in enumerate(blocks)]
 
     def cache_bytes(self, positions: int) -> int:
         """Size of one slot."""
@@ -156,7 +158,10 @@ def check_decodable(model: transformers.PreTrainedModel) -> None:
     rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     problem = ""
     if config.model_type not in FAMILIES:
-        problem = f"its family is {config.model_type}, not one of {', '.join(FAMILIES)}"
+        known = [name for name, family in FAMILIES.items() if not family.undecodable]
+        problem = f"its family is {config.model_type}, not one of {', '.join(known)}"
+    elif FAMILIES[config.model_type].undecodable:
+        problem = FAMILIES[config.model_type].undecodable
     elif config.hidden_act != "silu":
         problem = f"its activation is {config.hidden_act}, not silu"
     elif rotary not in ROTARIES:
@@ -179,22 +184,22 @@ def _passed_by(model: Any) -> str:
     return ""
 
 
-def _layer(block: Any, config: Any, index: int) -> _Layer:
-    attention, mlp = block.self_attn, block.mlp
+def _layer(block: nn.Module, family: Family, config: Any, index: int) -> _Layer:
+    layout = family.layout
     kinds: Sequence[str] | None = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None) or 0
-    # Mistral has a window in every layer and, in some releases of transformers, no list of kinds.
-    sliding = kinds[index] == "sliding_attention" if kinds else config.model_type == "mistral"
-    q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    sliding = kinds[index] == "sliding_attention" if kinds else family.always_slides
+    modules = dict(block.named_modules())
+    q_norm, k_norm = (modules.get(name) for name in layout.head_norms)
     return _Layer(
-        input_norm=block.input_layernorm.weight,
-        qkv=fuse(attention.q_proj, attention.k_proj, attention.v_proj),
-        q_norm=None if q_norm is None else q_norm.weight,
-        k_norm=None if k_norm is None else k_norm.weight,
-        o=attention.o_proj,
-        mlp_norm=block.post_attention_layernorm.weight,
-        swiglu=fuse_swiglu(mlp.gate_proj, mlp.up_proj),
-        down=mlp.down_proj,
+        input_norm=block.get_parameter(f"{layout.attention_norm}.weight"),
+        qkv=fuse(*(modules[name] for name in layout.qkv)),
+        q_norm=None if q_norm is None else q_norm.get_parameter("weight"),
+        k_norm=None if k_norm is None else k_norm.get_parameter("weight"),
+        o=modules[layout.out],
+        mlp_norm=block.get_parameter(f"{layout.mlp_norm}.weight"),
+        swiglu=fuse_swiglu(*(modules[name] for name in layout.gate_up)),
+        down=modules[layout.down],
         window=window if sliding else 0,
     )
 

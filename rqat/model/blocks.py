@@ -25,8 +25,9 @@ from ..grids import grid_of
 from ..scheme import Scheme, Schemes
 from .activations import Activations, TokenBatch
 from .block_store import BlockStore, LayerReport
+from .families import FAMILIES, layout_of
 from .head import head_block, head_shape
-from .layers import BLOCKS, HEAD, SHARED_INPUTS, choose_layers
+from .layers import HEAD, choose_layers
 from .unloading import Unloading
 
 if TYPE_CHECKING:
@@ -51,27 +52,27 @@ def describe_blocks(
     Raises:
         ModelError: the model has other blocks than the supported families, or see `layers.choose_layers`.
     """
+    layout = layout_of(model.config.model_type)
     try:
-        modules = list(model.get_submodule(BLOCKS))  # type: ignore[call-overload]
+        modules = list(model.get_submodule(layout.blocks))  # type: ignore[call-overload]
         linears = {}
-        for index, module in enumerate(modules):
-            for name in (name for group in SHARED_INPUTS for name in group.names):
-                linear = module.get_submodule(name)
-                if not isinstance(linear, nn.Linear):
-                    raise AttributeError(f"{BLOCKS}.{index}.{name} is a {type(linear).__name__}")
-                linears[f"{BLOCKS}.{index}.{name}"] = (linear.out_features, linear.in_features)
+        for name in layout.layer_names(len(modules)):
+            linear = model.get_submodule(name)
+            if not isinstance(linear, nn.Linear):
+                raise AttributeError(f"{name} is a {type(linear).__name__}")
+            linears[name] = (linear.out_features, linear.in_features)
     except AttributeError as error:
         raise ModelError(
             f"{type(model).__name__} has no decoder blocks of a known form: {error}.",
-            hint="Supported: dense models of the families llama, mistral, qwen2, qwen3, not quantized before.",
+            hint=f"Supported: dense models of the families {', '.join(FAMILIES)}, not quantized before.",
         ) from error
     chosen = set(choose_layers(linears, schemes, skip=skip, indivisible=indivisible, head=head_shape(model)))
     blocks = []
     for index, module in enumerate(modules):
-        name = f"{BLOCKS}.{index}"
+        name = layout.block(index)
         left_alone = {other for other in linears if other not in chosen}
         inputs = []
-        for group in SHARED_INPUTS:
+        for group in layout.inputs:
             names = tuple(layer for layer in group.names if f"{name}.{layer}" in chosen)
             free = names == group.names and f"{name}.{group.before}" not in left_alone
             if names:

@@ -19,13 +19,12 @@ from ..contracts import Exporter
 from ..errors import NumericsError
 from ..storage import read_json, write_json
 from .checkpoint import decoded
+from .families import Layout, layout_of
 from .hf_folder import ShardWriter
-from .layers import BLOCKS
 from .load import default_dtype
 from .reader import CheckpointReader
 from .stored import StoredTensors
 
-EMBEDDINGS = "model.embed_tokens.weight"
 VOCABULARY = 8
 """Tokens of a model of one block; its embeddings are never used."""
 
@@ -47,19 +46,20 @@ def largest_difference(folder: Path, exporter: Exporter, reader: CheckpointReade
                 f"'{folder}' is not the model that was exported: {name} was changed.", hint="Do not serve it."
             )
     config = read_json(folder / "config.json")
-    embeddings = reader.tensor(EMBEDDINGS)
+    layout = layout_of(config["model_type"])
+    embeddings = reader.tensor(f"{layout.embeddings}.weight")
     tokens = torch.randint(0, len(embeddings), (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
     hidden = embeddings[tokens].to(device, default_dtype(device))
     worst, largest = 0.0, 1.0
     for block in range(config["num_hidden_layers"]):
-        inside = f"{BLOCKS}.{block}."
-        layers = {_renamed(name, block): scheme for name, scheme in reader.layers.items() if name.startswith(inside)}
-        skipped = [_renamed(name, block) for name in reader.skipped if name.startswith(inside)]
-        packed = exporter.config(layers, [*skipped, "lm_head"]) if layers else None
+        inside, first = f"{layout.block(block)}.", f"{layout.block(0)}."
+        layers = {name.replace(inside, first, 1): s for name, s in reader.layers.items() if name.startswith(inside)}
+        skipped = [name.replace(inside, first, 1) for name in reader.skipped if name.startswith(inside)]
+        packed = exporter.config(layers, [*skipped, layout.head]) if layers else None
         tensors = ((name, stored.read(name)) for name in stored.names)
-        found = _run(_of_one_block(config, block, packed), tensors, block, hidden)
+        found = _run(_of_one_block(config, block, packed), layout, tensors, block, hidden)
         plain = _weights_of(reader, inside)
-        hidden = _run(_of_one_block(config, block, None), plain, block, hidden)
+        hidden = _run(_of_one_block(config, block, None), layout, plain, block, hidden)
         difference, scale = float((found - hidden).abs().max()), float(hidden.abs().max())
         if not difference / scale <= worst / largest:  # "not", so that NaN counts as the worst
             worst, largest = difference, scale
@@ -85,7 +85,9 @@ def _of_one_block(config: dict[str, Any], block: int, quantization: dict[str, An
     return small | ({"quantization_config": quantization} if quantization else {})
 
 
-def _run(config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]], block: int, hidden: Tensor) -> Tensor:
+def _run(
+    config: dict[str, Any], layout: Layout, tensors: Iterable[tuple[str, Tensor]], block: int, hidden: Tensor
+) -> Tensor:
     """Hidden states behind a block: of the model with `config`, and of `tensors` those that belong to it."""
     import transformers
 
@@ -93,11 +95,11 @@ def _run(config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]], block: i
         folder = Path(name)
         shards = ShardWriter(folder)
         for key, tensor in tensors:
-            if key.startswith(f"{BLOCKS}.{block}."):
-                shards.add(_renamed(key, block), tensor)
-            elif key == EMBEDDINGS:
+            if key.startswith(f"{layout.block(block)}."):
+                shards.add(key.replace(layout.block(block), layout.block(0), 1), tensor)
+            elif key == f"{layout.embeddings}.weight":
                 shards.add(key, tensor[:VOCABULARY])
-            elif not key.startswith((f"{BLOCKS}.", "lm_head.")):
+            elif not key.startswith((f"{layout.blocks}.", f"{layout.head}.")):
                 shards.add(key, tensor)
         shards.close()
         write_json(folder / "config.json", json.loads(json.dumps(config)))
@@ -105,13 +107,9 @@ def _run(config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]], block: i
             folder, dtype=hidden.dtype, local_files_only=True
         )
     outputs: list[Tensor] = []
-    model.model.layers[0].register_forward_hook(
+    model.get_submodule(layout.block(0)).register_forward_hook(
         lambda module, given, output: outputs.append(output if isinstance(output, Tensor) else output[0])
     )
     with torch.no_grad():
         model.to(hidden.device).eval()(inputs_embeds=hidden)
     return outputs[0]
-
-
-def _renamed(name: str, block: int) -> str:
-    return name.replace(f"{BLOCKS}.{block}.", f"{BLOCKS}.0.", 1)

@@ -16,7 +16,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from ..quiet import quiet_loading
 from ..scheme import Scheme
 from .hub import QUANTIZED_FILE
 from .load import default_dtype
+from .stored_schemes import schemes_in
 from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
 from .transforms import Applied, attach_transforms, load_transforms, save_transforms
 
@@ -94,7 +95,7 @@ def save_checkpoint(
     save_transforms(folder, transforms)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    config.dtype = narrowest(model.get_parameter("model.embed_tokens.weight").detach()).dtype
+    config.dtype = narrowest(model.get_input_embeddings().get_parameter("weight").detach()).dtype
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
@@ -209,7 +210,7 @@ class LayerFile:
                 hint="Run the step that wrote it again with this version.",
             )
         try:
-            self.schemes: dict[str, Scheme] = _schemes_in(facts)
+            self.schemes: dict[str, Scheme] = schemes_in(facts)
         except (KeyError, TypeError, ValueError, AttributeError, RqatError) as error:
             written = ", ".join(f"{key} {facts[key]!r}" for key in ("grid", "scheme", "schemes") if key in facts)
             raise ModelError(
@@ -251,14 +252,3 @@ class LayerFile:
         ):
             raise damaged(self.path, f"{name} is not on {scheme}")
         return QuantizedWeight.from_state(state, scheme, self._notes.get(name, ""))
-
-
-def _schemes_in(facts: Mapping[str, Any]) -> dict[str, Scheme]:
-    """The scheme of every layer, by the facts of a file, in order."""
-    if "schemes" in facts:
-        read = {text: Scheme.parse(text) for text in facts["schemes"].values()}
-        return {name: read[facts["schemes"][name]] for name in facts["layers"]}
-    scheme = Scheme.parse(facts["scheme"])
-    if scheme.grid != facts["grid"]:
-        raise ValueError("its grid is not that of its scheme")
-    return dict.fromkeys(facts["layers"], scheme)

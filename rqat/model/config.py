@@ -16,8 +16,8 @@ from typing import Any
 
 from ..errors import ModelError
 from ..keys import ModelKeys
-from .hub import INDEX, SINGLE, TOKENIZERS, fetch, read_remote, resolve
-from .layers import FAMILIES, HEAD, layer_names
+from .families import FAMILIES, Layout, layout_of
+from .hub import INDEX, QUANTIZED_FILE, SINGLE, TOKENIZERS, fetch, read_remote, resolve
 from .vocabulary import read_vocabulary
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -59,6 +59,11 @@ class ModelConfig:
         return str(self.raw.get("model_type", ""))
 
     @property
+    def layout(self) -> Layout:
+        """What its modules are called."""
+        return layout_of(self.model_type)
+
+    @property
     def blocks(self) -> int:
         """Number of decoder blocks."""
         return int(self.raw.get("num_hidden_layers", 0))
@@ -87,7 +92,7 @@ class ModelConfig:
     @property
     def head(self) -> tuple[int, int] | None:
         """`(V, hidden)` of lm_head; None where it is the embedding."""
-        tensor = self.tensors.get(f"{HEAD}.weight")
+        tensor = self.tensors.get(f"{self.layout.head}.weight")
         return None if self.tied or tensor is None or len(tensor.shape) != 2 else (tensor.shape[0], tensor.shape[1])
 
     @property
@@ -110,7 +115,7 @@ class ModelConfig:
     def linears(self) -> dict[str, tuple[int, int]]:
         """Quantizable linear layers by full name, with `(O, I)`, block by block in the order data passes them."""
         found = {}
-        for name in layer_names(self.blocks):
+        for name in self.layout.layer_names(self.blocks):
             tensor = self.tensors.get(f"{name}.weight")
             if tensor is not None and len(tensor.shape) == 2:
                 found[name] = (tensor.shape[0], tensor.shape[1])
@@ -214,6 +219,11 @@ def check_quantizable(config: ModelConfig) -> None:
         ModelError: it is quantized already, of another architecture, a mixture of experts, or not complete.
     """
     path = config.keys.path
+    if config.folder is not None and (config.folder / QUANTIZED_FILE).is_file():
+        raise ModelError(
+            f"'{path}' is a finished step of a run.",
+            hint=f"Begin with it: `start: {path}`, under `model` what that run started from, and no `quantize`.",
+        )
     if config.quantization is not None:
         method = config.quantization.get("quant_method", "an unknown method")
         raise ModelError(
@@ -232,8 +242,9 @@ def check_quantizable(config: ModelConfig) -> None:
             f"'{path}' is of the architecture '{config.model_type}', which this version cannot quantize.",
             hint=f"Supported: {', '.join(FAMILIES)}.",
         )
-    expected = [f"{name}.weight" for name in layer_names(config.blocks)]
-    expected += ["model.embed_tokens.weight", "model.norm.weight", *([] if config.tied else ["lm_head.weight"])]
+    layout = config.layout
+    others = [layout.embeddings, layout.norm, *([] if config.tied else [layout.head])]
+    expected = [f"{name}.weight" for name in (*layout.layer_names(config.blocks), *others)]
     missing = [name for name in expected if name not in config.tensors]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..contracts import Block, SharedInput
 from ..scheme import Scheme
-from .layers import HEAD, NORM
+from .families import layout_of
+from .layers import HEAD
 
 if TYPE_CHECKING:
     import transformers
@@ -38,5 +39,5 @@ def head_shape(model: transformers.PreTrainedModel) -> tuple[int, int] | None:
 
 def head_block(model: transformers.PreTrainedModel, scheme: Scheme) -> Block:
     """The model's end as a block with one layer. Nothing may be folded: the norm is not the block before's."""
-    end = ModelEnd(model.get_submodule(NORM), model.get_submodule(HEAD))
+    end = ModelEnd(model.get_submodule(layout_of(model.config.model_type).norm), model.get_submodule(HEAD))
     return Block("", end, (SharedInput((HEAD,)),), {HEAD: scheme})

@@ -1,4 +1,4 @@
-"""Which linear layers of a model are quantized, and which of them read the same input. Does not import torch."""
+"""Which linear layers of a model are quantized. Does not import torch."""
 
 from __future__ import annotations
 
@@ -6,38 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from ..contracts import SharedInput
 from ..errors import ModelError, nearest
 from ..scheme import Schemes
+from .families import LLAMA
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Values of `model_type` whose decoder blocks this version can quantize; all have the layers of `SHARED_INPUTS`."""
+HEAD = LLAMA.head
+"""The output head, as patterns name it: quantized only where a pattern of the schemes does."""
 
-BLOCKS = "model.layers"
-"""Where the decoder blocks sit: `model.layers.0`, `model.layers.1`, ..."""
-
-SHARED_INPUTS = (
-    SharedInput(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), before="input_layernorm"),
-    SharedInput(("self_attn.o_proj",), before="self_attn.v_proj"),
-    SharedInput(("mlp.gate_proj", "mlp.up_proj"), before="post_attention_layernorm"),
-    SharedInput(("mlp.down_proj",), before="mlp.up_proj"),
-)
-"""The linear layers of one decoder block, in the order in which data passes them. With grouped queries `v_proj` is
-narrower than the input of `o_proj`: whoever folds into it shares a factor between the heads that share a value."""
-
-HEAD = "lm_head"
-"""The output head: quantized only where a pattern of the schemes names it."""
-
-NORM = "model.norm"
-"""The norm before it."""
-
-EMBEDDING = "model.embed_tokens"
+EMBEDDING = LLAMA.embeddings
 """Left as it is in any case; a `skip` pattern may name it, and the head."""
-
-
-def layer_names(blocks: int) -> list[str]:
-    """Full names of all linear layers of `blocks` decoder blocks, in the order in which data passes them."""
-    return [f"{BLOCKS}.{block}.{name}" for block in range(blocks) for group in SHARED_INPUTS for name in group.names]
 
 
 def choose_layers(

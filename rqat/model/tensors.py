@@ -15,9 +15,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..storage import explained
-
-ENTRY = "rqat"
-"""The only key of a file's metadata. With more than one their order in the file would be random."""
+from .stored_schemes import ENTRY
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

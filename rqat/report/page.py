@@ -7,10 +7,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..figures import percent, seconds
+from ..stage import BASE, Stage
+from ..stages import stages
 from . import charts
 from .run_files import RunFiles, StepFiles
 from .samples import pick
-from .summary import BASE, BETTER, NOT_SHOWN
+from .summary import BETTER, NOT_SHOWN
 
 CURVES = {
     "loss": "Loss",
@@ -23,11 +26,6 @@ CURVES = {
 LONGEST_TEXT = 6000
 """Characters of a completion that are shown."""
 
-EXPLAINED = {
-    "gate": "Measured before learning from own completions: does the model solve some problems, some of the time?",
-    "export": "The exported files, read back and compared with the model that was evaluated.",
-}
-
 
 def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     """The whole document."""
@@ -37,8 +35,7 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
         _samples(run, summary),
         _training(run),
         _layers(run),
-        _facts_of(run, "gate", "Cold-start gate"),
-        _facts_of(run, "export", "Export check"),
+        *(_checks(run, stage) for stage in stages().values() if stage.title),
         _origin(run, manifest),
     ]
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
@@ -53,11 +50,11 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
 
 
 def _head(run: RunFiles, summary: Mapping[str, Any]) -> str:
-    about = f"{summary['model']} in {run.scheme}, {_time(summary['seconds'])} in {len(run.steps)} steps"
+    about = f"{summary['model']} in {run.scheme}, {seconds(summary['seconds'])} in {len(run.steps)} steps"
     lines = [f'<header><h1>{escape(run.name)}</h1><p class="soft">{escape(about)}</p></header>']
     variants = summary["variants"]
     if variants:
-        tiles = [(_percent(figures["accuracy"]), variant) for variant, figures in variants.items()]
+        tiles = [(percent(figures["accuracy"]), variant) for variant, figures in variants.items()]
         recovered = _recovered(run, variants)
         if recovered:
             tiles.append(recovered)
@@ -88,16 +85,16 @@ def _results(task: str, variants: Mapping[str, Any], paired: Sequence[Mapping[st
         rows.append(
             [
                 f"<th>{escape(variant)}</th>",
-                f"<td><b>{_percent(figures['accuracy'])}</b></td>",
+                f"<td><b>{percent(figures['accuracy'])}</b></td>",
                 f'<td class="left">{bar}</td>',
-                f"<td>{_percent(figures['low'])} to {_percent(figures['high'])}</td>",
+                f"<td>{percent(figures['low'])} to {percent(figures['high'])}</td>",
                 *(f"<td>{_change(against.get(other))}</td>" for other in _references(paired, task)),
                 f"<td>{figures['n']}</td>",
                 f"<td>{_optional(figures, 'mean_tokens', '{:.0f}')}</td>",
                 f"<td>{_optional(figures, 'truncated', '{:.1%}')}</td>",
                 f"<td>{_optional(figures, 'repetition', '{:.1%}')}</td>",
                 f"<td>{_optional(figures, 'unverifiable', '{}')}</td>",
-                f"<td>{_time(figures['seconds'])}</td>",
+                f"<td>{seconds(figures['seconds'])}</td>",
             ]
         )
     columns = ["model", "accuracy", "", "95 % interval", *(f"against {other}" for other in _references(paired, task))]
@@ -146,7 +143,7 @@ def _samples(run: RunFiles, summary: Mapping[str, Any]) -> str:
 
 def _training(run: RunFiles) -> str:
     drawn = []
-    for step in run.of("train"):
+    for step in run.steps:
         lines = step.rows("training.jsonl")
         for key, title in CURVES.items():
             points = [(float(line["step"]), float(line[key])) for line in lines if line.get(key) is not None]
@@ -167,7 +164,7 @@ def _layers(run: RunFiles) -> str:
 
     kinds: dict[str, dict[str, list[tuple[float, float]]]] = {}
     notes = []
-    for step in run.of("quantize"):
+    for step in run.steps:
         for layer in read_json(step.folder / "layers.json") or []:
             numbers = [part for part in layer["name"].split(".") if part.isdigit()]
             if layer["error"] is not None and numbers:
@@ -185,9 +182,10 @@ def _layers(run: RunFiles) -> str:
     return f'<section><h2>Error of every layer</h2>{intro}<div class="small">{"".join(drawn)}</div>{listed}</section>'
 
 
-def _facts_of(run: RunFiles, stage: str, heading: str) -> str:
+def _checks(run: RunFiles, stage: Stage) -> str:
+    """What a stage found, as a table."""
     tables = []
-    for step in run.of(stage):
+    for step in run.of(stage.name):
         facts = {key: value for key, value in step.results.items() if value not in (None, "", [])}
         rows = [
             [f"<th>{escape(_words(key))}</th>", f'<td class="wrap">{escape(_value(value))}</td>']
@@ -196,7 +194,7 @@ def _facts_of(run: RunFiles, stage: str, heading: str) -> str:
         tables.append(_table([], rows))
     if not tables:
         return ""
-    return f'<section><h2>{heading}</h2><p class="soft">{EXPLAINED[stage]}</p>{"".join(tables)}</section>'
+    return f'<section><h2>{stage.title}</h2><p class="soft">{stage.about}</p>{"".join(tables)}</section>'
 
 
 def _origin(run: RunFiles, manifest: Mapping[str, Any]) -> str:
@@ -205,7 +203,7 @@ def _origin(run: RunFiles, manifest: Mapping[str, Any]) -> str:
     steps = [
         [
             f"<th>{escape(step.name)}</th>",
-            f"<td>{_time(step.seconds)}</td>",
+            f"<td>{seconds(step.seconds)}</td>",
             f"<td><code>{_fingerprint(step)}</code></td>",
         ]
         for step in run.steps
@@ -252,15 +250,3 @@ def _value(value: Any) -> str:
 
 def _optional(figures: Mapping[str, Any], key: str, form: str) -> str:
     return form.format(figures[key]) if figures.get(key) is not None else "–"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

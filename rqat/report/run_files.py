@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..stages import stages
 from ..storage import read_json, read_json_lines
 
 if TYPE_CHECKING:
@@ -55,7 +56,12 @@ class RunFiles:
     @property
     def start(self) -> str:
         """Variant of the quantizer whose result is trained."""
-        return str(self.recipe.get("quantize", {}).get("method", ""))
+        return next((step.variant for step in self.steps if stages()[step.stage].makes_model), "")
+
+    @property
+    def evaluations(self) -> list[StepFiles]:
+        """The steps that found how well a model does on a task."""
+        return [step for step in self.steps if {"task", "accuracy"} <= step.results.keys()]
 
     def of(self, stage: str) -> list[StepFiles]:
         """The steps of one stage."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..stage import BASE
 from .run_files import RunFiles
-from .summary import BASE
 
 SHOWN = 4
 """Problems in a report."""
@@ -32,7 +32,7 @@ class Shown:
 def pick(run: RunFiles, task: str) -> list[Shown]:
     """The first problem of each interesting kind, in the order of the kinds; none twice."""
     variants: dict[str, dict[int, dict[str, Any]]] = {}
-    for step in run.of("evaluate"):
+    for step in run.evaluations:
         if step.results["task"] == task:
             rows = step.rows("samples.jsonl")
             variants[step.variant] = {row["index"]: row for row in reversed(rows)}

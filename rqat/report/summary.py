@@ -14,9 +14,9 @@ from typing import Any
 
 from ..evals.harness import scores
 from ..evals.stats import paired
+from ..stage import BASE
 from .run_files import RunFiles, StepFiles
 
-BASE = "bf16"
 FIGURES = (
     *("task", "n", "correct", "wrong", "unverifiable", "accuracy", "low", "high", "interval", "seconds"),
     *("truncated", "repetition", "unclosed_think", "mean_tokens", "tokens_per_s", "seeds", "metric"),
@@ -29,7 +29,7 @@ BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
 def summary_of(run: RunFiles) -> dict[str, Any]:
     """The whole summary of a run."""
     tasks: dict[str, dict[str, Any]] = {}
-    for step in run.of("evaluate"):
+    for step in run.evaluations:
         figures = {key: step.results[key] for key in FIGURES if key in step.results}
         tasks.setdefault(step.results["task"], {})[step.variant] = figures
     first = next(iter(tasks), None)
@@ -48,7 +48,7 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
 def comparisons(run: RunFiles) -> list[dict[str, Any]]:
     """Every model against the one before quantization, and against the quantized one that training starts from."""
     found = []
-    steps = run.of("evaluate")
+    steps = run.evaluations
     for step in steps:
         for against in dict.fromkeys((BASE, run.start)):
             other = next((s for s in steps if s.variant == against and s.results["task"] == step.results["task"]), None)

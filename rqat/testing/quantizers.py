@@ -74,12 +74,12 @@ class QuantizerSuite(Suite):
         """At 8 bits the block computes what it did: what was folded into one layer was taken out of the next."""
         import torch
 
-        from ..model.layers import BLOCKS, SHARED_INPUTS
+        from ..model.families import layout_of
 
         model, _ = tiny_model()
-        scheme = Scheme.parse("w8g32")
-        schemes = {name: scheme for shared in SHARED_INPUTS for name in shared.names}
-        block = Block(f"{BLOCKS}.0", model.get_submodule(f"{BLOCKS}.0"), SHARED_INPUTS, schemes)
+        scheme, layout = Scheme.parse("w8g32"), layout_of(model.config.model_type)
+        schemes = {name: scheme for shared in layout.inputs for name in shared.names}
+        block = Block(layout.block(0), model.get_submodule(layout.block(0)), layout.inputs, schemes)
         tokens = torch.arange(64).view(2, 32) % model.config.vocab_size
         before = model(tokens).logits.detach()
         made = self.make().quantize_block(block, block_stats(model, block, tokens, self.make()))

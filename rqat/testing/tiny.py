@@ -119,23 +119,23 @@ def rounded(weight: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
     return grid.quantize_layer(weight, *fitted)
 
 
-def rounded_layers(model: torch.nn.Module, spelling: str = "w2g32") -> dict[str, QuantizedWeight]:
+def rounded_layers(model: transformers.PreTrainedModel, spelling: str = "w2g32") -> dict[str, QuantizedWeight]:
     """Every layer of a tiny model, rounded to 2 bits."""
-    from ..model.layers import layer_names
+    from ..model.families import layout_of
 
-    scheme = Scheme.parse(spelling)
-    weights = {name: model.get_parameter(f"{name}.weight").detach() for name in layer_names(2)}
+    scheme, names = Scheme.parse(spelling), layout_of(model.config.model_type).layer_names(2)
+    weights = {name: model.get_parameter(f"{name}.weight").detach() for name in names}
     return {name: rounded(weight, scheme) for name, weight in weights.items()}
 
 
 def save_rounded(folder: Path, scheme: Scheme) -> None:
     """Writes `tiny_model`, with every layer rounded, as a step of a run into an existing folder."""
     from ..model.checkpoint import save_checkpoint
-    from ..model.layers import layer_names
+    from ..model.families import layout_of
 
     model, tokenizer = tiny_model()
     layers = {}
-    for name in layer_names(2):
+    for name in layout_of(model.config.model_type).layer_names(2):
         weight = model.get_parameter(f"{name}.weight").data
         layers[name] = rounded(weight, scheme)
         weight.copy_(decoded(layers[name]))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..contracts import Problem, Row
+from ..contracts import Level, Problem, Row
 from ..errors import DataError
 from ..generation.prompts import completion_of, conversation, encode_examples, encode_prompts, for_trainer
 
@@ -35,9 +35,6 @@ READ_AT_ONCE = 256
 
 HOPELESS = 5000
 """Rows after which an endless source of which none was short enough is given up."""
-
-CHECKED = 2000
-"""Rows that `check_rows` looks at, unless told otherwise: about a second of a fast tokenizer's time."""
 
 
 @dataclass
@@ -119,20 +116,19 @@ def check_rows(
     writes: bool = False,
     graded: bool = False,
     max_tokens: int,
-    limit: int = CHECKED,
 ) -> Iterator[Problem]:
     """What `prepare_rows` would refuse or leave out, found before any work and without torch.
 
     Args:
-        limit: rows looked at; a source may be endless.
+        rows: as many as are to be looked at.
 
     Yields:
-        An error where a row lacks what the objective needs or none is short enough, with the first such row; a warning
-        with a count where some are too long. `key` is "data" or "max_tokens".
+        An error where a row lacks what the objective needs or none is short enough, with the first such row; a note
+        with a count where some are too long, a warning where more than half are. `key` is "data" or "max_tokens".
     """
     read, long = 0, TooLong(max_tokens, writes)
     try:
-        for example in _tokenized(itertools.islice(rows, limit), tokenizer, writes=writes, graded=graded):
+        for example in _tokenized(rows, tokenizer, writes=writes, graded=graded):
             read += 1
             long.found(example)
         if long.count == read:
@@ -143,7 +139,8 @@ def check_rows(
         return
     if long.count:
         text = dropped_rows(long.facts(read), max_tokens)
-        yield Problem(text, "Raise max_tokens to keep them.", "max_tokens", "warning")
+        level: Level = "warning" if 2 * long.count > read else "note"
+        yield Problem(text, "Raise max_tokens to keep them.", "max_tokens", level)
 
 
 def dropped_rows(facts: Mapping[str, Any], max_tokens: int) -> str:

@@ -9,13 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..contracts import Completion, Row, Verdict
 from ..errors import RqatError
-from ..keys import GateKeys
 
 Grade = Callable[[str, str, Row], Verdict]
+
+
+class Floors(Protocol):
+    """What a recipe asks of the figures, and what is to be done when they miss it."""
+
+    @property
+    def pass_rate(self) -> float: ...
+
+    @property
+    def signal(self) -> float: ...
+
+    @property
+    def action(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -66,21 +78,22 @@ def measure(completions: Sequence[Sequence[Completion]], rows: Sequence[Row], gr
     )
 
 
-def judge(figures: GateFigures, keys: GateKeys) -> dict[str, Any]:
+def judge(figures: GateFigures, floors: Floors) -> dict[str, Any]:
     """Figures, whether they pass, the action the recipe names, and `why` in words when they do not."""
-    passed = figures.pass_rate >= keys.pass_rate and figures.signal >= keys.signal
+    passed = figures.pass_rate >= floors.pass_rate and figures.signal >= floors.signal
     total = figures.prompts * figures.samples
     why = (
-        f"{figures.correct} of {total} completions are correct ({figures.pass_rate:.1%}, floor {keys.pass_rate:.1%}), "
+        f"{figures.correct} of {total} completions are correct "
+        f"({figures.pass_rate:.1%}, floor {floors.pass_rate:.1%}), "
         f"{figures.with_signal} of {figures.prompts} prompts carry signal "
-        f"({figures.signal:.1%}, floor {keys.signal:.1%})"
+        f"({figures.signal:.1%}, floor {floors.signal:.1%})"
     )
-    return {**asdict(figures), "passed": passed, "action": keys.action, "why": "" if passed else why}
+    return {**asdict(figures), "passed": passed, "action": floors.action, "why": "" if passed else why}
 
 
-def stop_if_failed(verdict: dict[str, Any], objective: str, keys: GateKeys) -> None:
+def stop_if_failed(verdict: dict[str, Any], objective: str, floors: Floors) -> None:
     """Raises RqatError for a failed gate whose action is to stop."""
-    if verdict["passed"] or keys.action != "stop":
+    if verdict["passed"] or floors.action != "stop":
         return
     raise RqatError(
         f"the model is not ready for {objective}: {verdict['why']}.",

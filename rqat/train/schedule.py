@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import UnknownName
-from ..keys import TrainKeys
 from ..optimizers import OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
     import torch
+
+
+class Scheduled(Protocol):
+    """What a recipe says of the learning rate's course."""
+
+    @property
+    def schedule(self) -> str: ...
+
+    @property
+    def warmup(self) -> float: ...
+
+    @property
+    def steps(self) -> int: ...
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
@@ -27,7 +39,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return found
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, keys: TrainKeys) -> Any:
+def build_schedule(optimizer: torch.optim.Optimizer, keys: Scheduled) -> Any:
     """The learning-rate schedule over `optimizer`: `keys.warmup` of the steps up, the rest as `keys.schedule` says.
 
     Raises:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rqat_kernels.divergences import DIVERGENCES
 from rqat_kernels.linear_kl import linear_kl
 
 T, D, V = 37, 16, 50
@@ -29,7 +30,12 @@ def naive(h, w, ht, wt, *, divergence, beta=0.5, temperature=1.0, labels=None, l
     q, p = torch.softmax(h @ w.T / temperature, -1), torch.softmax(ht @ wt.T / temperature, -1)
     m = beta * p + (1 - beta) * q
     kl = lambda a, b: (a * (a / b).log()).sum(-1)  # noqa: E731
-    value = {"forward": kl(p, q), "reverse": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m)}[divergence]
+    value = {
+        "forward": kl(p, q),
+        "reverse": kl(q, p),
+        "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m),
+        "skew": kl(p, m),
+    }[divergence]
     loss = (1 - label_share) * temperature**2 * value.sum()
     if label_share:
         loss = loss + label_share * torch.nn.functional.cross_entropy(
@@ -38,11 +44,11 @@ def naive(h, w, ht, wt, *, divergence, beta=0.5, temperature=1.0, labels=None, l
     return loss / (len(h) if count is None else count)
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("extra", [{}, {"temperature": 2.5}, {"label_share": 0.3, "count": 11}, {"label_share": 1.0}])
 def test_equals_autograd_in_float64(divergence: str, extra: dict[str, float]) -> None:
     h, w, ht, wt, labels = case()
-    beta = 0.3 if divergence == "jsd" else 0.5
+    beta = 0.3
     losses, grads = [], []
     for fn in (naive, linear_kl):
         x, weight = h.clone().requires_grad_(), w.clone().requires_grad_()
@@ -56,7 +62,7 @@ def test_equals_autograd_in_float64(divergence: str, extra: dict[str, float]) ->
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_teacher_equal_to_student_has_exactly_no_loss_and_no_gradient(divergence: str, dtype: torch.dtype) -> None:
     h, w, *_ = case(dtype=dtype)
@@ -67,7 +73,7 @@ def test_teacher_equal_to_student_has_exactly_no_loss_and_no_gradient(divergence
     assert not x.grad.any()
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_divergence_is_not_negative_and_finite_for_extreme_logits(divergence: str) -> None:
     h, w, ht, wt, _ = case(dtype=torch.float32)
     x = (60 * h).requires_grad_()
@@ -95,7 +101,7 @@ def test_rows_of_padding_in_one_vocabulary_take_no_part() -> None:
     assert not wider.grad[V:].any()
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [0.25, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_masked_padding_is_as_good_as_cut(divergence: str, temperature: float, dtype: torch.dtype) -> None:

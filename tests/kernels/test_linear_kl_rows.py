@@ -14,8 +14,9 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from rqat_kernels.divergences import DIVERGENCES
 from rqat_kernels.linear_kl import kernel, linear_kl, reference
-from rqat_kernels.linear_kl.rows import PADDING, VECTOR, _take, load_end, nothing
+from rqat_kernels.linear_kl.rows import KINDS, PADDING, VECTOR, _take, load_end, nothing
 
 SMALL = kernel.Plan(student_tokens=6, teacher_tokens=4, splits=2, lanes=32, warps=1)
 """Several chunks of both kinds and two programs a row, of which the second has less to do."""
@@ -78,7 +79,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("divergence", KINDS)
 @pytest.mark.parametrize(
     "extra", [{}, {"temperature": 2.5}, {"label_share": 0.3}, {"label_share": 0.3, "temperature": 0.7}]
 )
@@ -88,6 +89,11 @@ def test_equals_the_reference(device: str, divergence: str, extra: dict[str, flo
     torch.testing.assert_close(mine[0].double(), exact[0], rtol=1e-5, atol=0)
     assert distance(mine[1], exact[1]) < 1e-5
     assert distance(mine[2], exact[2]) < 1e-5
+
+
+def test_every_form_here_is_a_divergence() -> None:
+    assert set(KINDS) <= set(DIVERGENCES)
+    assert sorted(KINDS.values()) == list(range(1, len(KINDS) + 1))
 
 
 def test_labels_alone_need_no_teacher(device: str) -> None:
@@ -112,7 +118,7 @@ def test_vocabularies_of_every_kind_of_end(device: str, v: int, tokens: int) -> 
     assert not mine[2][tokens:].any()
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("divergence", KINDS)
 def test_a_teacher_equal_to_the_student_has_no_loss_and_no_gradient(device: str, divergence: str) -> None:
     inputs = case(device, t=3)
     inputs |= {"teacher": inputs["student"], "teacher_weight": inputs["weight"]}
@@ -122,7 +128,7 @@ def test_a_teacher_equal_to_the_student_has_no_loss_and_no_gradient(device: str,
     assert not mine[2].any()
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("divergence", KINDS)
 def test_extreme_logits_stay_finite(device: str, divergence: str) -> None:
     """Logits of magnitude 500: probabilities of exactly 0 and 1 on both sides."""
     mine, exact = both(case(device, t=4, scale=150.0), torch.float32, SMALL, tokens=571, divergence=divergence)
@@ -157,7 +163,7 @@ def test_a_lane_of_padding_holds_nothing(device: str, tau: float) -> None:
         assert fused < -1000
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("divergence", KINDS)
 @pytest.mark.parametrize("whose", ["student", "teacher"])
 def test_a_nan_is_not_hidden(device: str, divergence: str, whose: str) -> None:
     inputs = case(device, t=3)
@@ -234,7 +240,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 @pytest.mark.cuda
 @needs_gpu
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("divergence", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("label_share", [0.0, 0.2])
 def test_on_a_gpu(divergence: str, dtype: torch.dtype, label_share: float) -> None:

@@ -15,8 +15,8 @@ from transformers import get_constant_schedule
 import rqat
 from rqat.job import Job
 from rqat.pipeline import run_pipeline
-from rqat.plan import quantize_plan
 from rqat.registry import Registry
+from rqat.stages.quantize.command import quantize_plan
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 TEXTS = [f"{a}+{b}={a + b}" for a in range(12) for b in range(4)]

@@ -98,7 +98,7 @@ def test_parts_that_do_not_know_a_grid_are_told_with_those_that_do() -> None:
 def test_what_a_grid_without_kernels_costs_is_told() -> None:
     registry = Registry.current()
     (note,) = cost_notes(registry, [Scheme.parse("w2g128"), Scheme.parse("w2g128-seq"), Scheme.parse("w2g64-seq")])
-    assert (note.level, "3 times as long" in note.text) == ("note", True)
+    assert (note.level, "9 times as long" in note.text) == ("note", True)
 
 
 def test_a_third_partys_grid_keeps_its_promises(offset: Registry) -> None:

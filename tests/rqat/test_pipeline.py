@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import subprocess
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ import rqat.report
 from rqat.errors import RunError
 from rqat.facts import difference
 from rqat.job import Job
-from rqat.pipeline import MANIFEST, run_pipeline
+from rqat.pipeline import run_pipeline
+from rqat.run_folder import MANIFEST
 from rqat.storage import fingerprint_of
 
 
@@ -27,6 +29,7 @@ class ToyStep:
     value: int
     stage: str = "toy"
     variant: str = "toy"
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -119,19 +122,47 @@ def test_remains_of_another_plan_are_not_gone_on_from(toy, tmp_path):
     assert seen == [False]
 
 
-def test_another_plan_in_the_folder_is_refused_with_the_difference(toy, tmp_path):
-    run_pipeline(job_of(tmp_path / "run", 1))
-    with pytest.raises(RunError, match=r"value.*1.*2") as caught:
-        run_pipeline(job_of(tmp_path / "run", 2))
-    assert "--fresh" in caught.value.hint
-    assert (tmp_path / "run" / "01-toy" / "inner" / "value.txt").read_text() == "1"
-
-
-def test_fewer_steps_are_another_plan_and_more_are_not(toy, tmp_path):
+def test_what_belongs_to_another_plan_is_set_aside_and_taken_back(toy, tmp_path):
     run_pipeline(job_of(tmp_path / "run", 1, 2))
-    with pytest.raises(RunError, match="02-toy"):
-        run_pipeline(job_of(tmp_path / "run", 1))
+    changed = run_pipeline(job_of(tmp_path / "run", 1, 3))
+    assert (changed.ran, changed.skipped) == (["02-toy"], ["01-toy"])
+    assert changed.aside == ["02-toy is now .old/1/02-toy"]
+    assert (tmp_path / "run" / ".old" / "1" / "02-toy" / "inner" / "value.txt").read_text() == "2"
+    back = run_pipeline(job_of(tmp_path / "run", 1, 2))
+    assert (back.ran, back.aside) == ([], ["02-toy is now .old/2/02-toy"])
+    assert (tmp_path / "run" / "02-toy" / "inner" / "value.txt").read_text() == "2"
+
+
+def test_a_step_that_gets_another_number_is_kept(toy, tmp_path):
+    run_pipeline(job_of(tmp_path / "run", 1, 2, 3))
+    shifted = run_pipeline(job_of(tmp_path / "run", 9, 1, 2, 3))
+    assert (shifted.ran, shifted.skipped) == (["01-toy"], ["02-toy", "03-toy", "04-toy"])
+    values = [(tmp_path / "run" / f"0{n}-toy" / "inner" / "value.txt").read_text() for n in (1, 2, 3, 4)]
+    assert values == ["9", "1", "2", "3"]
+    fewer = run_pipeline(job_of(tmp_path / "run", 2))
+    assert fewer.ran == []
+    assert (tmp_path / "run" / "01-toy" / "inner" / "value.txt").read_text() == "2"
+    assert len(fewer.aside) == 3
+
+
+def test_until_and_redo(toy, tmp_path):
+    assert run_pipeline(job_of(tmp_path / "run", 1, 2, 3), until="02-toy").ran == ["01-toy", "02-toy"]
     assert run_pipeline(job_of(tmp_path / "run", 1, 2, 3)).ran == ["03-toy"]
+    job = job_of(tmp_path / "run", 1, 2, 3)
+    job.plan.steps[2].inputs["start"] = "01-toy"
+    assert run_pipeline(job, redo=["01-toy"]).ran == ["01-toy", "03-toy"]
+
+
+def test_other_versions_of_libraries_are_told_and_force_nothing(toy, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("rqat"), "propagate", True)
+    run_pipeline(job_of(tmp_path / "run", 1))
+    file = tmp_path / "run" / "01-toy" / MANIFEST
+    manifest = json.loads(file.read_text())
+    assert set(manifest["versions"]) >= {"torch", "transformers"}
+    manifest["versions"]["torch"] = "1.0"
+    file.write_text(json.dumps(manifest))
+    assert run_pipeline(job_of(tmp_path / "run", 1)).ran == []
+    assert "made with torch 1.0 (now " in caplog.text
 
 
 def test_fresh_starts_over(toy, tmp_path):

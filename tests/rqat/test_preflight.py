@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from rqat import preflight as preflight_module
-from rqat.estimate import LIBRARIES_BYTES, estimate
+from rqat.estimate import LIBRARIES_BYTES
 from rqat.model.config import read_config
 from rqat.plan import Plan, build_plan
-from rqat.preflight import Finding, preflight, read_data
+from rqat.preflight import Finding, estimate, preflight, read_data
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
 from tests.tiny import save_tiny
@@ -148,8 +148,8 @@ def test_batches_schedules_and_optimizers(registry: Registry, model: Path):
 def test_every_known_schedule_and_optimizer_can_be_built():
     import torch
 
-    from rqat.keys import TrainKeys
     from rqat.optimizers import OPTIMIZERS, SCHEDULES
+    from rqat.stages.train import TrainKeys
     from rqat.train.schedule import build_schedule, optimizer_class
 
     inner = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -182,7 +182,7 @@ def test_layers_that_a_format_cannot_hold(registry: Registry, tmp_path: Path):
 def test_a_full_disk(registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = namedtuple("usage", "total used free")(10, 10, 0)
     monkeypatch.setattr(preflight_module.shutil, "disk_usage", lambda folder: usage)
-    only(found(plan_of(registry, model), "error", folder=tmp_path / "a" / "b"), "needs about", "0 MB are free")
+    only(found(plan_of(registry, model), "error", folder=tmp_path / "a" / "b"), "needs about", "0 B are free")
 
 
 def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch):
@@ -242,14 +242,17 @@ def test_a_teacher_counts_in_the_memory(registry: Registry, model: Path, tmp_pat
 
 
 def test_reading_data_finds_what_is_missing(registry: Registry, model: Path, tmp_path: Path):
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"answer": "a"}\n')
     bad = {"source": "jsonl", "path": str(tmp_path / "bad.jsonl")}
     plan = plan_of(registry, model, calibration=bad)
-    (finding,) = read_data(plan, registry)
+    (finding,) = [each for each in read_data(plan, registry) if each.level == "error"]
     assert finding.level == "error"
     assert finding.text.startswith("calibration: ")
     assert "bad.jsonl" in finding.text
-    assert read_data(plan_of(registry, model), registry) == []
+    (dropped,) = read_data(plan_of(registry, model), registry)
+    assert dropped.level == "warning"
+    assert "852 of 960 rows are longer than max_tokens=128" in dropped.text
+    assert read_data(plan_of(registry, model, "train.0.max_tokens=500"), registry) == []
 
 
 def test_a_finding_reads_as_one_line():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,17 +64,17 @@ def workers_of(parent: int) -> list[int]:
     """Process ids of the workers that a process has started."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
-        with_parent = status.read_text().rpartition(")")[2].split()
-        command = (status.parent / "cmdline").read_bytes()
-        if int(with_parent[1]) == parent and b"rqat.worker" in command:
-            found.append(int(status.parent.name))
+        with suppress(OSError):  # any process may end meanwhile
+            started_by = int(status.read_text().rpartition(")")[2].split()[1])
+            if started_by == parent and b"rqat.worker" in (status.parent / "cmdline").read_bytes():
+                found.append(int(status.parent.name))
     return sorted(found)
 
 
 def is_there(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

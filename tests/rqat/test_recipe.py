@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from rqat import RecipeError, UnknownName
-from rqat.keys import Recipe
-from rqat.recipe import LoadedRecipe, built_recipe, find_recipe, json_schema, load_recipe, shipped_recipes
+from rqat.recipe import LoadedRecipe, Recipe, built_recipe, find_recipe, json_schema, load_recipe, shipped_recipes
 from rqat.registry import Registry
 from rqat.yaml_lines import parse_value, read_yaml
 

@@ -35,10 +35,10 @@ def rqat(*arguments: object) -> str:
     return result.output
 
 
-def qat(folder: Path, recipe: str) -> list[dict[str, float]]:
-    """Runs a recipe in `folder`; returns the lines of its only training's log."""
+def qat(folder: Path, recipe: str) -> tuple[list[dict[str, float]], str]:
+    """Runs a recipe in `folder`; returns the lines of its only training's log, and what the command printed."""
     path = folder / "recipe.yaml"
     path.write_text(recipe, encoding="utf-8")
-    rqat("qat", "--recipe", path, "-o", folder / "run")
+    printed = rqat("qat", "--recipe", path, "-o", folder / "run")
     [log] = (folder / "run").glob("*-train-*/training.jsonl")
-    return read_json_lines(log)
+    return read_json_lines(log), printed

@@ -24,7 +24,7 @@ class Squares(rqat.Task):
         numbers = range(1001, 1001 + 10 * self.options.problems, 10)
         return [{"prompt": f"What is {n} squared?", "answer": str(n * n)} for n in numbers]
 
-    def grade(self, completion: str, answer: str, row: rqat.Row | None = None) -> rqat.Verdict:
+    def grade(self, completion: str, answer: str, row: rqat.Row) -> rqat.Verdict:
         boxed = re.findall(r"\\boxed\{([^{}]*)\}", completion)
         return "correct" if boxed and boxed[-1].strip() == answer else "wrong"
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..divergences import DIVERGENCES
 from ..op import op
 from . import reference
-from .reference import Divergence
 
-__all__ = ["CHUNK_ELEMENTS", "Divergence", "linear_kl"]
+__all__ = ["CHUNK_ELEMENTS", "linear_kl"]
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits in a chunk of plain torch: `chunk tokens * V`. 16 MiB per array in float32."""
@@ -24,7 +24,7 @@ def linear_kl(
     teacher: Tensor,
     teacher_weight: Tensor,
     *,
-    divergence: Divergence = "forward",
+    divergence: str = "forward",
     beta: float = 0.5,
     temperature: float = 1.0,
     labels: Tensor | None = None,
@@ -43,8 +43,8 @@ def linear_kl(
         weight: `W (V, d)`.
         teacher: `h' (T, d')`, without gradient.
         teacher_weight: `W' (V', d')`.
-        divergence: which one.
-        beta: the teacher's share in `m`, between 0 and 1; for "jsd" only.
+        divergence: a name of `rqat_kernels.divergences`.
+        beta: the teacher's share in `m`, between 0 and 1; for those that mix.
         temperature: `tau > 0`.
         labels: `(T,)` int64, or -100; needed for `label_share > 0`.
         label_share: `c` in [0, 1].
@@ -57,9 +57,9 @@ def linear_kl(
         ValueError: a setting out of its range, or labels or positions that are missing.
     """
     width = min(weight.shape[0], teacher_weight.shape[0])
-    if divergence not in ("forward", "reverse", "jsd"):
-        raise ValueError(f"divergence {divergence!r} is unknown. Known: forward, reverse, jsd.")
-    if divergence == "jsd" and not 0 < beta < 1:
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"divergence {divergence!r} is unknown. Known: {', '.join(DIVERGENCES)}.")
+    if DIVERGENCES[divergence].mixes and not 0 < beta < 1:
         raise ValueError(f"beta {beta} is not between 0 and 1. Give 'forward' or 'reverse' for the limits.")
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} is not positive.")
@@ -87,6 +87,13 @@ def linear_kl(
         recording and weight.requires_grad,
     )
     return loss
+
+
+def _has_kernel(divergence: str) -> bool:
+    """Whether Triton has a form of it; needs Triton."""
+    from .rows import KINDS
+
+    return divergence in KINDS
 
 
 def _results(student: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,7 +147,11 @@ def _linear_kl(
         "need_student": need_student,
         "need_weight": need_weight,
     }
-    if use_triton(student, weight, teacher, teacher_weight) and student.dtype != torch.float64:
+    if (
+        use_triton(student, weight, teacher, teacher_weight)
+        and student.dtype != torch.float64
+        and _has_kernel(divergence)
+    ):
         from . import kernel
 
         if count is None:

@@ -25,9 +25,6 @@ from torch import Tensor
 
 from ..dispatch import interpreted, measured
 from . import rows
-from .reference import Divergence
-
-KINDS = {"forward": 1, "reverse": 2, "jsd": 3}
 
 LOG2E = 1.4426950408889634
 
@@ -87,7 +84,7 @@ def linear_kl(
     labels: Tensor | None,
     inverse: Tensor,
     *,
-    divergence: Divergence,
+    divergence: str,
     beta: float,
     temperature: float,
     label_share: float,
@@ -218,16 +215,17 @@ class RowLoop:
         plan: Plan,
         width: int,
         tokens: int,
-        divergence: Divergence | None,
+        divergence: str | None,
         temperature: float,
         device: torch.device,
     ) -> None:
         self.plan, self.tokens, self.temperature = plan, tokens, temperature
-        self.kind = 0 if divergence is None else KINDS[divergence]
+        self.kind = 0 if divergence is None else rows.KINDS[divergence]
+        self.twice = self.kind == rows.KINDS["jsd"]
         self.tiles = -(-width // (8 * plan.lanes))
         self.partial = torch.empty(plan.teacher_tokens, plan.splits, 8, dtype=torch.float32, device=device)
         self.sums = torch.empty(
-            plan.teacher_tokens if self.kind == 3 else 0, plan.splits, 2, dtype=torch.float32, device=device
+            plan.teacher_tokens if self.twice else 0, plan.splits, 2, dtype=torch.float32, device=device
         )
 
     def __call__(
@@ -253,7 +251,7 @@ class RowLoop:
         rows.statistics[grid](
             mine, theirs, label_ids, self.partial, *strides, self.tiles, self.tokens, c, **variant, **shape
         )
-        if self.kind == 3:
+        if self.twice:
             rows.jsd_sums[grid](
                 mine, theirs, self.partial, self.sums, *strides, self.tiles, self.tokens, c, beta, **shape
             )

@@ -5,9 +5,7 @@ Letters: tokens `T`, vocabulary `V`, student hidden states `h (T, d)` and head `
 
     p = softmax(h' W'^T / tau)                      the teacher
     q = softmax(h W^T / tau)                        the student
-    forward   KL(p || q) = sum p (log p - log q)
-    reverse   KL(q || p)
-    jsd       beta KL(p || m) + (1 - beta) KL(q || m),   m = beta p + (1 - beta) q     (arXiv 2306.13649, eq. 1)
+    divergence_t                                    one of `rqat_kernels.divergences`, of `p` and `q` at position t
 
     loss = ((1 - c) tau^2 sum_t divergence_t + c sum_t -log softmax(h W^T)[label_t]) / count
 
@@ -17,30 +15,20 @@ cross entropy with the labels, always at temperature 1; positions labelled -100 
 Heads may have more rows than there are tokens. Such padding takes no part: its probability is exactly 0 in every
 softmax, and its rows have no gradient.
 
-Gradients with respect to the logits `x = h W^T`, with `k = tau^2 / tau = tau`:
-
-    forward   k (q - p)
-    reverse   k q (f - sum q f),   f = log q - log p
-    jsd       k q (f - sum q f),   f = (1 - beta) (log q - log m)
-
-They are computed chunk by chunk in the forward pass, so that never more than a chunk of logits exists. Softmaxes are
-in float32, or float64 when the hidden states are.
+Gradients with respect to the logits `x = h W^T` are those of the divergence times `tau^2 / tau = tau`. They are
+computed chunk by chunk in the forward pass, so that never more than a chunk of logits exists. Softmaxes are in float32,
+or float64 when the hidden states are.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Divergence = Literal["forward", "reverse", "jsd"]
+from ..divergences import DIVERGENCES
 
 PADDING = -1e30
 """The logit of padding: its probability is 0, while differences of log-probabilities stay finite."""
-
-FAR = 80.0
-"""Differences of log-probabilities beyond which `exp` would overflow float32."""
 
 
 def linear_kl(
@@ -51,7 +39,7 @@ def linear_kl(
     labels: Tensor | None,
     divisor: Tensor | float,
     *,
-    divergence: Divergence,
+    divergence: str,
     beta: float,
     temperature: float,
     label_share: float,
@@ -97,7 +85,7 @@ def linear_kl(
             theirs = (teacher[rows] @ teacher_head.T).to(exact)
             theirs[:, tokens:] = PADDING
             log_p = torch.log_softmax(theirs / tau if tau != 1 else theirs, -1)
-            per_token, grad_kl = _divergence(log_q, log_p, divergence, beta)
+            per_token, grad_kl = DIVERGENCES[divergence].of(log_q, log_p, beta)
             total = total + (1 - share) * tau * tau * per_token.sum()
             grad = grad_kl.mul_((1 - share) * tau)
         if labels is not None and share:
@@ -112,25 +100,6 @@ def linear_kl(
         if grad_weight is not None:
             grad_weight[:width] += (grad.T @ student[rows]).to(exact)
     return loss, grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
-
-
-def _divergence(log_q: Tensor, log_p: Tensor, divergence: Divergence, beta: float) -> tuple[Tensor, Tensor]:
-    """Divergence per token `(T,)` and its gradient on the student's logits `(T, V)`, both without factors of `tau`."""
-    if divergence == "forward":
-        p = log_p.exp()
-        return (p * (log_p - log_q)).sum(-1), log_q.exp_().sub_(p)
-    q = log_q.exp()
-    if divergence == "reverse":
-        f = log_q.sub_(log_p)
-        per_token = (q * f).sum(-1)
-        return per_token, q.mul_(f.sub_(per_token[:, None]))
-    # log(q / m) = -log1p(beta (p / q - 1)), exactly 0 where p = q.
-    gap = (log_p - log_q).clamp_(-FAR, FAR)
-    from_q = -torch.log1p(beta * torch.expm1(gap))
-    from_p = -torch.log1p((1 - beta) * torch.expm1(-gap))
-    in_q = (q * from_q).sum(-1)
-    per_token = beta * (log_p.exp() * from_p).sum(-1) + (1 - beta) * in_q
-    return per_token, q.mul_(from_q.sub_(in_q[:, None])).mul_(1 - beta)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,9 @@ FORWARD = tl.constexpr(1)
 REVERSE = tl.constexpr(2)
 JSD = tl.constexpr(3)
 
+KINDS = {"forward": 1, "reverse": 2, "jsd": 3}
+"""Of divergences that have a form here; any other is computed in plain torch."""
+
 
 @triton.jit
 def exp2(x, FAST: tl.constexpr):

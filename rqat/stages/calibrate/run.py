@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ from ...contracts import Row, Source
 from ...errors import DataError, ModelError
 from ...generation.prompts import encode_examples
 from ...job import Job
-from ...keys import CalibrationKeys
 from ...model.config import read_config
 from ...model.load import load_tokenizer
-from ...plan import Step
+from ...stage import READ_AHEAD, Finding, Look, Step
+from . import CalibrationKeys
 
 if TYPE_CHECKING:
     import transformers
@@ -92,6 +93,32 @@ def calibration_tokens(
             hint="Ask for fewer (calibration.samples, calibration.tokens) or add data.",
         )
     return pad(sequences, padding_id(tokenizer))
+
+
+def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
+    """What is wrong with the rows that a step would read, as far as `READ_AHEAD` of them tell.
+
+    Raises:
+        RqatError: they cannot be read.
+    """
+    keys = step.settings
+    assert isinstance(keys, CalibrationKeys)
+    assert look.parts is not None
+    source: Source = look.parts.make(step.parts["source"])
+    counted = Counted(itertools.islice(source.rows(keys.split, keys.seed), READ_AHEAD))
+    if look.config is None or look.config.folder is None:  # there is no tokenizer yet
+        next(iter(counted), None)
+    else:
+        tokenizer = load_tokenizer(look.plan.model, offline=look.offline)
+        found = sequences_of(counted, tokenizer, keys.tokens, pack=keys.pack)
+        there = sum(1 for _ in itertools.islice(found, keys.samples))
+        if counted.rows and there < keys.samples and counted.rows < READ_AHEAD:
+            shape = f"sequences of {keys.tokens} tokens" if keys.pack else "rows"
+            text = f"{keys.samples} {shape} were asked for; '{keys.source}' has {there} in its {counted.rows} rows."
+            yield step.finding("error", "samples", text, "Ask for fewer, or for shorter ones, or add data.")
+    if not counted.rows:
+        text = f"'{keys.source}' has no rows in its {keys.split} split."
+        yield step.finding("error", "source", text, "Check its options.")
 
 
 class Counted:

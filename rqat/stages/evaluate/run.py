@@ -8,19 +8,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...contracts import Task, TaskOptions
+from ...errors import RqatError
 from ...evals.harness import Evaluation, number_of_completions, run_task
 from ...generation.backend import Backend, open_model, writer_for
 from ...job import Job
-from ...keys import EvaluateKeys
 from ...model.checkpoint import load_checkpoint
 from ...model.load import default_dtype
-from ...plan import LM_EVAL, Step
+from ...stage import Finding, Look, Step
 from ...storage import write_json, write_json_lines
+from . import LM_EVAL, EvaluateKeys
 
 if TYPE_CHECKING:
     import transformers
@@ -73,6 +74,28 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     return results
 
 
+def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
+    """Whether the problems of a step's task are there.
+
+    Raises:
+        RqatError: they cannot be read, or lm-eval has no such task.
+    """
+    keys = step.settings
+    assert isinstance(keys, EvaluateKeys)
+    assert look.parts is not None
+    if keys.task.startswith(LM_EVAL):
+        from ...evals.lm_eval_tasks import find_task
+
+        try:
+            find_task(keys.task.removeprefix(LM_EVAL), [card.name for card in look.parts.known("task")])
+        except RqatError as error:
+            yield step.finding("error", "task", error.message, error.hint)
+        return
+    task: Task = look.parts.make(step.parts["task"])
+    if not len(task.problems()):
+        yield step.finding("error", "task", f"'{keys.task}' has no problems.", "Check its options.")
+
+
 def load_variant(
     job: Job, step: Step, backend: Backend = "auto"
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
@@ -96,6 +119,8 @@ def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
     name = keys.task.removeprefix(LM_EVAL)
     known = [card.name for card in job.registry.cards("task")]
     find_task(name, known)
+    options = step.parts["task"].options
+    assert isinstance(options, TaskOptions)
     # It may want likelihoods: the model is asked through transformers.
     model, tokenizer = load_variant(job, step, "transformers")
     with job.progress.task(f"evaluate {step.variant} on {name}", 1) as bar:
@@ -103,7 +128,7 @@ def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
             name,
             model,
             tokenizer,
-            TaskOptions.model_validate(keys.options),
+            options,
             limit=keys.limit,
             batch=keys.batch,
             known=known,

@@ -22,8 +22,8 @@ from ...job import Job, Progress
 from ...model.exported import check_layers, check_logits
 from ...model.reader import CheckpointReader
 from ...model.transforms import load_transforms
-from ...plan import Step
 from ...registry import Card
+from ...stage import Step
 from ...storage import write_text
 from .card import model_card
 

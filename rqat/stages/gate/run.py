@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...job import Job, log
-from ...plan import Step
+from ...stage import Step
 from ...storage import write_json, write_json_lines
 
 if TYPE_CHECKING:
-    from ...keys import TrainKeys
+    from . import GateSettings
 
 
 def run(job: Job, step: Step) -> dict[str, Any]:
@@ -37,8 +37,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     from ...train.data import completion_room, prepare_rows
     from ...train.gate import judge, measure, stop_if_failed
 
-    keys: TrainKeys = step.settings  # type: ignore[assignment]
-    options = job.registry.options(job.registry.card("objective", keys.objective), keys.options)
+    keys: GateSettings = step.settings  # type: ignore[assignment]
     dtype = default_dtype(job.device, job.plan.model.dtype)
     start = load_checkpoint(job.result_of(step.inputs["start"]), device=job.device, dtype=dtype)
     limit = min(keys.max_tokens, context_length(start.model))
@@ -58,12 +57,12 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         set_seed(keys.seed)
         with job.progress.task(f"gate {step.variant}", len(prompts)) as bar:
             sampling = Sampling(
-                max_new_tokens=completion_room(rows, limit, options),
-                temperature=getattr(options, "temperature", 1.0),
-                top_p=getattr(options, "top_p", 1.0),
+                max_new_tokens=completion_room(rows, limit, keys),
+                temperature=keys.temperature,
+                top_p=keys.top_p,
             )
             # Completions of one prompt are written together, and stay until all have ended: see TransformersWriter.
-            together = max(1, (keys.micro_batch or keys.batch) // keys.gate.samples) * keys.gate.samples
+            together = max(1, keys.batch // keys.gate.samples) * keys.gate.samples
             writer = writer_for(start.model, rows=together, piece=None)
             generator = Generator(start.model, start.tokenizer, sampling, writer)
             asked = [Prompt(str(start.tokenizer.decode(ids)), tuple(ids)) for ids in rows["prompt_ids"]]

@@ -1,1 +1,124 @@
-"""The quantize stage; `run` does its work."""
+"""Quantize: codes, scales and zero points of a model's layers, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from ...errors import RqatError
+from ...estimate import FLOAT32, Needs, Sizes
+from ...keys import PluginKeys
+from ...model.config import ModelConfig, check_quantizable
+from ...model.layers import choose_layers
+from ...problems import Place
+from ...scheme import Scheme
+from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
+from ..calibrate import Calibrate, CalibrationKeys
+
+
+class QuantizeKeys(PluginKeys):
+    """A quantizer by name; what remains are its options.
+
+    Attributes:
+        method: name of the quantizer.
+        skip: linear layers left as they are: shell patterns on full names (`model.layers.0.*`, `*.down_proj`).
+        indivisible: what to do with layers whose input features do not split into whole groups.
+    """
+
+    named_by: ClassVar[str] = "method"
+    kinds: ClassVar[tuple[str, ...]] = ("quantizer", "transform")
+
+    method: str
+    skip: tuple[str, ...] = ()
+    indivisible: Literal["error", "skip"] = "error"
+
+
+class Quantize(Stage):
+    """One quantizer on the whole model."""
+
+    order = 20
+    sections = (
+        Section(
+            "quantize", QuantizeKeys, "the quantizer whose result is trained, exported and evaluated; None is none.",
+            default=None, optional=True,
+        ),
+        Section("compare", QuantizeKeys, "quantizers that are only evaluated, for comparison.", many=True),
+    )  # fmt: skip
+    makes_model = True
+    of_scheme = True
+
+    def add(self, making: Making) -> None:
+        """See `Stage`."""
+        recipe, place = making.recipe, making.place
+        if recipe.quantize is None and recipe.start is None and "quantize" not in recipe.model_fields_set:
+            making.problem(f"{place.at('quantize')}: is missing.")
+        if recipe.quantize is not None:
+            making.last = self._add(making, recipe.quantize, place.at("quantize"))
+        for index, keys in enumerate(recipe.compare):
+            self._add(making, keys, place.at("compare", index))
+
+    def _add(self, making: Making, keys: QuantizeKeys, place: Place) -> str:
+        use = making.use("quantizer", keys, place)
+        calibration = making.find(Calibrate.name)
+        needs = bool(use and use.card.needs)
+        if needs and not calibration:
+            by_flag = str(place.at("method")).startswith("--")
+            wanted = "give --calibration SOURCE" if by_flag else "add `calibration: {source: ...}`"
+            making.problem(f"{place.at('method')}: '{keys.method}' looks at data; {wanted}.")
+        variant = making.variant(keys.method)
+        inputs = {"calibration": calibration} if needs else {}
+        name = making.add(self, f"quantize-{variant}", variant, keys, place, {"quantizer": use}, inputs)
+        making.made[variant] = name
+        return variant
+
+    def schemes(self, step: Step, plan: Planned, config: ModelConfig) -> dict[str, Scheme]:
+        """See `Stage`."""
+        keys = step.settings
+        assert isinstance(keys, QuantizeKeys)
+        chosen = choose_layers(
+            config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible, head=config.head
+        )
+        return {name: plan.scheme.of(name) for name in chosen}
+
+    def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
+        """See `Stage`."""
+        tokens = 0
+        if "calibration" in step.inputs:
+            calibration = plan.step(step.inputs["calibration"]).settings
+            assert isinstance(calibration, CalibrationKeys)
+            tokens = calibration.all_tokens
+        hidden_states = 2 * tokens * sizes.config.hidden * sizes.width
+        widest = max((width for _, width in sizes.config.linears.values()), default=0)
+        hessians = 4 * widest**2 * FLOAT32 if step.parts["quantizer"].card.needs else 0
+        return Needs(sizes.model + sizes.quantized + hidden_states + hessians, sizes.checkpoint)
+
+    def check(self, step: Step, look: Look) -> Iterator[Finding]:
+        """See `Stage`."""
+        if look.config is None:
+            return
+        place = look.plan.place.at("model")
+        try:
+            check_quantizable(look.config)
+        except RqatError as error:
+            yield Finding("error", f"{place}: {error.message}", error.hint)
+            return
+        if look.config.tied:
+            yield Finding("note", f"{place}: lm_head shares the embedding's weight; both stay unquantized.")
+        try:
+            chosen = look.plan.schemes(step, look.config)
+        except RqatError as error:
+            yield _about_layers(step, look, error)
+            return
+        left = [name for name in look.config.linears if name not in chosen]
+        if left:
+            yield Finding("note", f"{step.name}: {len(left)} linear layers stay as they are: {', '.join(left)}.")
+
+
+def _about_layers(step: Step, look: Look, error: RqatError) -> Finding:
+    """Why layers cannot be quantized as asked; the message begins with the key it is about, if it is about one."""
+    skip, scheme = "quantize.skip: ", "scheme: "
+    if error.message.startswith(scheme):
+        text = error.message.removeprefix(scheme)
+        return Finding("error", f"{look.plan.place.at('scheme')}: {text}", error.hint)
+    key = "skip" if error.message.startswith(skip) else ""
+    return step.finding("error", key, error.message.removeprefix(skip), error.hint)

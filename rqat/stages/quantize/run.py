@@ -19,17 +19,17 @@ from torch import Tensor
 
 from ...contracts import Quantizer, Transform
 from ...job import Job
-from ...keys import QuantizeKeys
 from ...model.activations import TokenBatch
 from ...model.block_store import LayerReport
 from ...model.blocks import quantize_model
 from ...model.checkpoint import save_checkpoint
-from ...model.layers import layer_names
+from ...model.families import layout_of
 from ...model.load import load_model
 from ...model.transforms import apply_transforms
-from ...plan import Step
+from ...stage import Step
 from ...storage import write_json
 from ..calibrate.run import CALIBRATION_FILE
+from . import QuantizeKeys
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}
 """Tokens per forward pass: enough to keep the matrix units busy. Part of the result, by rounding, so never adapted."""
@@ -76,7 +76,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     notes = {report.name: report.note for report in reports if report.note}
     for name, note in notes.items():
         log.warning("%s: %s", name, note)
-    left = sum(name not in layers for name in layer_names(blocks))
+    left = sum(name not in layers for name in layout_of(model.config.model_type).layer_names(blocks))
     if left:
         log.warning("%d linear layers were left as they are.", left)
     return summary(reports) | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}

@@ -1,1 +1,267 @@
-"""The train stage; `run` does its work."""
+"""Train: a quantized model for one objective, kept on its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from ...batches import UnevenBatch, sequences_at_once, split_batch
+from ...cards import Card
+from ...errors import ModelError, RqatError, nearest
+from ...estimate import FLOAT32, Needs, Sizes
+from ...figures import size
+from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
+from ...model.config import read_config
+from ...model.hub import QUANTIZED_FILE
+from ...model.vocabulary import check_vocabularies
+from ...optimizers import OPTIMIZERS, SCHEDULES
+from ...problems import Place
+from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
+from ..gate import Gate, GateKeys
+
+LOGITS_COPIES = 3
+"""Arrays of logits alive at once in a loss: student, teacher or softmax, gradient; objectives that chunk need less."""
+
+
+class RewardKeys(PluginKeys):
+    """One reward; what remains are its options. In a recipe a plain number is short for `{weight: ...}`.
+
+    Attributes:
+        weight: what its score counts in the sum of all rewards.
+    """
+
+    number_for: ClassVar[str] = "weight"
+    kinds: ClassVar[tuple[str, ...]] = ("reward",)
+
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"weight": value} if number else value
+
+
+REWARDS = {"correct": RewardKeys()}
+"""What an objective is trained on when its recipe names no rewards."""
+
+
+class TrainKeys(PluginKeys):
+    """One objective; what remains are its options.
+
+    Attributes:
+        objective: name of the objective.
+        data: rows to train on.
+        teacher: another model to distil from, with the same tokenizer; None is the model before quantization.
+        task: whose grader judges completions, for objectives that are trained on rewards.
+        rewards: what such an objective is trained on: rewards by name, each with its weight, or with `weight` and
+            options of its own (`{correct: 1.0, length: {weight: -0.1}}`). None is `{correct: 1.0}`.
+        steps: optimizer steps.
+        batch: sequences per optimizer step (completions per step, where the objective is trained on rewards).
+        micro_batch: sequences per forward pass; `batch` is a multiple of it, times the processes that train together.
+            None is the whole batch, or a process's share of it.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them: far less memory
+            for about a third more time. None is yes on CUDA and no on the CPU.
+        max_tokens: longest prompt plus completion; longer rows are left out and counted.
+        optimizer: name of a torch.optim class.
+        lr: learning rate of the latent weights.
+        scale_lr: of the scales, relative to the scale itself. None freezes the scales.
+        zero_lr: of the zero points, in codes. None freezes the zero points.
+        other_lr: of everything that is not quantized, embeddings and lm_head left out. None freezes it.
+        schedule: a transformers schedule name.
+        warmup: share of the steps with a rising learning rate.
+        weight_decay: of the latent weights.
+        max_grad_norm: gradient clipping, global norm.
+        save_every: optimizer steps between checkpoints, from which an interrupted run resumes.
+        gate: the cold-start gate, for objectives that are trained on rewards.
+        seed: order of the data and sampling.
+    """
+
+    named_by: ClassVar[str] = "objective"
+    kinds: ClassVar[tuple[str, ...]] = ("objective",)
+
+    objective: str
+    data: DataKeys
+    teacher: ModelKeys | None = None
+    task: Annotated[str | None, Neutral("it stands among the parts")] = None
+    rewards: Annotated[dict[str, RewardKeys] | None, Neutral("they stand among the parts")] = Field(
+        default=None, min_length=1
+    )
+    steps: int = Field(ge=1)
+    batch: int = Field(default=16, ge=1)
+    micro_batch: Annotated[int | None, Neutral("how many fit into memory")] = Field(default=None, ge=1)
+    gradient_checkpointing: Annotated[bool | None, Neutral("what is kept in memory")] = None
+    max_tokens: int = Field(default=2048, ge=2)
+    optimizer: str = "AdamW"
+    lr: float = Field(default=2e-5, gt=0)
+    scale_lr: float | None = Field(default=None, gt=0)
+    zero_lr: float | None = Field(default=None, gt=0)
+    other_lr: float | None = Field(default=None, gt=0)
+    schedule: str = "cosine"
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    save_every: Annotated[int, Neutral("what an interruption costs")] = Field(default=50, ge=1)
+    gate: Annotated[GateKeys, Neutral("they count in the gate's own step")] = GateKeys()
+    seed: int = 0
+
+    def recomputes(self, device: str) -> bool:
+        """Whether activations are computed again in the backward pass on a device."""
+        return device != "cpu" if self.gradient_checkpointing is None else self.gradient_checkpointing
+
+
+class Train(Stage):
+    """One objective after the other, each from the model before it."""
+
+    order = 30
+    sections = (Section("train", TrainKeys, "objectives, in order.", many=True),)
+    several = True
+    makes_model = True
+    of_scheme = True
+
+    def add(self, making: Making) -> None:
+        """See `Stage`."""
+        for index, keys in enumerate(making.recipe.train):
+            self._add(making, keys, making.place.at("train", index))
+
+    def _add(self, making: Making, keys: TrainKeys, place: Place) -> None:
+        if making.last not in making.made:
+            making.problem(f"{place}: there is no quantized model to train; name a quantizer under `quantize`.")
+            return
+        variant = making.variant(keys.objective)
+        objective = making.use("objective", keys, place)
+        parts = {"objective": objective, "source": making.use("source", keys.data, place.at("data"))}
+        parts["task"] = making.named("task", keys.task, place.at("task")) if keys.task is not None else None
+        if keys.teacher is not None and objective is not None and not objective.card.teacher:
+            learners = ", ".join(card.name for card in making.known("objective") if card.teacher)
+            wanted = f"leave it out, or use one that does: {learners}"
+            making.problem(f"{place.at('teacher')}: '{keys.objective}' learns from no teacher; {wanted}.")
+        inputs = {"start": making.made[making.last]}
+        if objective is not None:
+            parts["objective"] = objective = replace(objective, parts=_rewards(making, keys, place, objective.card))
+        if objective is not None and objective.card.graded:
+            if keys.task is None:
+                known = ", ".join(card.name for card in making.known("task"))
+                wanted = f"add `task: ...`, known: {known}"
+                making.problem(f"{place}: '{keys.objective}' is rewarded by a task's grader; {wanted}.")
+            inputs["gate"] = Gate().add_before(making, keys, place, variant, parts, inputs["start"])
+        making.made[variant] = making.add(self, f"train-{variant}", variant, keys, place, parts, inputs)
+        making.last = variant
+
+    def shown(self, step: Step) -> dict[str, Any]:
+        """See `Stage`; the gate shows its own keys."""
+        return {key: value for key, value in super().shown(step).items() if key not in ("gate", "task", "rewards")}
+
+    def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
+        """See `Stage`."""
+        keys, card = step.settings, step.parts["objective"].card
+        assert isinstance(keys, TrainKeys)
+        trained = sizes.quantized + (sizes.rest if keys.other_lr else 0)
+        optimizer = 3 * trained * FLOAT32  # latents and two moments
+        gradients = trained * sizes.width
+        teacher = sizes.teacher(keys.teacher) if card.teacher else 0
+        sequences = sequences_at_once(keys.batch, keys.micro_batch, sizes.processes)
+        tokens = sequences * keys.max_tokens
+        logits = LOGITS_COPIES * tokens * sizes.config.vocab * FLOAT32
+        kept = tokens * sizes.width * _activations(keys, sizes)
+        cache = sizes.cache(sequences, keys.max_tokens) if card.writes else 0
+        memory = sizes.model + teacher + optimizer + gradients + logits + kept + cache
+        return Needs(memory, sizes.checkpoint + sizes.quantized * FLOAT32, optimizer + sizes.model)
+
+    def check(self, step: Step, look: Look) -> Iterator[Finding]:
+        """See `Stage`."""
+        keys = step.settings
+        assert isinstance(keys, TrainKeys)
+        yield from _lengths(step, keys, look)
+        yield from _batches(step, keys, look.processes)
+        for name, value, known in (("schedule", keys.schedule, SCHEDULES), ("optimizer", keys.optimizer, OPTIMIZERS)):
+            if value not in known:
+                near = nearest(value, known)
+                fix = f"Did you mean '{near}'?" if near else f"Known: {', '.join(known)}."
+                yield step.finding("error", name, f"'{value}' is not known.", fix)
+        if keys.save_every > keys.steps:
+            text = f"no checkpoint within {keys.steps} steps; interrupted, it starts over."
+            yield step.finding("note", "save_every", text)
+        if keys.teacher is not None:
+            yield from _teacher(step, keys, keys.teacher, look)
+        if not look.plan.recipe.evaluate:
+            yield Finding("note", "nothing is evaluated: the report will show losses only.", "Add `evaluate:`.")
+
+
+def _rewards(making: Making, keys: TrainKeys, place: Place, card: Card) -> tuple[tuple[Use, float], ...]:
+    """The rewards an objective is trained on, with their weights."""
+    if not card.graded:
+        if keys.rewards is not None:
+            graded = ", ".join(card.name for card in making.known("objective") if card.graded)
+            wanted = f"leave it out, or use one that is: {graded}"
+            making.problem(f"{place.at('rewards')}: '{card.name}' is not trained on rewards; {wanted}.")
+        return ()
+    asked = REWARDS if keys.rewards is None else keys.rewards
+    if not any(reward.weight for reward in asked.values()):
+        making.problem(f"{place.at('rewards')}: every weight is 0, so nothing would be learned.")
+    found = [
+        (making.named("reward", name, place.at("rewards", name), reward.options), reward.weight)
+        for name, reward in asked.items()
+    ]
+    return tuple((use, weight) for use, weight in found if use is not None)
+
+
+def _activations(keys: TrainKeys, sizes: Sizes) -> int:
+    """Numbers per token that the backward pass needs."""
+    blocks, hidden = sizes.config.blocks, sizes.config.hidden
+    if keys.recomputes(sizes.device):
+        return (blocks + 16) * hidden  # the input of every block, and one block at a time
+    # What goes into and comes out of every linear layer, and of norms and rotations beside them.
+    return sum(out + width for out, width in sizes.config.linears.values()) + 6 * blocks * hidden
+
+
+def _lengths(step: Step, keys: TrainKeys, look: Look) -> Iterator[Finding]:
+    context = look.config.context if look.config else None
+    if context is not None and keys.max_tokens > context:
+        text = f"{keys.max_tokens} tokens, but the model's context is {context}."
+        yield step.finding("error", "max_tokens", text, f"Use at most {context}.")
+    if keys.data.split == "test":
+        text = "this reads the test split."
+        yield step.finding("warning", "data.split", text, "Scores on that data will say nothing; use train.")
+
+
+def _batches(step: Step, keys: TrainKeys, processes: int) -> Iterator[Finding]:
+    """Whether a batch splits into micro-batches, and over the processes."""
+    try:
+        split_batch(keys.batch, keys.micro_batch, processes)
+    except UnevenBatch as error:
+        yield step.finding("error", error.key, error.message, error.hint)
+
+
+def _teacher(step: Step, keys: TrainKeys, teacher: ModelKeys, look: Look) -> Iterator[Finding]:
+    """The files of a teacher that a step names, and whether its tokens are the student's."""
+    path = teacher.path
+    try:
+        config = read_config(teacher, offline=look.offline)
+        if config.folder is not None and (config.folder / QUANTIZED_FILE).is_file():
+            raise ModelError(f"'{path}' is a step of a run.", hint="Name the folder of an exported model.")
+        theirs = config.vocabulary(offline=look.offline)
+    except RqatError as error:
+        yield step.finding("error", "teacher", error.message, error.hint)
+        return
+    try:
+        mine = look.config.vocabulary(offline=look.offline) if look.config else None
+    except RqatError:
+        mine = None  # which loading the model reports
+    if theirs is not None and mine is not None:
+        try:
+            check_vocabularies(theirs, mine)
+        except RqatError as error:
+            yield step.finding("error", "teacher", f"'{path}': {error.message}", error.hint)
+    if config.context is not None and keys.max_tokens > config.context:
+        text = f"max_tokens is {keys.max_tokens}, but the teacher's context is {config.context}."
+        yield step.finding("error", "teacher", text, f"Use at most {config.context}.")
+    if config.quantization is not None:
+        method = config.quantization.get("quant_method", "an unknown method")
+        fix = "What quantization cost it, the student learns too; distil from 16 or 32 bits if you can."
+        yield step.finding("warning", "teacher", f"'{path}' is quantized itself ({method}).", fix)
+    if config.folder is None:
+        yield step.finding("note", "teacher", f"'{path}' will be fetched from the hub, {size(config.bytes)}.")

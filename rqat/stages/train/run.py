@@ -9,15 +9,16 @@ model.safetensors ...    the trained model, as `rqat.model.checkpoint` writes it
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...batches import split_batch
 from ...job import Job, log
-from ...plan import Step
 from ...processes import Processes
+from ...stage import READ_AHEAD, Finding, Look, Step
 from ...storage import read_json, read_json_lines
 
 if TYPE_CHECKING:
@@ -25,13 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...contracts import RewardFunction
-    from ...keys import TrainKeys
     from ...model.checkpoint import Checkpoint
     from ...train.data import Prepared
     from ...train.optimizer import QuantizedOptimizer
-
-SEVERAL = True
-"""It can run in several processes at once."""
+    from . import TrainKeys
 
 TRAINER = "trainer"
 """Folder of the Trainer's own checkpoints, removed when training is done."""
@@ -79,6 +77,30 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     save_latents(work, optimizer.latents(), layers)
     discard(work / TRAINER)
     return facts
+
+
+def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
+    """What is wrong with the rows that a step would train on, as far as `READ_AHEAD` of them tell.
+
+    Raises:
+        RqatError: they cannot be read.
+    """
+    from ...model.load import load_tokenizer
+    from ...train.data import check_rows
+
+    keys: TrainKeys = step.settings  # type: ignore[assignment]
+    card = step.parts["objective"].card
+    assert look.parts is not None
+    source = look.parts.make(step.parts["source"])
+    limit = min(READ_AHEAD, keys.steps * keys.batch)
+    rows = itertools.islice(source.rows(keys.data.split, keys.data.seed), limit)
+    if look.config is None or look.config.folder is None:  # there is no tokenizer yet
+        next(iter(rows), None)
+        return
+    longest = min(keys.max_tokens, look.config.context or keys.max_tokens)
+    tokenizer = load_tokenizer(look.plan.model, offline=look.offline)
+    for problem in check_rows(rows, tokenizer, writes=card.writes, graded=card.graded, max_tokens=longest):
+        yield step.finding(problem.level, problem.key, problem.text, problem.hint)
 
 
 def _start(job: Job, folder: Path) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rqat import figures
 from rqat.cli import display
 
 
@@ -11,12 +12,12 @@ from rqat.cli import display
     ("value", "shown"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
 )
 def test_seconds(value: float, shown: str) -> None:
-    assert display.seconds(value) == shown
+    assert figures.seconds(value) == shown
 
 
 @pytest.mark.parametrize(("value", "shown"), [(12, "12 B"), (812_000_000, "812 MB"), (1_400_000_000, "1.4 GB")])
 def test_size(value: float, shown: str) -> None:
-    assert display.size(value) == shown
+    assert figures.size(value) == shown
 
 
 def test_table_is_not_cut_and_reads_no_markup(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,9 +25,9 @@ from rqat.generation.sampling import Sampling
 from rqat.generation.transformers_writer import TransformersWriter
 from rqat.job import Job
 from rqat.keys import ModelKeys
-from rqat.plan import eval_plan
 from rqat.registry import Registry
 from rqat.stages.evaluate import run as evaluate
+from rqat.stages.evaluate.command import eval_plan
 from rqat_kernels.grid import fit_minmax, quantize
 from rqat_kernels.packed_linear import PackedLinear
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer

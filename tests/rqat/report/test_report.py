@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from rqat import report
-from rqat.keys import Recipe
+from rqat.recipe import Recipe
 from rqat.report import charts
 from rqat.report.summary import NOT_SHOWN
 from rqat.scheme import Scheme

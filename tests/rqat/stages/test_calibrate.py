@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from rqat import DataError, ModelError, Row, Source
 from rqat.job import Job
-from rqat.keys import CalibrationKeys, ModelKeys
-from rqat.plan import Step
+from rqat.keys import ModelKeys
+from rqat.stage import Step
+from rqat.stages.calibrate import CalibrationKeys
 from rqat.stages.calibrate import run as calibrate
 from tests.tiny import save_tiny, tiny_tokenizer
 

@@ -9,9 +9,9 @@ from rqat.evals import harness
 from rqat.job import Job
 from rqat.model.checkpoint import save_checkpoint
 from rqat.model.load import load_model
-from rqat.plan import eval_plan
 from rqat.registry import Registry
 from rqat.stages.evaluate import run as evaluate
+from rqat.stages.evaluate.command import eval_plan
 from tests.tiny import save_tiny
 
 

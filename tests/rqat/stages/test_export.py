@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from rqat import Exporter, NumericsError, PluginError, QuantizedWeight, Scheme
 from rqat.job import Job
-from rqat.keys import ExportKeys
 from rqat.model import exported as exported_model
 from rqat.model import hf_folder
 from rqat.model.checkpoint import load_checkpoint, save_checkpoint
-from rqat.plan import Step, Use
 from rqat.registry import Registry
+from rqat.stage import Step, Use
+from rqat.stages.export import ExportKeys
 from rqat.stages.export import run as export
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 from tests.tiny import tiny_model, tiny_tokenizer

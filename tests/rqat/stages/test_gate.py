@@ -11,7 +11,7 @@ import pytest
 
 from rqat.contracts import Completion, Row
 from rqat.errors import RqatError
-from rqat.keys import GateKeys
+from rqat.stages.gate import GateKeys
 from rqat.stages.gate import run as gate
 from rqat.storage import read_json
 from rqat.train.gate import judge, measure

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rqat import LinearStats, QuantizedWeight, Quantizer, Scheme
 from rqat.job import Job
-from rqat.keys import ModelKeys, QuantizeKeys
+from rqat.keys import ModelKeys
 from rqat.model.checkpoint import load_checkpoint
-from rqat.plan import Step
+from rqat.stage import Step
+from rqat.stages.quantize import QuantizeKeys
 from rqat.stages.quantize import run as quantize
 from rqat_kernels import grid
 from tests.tiny import save_tiny, tiny_model

@@ -157,14 +157,11 @@ def test_rows_are_checked_before_any_work() -> None:
     assert problems([long, long]) == [
         ("error", "max_tokens", "all 2 rows are longer than max_tokens=20 (up to 32 tokens).")
     ]
+    assert problems([{"text": "b"}, long, long])[0][0] == "warning"
     [(level, key, text)] = problems([{"text": "b"}, long])
-    assert (level, key) == ("warning", "max_tokens")
+    assert (level, key) == ("note", "max_tokens")
     assert text.startswith("1 of 2 rows are longer than max_tokens=20 and are left out")
     assert problems([]) == [("error", "data", "the source has no rows to train on.")]
-
-
-def test_a_check_looks_at_the_first_rows_of_an_endless_source() -> None:
-    assert not list(check_rows(endless(), tiny_tokenizer(), max_tokens=100, limit=300))
 
 
 def test_completions_get_the_room_that_the_longest_prompt_leaves() -> None:

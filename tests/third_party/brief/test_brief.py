@@ -58,7 +58,7 @@ def test_a_target_that_is_never_reached_is_told(registry: Registry) -> None:
 
 @pytest.mark.slow
 def test_grpo_trains_on_both_rewards(tmp_path: Path) -> None:
-    lines = qat(tmp_path, RECIPE)
+    lines, _ = qat(tmp_path, RECIPE)
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:
         brief = line["rewards/acme-brief/mean"]

@@ -1,0 +1,115 @@
+"""The model families that are known: what their modules are called, and what is peculiar to each. Imports no torch.
+
+A family whose decoder has a layout that is here is one entry of `FAMILIES`, by the name transformers has for it
+(`model_type`), and one entry of the families in `tests/rqat/model/test_families.py`, which tries all of this out on a
+tiny model. Quantization, the folding of scales and the engine's decoder read this table and know no family by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..contracts import SharedInput
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dense decoder by the names of its modules: attention and a gated MLP, each behind a norm, biases or not.
+
+    Attributes:
+        embeddings, rotary, norm, head: full names of the embeddings of tokens and of places, the last norm, the head.
+        blocks: full name of the list of decoder blocks.
+        attention_norm: the norm before attention; like all that follow, by its name inside a block.
+        qkv: the linear layers of queries, keys and values, which read the same input: the engine runs them as one.
+        head_norms: norms of each head of queries and of keys, in the families that have them.
+        out: the linear layer behind attention.
+        mlp_norm: the norm before the MLP.
+        gate_up: the layers that read the MLP's input: what the first gives gates what the second gives. Run as one.
+        down: the MLP's last layer.
+    """
+
+    embeddings: str
+    rotary: str
+    blocks: str
+    attention_norm: str
+    qkv: tuple[str, str, str]
+    head_norms: tuple[str, str]
+    out: str
+    mlp_norm: str
+    gate_up: tuple[str, str]
+    down: str
+    norm: str
+    head: str
+
+    @cached_property
+    def inputs(self) -> tuple[SharedInput, ...]:
+        """The linear layers of one block in the order in which data passes them, and where a scale of theirs folds.
+
+        With grouped queries values are narrower than the input of `out`: whoever folds into them shares a factor
+        between the heads that share a value.
+        """
+        return (
+            SharedInput(self.qkv, before=self.attention_norm),
+            SharedInput((self.out,), before=self.qkv[2]),
+            SharedInput(self.gate_up, before=self.mlp_norm),
+            SharedInput((self.down,), before=self.gate_up[1]),
+        )
+
+    def block(self, index: int) -> str:
+        """Full name of a block."""
+        return f"{self.blocks}.{index}"
+
+    def layer_names(self, blocks: int) -> list[str]:
+        """Full names of all linear layers of `blocks` decoder blocks, in the order in which data passes them."""
+        names = [name for group in self.inputs for name in group.names]
+        return [f"{self.block(index)}.{name}" for index in range(blocks) for name in names]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    Attributes:
+        layout: what its modules are called.
+        always_slides: whether all blocks have the window of `sliding_window` where config.json has no `layer_types`;
+            elsewhere none has, then.
+        undecodable: why the engine cannot compute it; empty where it can.
+    """
+
+    layout: Layout
+    always_slides: bool = False
+    undecodable: str = ""
+
+
+LLAMA = Layout(
+    embeddings="model.embed_tokens",
+    rotary="model.rotary_emb",
+    blocks="model.layers",
+    attention_norm="input_layernorm",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+    out="self_attn.o_proj",
+    mlp_norm="post_attention_layernorm",
+    gate_up=("mlp.gate_proj", "mlp.up_proj"),
+    down="mlp.down_proj",
+    norm="model.norm",
+    head="lm_head",
+)
+"""As in arXiv 2302.13971; Qwen3 has norms of heads, Qwen2 and Seed-OSS have biases of queries, keys and values."""
+
+FAMILIES = {
+    "llama": Family(LLAMA),
+    "mistral": Family(LLAMA, always_slides=True),
+    "qwen2": Family(LLAMA),
+    "qwen3": Family(LLAMA),
+    "seed_oss": Family(LLAMA),
+    "smollm3": Family(LLAMA, undecodable="some of its blocks have no rotary embedding"),
+}
+"""By `model_type`: the dense families that can be quantized."""
+
+
+def layout_of(model_type: str) -> Layout:
+    """The layout of a family; that of most for one that is not known, so that what it lacks can be told by name."""
+    family = FAMILIES.get(model_type)
+    return LLAMA if family is None else family.layout

@@ -1,0 +1,200 @@
+"""What a run folder holds already: which finished steps a plan keeps, which it does again, and what it sets aside.
+
+    runs/quickstart/
+      01-calibrate/               a finished step: its files and, written last, manifest.json
+      04-train-kd.partial/        a step that was interrupted, with the fingerprint it works for in .step.json
+      .old/1/04-train-kd/         what belonged to another plan: set aside, never deleted unasked
+
+A finished step is recognized by the fingerprint in its manifest, not by its number or by its place: it is kept wherever
+a plan asks for the same, under a new number if need be, and taken back from `.old` when a plan asks for it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from .errors import UnknownName
+from .facts import difference
+from .stage import Step, bare_name
+from .storage import PARTIAL, read_json
+
+MANIFEST = "manifest.json"
+MARK = ".step.json"
+"""In an unfinished folder: the fingerprint of the step that may resume from it."""
+
+OLD = ".old"
+MOVING = ".moving-"
+"""In front of the name of a step on its way to another number; an interrupted move is taken up again."""
+
+State = Literal["kept", "again", "new"]
+
+
+class Planned(Protocol):
+    """What is asked of a plan here; see `rqat.plan.Plan`."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]: ...
+
+    def facts(self, step: Step) -> dict[str, Any]: ...
+
+    def fingerprint(self, step: Step) -> str: ...
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one step of a plan.
+
+    Attributes:
+        step: its name.
+        state: "kept": what is there is its result; "again": there is a result of it, but of something else;
+            "new": there is none.
+        reason: why, in a few words; "" where there is nothing to say.
+        found: the folder of the result that is kept.
+    """
+
+    step: str
+    state: State
+    reason: str = ""
+    found: Path | None = None
+
+
+def fates(plan: Planned, folder: Path, *, redo: Collection[str] = ()) -> list[Fate]:
+    """What becomes of every step of a plan in a run folder; nothing is touched.
+
+    Args:
+        redo: names of steps that are done again, with all that depends on them, although their results are there.
+    """
+    finished = _finished(folder)
+    again = dependents(plan, redo)
+    wanted = {plan.fingerprint(step) for step in plan.steps}
+    found = []
+    for step in plan.steps:
+        fingerprint = plan.fingerprint(step)
+        kept = finished.get(fingerprint)
+        if kept is not None and step.name not in again:
+            inside = kept.relative_to(folder)
+            where = f"taken back from {inside.parent}" if inside.parts[0] == OLD else ""
+            moved = "" if where or inside.name.removeprefix(MOVING) == step.name else f"was {inside.name}"
+            found.append(Fate(step.name, "kept", where or moved, kept))
+        elif kept is not None:
+            asked = step.name in redo
+            found.append(Fate(step.name, "again", "asked for" if asked else "what it starts from is done again"))
+        else:
+            found.append(_not_there(plan, step, folder, finished, wanted))
+    return found
+
+
+def _not_there(plan: Planned, step: Step, folder: Path, finished: dict[str, Path], wanted: set[str]) -> Fate:
+    """The fate of a step whose result is not there: what was done in its place, and in what that differs."""
+    if any(_mark(partial) == plan.fingerprint(step) for partial in _partial(folder)):
+        return Fate(step.name, "new", "interrupted; resumes")
+    others = [path for fingerprint, path in finished.items() if fingerprint not in wanted]
+    before = next((path for path in others if _bare(path) == bare_name(step.name) and path.parent == folder), None)
+    if before is None:
+        return Fate(step.name, "new")
+    changes = difference((read_json(before / MANIFEST) or {}).get("facts", {}), plan.facts(step))
+    return Fate(step.name, "again", "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else ""))
+
+
+def dependents(plan: Planned, names: Collection[str]) -> set[str]:
+    """Steps by these names, and all that start from what they make."""
+    reached = set(names)
+    for step in plan.steps:
+        if reached.intersection(step.inputs.values()):
+            reached.add(step.name)
+    return reached
+
+
+def step_called(plan: Planned, name: str, flag: str) -> str:
+    """Full name of a step given with or without its number.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    names = [step.name for step in plan.steps]
+    found = next((full for full in names if name in (full, bare_name(full))), None)
+    if found is None:
+        raise UnknownName(name, "step of this plan", names, where=flag)
+    return found
+
+
+def settle(plan: Planned, folder: Path, chosen: list[Fate]) -> list[str]:
+    """Puts kept steps in their places and sets aside what does not belong to the plan.
+
+    Returns:
+        a line for every folder that was set aside.
+    """
+    keep = {fate.found: fate.step for fate in chosen if fate.found is not None}
+    done = set(keep.values())
+    marks = {plan.fingerprint(step): f"{step.name}{PARTIAL}" for step in plan.steps if step.name not in done}
+    shelf, told = _next_shelf(folder), []
+    for path in _steps_in(folder):
+        if path in keep:
+            continue
+        name = _plain(path)
+        if path.suffix == PARTIAL and _mark(path) in marks:
+            keep[path] = marks.pop(_mark(path))
+        elif path.suffix == PARTIAL and not any(inner.name != MARK for inner in path.iterdir()):
+            _empty(path)
+        else:
+            shelf.mkdir(parents=True, exist_ok=True)
+            path.replace(shelf / name)
+            told.append(f"{name} is now {shelf.relative_to(folder)}/{name}")
+    # By way of names that no step has: 04 may become 05 while there is a 05 that becomes 06.
+    away = {path: name for path, name in keep.items() if path.name != name or path.parent != folder}
+    for path, name in away.items():
+        path.replace(folder / f"{MOVING}{name}")
+    for name in away.values():
+        (folder / f"{MOVING}{name}").replace(folder / name)
+    return told
+
+
+def _finished(folder: Path) -> dict[str, Path]:
+    """Folders of finished steps by fingerprint; those in their places come before those set aside, newest first."""
+    shelves = [path for path in (folder / OLD).glob("*") if path.name.isdigit()]
+    found: dict[str, Path] = {}
+    for place in [folder, *sorted(shelves, key=lambda path: -int(path.name))]:
+        for path in _steps_in(place):
+            manifest = read_json(path / MANIFEST) if path.suffix != PARTIAL else None
+            if manifest and "fingerprint" in manifest:
+                found.setdefault(manifest["fingerprint"], path)
+    return found
+
+
+def _steps_in(folder: Path) -> list[Path]:
+    """Folders of steps, finished or not, by name."""
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and _bare(path) != _plain(path)]
+
+
+def _partial(folder: Path) -> Iterator[Path]:
+    yield from (path for path in _steps_in(folder) if path.suffix == PARTIAL)
+
+
+def _plain(path: Path) -> str:
+    """The name of the step that a folder belongs to."""
+    return path.name.removeprefix(MOVING).removesuffix(PARTIAL)
+
+
+def _bare(path: Path) -> str:
+    return bare_name(_plain(path))
+
+
+def _mark(path: Path) -> str:
+    """Fingerprint of the step that left an unfinished folder; the mark goes just before the folder gets its name."""
+    return str((read_json(path / MARK) or read_json(path / MANIFEST) or {}).get("fingerprint", ""))
+
+
+def _next_shelf(folder: Path) -> Path:
+    numbers = [int(path.name) for path in (folder / OLD).glob("*") if path.name.isdigit()]
+    return folder / OLD / str(max(numbers, default=0) + 1)
+
+
+def _empty(path: Path) -> None:
+    """Removes an unfinished folder in which nothing was done yet."""
+    (path / MARK).unlink(missing_ok=True)
+    path.rmdir()

@@ -1,0 +1,83 @@
+"""Start: a finished step of another run, taken over in place of quantizing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from ...contracts import File
+from ...errors import ModelError
+from ...estimate import Needs, Sizes
+from ...keys import Keys
+from ...model.config import ModelConfig
+from ...model.hub import QUANTIZED_FILE
+from ...model.layers import HEAD
+from ...model.stored_schemes import stored_schemes
+from ...scheme import Scheme
+from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, bare_name
+from ...storage import read_json
+
+
+class StartKeys(Keys):
+    """A quantized model that is there already. In a recipe a plain text is short for `{path: ...}`.
+
+    Attributes:
+        path: folder of a finished quantize or train step of any run, or one that `rqat.save` wrote.
+    """
+
+    named_by: ClassVar[str] = "path"
+
+    path: File
+
+
+class Start(Stage):
+    """Takes over what another run has made; its latent weights too, if it was trained."""
+
+    order = 15
+    sections = (
+        Section(
+            "start", StartKeys, "a finished step to begin with, in place of `quantize`; `model` is what it came from.",
+            default=None, optional=True,
+        ),
+    )  # fmt: skip
+    makes_model = True
+
+    def add(self, making: Making) -> None:
+        """See `Stage`."""
+        keys: StartKeys | None = making.recipe.start
+        if keys is None:
+            return
+        place = making.place.at("start")
+        if making.recipe.quantize is not None:
+            making.problem(f"{place}: there is `quantize`, too; a model starts from one of the two.")
+        variant = making.variant(_made_as(keys))
+        making.made[variant] = making.add(self, "start", variant, keys, place, {}, {})
+        making.last = variant
+
+    def schemes(self, step: Step, plan: Planned, config: ModelConfig) -> dict[str, Scheme]:
+        """See `Stage`."""
+        assert isinstance(step.settings, StartKeys)
+        return stored_schemes(step.settings.path.path / QUANTIZED_FILE)
+
+    def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
+        """See `Stage`."""
+        return Needs(disk=sizes.checkpoint)
+
+    def check(self, step: Step, look: Look) -> Iterator[Finding]:
+        """See `Stage`."""
+        keys = step.settings
+        assert isinstance(keys, StartKeys)
+        try:
+            layers = self.schemes(step, look.plan, look.config)  # type: ignore[arg-type]
+        except ModelError as error:
+            yield step.finding("error", "", error.message, error.hint)
+            return
+        if look.config is not None and not set(layers) <= {*look.config.linears, HEAD}:
+            text = f"'{keys.path}' was made from another model than '{look.plan.model.path}': its layers differ."
+            yield step.finding("error", "", text, "Name under `model` what that run started from.")
+
+
+def _made_as(keys: StartKeys) -> str:
+    """What the model is called: the variant in its manifest, else its folder's name."""
+    manifest = read_json(keys.path.path / "manifest.json") or {}
+    return str(manifest.get("variant") or bare_name(keys.path.path.resolve().name) or "start")

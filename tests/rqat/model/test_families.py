@@ -1,0 +1,130 @@
+"""Every family of the table on a tiny random model: what its layout says is so, and the engine computes it.
+
+A new family needs one line of `CONFIGS`: the names of its classes in transformers, and settings that show what is
+peculiar to it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from rqat import ModelError
+from rqat.generation.engine import Engine
+from rqat.keys import ModelKeys
+from rqat.model.blocks import describe_blocks
+from rqat.model.config import check_quantizable, read_config
+from rqat.model.families import FAMILIES, layout_of
+from rqat.scheme import Schemes
+from rqat_awq.folding import Fold
+from tests.tiny import tiny_tokenizer
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+    "mistral": ("Mistral", {"sliding_window": 7}),
+    "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 24}),
+    "seed_oss": ("SeedOss", {"head_dim": 24, "attention_out_bias": True}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+}
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def random_model(family: str, *, tied: bool = False) -> transformers.PreTrainedModel:
+    """Two blocks of width 64 with grouped queries, whose norms and biases are not those they start with."""
+    name, more = CONFIGS[family]
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, pad_token_id=0, bos_token_id=None,
+        eos_token_id=1, **more,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{name}ForCausalLM")(config)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval().requires_grad_(False)
+
+
+def test_every_family_is_tried_here() -> None:
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@every_family
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_saved_model_has_what_its_layout_names(family: str, tied: bool, tmp_path: Path) -> None:
+    model = random_model(family, tied=tied)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = read_config(ModelKeys(path=str(tmp_path)))
+    check_quantizable(config)
+    linears = {name: (m.out_features, m.in_features) for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    del linears[config.layout.head]
+    assert config.linears == linears
+
+
+@every_family
+def test_blocks_have_every_linear_layer_once(family: str) -> None:
+    model = random_model(family)
+    blocks = describe_blocks(model, Schemes.parse("w4g32"))
+    found = [f"{block.name}.{name}" for block in blocks for name in block.names()]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    assert sorted([*found, layout_of(family).head]) == sorted(linears)
+
+
+@every_family
+def test_a_scale_folded_where_the_layout_says_changes_nothing(family: str) -> None:
+    model = random_model(family)
+    tokens = torch.arange(40).view(2, 20)
+    before = model(tokens).logits
+    generator = torch.Generator().manual_seed(1)
+    folds = 0
+    for block in describe_blocks(model, Schemes.parse("w4g32")):
+        for shared in block.inputs:
+            fold = Fold.find(block, shared)
+            assert fold is not None, shared
+            scale = torch.rand(block.linear(shared.names[0]).in_features, generator=generator) + 0.5
+            fold.apply(fold.share(scale))
+            folds += 1
+    assert folds == 8
+    torch.testing.assert_close(model(tokens).logits, before, rtol=1e-3, atol=1e-4)
+
+
+@every_family
+@torch.no_grad()
+def test_the_engine_writes_what_transformers_writes_or_says_why_not(family: str) -> None:
+    model = random_model(family)
+    if FAMILIES[family].undecodable:
+        with pytest.raises(ModelError, match=FAMILIES[family].undecodable):
+            Engine(model, rows=2)
+        return
+    prompts = [[5, 9, 30, 2, 77, 41, 8, 12, 60, 3], [17, 4, 90]]
+    expected = []
+    for prompt in prompts:
+        tokens = list(prompt)
+        for _ in range(10):
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        expected.append(tokens[len(prompt) :])
+    written = Engine(model, rows=2).write(prompts, 10, ends=frozenset())
+    assert [list(completion.tokens) for completion in written] == expected
+    assert len(set(expected[0])) > 2
+
+
+def test_a_family_that_is_not_known_is_named_with_those_that_are(tmp_path: Path) -> None:
+    model = transformers.GemmaForCausalLM(
+        transformers.GemmaConfig(vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                 num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+    )  # fmt: skip
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="architecture 'gemma'") as raised:
+        check_quantizable(read_config(ModelKeys(path=str(tmp_path))))
+    assert "llama, mistral, qwen2, qwen3, seed_oss, smollm3" in str(raised.value.hint)
+    with pytest.raises(ModelError, match="family is gemma, not one of llama, mistral, qwen2, qwen3, seed_oss"):
+        Engine(model)
