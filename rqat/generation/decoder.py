@@ -170,7 +170,7 @@ def check_decodable(model: transformers.PreTrainedModel) -> None:
         problem = _passed_by(model)
     if problem:
         raise ModelError(
-            f"'{config._name_or_path}' cannot be decoded by the packed backend: {problem}.",
+            f"'{config._name_or_path}' cannot be decoded by the engine: {problem}.",
             hint="Use --backend transformers.",
         )
 

@@ -86,7 +86,7 @@ class Problems(rqat.Task):
     def problems(self) -> list[Row]:
         return list(Sums(3).rows("train", 0))
 
-    def grade(self, completion: str, answer: str) -> rqat.Verdict:
+    def grade(self, completion: str, answer: str, row: Row) -> rqat.Verdict:
         return "correct" if len(completion) % 2 else "wrong"
 
 
@@ -186,7 +186,7 @@ def test_rows_of_messages_are_trained_on() -> None:
     rows: list[Row] = [{"messages": messages, "answer": "2"}]
     row = prepare_rows(rows, tokenizer, steps=1, batch=1, max_tokens=99, seed=0).rows[0]
     assert tokenizer.decode(row["input_ids"]) == "u:1+1;a:2<eos>"
-    asked = prepare_rows(rows, tokenizer, steps=1, batch=1, max_tokens=99, seed=0, rollouts=True).rows[0]
+    asked = prepare_rows(rows, tokenizer, steps=1, batch=1, max_tokens=99, seed=0, writes=True).rows[0]
     assert asked["prompt"] == messages[:1]
     assert tokenizer.decode(asked["prompt_ids"]) == "u:1+1;a:"
 
