@@ -69,7 +69,7 @@ def qat(
         display.print_json(outcome.summary)
     else:
         show_summary(outcome.summary)
-    for checkpoint in plan.checkpoints(folder):
+    for checkpoint in filter(Path.is_dir, plan.checkpoints(folder)):
         display.note(f"Checkpoint: {checkpoint}")
     display.note(f"Report: {folder / 'report.html'}")
 
