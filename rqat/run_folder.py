@@ -69,11 +69,11 @@ def fates(plan: Planned, folder: Path, *, redo: Collection[str] = ()) -> list[Fa
     """
     finished = _finished(folder)
     again = dependents(plan, redo)
-    wanted = {plan.fingerprint(step) for step in plan.steps}
+    prints = {step.name: plan.fingerprint(step) for step in plan.steps}
+    wanted = set(prints.values())
     found = []
     for step in plan.steps:
-        fingerprint = plan.fingerprint(step)
-        kept = finished.get(fingerprint)
+        kept = finished.get(prints[step.name])
         if kept is not None and step.name not in again:
             inside = kept.relative_to(folder)
             where = f"taken back from {inside.parent}" if inside.parts[0] == OLD else ""
