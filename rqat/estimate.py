@@ -10,7 +10,7 @@ from functools import cached_property
 from .errors import RqatError
 from .keys import ModelKeys
 from .model.config import ModelConfig, read_config
-from .model.layers import HEAD
+from .model.layers import ENDS
 from .scheme import Scheme, Schemes
 
 FLOAT32 = 4
@@ -59,12 +59,12 @@ class Estimate:
 def bits_of(schemes: Mapping[str, Scheme], config: ModelConfig) -> tuple[float, float]:
     """Bits per quantized weight, and per parameter in all, in a checkpoint for servers.
 
-    What is quantized is codes, scales and zero points; everything else, embeddings among it, has 16 bits.
+    What is quantized is codes, scales and zero points; everything else has 16 bits.
 
     Args:
         schemes: of every quantized layer, by full name; at least one.
     """
-    shapes = {**config.linears, **({HEAD: config.head} if config.head else {})}
+    shapes = dict.fromkeys(ENDS, (config.vocab, config.hidden)) | config.ends | config.linears
     weights = {name: math.prod(shapes[name]) for name in schemes}
     packed = sum(scheme.bits_per_weight() * weights[name] for name, scheme in schemes.items())
     count = sum(weights.values())

@@ -95,7 +95,7 @@ def save_checkpoint(
     save_transforms(folder, transforms)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    config.dtype = narrowest(model.get_input_embeddings().get_parameter("weight").detach()).dtype
+    config.dtype = next(tensor.dtype for tensor in dense.values() if tensor.is_floating_point())
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)

@@ -77,10 +77,14 @@ def _keys(path: Path) -> Any:
     return ModelKeys(path=str(path))
 
 
-def test_a_tied_head_and_patterns_without_a_layer_are_errors(registry: Registry, models: dict[bool, Path]) -> None:
-    (text,) = errors(plan_of(registry, models[True], {**MIXED, "lm_head": "w8g64"}))
-    assert "scheme: 'lm_head' names the output head, which is tied" in text
-    assert not errors(plan_of(registry, models[False], {**MIXED, "lm_head": "w8g64"}))
+def test_two_schemes_of_a_tied_pair_and_patterns_without_a_layer_are_errors(
+    registry: Registry, models: dict[bool, Path]
+) -> None:
+    two = {**MIXED, "lm_head": "w8g64", "embed_tokens": "w4g64"}
+    (text,) = errors(plan_of(registry, models[True], two))
+    assert "scheme: w4g64 for model.embed_tokens and w8g64 for lm_head, but the model's head is tied" in text
+    assert not errors(plan_of(registry, models[False], two))
+    assert not errors(plan_of(registry, models[True], {**MIXED, "lm_head": "w8g64"}))
     (text,) = errors(plan_of(registry, models[False], {**MIXED, "*.down_prj": "w8g64"}))
     assert "scheme: '*.down_prj' matches no linear layer of the model. Did you mean '*.down_proj'?" in text
 
