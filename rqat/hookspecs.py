@@ -190,6 +190,8 @@ class RegisterExporter(Protocol):
 
     Args:
         grids: names of the grids it can write; None is any, by way of `rqat.grid_of`.
+        embedding: it packs a quantized embedding, too (a tied pair of embedding and head is one). Without it, the
+            format is given the values of such an embedding as a tensor of 16 bits, and `rqat plan` says so.
     """
 
     def __call__(
@@ -201,6 +203,7 @@ class RegisterExporter(Protocol):
         summary: str = "",
         paper: str = "",
         grids: Sequence[str] | None = ("uniform",),
+        embedding: bool = False,
     ) -> None: ...
 
 

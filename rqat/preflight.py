@@ -17,6 +17,7 @@ from .figures import size
 from .grids import cost_notes, part_problems
 from .keys import PluginKeys
 from .model.config import ModelConfig, read_config
+from .model.layers import EMBEDDING
 from .plan import Plan
 from .registry import Registry
 from .stage import ORDER, Finding, Look, Step, Use
@@ -229,6 +230,9 @@ def context_of(step: Step, look: Look) -> Context:
     except RqatError:
         # Which another step tells; every scheme is looked at, on no layer in particular.
         schemes = {str(number): scheme for number, scheme in enumerate(look.plan.scheme.different)}
+    exporter = step.parts.get("exporter")
+    if exporter is not None and not exporter.card.embedding:
+        schemes = {name: scheme for name, scheme in schemes.items() if name != EMBEDDING}
     return Context(
         settings=_settings(step),
         schemes=schemes,

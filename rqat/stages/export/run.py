@@ -20,6 +20,7 @@ from ...contracts import Exporter
 from ...errors import ModelError, PluginError
 from ...job import Job, Progress
 from ...model.exported import check_layers, check_logits
+from ...model.layers import EMBEDDING
 from ...model.reader import CheckpointReader
 from ...model.transforms import load_transforms
 from ...registry import Card
@@ -65,7 +66,7 @@ def export_checkpoint(
         PluginError: a layer does not decode to what was exported, or nothing was written.
         NumericsError: the loaded model is not the one in memory.
     """
-    reader = CheckpointReader(start)
+    reader = CheckpointReader(start, unpacked=() if card.embedding else (EMBEDDING,))
     for problem in exporter.options.check(reader.context):
         if problem.level == "error":
             raise ModelError(problem.text, hint=problem.hint)
