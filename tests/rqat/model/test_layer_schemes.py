@@ -198,7 +198,9 @@ def test_layers_are_trained_each_on_its_own_grid_and_resumed(tmp_path: Path, sch
     for _ in range(2):
         model = tiny_model(tied=False)
         layers, _ = quantize_model(model, [], RoundToNearest(RtnOptions()), schemes)
-        made.append((model, QuantizedOptimizer(model, layers, lr=1e-2, scale_lr=1e-2, zero_lr=1e-2)))
+        made.append(
+            (model, QuantizedOptimizer(model, layers, lr=1e-2, scale_lr=1e-2, zero_lr=1e-2, train_embedding=True))
+        )
     (model, optimizer), (second_model, second) = made
     groups = [bucket.grid.scheme for bucket in optimizer.buckets]
     assert set(groups) == {schemes.of(name) for name in optimizer.quantized_layers()}
