@@ -312,7 +312,7 @@ def _sum_of_bits(tensor: Tensor) -> Tensor:
 
 
 def _weights_of(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The weight of every layer in `layers`; refuses one that is missing or shared, unless it is a tied pair of ends."""
+    """The weight of every layer in `layers`; refuses one that is missing or shared, but for a tied pair of ends."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)

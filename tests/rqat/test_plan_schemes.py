@@ -119,7 +119,7 @@ def test_parts_that_cannot_do_a_grid_are_refused_before_any_work(registry: Regis
     plan = plan_of(registry, models[True], "w2g64-seq", quantize="awq", calibration=calibration, train=train)
     first, second = sorted(errors(plan))
     assert "export.format: 'compressed-tensors' cannot write the grid 'seq'" in first
-    assert "Use bf16, or another scheme." in first
+    assert "Use bf16 or rqat, or another scheme." in first
     assert "quantize.method: 'awq' cannot fit the grid 'seq' of w2g64-seq; it knows uniform." in second
     notes = [found.text for found in preflight(plan) if found.level == "note"]
     assert any("the grid 'seq' has no kernels of its own" in text for text in notes)
