@@ -79,6 +79,8 @@ class RegisterGrid(Protocol):
 
     Args:
         bits: widths there are.
+        zero_bits: what a stored zero point takes; 0 where all groups share a fixed one. None is as many as a code has,
+            or none in a symmetric scheme.
         slower: without kernels of its own: about how many times longer an optimizer step takes; 1 with kernels.
     """
 
@@ -92,6 +94,7 @@ class RegisterGrid(Protocol):
         paper: str = "",
         bits: Sequence[int] = (2, 3, 4, 8),
         slower: float = 9.0,
+        zero_bits: int | None = None,
     ) -> None: ...
 
 

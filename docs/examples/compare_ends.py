@@ -74,11 +74,15 @@ def main(path: str, scheme: str, calibration: str, *held_out: str, ends: tuple[s
         if not expected:
             from transformers import AutoModelForCausalLM
 
-            source = AutoModelForCausalLM.from_pretrained(path, dtype=quantized.model.dtype) if Path(path).is_dir() else None
+            source = (
+                AutoModelForCausalLM.from_pretrained(path, dtype=quantized.model.dtype) if Path(path).is_dir() else None
+            )
             expected = [log_probabilities((source or quantized.model).to(quantized.model.device), ids) for ids in tests]
         with tempfile.TemporaryDirectory() as folder:
             size = rqat.export(quantized, Path(folder) / "out", "rqat")["bytes"]
-        found = [kl(before, log_probabilities(quantized.model, ids)) for before, ids in zip(expected, tests, strict=True)]
+        found = [
+            kl(before, log_probabilities(quantized.model, ids)) for before, ids in zip(expected, tests, strict=True)
+        ]
         print(f"{chosen:10} {size / 1e6:8.1f} MB   KL {found[0]:.3f} / {found[1]:.3f}", flush=True)
 
 

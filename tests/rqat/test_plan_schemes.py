@@ -9,6 +9,7 @@ import pytest
 
 from rqat import RecipeError, Schemes
 from rqat.estimate import bits_of
+from rqat.grids import bits_per_weight
 from rqat.model.config import ModelConfig, read_config
 from rqat.plan import Plan, build_plan
 from rqat.preflight import preflight
@@ -68,7 +69,7 @@ def test_bits_count_every_layer_and_the_whole_model(registry: Registry, models: 
 def bits(plan: Plan, config: ModelConfig) -> tuple[float, float]:
     """Those of the model that the quantize step makes."""
     (step,) = (step for step in plan.steps if step.stage == "quantize")
-    return bits_of(plan.schemes(step, config), config)
+    return bits_of(plan.schemes(step, config), config, bits_per_weight)
 
 
 def _keys(path: Path) -> Any:
