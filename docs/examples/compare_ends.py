@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 import rqat
 
@@ -72,18 +73,16 @@ def main(path: str, scheme: str, calibration: str, *held_out: str, ends: tuple[s
             quantized = rqat.QuantizedModel(quantized.model, quantized.tokenizer, layers | quantized.layers)
         tests = [sequences(Path(file), quantized.tokenizer) for file in held_out]
         if not expected:
-            from transformers import AutoModelForCausalLM
-
-            source = (
-                AutoModelForCausalLM.from_pretrained(path, dtype=quantized.model.dtype) if Path(path).is_dir() else None
-            )
-            expected = [log_probabilities((source or quantized.model).to(quantized.model.device), ids) for ids in tests]
+            like: Any = quantized.model
+            source = AutoModelForCausalLM.from_pretrained(path, dtype=like.dtype).to(like.device)
+            expected = [log_probabilities(source, ids) for ids in tests]
+            del source
         with tempfile.TemporaryDirectory() as folder:
-            size = rqat.export(quantized, Path(folder) / "out", "rqat")["bytes"]
-        found = [
-            kl(before, log_probabilities(quantized.model, ids)) for before, ids in zip(expected, tests, strict=True)
-        ]
-        print(f"{chosen:10} {size / 1e6:8.1f} MB   KL {found[0]:.3f} / {found[1]:.3f}", flush=True)
+            facts = rqat.export(quantized, Path(folder) / "out", "rqat")
+        after = [log_probabilities(quantized.model, ids) for ids in tests]
+        inside, outside = (kl(p, q) for p, q in zip(expected, after, strict=True))
+        size = f"{facts['bytes'] / 1e6:.1f} MB  {facts['bits_per_parameter']:.2f} bits per parameter"
+        print(f"{chosen:10}  {size}  KL {inside:.3f} / {outside:.3f}", flush=True)
 
 
 if __name__ == "__main__":

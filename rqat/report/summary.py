@@ -4,7 +4,7 @@
  "variants":   {"bf16": {"task", "n", "accuracy", "low", "high", "seconds", ...}, "gptq": {...}, ...},   the first task
  "tasks":  {"math500": {"bf16": {...}, ...}, ...},                                                  every task
  "paired": [{"task", "variant", "against", "gained", "lost", "difference", "low", "high", "p", "says"}, ...],
- "seconds"}
+ "bytes", "bits_per_parameter", "seconds"}
 """
 
 from __future__ import annotations
@@ -41,8 +41,15 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
         "variants": tasks[first] if first is not None else {},
         "tasks": tasks,
         "paired": comparisons(run),
+        **_size(run),
         "seconds": round(sum(step.seconds for step in run.steps), 1),
     }
+
+
+def _size(run: RunFiles) -> dict[str, Any]:
+    """Bytes and bits per parameter in all: of the exported files, else of the quantized model in the format `rqat`."""
+    found = [step.results for step in run.steps if "bits_per_parameter" in step.results]
+    return {key: found[-1][key] for key in ("bytes", "bits_per_parameter")} if found else {}
 
 
 def comparisons(run: RunFiles) -> list[dict[str, Any]]:
