@@ -13,6 +13,7 @@ from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
 from .config import ModelConfig, check_quantizable, read_config
+from .stored_schemes import NATIVE
 
 if TYPE_CHECKING:
     import transformers
@@ -23,10 +24,6 @@ LOADERS = {
     "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
 }
 """What transformers needs to load a quantized checkpoint: for its `quant_method`, distributions and their modules."""
-
-
-NATIVE = "rqat"
-"""`quant_method` of exported folders that rqat itself reads; see `native.py`."""
 
 
 def default_dtype(device: str, name: str = "auto") -> torch.dtype:

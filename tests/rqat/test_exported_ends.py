@@ -87,7 +87,12 @@ def test_our_own_format_holds_every_weight_at_its_bits(made: Any, tied: bool, bi
     facts = facts_of(folder)
     assert (facts["max_abs_diff"], facts["reload"]) == (0.0, "rqat")
     assert facts["decoded"] == "every layer equal, bit by bit"
-    assert facts["left_as_they_were"] == []
+    assert facts["left_as_they_were"] == facts["in_16_bits"] == []
+    parameters = sum(parameter.numel() for parameter in after.model.parameters())
+    assert facts["bits_per_parameter"] == round(8 * facts["bytes"] / parameters, 4)
+    card = (folder / "README.md").read_text()
+    assert f"{facts['bits_per_parameter']:.2f} bits per parameter in all" in card
+    assert "Left as they were: the norms.\n" in card
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -137,6 +142,8 @@ def test_formats_of_servers_hold_the_embedding_in_16_bits(made: Any, tied: bool)
     assert ("lm_head.weight_packed" in stored) is not tied
     facts = facts_of(folder)
     assert 0 < facts["max_abs_diff"] <= facts["tolerance"]
+    assert facts["in_16_bits"] == ["model.embed_tokens"]
+    assert "stored in 16 bits: `model.embed_tokens`" in (folder / "README.md").read_text()
     packed, _ = load_packed(folder)
     expected, _ = load_any(str(folder), offline=True)
     assert torch.equal(packed(tokens()).logits, expected(tokens()).logits)
