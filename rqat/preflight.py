@@ -185,9 +185,9 @@ def _domains(plan: Plan) -> Iterator[Finding]:
 
 def _domain(use: Use) -> str:
     """Domain of a part; of a mixture, that of its heaviest part."""
-    if use.card.domain or not use.parts:
+    if use.card.domain or not use.sources:
         return use.card.domain
-    return _domain(max(use.parts, key=lambda part: part[1])[0])
+    return _domain(max(use.sources, key=lambda part: part[1])[0])
 
 
 def _grids(plan: Plan) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from . import hookspecs
 from .cards import KINDS, Card, Kind, kind_of, registrar
 from .contracts import Options, Part, Quantizer, Source, Transform
+from .contracts.options import graders_of, parts_of
 from .discovery import BrokenPlugin, Discovery, Plugin, one_line
 from .errors import PluginError, RecipeError, UnknownName, nearest
 from .problems import Place, problems_of
@@ -33,7 +34,7 @@ from .stages import reserved_keys
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["BUILTIN", "KINDS", "BrokenPlugin", "Card", "Kind", "Registry", "parts_of"]
+__all__ = ["BUILTIN", "KINDS", "BrokenPlugin", "Card", "Kind", "Registry"]
 
 BUILTIN = (
     "rqat_uniform",
@@ -46,6 +47,7 @@ BUILTIN = (
     "rqat_grpo",
     "rqat_rewards",
     "rqat_data",
+    "rqat_traces",
     "rqat_arith",
     "rqat_math",
     "rqat_compressed_tensors",
@@ -215,6 +217,11 @@ class Registry:
                 problems += error.problems
             except (UnknownName, PluginError) as error:
                 problems.append(str(error))
+        for name, task in graders_of(options):
+            try:
+                self.card("task", task, place.at(name))
+            except (UnknownName, PluginError) as error:
+                problems.append(str(error))
         if problems:
             raise RecipeError(problems)
         return options
@@ -382,10 +389,3 @@ def _command_problem(error: Exception) -> str:
             "or leave out `from __future__ import annotations`"
         )
     return one_line(error)
-
-
-def parts_of(options: Options) -> Iterator[tuple[str, int, Part]]:
-    """Every `rqat.Part` in a source's options, with the option's name and its index."""
-    for name, value in options:
-        if isinstance(value, (list, tuple)):
-            yield from ((name, index, part) for index, part in enumerate(value) if isinstance(part, Part))

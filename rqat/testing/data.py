@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
-from ..contracts import LoadedModel, Row, Source, Split, Task, Verdict
+from ..contracts import Completion, LoadedModel, Row, Source, Split, Task, Verdict
 from ..errors import DataError
 from ..keys import ModelKeys
+from ..registry import Registry
 from .suite import Suite, expect
 
 
@@ -86,7 +88,19 @@ def _reasoner() -> LoadedModel:
     from ..model.load import load_model
 
     model, tokenizer = load_model(ModelKeys(path="builtin:tiny-reasoner"))
-    return LoadedModel(model, tokenizer, partial(complete_rows, model, tokenizer))
+
+    def complete(
+        rows: Sequence[Row], samples: int = 1, *, total: int | None = None, **settings: Any
+    ) -> list[list[Completion]]:
+        return complete_rows(model, tokenizer, rows, samples, **settings)
+
+    def grade(task: str, completion: str, row: Row) -> Verdict:
+        registry = Registry.current()
+        card = registry.card("task", task)
+        found: Verdict = registry.make(card, registry.options(card, {})).grade(completion, row["answer"], row)
+        return found
+
+    return LoadedModel(model, tokenizer, complete, grade)
 
 
 class TaskSuite(Suite):
