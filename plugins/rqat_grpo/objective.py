@@ -52,7 +52,7 @@ class Grpo(rqat.Objective):
         return Trainer(
             rollouts=training.rollouts,
             model=training.model,
-            reward_funcs=training.rewards,  # type: ignore[arg-type]
+            reward_funcs=training.rewards,
             args=config,
             train_dataset=training.rows,
             processing_class=training.tokenizer,

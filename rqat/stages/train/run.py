@@ -157,7 +157,7 @@ def _train(
         room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
         rollouts = None
         if card.writes:
-            backend = getattr(objective.options, "rollouts", "auto")
+            backend: Any = getattr(objective.options, "rollouts", "auto")
             rollouts = Rollouts(start.model, start.tokenizer, backend, limit=room, seed=keys.seed, rank=processes.rank)
         latents, where = _latents(job, start, start_folder, teacher if keys.teacher is None else None)
         optimizer = QuantizedOptimizer(
