@@ -16,7 +16,7 @@ groups, `g` weights in a group, `T` tokens, `B` batch, `V` vocabulary. Importing
 from .data import LoadedModel, Message, Row, Source, Split
 from .exporters import Exporter, Reader
 from .grids import Grid, QuantizedWeight
-from .objectives import Objective, RewardFunction, Training
+from .objectives import Objective, RewardFunction, Rollouts, Training
 from .options import Context, File, Grader, Level, ModelShape, Options, Part, Problem
 from .quantizers import Block, LinearStats, Quantizer, SharedInput, Statistic, Streams
 from .tasks import Completion, Reward, Task, TaskOptions, Verdict
@@ -44,6 +44,7 @@ __all__ = [
     "Reader",
     "Reward",
     "RewardFunction",
+    "Rollouts",
     "Row",
     "SharedInput",
     "Source",

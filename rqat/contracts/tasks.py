@@ -25,7 +25,7 @@ class Completion:
         limit: new tokens it was allowed.
         looping: it ends in one piece, said again and again.
         unclosed_think: it opened `<think>`, or the prompt did, and never closed it.
-        logprobs: of every token, as the sampler drew it, in nats; None unless asked for.
+        logprobs: of every token, in nats, at the sampler's temperature, before top_p; None unless asked for.
     """
 
     text: str
