@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from .contracts import (
     Block,
+    Comparison,
+    ComparisonOptions,
     Completion,
     Context,
     Exporter,
@@ -40,6 +42,7 @@ from .contracts import (
     Streams,
     Task,
     TaskOptions,
+    TokenRow,
     Training,
     Transform,
     Verdict,
@@ -76,6 +79,8 @@ __all__ = [
     "API",
     "ROW",
     "Block",
+    "Comparison",
+    "ComparisonOptions",
     "Completion",
     "Context",
     "DataError",
@@ -124,6 +129,7 @@ __all__ = [
     "Streams",
     "Task",
     "TaskOptions",
+    "TokenRow",
     "Training",
     "Transform",
     "UnknownName",
