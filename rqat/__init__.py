@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from .contracts import (
     Block,
+    Comparison,
+    ComparisonOptions,
     Completion,
     Context,
     Exporter,
@@ -41,6 +43,7 @@ from .contracts import (
     Streams,
     Task,
     TaskOptions,
+    TokenRow,
     Training,
     Transform,
     Verdict,
@@ -77,6 +80,8 @@ __all__ = [
     "API",
     "ROW",
     "Block",
+    "Comparison",
+    "ComparisonOptions",
     "Completion",
     "Context",
     "DataError",
@@ -126,6 +131,7 @@ __all__ = [
     "Streams",
     "Task",
     "TaskOptions",
+    "TokenRow",
     "Training",
     "Transform",
     "UnknownName",

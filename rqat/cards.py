@@ -98,6 +98,7 @@ class Card:
     domain: str = ""
     model: bool = False
     hooks: bool = False
+    compares: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:

@@ -171,6 +171,8 @@ class RegisterTask(Protocol):
 
     Args:
         domain: what the problems are about.
+        compares: of a task that compares a model with its original (`rqat.Comparison`): the figures it finds, of which
+            less is better, the most telling first.
     """
 
     def __call__(
@@ -182,6 +184,7 @@ class RegisterTask(Protocol):
         summary: str = "",
         paper: str = "",
         domain: str = "",
+        compares: Sequence[str] = (),
     ) -> None: ...
 
 

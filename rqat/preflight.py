@@ -173,7 +173,7 @@ def _domains(plan: Plan) -> Iterator[Finding]:
         if "source" in step.parts:
             if domain := _domain(step.parts["source"]):
                 learned[stages()[step.stage].label(step)] = domain
-        elif "task" in step.parts and (domain := _domain(step.parts["task"])):
+        elif "task" in step.parts and (domain := step.parts["task"].card.domain):
             evaluated[step.parts["task"].card.name] = domain
     mixed = len(set(learned.values())) > 1
     missed = evaluated and learned and not set(learned.values()) & set(evaluated.values())

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from . import hookspecs
 from .cards import KINDS, Card, Kind, kind_of, registrar
-from .contracts import Options, Part, Quantizer, Source, Transform
+from .contracts import Comparison, Options, Part, Quantizer, Source, Task, Transform
 from .contracts.options import graders_of, parts_of
 from .discovery import BrokenPlugin, Discovery, Plugin, one_line
 from .errors import PluginError, RecipeError, UnknownName, nearest
@@ -50,6 +50,7 @@ BUILTIN = (
     "rqat_traces",
     "rqat_arith",
     "rqat_math",
+    "rqat_kl",
     "rqat_compressed_tensors",
     "rqat_gptq_format",
     "rqat_bf16",
@@ -219,7 +220,8 @@ class Registry:
                 problems.append(str(error))
         for name, task in graders_of(options):
             try:
-                self.card("task", task, place.at(name))
+                if self.card("task", task, place.at(name)).compares:
+                    problems.append(f"{place.at(name)}: '{task}' compares models; it grades no completion.")
             except (UnknownName, PluginError) as error:
                 problems.append(str(error))
         if problems:
@@ -227,7 +229,7 @@ class Registry:
         return options
 
     def make(self, card: Card, options: Options, produced: Produced = ()) -> Any:
-        """Imports the class behind a card and builds it; a source made of others gets them through `combine`.
+        """Imports the class behind a card and builds it; what is made of sources gets them through `combine`.
 
         Args:
             produced: for sources that ask for the model, where they have written their rows.
@@ -235,9 +237,9 @@ class Registry:
         made = self.load_class(card)(options)
         if card.kind == "source":
             made.folder = next((folder for *own, folder in produced if own == [card, options]), None)
-            parts = [part for _, _, part in parts_of(options)]
-            if parts:
-                made.combine([self._make_part(part, produced) for part in parts])
+        parts = [part for _, _, part in parts_of(options)]
+        if parts:
+            made.combine([self._make_part(part, produced) for part in parts])
         return made
 
     def load_class(self, card: Card) -> type:
@@ -284,6 +286,11 @@ class Registry:
         if issubclass(found, Transform) and card.hooks != (found.attach is not Transform.attach):
             raise PluginError(
                 f"{card} registers hooks={card.hooks}, but its class {'has no' if card.hooks else 'has an'} `attach`.",
+                hint="Make the two agree.",
+            )
+        if issubclass(found, Task) and bool(card.compares) != issubclass(found, Comparison):
+            raise PluginError(
+                f"{card} registers compares={card.compares}, its class is {'no' if card.compares else 'a'} Comparison.",
                 hint="Make the two agree.",
             )
         if issubclass(found, Source) and card.model != (found.produce is not Source.produce):

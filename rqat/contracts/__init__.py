@@ -5,7 +5,7 @@
     quantizers.py   Quantizer, LinearStats, Block, Streams: codes without training
     transforms.py   Transform: what is done to a whole model before calibration, and hooks that stay with it
     data.py         Row, Message, Source, LoadedModel: rows to calibrate and to train on
-    tasks.py        Task, Reward, Completion: problems, answers, and what a completion is worth
+    tasks.py        Task, Comparison, Reward, Completion: problems, answers, and what a completion or a model is worth
     objectives.py   Objective, Training: what a quantized model is trained for
     exporters.py    Exporter, Reader: files that servers load
 
@@ -19,11 +19,13 @@ from .grids import Grid, QuantizedWeight
 from .objectives import Objective, RewardFunction, Rollouts, Training
 from .options import Context, File, Grader, Level, ModelShape, Options, Part, Problem
 from .quantizers import Block, LinearStats, Quantizer, SharedInput, Statistic, Streams
-from .tasks import Completion, Reward, Task, TaskOptions, Verdict
+from .tasks import Comparison, ComparisonOptions, Completion, Reward, Task, TaskOptions, TokenRow, Verdict
 from .transforms import Transform
 
 __all__ = [
     "Block",
+    "Comparison",
+    "ComparisonOptions",
     "Completion",
     "Context",
     "Exporter",
@@ -53,6 +55,7 @@ __all__ = [
     "Streams",
     "Task",
     "TaskOptions",
+    "TokenRow",
     "Training",
     "Transform",
     "Verdict",

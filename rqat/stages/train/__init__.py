@@ -136,7 +136,10 @@ class Train(Stage):
         objective = making.use("objective", keys, place)
         source = making.use("source", keys.data, place.at("data"))
         parts = {"objective": objective, "source": source}
-        parts["task"] = making.named("task", keys.task, place.at("task")) if keys.task is not None else None
+        if any(card.compares for card in making.known("task") if card.name == keys.task):
+            making.problem(f"{place.at('task')}: '{keys.task}' compares models; it grades no completion.")
+        else:
+            parts["task"] = making.named("task", keys.task, place.at("task")) if keys.task is not None else None
         if keys.teacher is not None and objective is not None and not objective.card.teacher:
             learners = ", ".join(card.name for card in making.known("objective") if card.teacher)
             wanted = f"leave it out, or use one that does: {learners}"
