@@ -14,7 +14,7 @@ from . import __version__
 from .cards import Card, Kind
 from .contracts.options import graders_of, parts_of
 from .errors import RecipeError, RqatError
-from .facts import model_facts, part_facts, settings_facts
+from .facts import card_facts, model_facts, part_facts, settings_facts
 from .grids import scheme_problems
 from .keys import Keys, ModelKeys, PluginKeys
 from .model.config import ModelConfig
@@ -83,7 +83,9 @@ class Plan:
             "inputs": {role: self.fingerprint(self.step(name)) for role, name in sorted(step.inputs.items())},
         }
         if stage.of_scheme:
-            facts["scheme"] = self.scheme.facts()
+            grids = dict.fromkeys(scheme.grid for scheme in self.scheme.different)
+            cards = [Registry.current().card("grid", name) for name in grids]
+            facts["scheme"] = self.scheme.facts() | {"grids": [card_facts(card) for card in cards]}
         return facts
 
     def fingerprint(self, step: Step) -> str:

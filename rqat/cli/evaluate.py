@@ -82,8 +82,8 @@ def evaluate(
 def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
     """Evaluates beside `out`, where an interrupted evaluation resumes, and moves the samples there; the figures."""
     from ..job import Job
+    from ..model.load import default_device
     from ..pipeline import run_pipeline
-    from .models import default_device
 
     with work_beside(out, worth_keeping="*.partial/*.jsonl") as work:
         only_our_bars()

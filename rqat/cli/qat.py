@@ -33,11 +33,11 @@ def qat(
 ) -> None:
     """Run a recipe. What its run folder holds already is not done again; what belongs to another plan is set aside."""
     from ..job import Job
+    from ..model.load import default_device
     from ..pipeline import run_pipeline
     from ..plan import build_plan
     from ..recipe import load_recipe
     from ..run_folder import step_called
-    from .models import default_device
     from .plan import check, check_data
 
     plan = build_plan(load_recipe(name, changes or ()), context.obj.registry)

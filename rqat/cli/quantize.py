@@ -99,8 +99,8 @@ def quantize(
 def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
     """Runs the plan beside `out`, then gives its last step that name."""
     from ..job import Job
+    from ..model.load import default_device
     from ..pipeline import run_pipeline
-    from .models import default_device
     from .plan import check
 
     with work_beside(out, worth_keeping="*/manifest.json") as work:

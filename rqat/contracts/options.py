@@ -78,7 +78,8 @@ class Options(BaseModel):
     In a recipe the options stand beside the host's own keys (`quantize: {method: gptq, damp: 0.01}`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Defaults are validated, too: `path: rqat.File = "rows.jsonl"` is a file, and not a text that nobody hashes.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     def check(self, context: Context) -> Iterable[Problem]:
         """What stands against these options on this model, told by `rqat plan` and before any work.
