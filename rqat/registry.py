@@ -54,6 +54,7 @@ BUILTIN = (
     "rqat_compressed_tensors",
     "rqat_gptq_format",
     "rqat_bf16",
+    "rqat_native",
 )
 """Modules of the plugins that come with rqat; their names are reserved."""
 

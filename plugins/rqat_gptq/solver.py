@@ -23,6 +23,7 @@ class Gptq(rqat.Quantizer):
     """GPTQ (arXiv 2210.17323, algorithm 1) with damping that is raised when it does not suffice."""
 
     needs: ClassVar[frozenset[rqat.Statistic]] = frozenset({"hessian"})
+    tied_ends: ClassVar[bool] = True
     options: Options
 
     def quantize_linear(self, weight: Tensor, stats: rqat.LinearStats, scheme: rqat.Scheme) -> rqat.QuantizedWeight:

@@ -51,7 +51,10 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
 
 
 def _head(run: RunFiles, summary: Mapping[str, Any]) -> str:
-    about = f"{summary['model']} in {run.scheme}, {seconds(summary['seconds'])} in {len(run.steps)} steps"
+    size = ""
+    if "bytes" in summary:
+        size = f"{summary['bytes'] / 1e6:,.1f} MB ({summary['bits_per_parameter']:.2f} bits per parameter in all), "
+    about = f"{summary['model']} in {run.scheme}, {size}{seconds(summary['seconds'])} in {len(run.steps)} steps"
     lines = [f'<header><h1>{escape(run.name)}</h1><p class="soft">{escape(about)}</p></header>']
     variants = summary["variants"]
     if variants:

@@ -5,7 +5,7 @@
  "tasks":  {"math500": {"bf16": {...}, ...}, ...},                                                  every task
  "compared": {"kl on text wiki.txt": {"bf16": {"figures": {"kl", "perplexity"}, "n", "tokens", "seconds"}, ...}},
  "paired": [{"task", "variant", "against", "gained", "lost", "difference", "low", "high", "p", "says"}, ...],
- "seconds"}
+ "bytes", "bits_per_parameter", "seconds"}
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
         "tasks": tasks,
         "compared": compared(run),
         "paired": comparisons(run),
+        **_size(run),
         "seconds": round(sum(step.seconds for step in run.steps), 1),
     }
 
@@ -58,6 +59,12 @@ def compared(run: RunFiles) -> dict[str, dict[str, Any]]:
         taken = ("figures", "n", "tokens", "seconds")
         found.setdefault(label, {})[step.variant] = {key: step.results[key] for key in taken}
     return found
+
+
+def _size(run: RunFiles) -> dict[str, Any]:
+    """Bytes and bits per parameter in all: of the exported files, else of the quantized model in the format `rqat`."""
+    found = [step.results for step in run.steps if "bits_per_parameter" in step.results]
+    return {key: found[-1][key] for key in ("bytes", "bits_per_parameter")} if found else {}
 
 
 def comparisons(run: RunFiles) -> list[dict[str, Any]]:

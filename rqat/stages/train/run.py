@@ -168,6 +168,7 @@ def _train(
             scale_lr=keys.scale_lr,
             zero_lr=keys.zero_lr,
             other_lr=keys.other_lr,
+            train_embedding=keys.train_embedding,
             weight_decay=keys.weight_decay,
             latents=latents,
         )
