@@ -18,10 +18,13 @@ from typing import Any, Literal, Protocol
 
 from .errors import UnknownName
 from .facts import difference
+from .intact import MANIFEST
 from .stage import Step, bare_name
 from .storage import PARTIAL, read_json
 
-MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
+"""Of a run, written last: without it the run's report is still to be written."""
+
 MARK = ".step.json"
 """In an unfinished folder: the fingerprint of the step that may resume from it."""
 
@@ -140,16 +143,24 @@ def settle(plan: Planned, folder: Path, chosen: list[Fate]) -> list[str]:
         elif path.suffix == PARTIAL and not any(inner.name != MARK for inner in path.iterdir()):
             _empty(path)
         else:
+            (folder / SUMMARY).unlink(missing_ok=True)  # its report is of other results
             shelf.mkdir(parents=True, exist_ok=True)
             path.replace(shelf / name)
             told.append(f"{name} is now {shelf.relative_to(folder)}/{name}")
     # By way of names that no step has: 04 may become 05 while there is a 05 that becomes 06.
     away = {path: name for path, name in keep.items() if path.name != name or path.parent != folder}
+    if away:
+        (folder / SUMMARY).unlink(missing_ok=True)
     for path, name in away.items():
         path.replace(folder / f"{MOVING}{name}")
     for name in away.values():
         (folder / f"{MOVING}{name}").replace(folder / name)
     return told
+
+
+def finished_steps(folder: Path) -> list[Path]:
+    """Folders of the finished steps of a run, in order; none where it is no run."""
+    return [path for path in _steps_in(folder) if path.suffix != PARTIAL and (path / MANIFEST).is_file()]
 
 
 def _finished(folder: Path) -> dict[str, Path]:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,25 @@ from .errors import RqatError, RunError
 PARTIAL = ".partial"
 """Suffix of a folder that is still being written; its contents may be resumed from, and are never read as a result."""
 
+SCRATCH = ".resume"
+"""Folder within a step's own that an interrupted step resumes from; removed once the step is published, no sooner."""
+
+HEAD_BYTES = 1 << 16
+"""Of a file that are looked at to tell, without reading all of it, whether it is still the same."""
+
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_of(path: Path) -> dict[str, Any]:
+    """What tells a file that nobody has touched: its size in bytes, its time in ns, and the sha256 of its head."""
+    found = path.stat()
+    with path.open("rb") as file:
+        head = hashlib.sha256(file.read(HEAD_BYTES)).hexdigest()
+    return {"bytes": found.st_size, "modified_ns": found.st_mtime_ns, "head": head}
 
 
 def fingerprint_of(value: Any) -> str:
@@ -93,6 +107,22 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Removes temporary files that an ended process has left in a folder: ours and those of safetensors."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".tmp*")]:
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 where there is none."""
+    found = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # it went away meanwhile
+            found += path.lstat().st_size if path.is_file() else 0
+    return found
 
 
 def publish(partial: Path, final: Path) -> None:

@@ -22,7 +22,7 @@ from ..discovery import add_paths
 from ..errors import PluginError, RqatError
 from ..processes import WorkerFailed, work_alone
 from ..quiet import quiet_imports
-from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes
+from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes, runs
 
 if TYPE_CHECKING:
     from ..discovery import BrokenPlugin
@@ -149,6 +149,7 @@ def build() -> typer.Typer:
     app.command("generate")(generate.generate)
     app.command("plan")(plan.plan)
     app.add_typer(recipes.app(), name="recipes")
+    app.add_typer(runs.app(), name="runs")
     app.add_typer(plugins.app(), name="plugins")
     app.command("doctor")(doctor.doctor)
     registry.add_commands(app)
