@@ -50,9 +50,9 @@ def damaged(folder: Path, manifest: dict[str, Any], *, whole: bool) -> list[str]
         small = stamp["bytes"] <= HEAD_BYTES  # its head is all of it
         if stamp == before and (not whole or small):
             continue
-        if before and any(stamp[key] != before[key] for key in ("bytes", "head")):
-            wrong.append(name)
-        elif not (before and small) and sha256_of(path) != digest:
+        if (before and any(stamp[key] != before[key] for key in ("bytes", "head"))) or (
+            not (before and small) and sha256_of(path) != digest
+        ):
             wrong.append(name)
         elif stamp != before:
             touched[name] = stamp

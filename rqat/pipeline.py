@@ -8,8 +8,8 @@
 A step is kept when a manifest in the folder carries the fingerprint that the plan gives it and every file is still what
 was written; see `run_folder` and `intact`. A damaged step is set aside and done again.
 
-What an interrupted step resumes from (`.resume` in its folder) goes only when the step has its final name, so that at no
-moment there is neither the one nor the other.
+What an interrupted step resumes from (`.resume` in its folder) goes only when the step has its final name, so that at
+no moment there is neither the one nor the other.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def fates(plan: Planned, folder: Path, *, redo: Collection[str] = ()) -> list[Fa
 
 def _not_there(plan: Planned, step: Step, folder: Path, finished: dict[str, Path], wanted: set[str]) -> Fate:
     """The fate of a step whose result is not there: what was done in its place, and in what that differs."""
-    if any(_mark(partial) == plan.fingerprint(step) for partial in _partial(folder)):
+    if begun(plan, step, folder) is not None:
         return Fate(step.name, "new", "interrupted; resumes")
     others = [path for fingerprint, path in finished.items() if fingerprint not in wanted]
     before = next((path for path in others if _bare(path) == bare_name(step.name) and path.parent == folder), None)
@@ -100,6 +100,12 @@ def _not_there(plan: Planned, step: Step, folder: Path, finished: dict[str, Path
         return Fate(step.name, "new")
     changes = difference((read_json(before / MANIFEST) or {}).get("facts", {}), plan.facts(step))
     return Fate(step.name, "again", "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else ""))
+
+
+def begun(plan: Planned, step: Step, folder: Path) -> Path | None:
+    """The unfinished folder that a step resumes from; None where there is none."""
+    fingerprint = plan.fingerprint(step)
+    return next((partial for partial in _partial(folder) if _mark(partial) == fingerprint), None)
 
 
 def dependents(plan: Planned, names: Collection[str]) -> set[str]:

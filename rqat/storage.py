@@ -97,16 +97,20 @@ def _line(row: Any) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def sync_folder(folder: Path) -> None:
-    """Flushes every file of a folder, and the folder itself, to disk."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_symlink():
-            continue
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def sync_file(path: Path) -> None:
+    """Flushes a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path, *, deep: bool = True) -> None:
+    """Flushes every file of a folder, and the folder itself, to disk; the folder alone unless `deep`."""
+    for path in [*(folder.rglob("*") if deep else ()), folder]:
+        if not path.is_symlink():
+            sync_file(path)
 
 
 def sweep(folder: Path) -> None:

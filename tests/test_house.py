@@ -63,6 +63,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("contracts", "scheme", "errors"),
     ),
     "preflight": (
+        *("run_folder", "storage"),
         *("grids", "plan", "facts", "stages", "stage", "estimate", "cards", "registry", "model", "shapes", "keys"),
         *("figures", "contracts", "errors"),
     ),
