@@ -24,7 +24,11 @@ test *ARGS:
     pytest -q {{ARGS}}
 
 quick *ARGS:
-    pytest -q -m "not slow" {{ARGS}}
+    pytest -q -m "not slow and not campaign" {{ARGS}}
+
+# interrupts a small run at every point, in every way, and starts it again; prints a table
+campaign *ARGS:
+    pytest -q -s -m campaign tests/campaign {{ARGS}}
 
 docs:
     mkdocs build --strict

@@ -34,6 +34,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 QUICK_S = 10.0
 """Longest that an ending process takes to save."""
 
+SMALL_S = 0.5
+"""Longest that steps wait for what is being written: a small checkpoint is on disk before the next step begins."""
+
 BYTES_PER_S = 5e8
 """Of writing, before it has been measured."""
 
@@ -41,12 +44,8 @@ REPLACED = ("_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_sca
 """What a Trainer would read of a checkpoint, partly by pickle; its own counters, which are JSON, it does read."""
 
 
-class _Told(BaseException):
-    """A signal came."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+class _Told(KeyboardInterrupt):
+    """A signal came; its number is the argument. What knows Ctrl-C knows this, too."""
 
 
 @dataclass
@@ -90,6 +89,7 @@ class Saving(TrainerCallback):
         self._boundary: _Boundary | None = None
         self._updating = False
         self._told: int | None = None
+        self._ending = False
         self._host: dict[str, Tensor] = {}
         self._writer: threading.Thread | None = None
         self._failed: Exception | None = None
@@ -187,6 +187,7 @@ class Saving(TrainerCallback):
         snapshot = Snapshot(at.step, self._copied(tensors), {**state, "step": at.step, "random": randoms}, at.trainer)
         self._writer = threading.Thread(target=self._write, args=[snapshot], name="rqat-checkpoint", daemon=True)
         self._writer.start()
+        self._writer.join(SMALL_S)
 
     def _gathered(self, at: _Boundary) -> list[dict[str, Any]]:
         """Random states of all processes.
@@ -260,7 +261,7 @@ class Saving(TrainerCallback):
                 signal.signal(number, handler)
 
         def tell(number: int, _: Any) -> None:
-            if self._told is not None:  # once more: no patience
+            if self._ending:  # once more: no patience
                 restore()
                 signal.raise_signal(number)
             self._told = number
@@ -271,12 +272,13 @@ class Saving(TrainerCallback):
             signal.signal(number, tell)
         try:
             yield
-        except _Told as told:
+        except _Told:
+            self._ending = True
             try:
                 self._save_quickly()
             finally:
                 restore()
-            signal.raise_signal(told.number)
+            signal.raise_signal(self._told or signal.SIGINT)
             raise KeyboardInterrupt from None
         except BaseException:
             with suppress(Exception):

@@ -17,6 +17,7 @@ from rqat.plan import Plan, build_plan
 from rqat.preflight import Finding, estimate, preflight, read_data
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
+from rqat.storage import write_json
 from tests.tiny import save_tiny
 
 
