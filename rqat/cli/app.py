@@ -1,7 +1,8 @@
 """Puts the `rqat` command together; the way in is `main`.
 
-Everything a user can put right is an `RqatError`: one message, no traceback, exit code 2, or 3 where the disk is full or
-failing. Ctrl-C is 130, SIGTERM 143, SIGHUP 129. A bug keeps its traceback and is 1. Commands import what they need when they run, so that `rqat --help` needs no torch.
+Everything a user can put right is an `RqatError`: one message, no traceback, exit code 2, or 3 where the disk is full
+or failing. Ctrl-C is 130, SIGTERM 143, SIGHUP 129. A bug keeps its traceback and is 1. Commands
+import what they need when they run, so that `rqat --help` needs no torch.
 """
 
 from __future__ import annotations

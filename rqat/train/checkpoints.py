@@ -17,7 +17,8 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,7 @@ def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             number, filled = number + 1, 0
         numbers[name], filled = number, filled + tensor.nbytes
     writer = distributed.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=numbers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that one process writes, which is what is wanted
+    with _alone():
         distributed.save(dict(tensors), storage_writer=writer, no_dist=True)
 
 
@@ -190,7 +190,19 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     if there != set(told):
         raise ValueError(f"{len(told)} of its {len(there)} tensors are there")
     tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in told.items()}  # type: ignore[union-attr]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _alone():
         distributed.load(tensors, storage_reader=distributed.HuggingFaceStorageReader(str(folder)), no_dist=True)
     return tensors
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Around what torch does for many processes and is asked to do for one: no warning of that, and the plain error."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except CheckpointException as error:  # which is no Exception, and shows the traceback of every process
+        raise next(iter(error.failures.values()))[0] from None

@@ -128,6 +128,15 @@ class Saving(TrainerCallback):
         """Starts the clock."""
         self._since = time.monotonic()
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """No step begins that could not be saved.
+
+        Raises:
+            RunError: a checkpoint could not be written.
+        """
+        if self._failed is not None:
+            self.finish()
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
@@ -188,6 +197,8 @@ class Saving(TrainerCallback):
         self._writer = threading.Thread(target=self._write, args=[snapshot], name="rqat-checkpoint", daemon=True)
         self._writer.start()
         self._writer.join(SMALL_S)
+        if not self._writer.is_alive():
+            self.finish()
 
     def _gathered(self, at: _Boundary) -> list[dict[str, Any]]:
         """Random states of all processes.

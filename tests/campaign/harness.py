@@ -1,4 +1,4 @@
-"""The campaign's tools: the preloaded library, the server that runs commands, a small recipe, and how runs are compared."""
+"""The campaign's tools: the preloaded library, the server that runs commands, a recipe, how runs are compared."""
 
 from __future__ import annotations
 
@@ -138,7 +138,6 @@ class Campaign:
         save_tiny(folder / "model", hidden=32, layers=2)
         self.recipe.write_text(RECIPE.format(model=folder / "model", every=SAVE_EVERY))
         self.points: list[int] = []
-        self.writes = 0
 
     def command(self, place: Path, **order: Any) -> dict[str, Any]:
         """The one command of the campaign, in `place/run`; adds `output` and `notes` to the server's answer."""
@@ -160,7 +159,7 @@ class Campaign:
         copies.mkdir()
         done = self.command(place, copies=str(copies))
         assert done["code"] == 0, done["output"]
-        self.notes, self.points, self.writes = done["notes"], done["points"], done["writes"]
+        self.notes, self.points = done["notes"], done["points"]
         self.expected = contents(place / "run")
 
     def resumed(self, place: Path, before: list[str], outcome: Outcome, what: str) -> None:
@@ -204,6 +203,14 @@ class Campaign:
             shutil.rmtree(place)
 
         return self._each("killed after a change of the file system", numbers, try_one)
+
+    def refusable(self, code: int) -> int:
+        """How many writes there are that a disk can refuse in this way."""
+        place = self.folder / f"counted-{code}"
+        place.mkdir()
+        done = self.command(place, fail_from=1 << 30, fail_code=code)
+        shutil.rmtree(place)
+        return int(done["writes"])
 
     def full_disk(self, numbers: list[int], code: int, name: str) -> Outcome:
         """A disk that refuses all writes from the n-th on; then there is room again."""

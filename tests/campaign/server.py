@@ -4,10 +4,10 @@ Started with `changes.c` preloaded. It reads an order a line, as JSON, and answe
 
     {"argv": [...], "folder": "...", "log": "...", "notes": "...", "kill_after": 0, "fail_from": 0, "fail_code": 0,
      "copies": "", "signal": 0, "after_s": 0}
-    {"code": 0, "changes": 17, "writes": 40, "points": [[3, 1], ...]}
+    {"code": 0, "changes": 17, "writes": 40, "points": [0, 0, 1, ...]}
 
-`notes` gets a line for every step of a run that begins, and for every update of a training. With `copies`, the folder is
-copied into a folder there after every change, and `points` says how many notes and writes there were by then.
+`notes` gets a line for every step of a run that begins, and for every update of a training. With `copies`, the folder
+is copied into a folder there after every change, and `points` says how many notes there were by then.
 """
 
 from __future__ import annotations

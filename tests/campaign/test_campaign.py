@@ -68,12 +68,13 @@ def judge(outcome: Outcome, table: list[Outcome]) -> None:
 
 @pytest.mark.slow
 def test_a_few_points_of_all(campaign: Campaign) -> None:
-    """Killed as the quantized model, and both trainings, are written; a full disk; a signal in the midst of training."""
+    """Killed twice, a disk that is full, one that fails, and a signal in the midst of training."""
     count = len(campaign.points)
     assert count > 100
     outcomes = [
         campaign.crash([count // 4, count // 2]),
-        campaign.full_disk([campaign.writes // 2], errno.ENOSPC, "a full disk"),
+        campaign.full_disk([70], errno.ENOSPC, "a full disk"),
+        campaign.full_disk([40], errno.EIO, "a failing disk"),
         campaign.signalled([(signal.SIGTERM, 2.5)]),
     ]
     assert not [problem for outcome in outcomes for problem in outcome.problems]
@@ -87,7 +88,7 @@ def test_killed_after_every_change(campaign: Campaign, table: list[Outcome]) -> 
 @pytest.mark.campaign
 @pytest.mark.parametrize(("code", "name"), [(errno.ENOSPC, "a full disk"), (errno.EIO, "a failing disk")])
 def test_no_write_from_any_on(campaign: Campaign, table: list[Outcome], code: int, name: str) -> None:
-    judge(campaign.full_disk(share(campaign.writes), code, name), table)
+    judge(campaign.full_disk(share(campaign.refusable(code)), code, name), table)
 
 
 @pytest.mark.campaign
