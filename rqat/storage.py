@@ -146,6 +146,7 @@ def publish(partial: Path, final: Path) -> None:
         if final.exists():
             shutil.rmtree(final)
         partial.replace(final)
+        sync_file(final.parent)
 
 
 def writable_folder(folder: Path, overwrite: bool) -> Path:

@@ -12,10 +12,11 @@ import torch
 def random_state() -> dict[str, Any]:
     """Of this process: Python's, numpy's, torch's on the CPU and, where there is one, on this process's GPU."""
     version, numbers, spare = random.getstate()
-    name, words, *rest = numpy.random.get_state()
+    legacy: Any = numpy.random.get_state()
+    name, words, *rest = legacy
     state = {
         "python": [version, list(numbers), spare],
-        "numpy": [name, words.tolist(), *rest],  # type: ignore[union-attr]
+        "numpy": [name, words.tolist(), *rest],
         "torch": _text(torch.get_rng_state()),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -103,7 +103,7 @@ class Saving(TrainerCallback):
             setattr(trainer, name, lambda *_, **__: None)
         changed: Any = trainer
         changed._load_optimizer_and_scheduler = lambda checkpoint: self.resume(Path(checkpoint))
-        changed._load_rng_state = lambda checkpoint: self._random and set_random_state(self._random)
+        changed._load_rng_state = self._resume_random
 
     def resume(self, checkpoint: Path) -> TrainerState:
         """Puts the state of a checkpoint into optimizer and schedule; random states follow when the data is skipped.
@@ -121,6 +121,10 @@ class Saving(TrainerCallback):
         self._random = of_all[self.processes.rank] if len(of_all) == self.processes.count else None
         self.saved = state["step"]
         return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+
+    def _resume_random(self, _: str) -> None:
+        if self._random is not None:
+            set_random_state(self._random)
 
     # --------------------------------------------------------------------------------------------------- saving
 
