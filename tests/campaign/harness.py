@@ -28,7 +28,7 @@ RECIPE = """
 name: small
 model: {model}
 scheme: w2g32
-calibration: {{source: arith, samples: 4, tokens: 48}}
+calibration: {{source: own-rows, prompts: [{{source: arith}}], samples: 4, tokens: 48}}
 quantize: gptq
 train:
   - {{objective: kd, data: arith, steps: 5, batch: 2, max_tokens: 160, lr: 1e-3, scale_lr: 1e-3, save_every: {every}}}
@@ -47,6 +47,16 @@ export: compressed-tensors
 evaluate:
   - {{task: arith, limit: 4, max_new_tokens: 8, batch: 2}}
 """
+
+START = """
+name: small
+model: {model}
+scheme: w2g32
+start: {start}
+evaluate:
+  - {{task: arith, limit: 2, max_new_tokens: 8, batch: 2}}
+"""
+"""What begins with the distilled model of the recipe above."""
 
 CLOCKS = frozenset({"seconds", "started", "train_seconds", "stamps", "tokens_per_s"})
 """Keys whose values are times."""
@@ -123,12 +133,14 @@ class Campaign:
     """Runs of one recipe, interrupted in every way, against one that was left alone.
 
     Args:
-        folder: to work in.
+        folder: to work in; made.
+        recipe: of the runs; `{model}` in it is a model in `folder`.
         servers: that run commands, side by side.
     """
 
-    def __init__(self, folder: Path, servers: list[Server]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, recipe: str, servers: list[Server], **values: Any) -> None:
+        folder.mkdir()
+        self.folder, self.servers = folder, servers
         self._idle: queue.Queue[Server] = queue.Queue()
         for server in servers:
             self._idle.put(server)
@@ -136,7 +148,7 @@ class Campaign:
         self._numbers = itertools.count()
         self.recipe = folder / "small.yaml"
         save_tiny(folder / "model", hidden=32, layers=2)
-        self.recipe.write_text(RECIPE.format(model=folder / "model", every=SAVE_EVERY))
+        self.recipe.write_text(recipe.format(model=folder / "model", every=SAVE_EVERY, **values))
         self.points: list[int] = []
 
     def command(self, place: Path, **order: Any) -> dict[str, Any]:
@@ -144,6 +156,7 @@ class Campaign:
         number = next(self._numbers)
         log, notes = (self.folder / f"{what}-{number}" for what in ("log", "notes"))
         argv = ["qat", "--recipe", str(self.recipe), "-o", str(place / "run"), "--offline"]
+        argv += ["--plugin", str(HERE / "own_rows.py")]
         server = self._idle.get()
         answer = server.run(argv=argv, folder=str(place / "run"), log=str(log), notes=str(notes), **order)
         self._idle.put(server)

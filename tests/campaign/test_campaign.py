@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import HEAD, Campaign, Outcome, Server, compiled
+from .harness import HEAD, RECIPE, START, Campaign, Outcome, Server, compiled, contents
 
 SHARE = int(os.environ.get("RQAT_CAMPAIGN_SHARE", "1"))
 SEED = int(os.environ.get("RQAT_CAMPAIGN_SEED", "0"))
@@ -39,7 +39,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     library = compiled(folder)
     whole = any(item.get_closest_marker("campaign") for item in request.session.items)
     servers = [Server(library) for _ in range(min(2, os.cpu_count() or 1) if whole else 1)]
-    made = Campaign(folder, servers)
+    made = Campaign(folder / "small", RECIPE, servers)
     made.leave_alone()
     yield made
     for server in servers:
@@ -83,6 +83,21 @@ def test_a_few_points_of_all(campaign: Campaign) -> None:
 @pytest.mark.campaign
 def test_killed_after_every_change(campaign: Campaign, table: list[Outcome]) -> None:
     judge(campaign.crash(share(len(campaign.points))), table)
+
+
+@pytest.mark.campaign
+def test_killed_after_every_change_of_a_run_that_starts_from_another(
+    campaign: Campaign, table: list[Outcome], tmp_path: Path
+) -> None:
+    """The other run's folder is read and not changed."""
+    [start] = (campaign.folder / "whole" / "run").glob("*-train-kd")
+    before = contents(start)
+    other = Campaign(tmp_path / "started", START, campaign.servers, start=start)
+    other.leave_alone()
+    outcome = other.crash(share(len(other.points)))
+    outcome.name += ", from another run's step"
+    judge(outcome, table)
+    assert contents(start) == before
 
 
 @pytest.mark.campaign
