@@ -27,7 +27,11 @@ test *ARGS:
     pytest -q -n {{WORKERS}} {{ARGS}}
 
 quick *ARGS:
-    pytest -q -n {{WORKERS}} -m "not slow" {{ARGS}}
+    pytest -q -n {{WORKERS}} -m "not slow and not campaign" {{ARGS}}
+
+# interrupts a small run at every point, in every way, and starts it again; prints a table
+campaign *ARGS:
+    pytest -q -s -m campaign tests/campaign {{ARGS}}
 
 docs:
     mkdocs build --strict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,7 +86,7 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     from ..model.load import default_device
     from ..pipeline import run_pipeline
 
-    with work_beside(out, worth_keeping="*.partial/*.jsonl") as work:
+    with work_beside(out, worth_keeping="*.partial/.resume/*.jsonl") as work:
         only_our_bars()
         job = Job(plan, work, registry, device=default_device(), offline=offline, progress=display.Bars())
         run_pipeline(job)
@@ -93,7 +94,7 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
         results: dict[str, Any] = read_json(made / "results.json")
         with explained(out):
             out.mkdir(parents=True, exist_ok=True)
-            (made / "samples.jsonl").replace(out / "samples.jsonl")
+            shutil.copyfile(made / "samples.jsonl", out / "samples.jsonl")
         return results
 
 

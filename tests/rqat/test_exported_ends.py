@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from rqat.cli.models import load_any
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import rqat
 from rqat import ModelError, grid_of
 from rqat.cli.app import build
-from rqat.cli.models import load_any
 from rqat.generation.engine import Engine
 from rqat.model.checkpoint import load_checkpoint
 from rqat.model.native import load_native

@@ -2,7 +2,7 @@
 
 <step>/results.json     figures of the evaluation (see evals/harness.py)
 <step>/samples.jsonl    one row per completion: prompt, completion, answer, verdict, tokens
-<step>.partial/samples.partial.jsonl    finished batches, from which an interrupted evaluation resumes
+<step>.partial/.resume/samples.jsonl    finished batches, from which an interrupted evaluation resumes
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.json"
 SAMPLES_FILE = "samples.jsonl"
-PARTIAL_FILE = "samples.partial.jsonl"
 
 log = logging.getLogger("rqat")
 
@@ -54,6 +53,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         found = _comparison(job, step, keys)
     else:
         task: Task = job.make(step, "task")
+        scratch = job.scratch(step)
+        scratch.mkdir(exist_ok=True)
         # Before the model is loaded: missing data is known at once.
         total = number_of_completions(task, keys.limit)
         model, tokenizer = load_variant(job, step, keys.backend)
@@ -66,7 +67,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 tokenizer,
                 limit=keys.limit,
                 batch=keys.batch,
-                partial=work / PARTIAL_FILE,
+                partial=scratch / SAMPLES_FILE,
                 report=bar.update,
                 writer=writer,
             )
@@ -75,7 +76,6 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         log.warning("%s: %s", step.name, note)
     results = {"variant": step.variant, "backend": "transformers", **found.results}
     write_evaluation(work, results, found.samples)
-    (work / PARTIAL_FILE).unlink(missing_ok=True)
     return results
 
 
