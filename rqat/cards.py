@@ -99,6 +99,7 @@ class Card:
     domain: str = ""
     model: bool = False
     hooks: bool = False
+    compares: tuple[str, ...] = ()
     embedding: bool = False
 
     @property

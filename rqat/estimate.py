@@ -115,10 +115,14 @@ class Sizes:
         return self.config.parameters * self.width
 
     @cached_property
+    def groups(self) -> int:
+        """Groups of weights in quantized layers."""
+        return sum(out * self.scheme.of(name).groups(width) for name, (out, width) in self.config.linears.items())
+
+    @cached_property
     def checkpoint(self) -> int:
         """A quantized model on disk, as steps keep it."""
-        groups = sum(out * self.scheme.of(name).groups(width) for name, (out, width) in self.config.linears.items())
-        return self.quantized + 5 * groups + self.rest * 2
+        return self.quantized + 5 * self.groups + self.rest * 2
 
     def teacher(self, keys: ModelKeys | None) -> int:
         """A teacher in memory; None is the model before quantization."""

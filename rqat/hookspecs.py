@@ -174,6 +174,8 @@ class RegisterTask(Protocol):
 
     Args:
         domain: what the problems are about.
+        compares: of a task that compares a model with its original (`rqat.Comparison`): the figures it finds, of which
+            less is better, the most telling first.
     """
 
     def __call__(
@@ -185,6 +187,7 @@ class RegisterTask(Protocol):
         summary: str = "",
         paper: str = "",
         domain: str = "",
+        compares: Sequence[str] = (),
     ) -> None: ...
 
 

@@ -66,8 +66,13 @@ def plan(
         raise typer.Exit(2)
 
 
-def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1, notes: bool = True) -> None:
+def check(
+    made: Plan, folder: Path, *, offline: bool, fresh: bool = False, processes: int = 1, notes: bool = True
+) -> None:
     """Looks for everything that would stop a plan later; warnings are shown, and notes unless `notes` is false.
+
+    Args:
+        fresh: what the folder holds is thrown away before.
 
     Raises:
         RqatError: every error, all at once.
@@ -75,7 +80,10 @@ def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1, notes:
     from ..preflight import preflight
 
     errors = []
-    for found in preflight(made, folder=folder, offline=offline, device=likely_device(), processes=processes):
+    found_all = preflight(
+        made, folder=folder, fresh=fresh, offline=offline, device=likely_device(), processes=processes
+    )
+    for found in found_all:
         if found.level == "error":
             errors.append(found)
         elif notes or found.level != "note":

@@ -26,6 +26,11 @@ LOADERS = {
 """What transformers needs to load a quantized checkpoint: for its `quant_method`, distributions and their modules."""
 
 
+def default_device() -> str:
+    """ "cuda" where there is a CUDA device, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def default_dtype(device: str, name: str = "auto") -> torch.dtype:
     """The dtype of a model in memory: what `name` says; `auto` is float32 on the CPU and bfloat16 on CUDA."""
     if name == "auto":

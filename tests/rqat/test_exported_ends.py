@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 import rqat
 from rqat import ModelError, grid_of
 from rqat.cli.app import build
-from rqat.cli.models import load_any
+from rqat.generation.backend import Backend, open_model
 from rqat.generation.engine import Engine
+from rqat.keys import ModelKeys
 from rqat.model.checkpoint import load_checkpoint
 from rqat.model.native import load_native
 from rqat.packed.load import load_packed
@@ -57,6 +58,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
 
 def facts_of(folder: Path) -> Any:
     return json.loads((folder.parent / f"{folder.name}.json").read_text())
+
+
+def opened(folder: Path, backend: Backend = "auto") -> Any:
+    """The model in a folder and its tokenizer."""
+    return open_model(ModelKeys(path=str(folder)), device="cpu", offline=True, backend=backend)
 
 
 def tokens() -> torch.Tensor:
@@ -100,8 +106,9 @@ def test_our_own_format_holds_every_weight_at_its_bits(made: Any, tied: bool, bi
 def test_every_backend_computes_the_same(made: Any, tied: bool, bits: int) -> None:
     step, folder = made(tied, bits)
     expected = load_checkpoint(step).model(tokens()).logits
-    for backend in ("auto", "transformers", "packed"):
-        model, tokenizer = load_any(str(folder), offline=True, backend=backend)
+    backends: tuple[Backend, ...] = ("auto", "transformers", "packed")
+    for backend in backends:
+        model, tokenizer = opened(folder, backend)
         assert torch.equal(model(tokens()).logits, expected), backend
         assert len(tokenizer) == 96
     assert torch.equal(load_packed(step)[0](tokens()).logits, expected)
@@ -145,7 +152,7 @@ def test_formats_of_servers_hold_the_embedding_in_16_bits(made: Any, tied: bool)
     assert facts["in_16_bits"] == ["model.embed_tokens"]
     assert "stored in 16 bits: `model.embed_tokens`" in (folder / "README.md").read_text()
     packed, _ = load_packed(folder)
-    expected, _ = load_any(str(folder), offline=True)
+    expected, _ = opened(folder)
     assert torch.equal(packed(tokens()).logits, expected(tokens()).logits)
     assert isinstance(packed.lm_head, PackedLinear) is not tied
 
@@ -153,7 +160,7 @@ def test_formats_of_servers_hold_the_embedding_in_16_bits(made: Any, tied: bool)
 def test_the_gptq_format_takes_a_tied_pair_too(made: Any) -> None:
     _, folder = made(True, 4, "gptq")
     packed, _ = load_packed(folder)
-    expected, _ = load_any(str(made(True, 4, "compressed-tensors")[1]), offline=True)
+    expected, _ = opened(made(True, 4, "compressed-tensors")[1])
     assert torch.equal(packed(tokens()).logits, expected(tokens()).logits)
 
 

@@ -1,13 +1,12 @@
 """The model -> a quantized model, without training: codes, scales and zero points of every chosen layer.
 
 <step>/    a checkpoint (see model/checkpoint.py), and layers.json with one entry per layer
-<step>.partial/blocks/    finished blocks, until the step is done
+<step>.partial/.resume/    finished blocks, until the step is published
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -57,7 +56,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     batches = []
     if quantizer.needs and "calibration" in step.inputs:
         batches = token_batches(job.result_of(step.inputs["calibration"]) / CALIBRATION_FILE, job.device)
-    kept = work / "blocks"
+    kept = job.scratch(step)
     kept.mkdir(exist_ok=True)
     blocks = model.config.num_hidden_layers
     with job.progress.task(f"quantize {step.variant}", blocks) as bar:
@@ -73,7 +72,6 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         )
     save_checkpoint(work, model, tokenizer, layers, transforms)
     write_json(work / "layers.json", [entry_of(report) for report in reports])
-    shutil.rmtree(kept)
     notes = {report.name: report.note for report in reports if report.note}
     for name, note in notes.items():
         log.warning("%s: %s", name, note)
