@@ -126,8 +126,8 @@ Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which older relea
     def config(self, layers: Mapping[str, rqat.Scheme], skipped: Sequence[str]) -> dict[str, Any]:
         """See `Exporter`.
 
-        Every reader leaves the head alone unless `lm_head` says that it is quantized. Other skipped layers are named twice: gptqmodel reads `dynamic`,
-        transformers reads `modules_in_block_to_quantize`.
+        Every reader leaves the head alone unless `lm_head` says that it is quantized. Other skipped layers are named
+        twice: gptqmodel reads `dynamic`, transformers reads `modules_in_block_to_quantize`.
 
         Raises:
             ModelError: layers of different schemes, which the format cannot hold.
