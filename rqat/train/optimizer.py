@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         layers: full name of each quantized linear layer -> its codes, scale, zero point and scheme.
         inner: class of the optimizer that updates latents, scales and zero points.
         lr: learning rate of the latent weights.
+        lr_in: what `lr` is counted in. "weights" is one number for all; "codes" is steps of the grid, so that all
+            groups change their codes equally fast: whatever `inner` moves a latent by is multiplied by the scale that
+            its group started from.
         scale_lr: of the scales, relative to the scale itself; None freezes them.
         zero_lr: of the zero points, in codes; None freezes them, as does a grid on which they are fixed.
         other_lr: of everything else but embeddings and lm_head; None freezes it.
@@ -68,6 +71,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         *,
         inner: type[torch.optim.Optimizer] = torch.optim.AdamW,
         lr: float,
+        lr_in: Literal["weights", "codes"] = "weights",
         scale_lr: float | None = None,
         zero_lr: float | None = None,
         other_lr: float | None = None,
@@ -81,6 +85,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 hint=f"Use one of {', '.join(OPTIMIZERS)}.",
             )
         self.steps_done = 0
+        self._in_codes = lr_in == "codes"
         self._trains_scale = scale_lr is not None
         self._trains_zero = zero_lr is not None
         self.frozen = {name: layers[name] for name in layers if name in ENDS and not train_embedding}
@@ -122,7 +127,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     def _share_inner(self) -> None:
         self.state = self.inner.state
         self.param_groups = self.inner.param_groups
-        self._fused = FusedAdam(self.inner)
+        self._fused = FusedAdam(self.inner, in_codes=self._in_codes)
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -171,7 +176,10 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             bucket.ratio.grad = gs.mul_(scale)
         if self._trains_zero and not bucket.grid.fixed_zero:
             bucket.zero.grad = gz
+        before = bucket.rows.clone() if self._in_codes else None
         self.inner.step()
+        if before is not None:
+            bucket.in_codes(before)
         bucket.latent.grad = bucket.ratio.grad = bucket.zero.grad = None
         bucket.clamp_zero()
         bucket.write()

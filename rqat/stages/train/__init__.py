@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -82,6 +82,8 @@ class TrainKeys(PluginKeys):
         max_tokens: longest prompt plus completion; longer rows are left out and counted.
         optimizer: name of a torch.optim class.
         lr: learning rate of the latent weights.
+        lr_in: what it is counted in. `weights`: one number for all. `codes`: steps of the grid; groups of small weights
+            then change their codes as fast as those of large ones (5e-3 is a usual value).
         scale_lr: of the scales, relative to the scale itself. None freezes the scales.
         zero_lr: of the zero points, in codes. None freezes the zero points.
         other_lr: of everything that is not quantized, embeddings and lm_head left out. None freezes it.
@@ -114,6 +116,7 @@ class TrainKeys(PluginKeys):
     max_tokens: int = Field(default=2048, ge=2)
     optimizer: str = "AdamW"
     lr: float = Field(default=2e-5, gt=0)
+    lr_in: Literal["weights", "codes"] = "weights"
     scale_lr: float | None = Field(default=None, gt=0)
     zero_lr: float | None = Field(default=None, gt=0)
     other_lr: float | None = Field(default=None, gt=0)

@@ -163,6 +163,7 @@ def _train(
             start.layers,
             inner=optimizer_class(keys.optimizer),
             lr=keys.lr,
+            lr_in=keys.lr_in,
             scale_lr=keys.scale_lr,
             zero_lr=keys.zero_lr,
             other_lr=keys.other_lr,
