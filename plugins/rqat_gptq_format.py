@@ -126,8 +126,8 @@ Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which older relea
     def config(self, layers: Mapping[str, rqat.Scheme], skipped: Sequence[str]) -> dict[str, Any]:
         """See `Exporter`.
 
-        Every reader leaves the head alone by itself. Other skipped layers are named twice: gptqmodel reads `dynamic`,
-        transformers reads `modules_in_block_to_quantize`.
+        Every reader leaves the head alone unless `lm_head` says that it is quantized. Other skipped layers are named
+        twice: gptqmodel reads `dynamic`, transformers reads `modules_in_block_to_quantize`.
 
         Raises:
             ModelError: layers of different schemes, which the format cannot hold.
@@ -142,7 +142,7 @@ Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which older relea
             "group_size": scheme.group,
             "desc_act": False,
             "sym": scheme.symmetric,
-            "lm_head": False,
+            "lm_head": "lm_head" in layers,
             "checkpoint_format": self._stored_format(scheme),
             "pack_dtype": "int32",
             "meta": {"quantizer": [f"rqat:{rqat.__version__}"]},

@@ -29,8 +29,9 @@ from .job import Silence
 from .keys import ModelKeys
 from .model.activations import TokenBatch
 from .model.blocks import quantize_model
-from .model.checkpoint import load_checkpoint, save_checkpoint
+from .model.checkpoint import save_checkpoint
 from .model.load import default_device, load_model
+from .model.native import load_quantized
 from .model.transforms import Applied, apply_transforms
 from .problems import Place, problems_of
 from .registry import Registry
@@ -244,7 +245,7 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
 
 
 def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
-    """Reads what `rqat.save`, or a quantize or train step of a run, wrote.
+    """Reads what `rqat.save`, a quantize or train step of a run, or the exporter `rqat` wrote.
 
     Args:
         device: None: CUDA where there is one.
@@ -252,7 +253,7 @@ def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
     Raises:
         ModelError: a file is missing or damaged, or was written by another version.
     """
-    found = load_checkpoint(Path(folder), device=device or default_device())
+    found = load_quantized(Path(folder), device=device or default_device())
     return QuantizedModel(found.model, found.tokenizer, found.layers, folder=Path(folder), transforms=found.transforms)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .model.layers import EMBEDDING
 from .plan import Plan
 from .registry import Registry
 from .run_folder import begun, fates
+from .scheme import Scheme
 from .stage import ORDER, Finding, Look, Step, Use
 from .stages import stages, work_of
 from .storage import size_of
@@ -270,7 +271,7 @@ def context_of(step: Step, look: Look) -> Context:
     return Context(
         settings=_settings(step),
         schemes=schemes,
-        model=_shape(config) if config is not None else None,
+        model=_shape(config, schemes) if config is not None else None,
         processes=look.processes,
         device=look.device,
         tokenizer=lambda: _tokenizer(look),
@@ -283,11 +284,12 @@ def _settings(step: Step) -> dict[str, Any]:
     return {name: value for name, value in keys.model_dump(mode="json").items() if name not in options}
 
 
-def _shape(config: ModelConfig) -> ModelShape:
+def _shape(config: ModelConfig, schemes: Mapping[str, Scheme]) -> ModelShape:
+    quantized_ends = {name: shape for name, shape in config.ends.items() if name in schemes}
     return ModelShape(
         name=config.keys.path,
         model_type=config.model_type,
-        linears=config.linears,
+        linears=config.linears | quantized_ends,
         hidden=config.hidden,
         vocab=config.vocab,
         blocks=config.blocks,

@@ -93,3 +93,19 @@ def test_from_python_runs_and_is_short(tmp_path):
     assert reload.startswith("transformers ")
     assert (tmp_path / "trained" / "quantized.safetensors").is_file()
     assert (tmp_path / "served" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_comparison_of_ends_runs(tmp_path: Path) -> None:
+    """On the tiny reasoner, with sums for text: a smaller file for each scheme, and what that costs."""
+    text = "\n\n".join(f"Mia has {n} figs. A friend takes {n % 7}.\n{n}-{n % 7}={n - n % 7}" for n in range(1000))
+    (tmp_path / "sums.txt").write_text(text)
+    script, files = DOCS / "examples" / "compare_ends.py", ["sums.txt"] * 3
+    model = ROOT / "rqat" / "assets" / "tiny-reasoner"
+    command = [sys.executable, script, model, "w3g128", *files, "none", "rtn:w4g128", "w4g128"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = [line for line in result.stdout.splitlines() if "KL" in line]
+    assert len(lines) == 3
+    sizes = [float(line.split()[1]) for line in lines]
+    assert sizes[0] > sizes[1] == sizes[2]

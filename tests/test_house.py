@@ -65,7 +65,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "preflight": (
         *("run_folder", "storage"),
         *("grids", "plan", "facts", "stages", "stage", "estimate", "cards", "registry", "model", "shapes", "keys"),
-        *("figures", "contracts", "errors"),
+        *("figures", "contracts", "scheme", "errors"),
     ),
     "describe": (),
     "cut_out": (),

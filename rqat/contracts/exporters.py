@@ -27,7 +27,10 @@ class Reader(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """Full names of all tensors that are not quantized weights, biases of quantized layers included."""
+        """Full names of all tensors that are not quantized weights, biases of quantized layers included.
+
+        A quantized embedding is one of them, in bfloat16, where the exporter's card does not say `embedding=True`.
+        """
 
     def tensor(self, name: str) -> torch.Tensor:
         """One of `names`, on the CPU, in the narrowest dtype that holds its values."""

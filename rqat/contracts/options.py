@@ -37,7 +37,8 @@ class ModelShape:
     """What is known of a model from its files alone.
 
     Attributes:
-        linears: `(O, I)` of every linear layer of the decoder blocks, by full name, in the order data passes them.
+        linears: `(O, I)` of every linear layer of the decoder blocks, by full name, in the order data passes them; and
+            of an embedding and a head that are quantized.
         context: tokens a sequence may have; None where the model sets no bound.
     """
 

@@ -13,6 +13,7 @@ from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
 from .config import ModelConfig, check_quantizable, read_config
+from .stored_schemes import NATIVE
 
 if TYPE_CHECKING:
     import transformers
@@ -28,10 +29,6 @@ LOADERS = {
 def default_device() -> str:
     """ "cuda" where there is a CUDA device, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-NATIVE = "rqat"
-"""`quant_method` of exported folders that rqat itself reads; see `native.py`."""
 
 
 def default_dtype(device: str, name: str = "auto") -> torch.dtype:

@@ -18,9 +18,10 @@ from ..errors import ModelError, RqatError
 from ..registry import Registry
 from ..scheme import Scheme
 from ..storage import read_json
-from .checkpoint import Checkpoint, assembled
-from .load import NATIVE, default_dtype
+from .checkpoint import Checkpoint, assembled, load_checkpoint
+from .load import default_dtype
 from .stored import StoredTensors
+from .stored_schemes import NATIVE
 from .tensors import damaged
 
 VERSION = 1
@@ -31,6 +32,11 @@ def is_native(folder: Path) -> bool:
     """Whether a folder is in this format."""
     config = read_json(folder / "config.json") or {}
     return bool((config.get("quantization_config") or {}).get("quant_method") == NATIVE)
+
+
+def load_quantized(folder: Path, *, device: str = "cpu") -> Checkpoint:
+    """A quantized model with its codes: a step of a run, or a folder in this format; see `load_checkpoint`."""
+    return load_native(folder, device=device) if is_native(folder) else load_checkpoint(folder, device=device)
 
 
 def load_native(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:

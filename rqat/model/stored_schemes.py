@@ -1,4 +1,4 @@
-"""The scheme of every layer of a quantized checkpoint, read from a file's header alone. Does not import torch."""
+"""The scheme of every layer of a quantized checkpoint, read from headers alone. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import Any
 
 from ..errors import ModelError, RqatError
 from ..scheme import Scheme
+from ..storage import read_json
+from .hub import QUANTIZED_FILE
 
 ENTRY = "rqat"
 """The only key of a file's metadata. With more than one their order in the file would be random."""
+
+NATIVE = "rqat"
+"""`quant_method` of exported folders that rqat itself reads; see `native.py`."""
 
 LARGEST_HEADER = 100_000_000
 
@@ -27,19 +32,34 @@ def schemes_in(facts: Mapping[str, Any]) -> dict[str, Scheme]:
     return dict.fromkeys(facts["layers"], scheme)
 
 
-def stored_schemes(path: Path) -> dict[str, Scheme]:
-    """The scheme of every layer in `quantized.safetensors`.
+def stored_schemes(folder: Path) -> dict[str, Scheme]:
+    """The scheme of every layer of a step of a run, or of a folder that was exported in the format `rqat`.
 
     Raises:
-        ModelError: there is no such file, or it was not written by rqat.
+        ModelError: it is neither.
     """
+    exported = _quantization(folder)
     try:
-        with path.open("rb") as file:
+        if exported.get("quant_method") == NATIVE:
+            return {name: Scheme.parse(spelled) for name, spelled in exported["layers"].items()}
+        with (folder / QUANTIZED_FILE).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= LARGEST_HEADER else {}
         return schemes_in(json.loads(header["__metadata__"][ENTRY]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RqatError) as error:
+        if exported:
+            raise ModelError(
+                f"'{folder}' was exported for servers ({exported.get('quant_method')}).",
+                hint=f"Name the step of the run it was exported from, or a folder in the format {NATIVE}.",
+            ) from error
         raise ModelError(
-            f"'{path.parent}' is not a finished quantize or train step.",
+            f"'{folder}' is not a finished quantize or train step.",
             hint="Name the folder of one, such as runs/NAME/04-train-kd.",
         ) from error
+
+
+def _quantization(folder: Path) -> Mapping[str, Any]:
+    """The `quantization_config` of config.json; empty where there is none."""
+    config = read_json(folder / "config.json")
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    return found if isinstance(found, Mapping) else {}

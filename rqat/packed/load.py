@@ -24,9 +24,10 @@ from ..model.config import ModelConfig, read_config
 from ..model.families import FAMILIES
 from ..model.hub import QUANTIZED_FILE
 from ..model.layers import EMBEDDING, ENDS, HEAD
-from ..model.load import NATIVE, check_finite, check_tokenizer, default_dtype, load_tokenizer
+from ..model.load import check_finite, check_tokenizer, default_dtype, load_tokenizer
 from ..model.native import is_native, read_native
 from ..model.stored import StoredTensors
+from ..model.stored_schemes import NATIVE
 from ..model.tensors import damaged, read_tensors
 from ..model.transforms import load_transforms
 from .formats import ANOTHER, can_pack, check_native, pack_layer, reader

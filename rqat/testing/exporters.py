@@ -32,7 +32,10 @@ class ExporterSuite(Suite):
     layer: ClassVar[str] = "model.layers.0.mlp.up_proj"
 
     def test_it_writes_a_whole_model(self) -> None:
-        """Into an empty folder; and with `decode`, every layer is read back from it to the bit."""
+        """Into an empty folder; and with `decode`, every layer is read back from it to the bit.
+
+        The embedding is among them where the card says that the format packs it.
+        """
         accepted = [scheme for scheme in self._accepted() if scheme.divides(64)]
         for scheme in accepted[:: max(1, len(accepted) // 4)]:
             with tempfile.TemporaryDirectory() as name:
@@ -45,7 +48,7 @@ class ExporterSuite(Suite):
         start, folder = parent / "start", parent / "model"
         start.mkdir()
         folder.mkdir()
-        save_rounded(start, scheme)
+        save_rounded(start, scheme, embedding=self.card.embedding)
         reader, made = CheckpointReader(start), self.make()
         made.write(folder, reader, reader.layers)
         written = [path for path in folder.rglob("*") if path.is_file()]

@@ -128,14 +128,18 @@ def rounded_layers(model: transformers.PreTrainedModel, spelling: str = "w2g32")
     return {name: rounded(weight, scheme) for name, weight in weights.items()}
 
 
-def save_rounded(folder: Path, scheme: Scheme) -> None:
-    """Writes `tiny_model`, with every layer rounded, as a step of a run into an existing folder."""
+def save_rounded(folder: Path, scheme: Scheme, *, embedding: bool = False) -> None:
+    """Writes `tiny_model`, with every layer rounded, as a step of a run into an existing folder.
+
+    Args:
+        embedding: round that as well; the head is tied to it.
+    """
     from ..model.checkpoint import save_checkpoint
     from ..model.families import layout_of
 
     model, tokenizer = tiny_model()
-    layers = {}
-    for name in layout_of(model.config.model_type).layer_names(2):
+    layers, layout = {}, layout_of(model.config.model_type)
+    for name in ([layout.embeddings] if embedding else []) + layout.layer_names(2):
         weight = model.get_parameter(f"{name}.weight").data
         layers[name] = rounded(weight, scheme)
         weight.copy_(decoded(layers[name]))

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from rqat.cli.models import load_any
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import rqat
 from rqat import ModelError, grid_of
 from rqat.cli.app import build
+from rqat.generation.backend import Backend, open_model
 from rqat.generation.engine import Engine
+from rqat.keys import ModelKeys
 from rqat.model.checkpoint import load_checkpoint
 from rqat.model.native import load_native
 from rqat.packed.load import load_packed
@@ -59,6 +60,11 @@ def facts_of(folder: Path) -> Any:
     return json.loads((folder.parent / f"{folder.name}.json").read_text())
 
 
+def opened(folder: Path, backend: Backend = "auto") -> Any:
+    """The model in a folder and its tokenizer."""
+    return open_model(ModelKeys(path=str(folder)), device="cpu", offline=True, backend=backend)
+
+
 def tokens() -> torch.Tensor:
     return torch.randint(95, (2, 20), generator=torch.Generator().manual_seed(0))
 
@@ -87,7 +93,12 @@ def test_our_own_format_holds_every_weight_at_its_bits(made: Any, tied: bool, bi
     facts = facts_of(folder)
     assert (facts["max_abs_diff"], facts["reload"]) == (0.0, "rqat")
     assert facts["decoded"] == "every layer equal, bit by bit"
-    assert facts["left_as_they_were"] == []
+    assert facts["left_as_they_were"] == facts["in_16_bits"] == []
+    parameters = sum(parameter.numel() for parameter in after.model.parameters())
+    assert facts["bits_per_parameter"] == round(8 * facts["bytes"] / parameters, 4)
+    card = (folder / "README.md").read_text()
+    assert f"{facts['bits_per_parameter']:.2f} bits per parameter in all" in card
+    assert "Left as they were: the norms.\n" in card
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -95,8 +106,9 @@ def test_our_own_format_holds_every_weight_at_its_bits(made: Any, tied: bool, bi
 def test_every_backend_computes_the_same(made: Any, tied: bool, bits: int) -> None:
     step, folder = made(tied, bits)
     expected = load_checkpoint(step).model(tokens()).logits
-    for backend in ("auto", "transformers", "packed"):
-        model, tokenizer = load_any(str(folder), offline=True, backend=backend)
+    backends: tuple[Backend, ...] = ("auto", "transformers", "packed")
+    for backend in backends:
+        model, tokenizer = opened(folder, backend)
         assert torch.equal(model(tokens()).logits, expected), backend
         assert len(tokenizer) == 96
     assert torch.equal(load_packed(step)[0](tokens()).logits, expected)
@@ -137,8 +149,10 @@ def test_formats_of_servers_hold_the_embedding_in_16_bits(made: Any, tied: bool)
     assert ("lm_head.weight_packed" in stored) is not tied
     facts = facts_of(folder)
     assert 0 < facts["max_abs_diff"] <= facts["tolerance"]
+    assert facts["in_16_bits"] == ["model.embed_tokens"]
+    assert "stored in 16 bits: `model.embed_tokens`" in (folder / "README.md").read_text()
     packed, _ = load_packed(folder)
-    expected, _ = load_any(str(folder), offline=True)
+    expected, _ = opened(folder)
     assert torch.equal(packed(tokens()).logits, expected(tokens()).logits)
     assert isinstance(packed.lm_head, PackedLinear) is not tied
 
@@ -146,7 +160,7 @@ def test_formats_of_servers_hold_the_embedding_in_16_bits(made: Any, tied: bool)
 def test_the_gptq_format_takes_a_tied_pair_too(made: Any) -> None:
     _, folder = made(True, 4, "gptq")
     packed, _ = load_packed(folder)
-    expected, _ = load_any(str(made(True, 4, "compressed-tensors")[1]), offline=True)
+    expected, _ = opened(made(True, 4, "compressed-tensors")[1])
     assert torch.equal(packed(tokens()).logits, expected(tokens()).logits)
 
 

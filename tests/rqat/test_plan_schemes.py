@@ -127,3 +127,33 @@ def test_parts_that_cannot_do_a_grid_are_refused_before_any_work(registry: Regis
     good = plan_of(registry, models[True], "w2g64-seq", export="bf16")
     assert not errors(good)
     assert not any("kernels" in found.text for found in preflight(good))  # nothing is trained
+
+
+def test_a_grid_without_a_zero_point_is_counted_without_one(registry: Registry, models: dict[bool, Path]) -> None:
+    config = read_config(_keys(models[True]))
+    assert bits(plan_of(registry, models[True], "w2g128-seq"), config)[0] == pytest.approx(2 + 16 / 128)
+    assert bits(plan_of(registry, models[True], "w2g128-sym"), config)[0] == pytest.approx(2 + 16 / 128)
+    assert bits(plan_of(registry, models[True], "w2g128"), config)[0] == pytest.approx(2 + 18 / 128)
+
+
+def test_quantized_ends_are_counted_once_and_formats_that_cannot_pack_them_are_told(
+    registry: Registry, models: dict[bool, Path]
+) -> None:
+    ends = {"default": "w2g64", "lm_head": "w4g64", "embed_tokens": "w4g64"}
+    for tied in (True, False):
+        config = read_config(_keys(models[tied]))
+        layers = sum(out * width for out, width in config.linears.values())
+        both = (1 if tied else 2) * config.vocab * config.hidden
+        packed = layers * (2 + 18 / 64) + both * (4 + 20 / 64) + 16 * (config.parameters - layers - both)
+        plan = plan_of(registry, models[tied], ends)
+        assert bits(plan, config)[1] == pytest.approx(packed / config.parameters)
+        notes = [str(found) for found in preflight(plan) if "16 bits" in found.text]
+        (note,) = notes
+        assert "'compressed-tensors' writes model.embed_tokens, quantized to w4g64, in 16 bits." in note
+        assert "`export: rqat` packs it" in note
+        assert not errors(plan)
+        own = plan_of(registry, models[tied], ends, export="rqat")
+        assert not [found for found in preflight(own) if "16 bits" in found.text]
+    gptq = plan_of(registry, models[True], ends, export="gptq")
+    assert not errors(gptq)  # the pair is no packed layer there, so one scheme is left
+    assert "'gptq' holds one scheme" in errors(plan_of(registry, models[False], ends, export="gptq"))[0]

@@ -10,7 +10,6 @@ from ...errors import ModelError
 from ...estimate import Needs, Sizes
 from ...keys import Keys
 from ...model.config import ModelConfig
-from ...model.hub import QUANTIZED_FILE
 from ...model.layers import ENDS
 from ...model.stored_schemes import stored_schemes
 from ...scheme import Scheme
@@ -22,7 +21,8 @@ class StartKeys(Keys):
     """A quantized model that is there already. In a recipe a plain text is short for `{path: ...}`.
 
     Attributes:
-        path: folder of a finished quantize or train step of any run, or one that `rqat.save` wrote.
+        path: folder of a finished quantize or train step of any run, or one that `rqat.save` wrote; or an exported one
+            in the format `rqat`, which holds no latent weights.
     """
 
     named_by: ClassVar[str] = "path"
@@ -57,7 +57,7 @@ class Start(Stage):
     def schemes(self, step: Step, plan: Planned, config: ModelConfig) -> dict[str, Scheme]:
         """See `Stage`."""
         assert isinstance(step.settings, StartKeys)
-        return stored_schemes(step.settings.path.path / QUANTIZED_FILE)
+        return stored_schemes(step.settings.path.path)
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""

@@ -6,8 +6,9 @@ import shutil
 from typing import Any
 
 from ...job import Job
-from ...model.checkpoint import load_layers
+from ...model.checkpoint import load_layers, save_checkpoint
 from ...model.hub import QUANTIZED_FILE
+from ...model.native import is_native, load_native
 from ...stage import Step
 from . import StartKeys
 
@@ -16,7 +17,7 @@ LEFT_BEHIND = frozenset({"manifest.json", "training.jsonl", "layers.json"})
 
 
 def run(job: Job, step: Step) -> dict[str, Any]:
-    """Copies the files of a checkpoint.
+    """Copies the files of a checkpoint; an exported folder becomes one again.
 
     Returns:
         where they came from, and how many layers are quantized.
@@ -27,6 +28,10 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     keys = step.settings
     assert isinstance(keys, StartKeys)
     source, work = keys.path.path, job.workdir(step)
+    if is_native(source):
+        found = load_native(source)
+        save_checkpoint(work, found.model, found.tokenizer, found.layers)
+        return {"from": str(source), "layers": len(found.layers)}
     layers = load_layers(source / QUANTIZED_FILE)
     files = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in LEFT_BEHIND]
     with job.progress.task(f"start from {step.variant}", len(files)) as bar:

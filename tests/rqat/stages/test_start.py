@@ -9,6 +9,9 @@ import pytest
 
 from rqat.errors import RecipeError
 from rqat.job import Job
+from rqat.model.checkpoint import load_layers
+from rqat.model.hub import QUANTIZED_FILE
+from rqat.model.native import load_quantized
 from rqat.pipeline import run_pipeline
 from rqat.plan import Plan, build_plan
 from rqat.preflight import preflight
@@ -57,6 +60,28 @@ def test_only_what_it_holds_counts(registry: Registry, step: Path, tmp_path: Pat
     moved.symlink_to(step)
     one, other = plan_of(registry, start=str(step)), plan_of(registry, start=str(moved))
     assert one.fingerprint(one.steps[0]) == other.fingerprint(other.steps[0])
+
+
+def test_an_exported_folder_of_our_own_is_a_start_others_are_one_line(registry: Registry, tmp_path: Path) -> None:
+    ends = {"default": "w2g128", "lm_head": "w4g128"}
+    first = plan_of(registry, quantize="rtn", scheme=ends, export="rqat")
+    run_pipeline(Job(first, tmp_path / "first", registry))
+    step, exported = tmp_path / "first" / "01-quantize-rtn", tmp_path / "first" / "02-export" / "model"
+    train = [{"objective": "sft", "data": "arith", "steps": 1, "batch": 2, "max_tokens": 256, "train_embedding": True}]
+    plan = plan_of(registry, start=str(exported), train=train, export="rqat")
+    assert not errors(plan)
+    run_pipeline(Job(plan, tmp_path / "second", registry))
+    before, after = load_layers(step / QUANTIZED_FILE), load_layers(tmp_path / "second" / "01-start" / QUANTIZED_FILE)
+    assert all(layer.equals(before[name]) for name, layer in after.items())
+    assert "model.embed_tokens" in after
+    trained = load_layers(tmp_path / "second" / "02-train-sft" / QUANTIZED_FILE)
+    again = load_quantized(tmp_path / "second" / "03-export" / "model")
+    assert all(layer.equals(trained[name]) for name, layer in again.layers.items())
+
+    other = plan_of(registry, quantize="rtn", scheme="w2g128", export="compressed-tensors")
+    run_pipeline(Job(other, tmp_path / "other", registry))
+    (line,) = errors(plan_of(registry, start=str(tmp_path / "other" / "02-export" / "model")))
+    assert "was exported for servers (compressed-tensors). Name the step of the run it was exported from" in line
 
 
 def errors(plan: Plan) -> list[str]:
