@@ -15,14 +15,12 @@ import copy
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
-from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
+from .contracts import Exporter, QuantizedWeight, Quantizer, Task, Transform
 from .errors import ModelError, RecipeError, RqatError
 from .grids import part_problems, scheme_problems
 from .job import Silence
@@ -32,13 +30,11 @@ from .model.blocks import quantize_model
 from .model.checkpoint import load_checkpoint, save_checkpoint
 from .model.load import default_device, load_model
 from .model.transforms import Applied, apply_transforms
-from .problems import Place, problems_of
 from .registry import Registry
 from .scheme import Schemes
-from .stages import sections
-from .stages.calibrate.run import Counted, calibration_tokens
+from .stages import keys_of
+from .stages.calibrate.given import Calibration, given_batches
 from .stages.export.run import export_checkpoint
-from .stages.quantize.run import batches_of
 from .storage import PARTIAL, publish, writable_folder
 from .train.latents import first_latents, load_latents, save_latents
 from .train.optimizer import QuantizedOptimizer
@@ -47,10 +43,6 @@ if TYPE_CHECKING:
     import transformers
 
     from .evals.harness import Evaluation
-
-Calibration = str | Mapping[str, Any] | Iterable[Row | str]
-"""Rows or texts; or a source, spelled as in a recipe: its name, or a mapping with `source`, its options, `samples`,
-`tokens`, `pack`, `split` and `seed`. With `rows` in place of `source` the mapping says how rows become sequences."""
 
 log = logging.getLogger("rqat")
 
@@ -177,7 +169,7 @@ def quantize(
     registry = Registry.current()
     *before, last = [method] if isinstance(method, str) else method
     chosen = {"method": last} if isinstance(last, str) else dict(last)
-    keys = _keys("quantize", {**chosen, "skip": skip, "indivisible": indivisible, **options})
+    keys = keys_of("quantize", {**chosen, "skip": skip, "indivisible": indivisible, **options})
     card = registry.card("quantizer", keys.method)
     quantizer: Quantizer = registry.make(card, registry.options(card, keys.options, "quantize"))
     schemes = Schemes.parse(scheme, where="quantize: scheme")
@@ -193,7 +185,9 @@ def quantize(
     source = str(model) if isinstance(model, (str, Path)) else None
     loaded, tokenizer = _opened(model, tokenizer, device)
     transforms = apply_transforms(loaded, [_transform(registry, one) for one in before])
-    batches = _batches(registry, calibration, loaded, tokenizer) if quantizer.needs and calibration is not None else []
+    batches: list[TokenBatch] = []
+    if quantizer.needs and calibration is not None:
+        batches = given_batches(registry, calibration, loaded, tokenizer)
     training = loaded.training
     layers, reports = quantize_model(
         loaded.eval(), batches, quantizer, schemes, skip=keys.skip, indivisible=keys.indivisible
@@ -207,7 +201,7 @@ def quantize(
 
 def _transform(registry: Registry, spelled: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], Transform]:
     """Name, options and object of a transform."""
-    keys = _keys("quantize", {"method": spelled} if isinstance(spelled, str) else spelled)
+    keys = keys_of("quantize", {"method": spelled} if isinstance(spelled, str) else spelled)
     card = registry.card("transform", keys.method)
     options = registry.options(card, keys.options, f"quantize: {card.name}")
     return card.full_name, options.model_dump(mode="json"), registry.make(card, options)
@@ -283,7 +277,7 @@ def export(
         ModelError: the format cannot hold a layer. PluginError, NumericsError: what was written is another model.
     """
     registry = Registry.current()
-    keys = _keys("export", {"format": format, **options})
+    keys = keys_of("export", {"format": format, **options})
     card = registry.card("exporter", keys.format)
     exporter: Exporter = registry.make(card, registry.options(card, keys.options, "export"))
     target = writable_folder(Path(folder), overwrite)
@@ -329,7 +323,7 @@ def evaluate(
     from .generation.backend import open_model, writer_for
 
     registry = Registry.current()
-    keys = _keys("evaluate", {"task": task, "limit": limit, "batch": batch, **options})
+    keys = keys_of("evaluate", {"task": task, "limit": limit, "batch": batch, **options})
     card = registry.card("task", keys.task)
     made: Task = registry.make(card, registry.options(card, keys.options, "evaluate"))
     if isinstance(model, QuantizedModel):
@@ -358,41 +352,3 @@ def _opened(
             f"a loaded {type(model).__name__} comes without its tokenizer.", hint="Pass tokenizer=, or name its path."
         )
     return model, tokenizer
-
-
-def _batches(
-    registry: Registry,
-    calibration: Calibration,
-    model: transformers.PreTrainedModel,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-) -> list[TokenBatch]:
-    """The tokens a quantizer's statistics are taken from."""
-    context = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(calibration, (str, Mapping)):
-        spelled = {"source": calibration} if isinstance(calibration, str) else dict(calibration)
-    else:
-        spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
-    if "rows" in spelled:
-        rows: list[Row] = [{"text": row} if isinstance(row, str) else row for row in spelled.pop("rows")]
-        keys = _keys("calibration", {"source": "rows", "samples": max(1, len(rows)), **spelled})
-        counted = Counted(rows)
-    else:
-        keys = _keys("calibration", spelled)
-        card = registry.card("source", keys.source)
-        source = registry.make(card, registry.options(card, keys.options, "calibration"))
-        counted = Counted(source.rows(keys.split, keys.seed))
-    if context is not None and keys.tokens > context:
-        raise ModelError(
-            f"calibration: {keys.tokens} tokens are more than the {context} of the model's context.",
-            hint=f"Set tokens to {context} or less.",
-        )
-    return batches_of(*calibration_tokens(counted, tokenizer, keys), str(model.device))
-
-
-def _keys(section: str, values: Mapping[str, Any]) -> Any:
-    """The keys of a recipe's section; what the host does not know among `values` are a plugin's options."""
-    kind = next(each.model for each in sections() if each.key == section)
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        raise RecipeError(problems_of(error, kind, Place({(): section}))) from None

@@ -203,6 +203,23 @@ def test_transforms_stand_in_front_of_the_quantizer(
         Registry.discover()
 
 
+def test_a_source_that_asks_for_the_model_is_refused_at_any_depth(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RQAT_PLUGINS", str(Path(__file__).parents[1] / "third_party" / "acme_traces.py"))
+    Registry.discover()
+    traces = {"source": "acme-traces", "prompts": [{"source": "arith"}]}
+    try:
+        for calibration in (traces, {"source": "mix", "parts": [{"source": "arith"}, traces]}):
+            with pytest.raises(rqat.RecipeError, match="'acme-traces' writes its rows with the model") as found:
+                rqat.quantize(folder, calibration=calibration, device="cpu")
+            assert "rows of your own" in found.value.hint
+    finally:
+        sys.modules.pop("acme_traces", None)
+        monkeypatch.delenv("RQAT_PLUGINS")
+        Registry.discover()
+
+
 def test_exporting_what_was_trained(quantized: rqat.QuantizedModel, tmp_path: Path) -> None:
     train(quantized, quantized.optimizer(lr=1e-2), 2)
     facts = rqat.export(quantized, tmp_path / "out", "compressed-tensors")
