@@ -78,6 +78,7 @@ class RegisterGrid(Protocol):
     """Registers a grid.
 
     Args:
+        options: nothing sets them; their `check` says what stands against a scheme on this model.
         bits: widths there are.
         slower: without kernels of its own: about how many times longer an optimizer step takes; 1 with kernels.
     """
