@@ -294,6 +294,19 @@ def test_data_files_are_known_by_their_contents(registry: Registry, model: Path,
     assert plan.fingerprint(plan.steps[0]) != before
 
 
+def test_a_tasks_file_counts_by_what_it_holds_and_not_by_its_spelling(
+    registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.jsonl").write_text("{}\n")
+    tasks = [{"task": "lm-eval:arc_easy", "data": name} for name in ("d.jsonl", "./d.jsonl", tmp_path / "d.jsonl")]
+    plans = [eval_plan(registry, str(model), [task | {"data": str(task["data"])}]) for task in tasks]
+    assert len({plan.fingerprint(plan.steps[0]) for plan in plans}) == 1
+    before = plans[0].fingerprint(plans[0].steps[0])
+    (tmp_path / "d.jsonl").write_text("{} \n")
+    assert plans[0].fingerprint(plans[0].steps[0]) != before
+
+
 def test_files_found_by_the_environment_are_known_by_their_contents(
     registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
