@@ -28,7 +28,7 @@ from .keys import ModelKeys
 from .model.activations import TokenBatch
 from .model.blocks import quantize_model
 from .model.checkpoint import load_checkpoint, save_checkpoint
-from .model.load import default_device, load_model
+from .model.load import default_device, device_called, load_model
 from .model.transforms import Applied, apply_transforms
 from .registry import Registry
 from .scheme import Schemes
@@ -167,7 +167,7 @@ def quantize(
         ModelError: the model is missing, damaged or not supported, or the scheme does not fit its layers.
     """
     registry = Registry.current()
-    *before, last = [method] if isinstance(method, str) else method
+    *before, last = _methods(method)
     chosen = {"method": last} if isinstance(last, str) else dict(last)
     keys = keys_of("quantize", {**chosen, "skip": skip, "indivisible": indivisible, **options})
     card = registry.card("quantizer", keys.method)
@@ -199,6 +199,30 @@ def quantize(
     return QuantizedModel(loaded, tokenizer, layers, source=source, transforms=transforms)
 
 
+def _methods(given: Any) -> list[Any]:
+    """The transforms and the quantizer that `method` names."""
+    listed = [given] if isinstance(given, (str, Mapping)) else given
+    if not (isinstance(listed, Sequence) and listed and all(isinstance(one, (str, Mapping)) for one in listed)):
+        raise RecipeError(
+            f"quantize: method={given!r} names no quantizer.", hint='Give a name, or a list: ["rotate", "gptq"].'
+        )
+    return list(listed)
+
+
+def _a_folder(given: Any, function: str) -> Path:
+    """The folder that stands in place of a quantized model."""
+    if not isinstance(given, (str, Path)):
+        raise _not_quantized(given, function)
+    return Path(given)
+
+
+def _not_quantized(given: Any, function: str) -> ModelError:
+    return ModelError(
+        f"{function} takes what rqat.quantize or rqat.load returned, not a {type(given).__name__}.",
+        hint="Keep that object: its `.model` is the plain model.",
+    )
+
+
 def _transform(registry: Registry, spelled: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], Transform]:
     """Name, options and object of a transform."""
     keys = keys_of("quantize", {"method": spelled} if isinstance(spelled, str) else spelled)
@@ -217,6 +241,8 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
         RunError: the folder is not empty, the disk is full, or it is not writable.
         RqatError: the model's weights are not what `quantized.layers` stand for.
     """
+    if not isinstance(quantized, QuantizedModel):
+        raise _not_quantized(quantized, "rqat.save")
     target = writable_folder(Path(folder), overwrite)
     partial = target.with_name(f"{target.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -246,7 +272,7 @@ def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
     Raises:
         ModelError: a file is missing or damaged, or was written by another version.
     """
-    found = load_checkpoint(Path(folder), device=device or default_device())
+    found = load_checkpoint(Path(folder), device=str(device_called(device)))
     return QuantizedModel(found.model, found.tokenizer, found.layers, folder=Path(folder), transforms=found.transforms)
 
 
@@ -286,7 +312,8 @@ def export(
         return export_checkpoint(start, target, exporter, card, base=base, device=place, progress=Silence())
 
     if not isinstance(quantized, QuantizedModel):
-        return written(Path(quantized), str(quantized), device or default_device())
+        start = _a_folder(quantized, "rqat.export")
+        return written(start, str(quantized), str(device_called(device)))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
         base = quantized.source or str(quantized.model.config._name_or_path or target.name)
@@ -345,8 +372,15 @@ def _opened(
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """A model that may have been loaded already, and its tokenizer."""
     if isinstance(model, (str, Path)):
-        loaded, own = load_model(ModelKeys(path=str(model)), device=device or default_device())
+        loaded, own = load_model(ModelKeys(path=str(model)), device=str(device_called(device)))
         return loaded, tokenizer or own
+    if isinstance(model, QuantizedModel):
+        raise ModelError("this model is quantized already.", hint="Quantize the one it was made from.")
+    if not hasattr(model, "config"):
+        raise ModelError(
+            f"a {type(model).__name__} is not a model of transformers.",
+            hint="Give a folder, a hub name, or a loaded model.",
+        )
     if tokenizer is None:
         raise ModelError(
             f"a loaded {type(model).__name__} comes without its tokenizer.", hint="Pass tokenizer=, or name its path."

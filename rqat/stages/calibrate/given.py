@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...cards import Card
 from ...contracts import Options, Row
-from ...errors import ModelError, RecipeError
+from ...errors import DataError, ModelError, RecipeError
 from ...model.activations import TokenBatch
 from ...registry import Registry, parts_of
 from .. import keys_of
@@ -41,7 +41,7 @@ def given_batches(
     else:
         spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
     if "rows" in spelled:
-        rows: list[Row] = [{"text": row} if isinstance(row, str) else row for row in spelled.pop("rows")]
+        rows = _rows(spelled.pop("rows"))
         keys = keys_of("calibration", {"source": "rows", "samples": max(1, len(rows)), **spelled})
         counted = Counted(rows)
     else:
@@ -60,6 +60,20 @@ def given_batches(
             hint=f"Set tokens to {context} or less.",
         )
     return batches_of(*calibration_tokens(counted, tokenizer, keys), str(model.device))
+
+
+def _rows(given: Any) -> list[Row]:
+    """Rows, or texts as rows."""
+    if not isinstance(given, Iterable):
+        raise RecipeError(f"calibration: {given!r} is neither rows nor a source.", hint="Give a list of texts or rows.")
+    rows: list[Any] = [{"text": row} if isinstance(row, str) else row for row in given]
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"calibration: row {number} is {row!r:.60}, neither a text nor a row.",
+                hint='Write texts, or rows such as {"prompt": ..., "completion": ...}.',
+            )
+    return rows
 
 
 def _asking(registry: Registry, card: Card, options: Options) -> Iterator[str]:
