@@ -93,6 +93,8 @@ def _classes(plan: Plan, registry: Registry, done: Collection[str]) -> Iterator[
     """Parts whose class does not import or does not fit, which a run would come to know in the step that uses it."""
     for step in plan.steps:
         for use in (inner for part in step.parts.values() for inner in part.all() if step.name not in done):
+            if not use.card.load:  # a task of lm-eval, which is read with its data
+                continue
             try:
                 registry.load_class(use.card)
             except RqatError as error:
