@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from . import hookspecs
 from .contracts import (
+    Comparison,
     Exporter,
     Grid,
     Objective,
@@ -92,12 +93,15 @@ class Card:
     grids: tuple[str, ...] | None = ("uniform",)
     bits: tuple[int, ...] = (2, 3, 4, 8)
     slower: float = 9.0
+    zero_bits: int | None = None
     teacher: bool = False
     writes: bool = False
     graded: bool = False
     domain: str = ""
     model: bool = False
     hooks: bool = False
+    compares: tuple[str, ...] = ()
+    embedding: bool = False
 
     @property
     def full_name(self) -> str:
@@ -266,6 +270,11 @@ def check_class(card: Card, found: Any) -> None:
     if issubclass(found, Transform) and card.hooks != (found.attach is not Transform.attach):
         raise PluginError(
             f"{card} registers hooks={card.hooks}, but its class {'has no' if card.hooks else 'has an'} `attach`.",
+            hint="Make the two agree.",
+        )
+    if issubclass(found, Task) and bool(card.compares) != issubclass(found, Comparison):
+        raise PluginError(
+            f"{card} registers compares={card.compares}, its class is {'no' if card.compares else 'a'} Comparison.",
             hint="Make the two agree.",
         )
     if issubclass(found, Source) and card.model != (found.produce is not Source.produce):

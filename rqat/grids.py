@@ -49,6 +49,15 @@ def grid_cards(registry: Registry, schemes: Iterable[Scheme]) -> list[Card]:
     return [registry.card("grid", name) for name in dict.fromkeys(scheme.grid for scheme in schemes)]
 
 
+def bits_per_weight(scheme: Scheme) -> float:
+    """Stored bits per weight, with a scale and, where the grid has one to store, a zero point per group.
+
+    Raises:
+        UnknownName: nobody offers the scheme's grid.
+    """
+    return scheme.bits_per_weight(Registry.current().card("grid", scheme.grid).zero_bits)
+
+
 NAMED_BY = {"quantizer": "method", "exporter": "format"}
 """Kinds of parts that a grid has to suit, and the recipe's key that names the part."""
 

@@ -80,6 +80,8 @@ class RegisterGrid(Protocol):
     Args:
         options: nothing sets them; their `check` says what stands against a scheme on this model.
         bits: widths there are.
+        zero_bits: what a stored zero point takes; 0 where all groups share a fixed one. None is as many as a code has,
+            or none in a symmetric scheme.
         slower: without kernels of its own: about how many times longer an optimizer step takes; 1 with kernels.
     """
 
@@ -93,6 +95,7 @@ class RegisterGrid(Protocol):
         paper: str = "",
         bits: Sequence[int] = (2, 3, 4, 8),
         slower: float = 9.0,
+        zero_bits: int | None = None,
     ) -> None: ...
 
 
@@ -172,6 +175,8 @@ class RegisterTask(Protocol):
 
     Args:
         domain: what the problems are about.
+        compares: of a task that compares a model with its original (`rqat.Comparison`): the figures it finds, of which
+            less is better, the most telling first.
     """
 
     def __call__(
@@ -183,6 +188,7 @@ class RegisterTask(Protocol):
         summary: str = "",
         paper: str = "",
         domain: str = "",
+        compares: Sequence[str] = (),
     ) -> None: ...
 
 
@@ -191,6 +197,8 @@ class RegisterExporter(Protocol):
 
     Args:
         grids: names of the grids it can write; None is any, by way of `rqat.grid_of`.
+        embedding: it packs a quantized embedding, too (a tied pair of embedding and head is one). Without it, the
+            format is given the values of such an embedding as a tensor of 16 bits, and `rqat plan` says so.
     """
 
     def __call__(
@@ -202,6 +210,7 @@ class RegisterExporter(Protocol):
         summary: str = "",
         paper: str = "",
         grids: Sequence[str] | None = ("uniform",),
+        embedding: bool = False,
     ) -> None: ...
 
 

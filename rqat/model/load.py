@@ -30,6 +30,10 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+NATIVE = "rqat"
+"""`quant_method` of exported folders that rqat itself reads; see `native.py`."""
+
+
 def device_called(name: str | None) -> torch.device:
     """The device called so, or the best there is.
 
@@ -79,6 +83,10 @@ def load_model(
     check_loader(config)
     tokenizer = load_tokenizer(keys, offline=offline)
     folder = config.fetch(offline=offline)
+    if (config.quantization or {}).get("quant_method") == NATIVE:
+        from .native import load_native  # which needs this module
+
+        return load_native(folder, device=device, dtype=default_dtype(device, keys.dtype)).model, tokenizer
     with _explained(keys.path, "model"), quiet_loading():
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,

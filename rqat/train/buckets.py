@@ -92,6 +92,10 @@ class Bucket:
             gw[part], gs[part], gz[part] = self.grid.gradients(grad[part], rows[part], scale[part], zero[part])
         return gw, gs, gz
 
+    def in_codes(self, before: Tensor) -> None:
+        """Multiplies what an optimizer has just moved the latents by, from `before (R, g)` on, by `s_0`."""
+        self.rows.sub_(before).mul_(self.origin).add_(before)
+
     def write(self) -> None:
         """Puts `w_hat` into the model, in place."""
         exact = self.grid.requantize(self.rows, self.scale(), self.snapped_zero())

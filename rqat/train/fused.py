@@ -29,10 +29,12 @@ class FusedAdam:
 
     Args:
         inner: the optimizer; its groups are called latents, scales and zeros.
+        in_codes: whether the latents' learning rate is in steps of the grid.
     """
 
-    def __init__(self, inner: torch.optim.Optimizer) -> None:
+    def __init__(self, inner: torch.optim.Optimizer, *, in_codes: bool = False) -> None:
         self.inner = inner
+        self._in_codes = in_codes
         self._done: dict[int, int] = {}
         self._fits: dict[int, tuple[list[Any], bool]] = {}
         self._launches: dict[tuple[int, ...], tuple[list[int], Launches]] = {}
@@ -177,6 +179,7 @@ class FusedAdam:
             beta2=first["betas"][1],
             eps=first["eps"],
             step=step,
+            in_codes=self._in_codes,
         )
 
     def _state(self, parameter: nn.Parameter, group: dict[str, Any]) -> dict[str, Any]:

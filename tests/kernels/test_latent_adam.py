@@ -52,8 +52,8 @@ def state(group: int, device: str, dtype: torch.dtype, *, frozen: bool = False, 
     }
 
 
-def rates(*, decoupled: bool = True, step: int = 3) -> Rates:
-    return Rates(1e-2, 1e-2, 1e-1, 0.1, decoupled, 0.9, 0.99, 1e-8, step)
+def rates(*, decoupled: bool = True, step: int = 3, in_codes: bool = False) -> Rates:
+    return Rates(1e-2, 1e-2, 1e-1, 0.1, decoupled, 0.9, 0.99, 1e-8, step, in_codes)
 
 
 def gradients(group: int, seed: int, device: str, dtype: torch.dtype) -> list[Tensor | None]:
@@ -72,9 +72,9 @@ def close(mine: dict[str, Any], exact: dict[str, Any]) -> None:
         assert (one != other).float().mean() < 0.01
 
 
-@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize(("decoupled", "in_codes"), [(True, False), (False, False), (True, True), (False, True)])
 @pytest.mark.parametrize("group", LAYERS)
-def test_kernel_equals_the_steps_one_after_the_other(group: int, decoupled: bool, device: str) -> None:
+def test_kernel_equals_the_steps_one_after_the_other(group: int, decoupled: bool, in_codes: bool, device: str) -> None:
     from rqat_kernels.latent_adam import kernel
 
     mine, exact = state(group, device, torch.float16), state(group, device, torch.float16)
@@ -82,10 +82,23 @@ def test_kernel_equals_the_steps_one_after_the_other(group: int, decoupled: bool
         grads = gradients(group, step, device, torch.float16)
         if step and len(grads) > 1:
             grads[1] = None
-        numbers = rates(decoupled=decoupled, step=step + 1)
+        numbers = rates(decoupled=decoupled, step=step + 1, in_codes=in_codes)
         kernel.latent_adam(**mine, grads=grads, max_code=3, rates=numbers)
         reference.latent_adam(**exact, grads=grads, max_code=3, rates=numbers)
         close(mine, exact)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_in_codes_all_that_a_latent_moves_is_multiplied_by_where_its_scale_started(decoupled: bool) -> None:
+    moved = []
+    for in_codes in (False, True):
+        held = state(32, "cpu", torch.float32)
+        before = held["latent"][0].clone()
+        numbers = rates(decoupled=decoupled, in_codes=in_codes)
+        reference.latent_adam(**held, grads=gradients(32, 0, "cpu", torch.float32), max_code=3, rates=numbers)
+        moved.append(held["latent"][0] - before)
+    torch.testing.assert_close(moved[1], moved[0] * held["origin"], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(moved[1], moved[0], rtol=1e-2)
 
 
 def test_many_stacks_are_stepped_at_once_and_not_at_all_when_refused(device: str) -> None:

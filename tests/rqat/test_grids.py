@@ -99,7 +99,7 @@ def test_parts_that_do_not_know_a_grid_are_told_with_those_that_do() -> None:
     assert (problem.hint, problem.key) == ("Use gptq or rtn, or another scheme.", "method")
     (problem,) = part_problems(registry, registry.card("exporter", "gptq"), schemes)
     assert problem.text.startswith("'gptq' cannot write the grid 'seq'")
-    assert problem.hint == "Use bf16, or another scheme."
+    assert problem.hint == "Use bf16 or rqat, or another scheme."
     assert not list(part_problems(registry, registry.card("exporter", "bf16"), schemes))
 
 

@@ -69,9 +69,10 @@ def _latent_adam(
     rates: list[float],
     decoupled: bool,
     step: int,
+    in_codes: bool,
 ) -> None:
     lr, scale_lr, zero_lr, decay, beta1, beta2, eps = rates
-    numbers = Rates(lr, scale_lr, zero_lr, decay, decoupled, beta1, beta2, eps, step)
+    numbers = Rates(lr, scale_lr, zero_lr, decay, decoupled, beta1, beta2, eps, step, in_codes)
     if fits(weights, grads, latent, origin):
         from . import kernel
 
@@ -103,7 +104,9 @@ def latent_adam(
         rates: learning rates and the like.
     """
     numbers = [rates.latent, rates.scale, rates.zero, rates.weight_decay, rates.beta1, rates.beta2, rates.eps]
-    _latent_adam(weights, grads, latent, origin, ratio, zero, max_code, numbers, rates.decoupled, rates.step)
+    _latent_adam(
+        weights, grads, latent, origin, ratio, zero, max_code, numbers, rates.decoupled, rates.step, rates.in_codes
+    )
 
 
 scale_of = op(

@@ -77,7 +77,7 @@ def _latent_adam(
     table, grads, refused, first_layer, rows,
     keep, decay, size, size_scale, size_zero, beta1, rest1, beta2, rest2, widen, eps,
     MAX_CODE: tl.constexpr, SCALES: tl.constexpr, ZEROS: tl.constexpr, GRAD: tl.constexpr, WEIGHT: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    IN_CODES: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, layer); a row of `table` is a layer's addresses. All is loaded before anything is stored."""
     if tl.load(refused) != 0:
@@ -123,6 +123,9 @@ def _latent_adam(
     gs = tl.sum(to_scale, axis=1)
     gz = -s * tl.sum(outside, axis=1)
 
+    if IN_CODES:
+        size = (size * s_0)[:, None]
+        keep = (1.0 - (1.0 - keep) * s_0)[:, None]
     w, m, v = adam(w * keep, gw + decay * w, m, v, size, beta1, rest1, beta2, rest2, widen, eps)
     tl.store(latent, w, mask=mask)
     tl.store(first, m, mask=mask)
@@ -251,7 +254,8 @@ class Launches:
                     0.0 if rates.decoupled else decay,
                     rates.size(rates.latent), rates.size(rates.scale), rates.size(rates.zero),
                     rates.beta1, 1.0 - rates.beta1, rates.beta2, 1.0 - rates.beta2, 1.0 / rates.spread, rates.eps,
-                    max_code, scales, zeros, grad_dtype, DTYPES[weight_dtype], group, per_tile, columns,
+                    max_code, scales, zeros, grad_dtype, DTYPES[weight_dtype], rates.in_codes,
+                    group, per_tile, columns,
                     num_warps=warps,
                 )  # fmt: skip
                 start += len(run)

@@ -31,6 +31,8 @@ class Rates:
         decoupled: whether it is AdamW's.
         beta1, beta2, eps: as torch.optim calls them.
         step: `t`, 1 in the first step.
+        in_codes: the latents' rate is in steps of the grid: what Adam moves them by, decay included, is multiplied by
+            their group's `s_0`.
     """
 
     latent: float
@@ -42,6 +44,7 @@ class Rates:
     beta2: float
     eps: float
     step: int
+    in_codes: bool = False
 
     def size(self, rate: float) -> float:
         """`lr / (1 - b1^t)`."""
@@ -79,11 +82,12 @@ def latent_adam(
             gradient[start : start + rows] = grad.reshape(rows, -1)
         start += rows
     gw, gs, gz = latent_step(gradient, w, s, whole, max_code)
+    unit = origin if rates.in_codes else 1.0
     if rates.decoupled:
-        w.mul_(1.0 - rates.latent * rates.weight_decay)
+        w.mul_(1.0 - rates.latent * rates.weight_decay * unit)
     else:
         gw.add_(w, alpha=rates.weight_decay)
-    _adam(w, gw, latent[1:], rates, rates.latent)
+    _adam(w, gw, latent[1:], rates, rates.latent, unit)
     _adam(r, gs * s, ratio[1:], rates, rates.scale)
     _adam(z, gz, zero[1:], rates, rates.zero)
     z.clamp_(0, max_code)
@@ -92,11 +96,13 @@ def latent_adam(
         weight.copy_(part.view(weight.shape))
 
 
-def _adam(value: Tensor, grad: Tensor, state: Sequence[Tensor], rates: Rates, rate: float) -> None:
-    """Moves `value` by one step along `grad`; nothing without moments."""
+def _adam(
+    value: Tensor, grad: Tensor, state: Sequence[Tensor], rates: Rates, rate: float, unit: Tensor | float = 1.0
+) -> None:
+    """Moves `value` by one step along `grad`, in `unit`; nothing without moments."""
     if not state:
         return
     first, second = (moment.view(value.shape) for moment in state)
     first.mul_(rates.beta1).add_(grad, alpha=1.0 - rates.beta1)
     second.mul_(rates.beta2).addcmul_(grad, grad, value=1.0 - rates.beta2)
-    value.addcdiv_(first, second.sqrt().div_(rates.spread).add_(rates.eps), value=-rates.size(rate))
+    value.addcdiv_(first * unit, second.sqrt().div_(rates.spread).add_(rates.eps), value=-rates.size(rate))

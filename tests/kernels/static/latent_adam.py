@@ -17,7 +17,7 @@ def tl_bfloat16() -> object:
     return tl.bfloat16
 
 
-def case(name: str, group: int, rows: int, columns: int, warps: int, **more: float) -> Case:
+def case(name: str, group: int, rows: int, columns: int, warps: int, in_codes: bool = False, **more: float) -> Case:
     import triton.language as tl
 
     return Case(
@@ -26,7 +26,7 @@ def case(name: str, group: int, rows: int, columns: int, warps: int, **more: flo
         signature=ADDRESSES | dict.fromkeys(NUMBERS, "fp32"),
         constexprs={
             "MAX_CODE": 3, "SCALES": True, "ZEROS": True, "GRAD": tl.bfloat16, "WEIGHT": tl.bfloat16,
-            "GROUP": group, "ROWS": rows, "COLUMNS": columns,
+            "IN_CODES": in_codes, "GROUP": group, "ROWS": rows, "COLUMNS": columns,
         },
         unaligned=("first_layer", "rows"),
         warps=warps,
@@ -38,6 +38,7 @@ def case(name: str, group: int, rows: int, columns: int, warps: int, **more: flo
 
 CASES = [
     case("g128", 128, 8, 128, 4, wide=0.25, registers=96),
+    case("codes", 128, 8, 128, 4, in_codes=True, wide=0.25, registers=96),
     # 32 weights per thread and all of their state: a handful of numbers may go through local memory.
     Case(
         name="latent_adam-search",

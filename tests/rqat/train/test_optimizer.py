@@ -78,11 +78,12 @@ class FakeQuant(torch.autograd.Function):
         return grad
 
 
+@pytest.mark.parametrize("lr_in", ["weights", "codes"])
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if not s.symmetric], ids=str)
-def test_equals_autograd_through_fake_quantization_in_float64(scheme: Scheme) -> None:
+def test_equals_autograd_through_fake_quantization_in_float64(scheme: Scheme, lr_in: str) -> None:
     """Three SGD steps on (w, r, z) by hand, with the quantizer in the forward pass, give the same latents to 1e-12."""
     model, optimizer = built(
-        scheme, torch.float64, inner=torch.optim.SGD, other_lr=None, lr=0.5, scale_lr=0.3, zero_lr=5.0
+        scheme, torch.float64, inner=torch.optim.SGD, other_lr=None, lr=0.5, lr_in=lr_in, scale_lr=0.3, zero_lr=5.0
     )
     names = list(optimizer.quantized_layers())
     mine: dict[str, list[Tensor]] = {}
@@ -117,6 +118,9 @@ def test_equals_autograd_through_fake_quantization_in_float64(scheme: Scheme) ->
                     if i == 1:
                         exact = mine[name][3] * leaves[name][1].exp()
                         gradient = gradient / exact * snap_scale(exact).double()
+                    if i == 0 and lr_in == "codes":
+                        groups = gradient.view(*mine[name][3].shape, -1)
+                        gradient = (groups * mine[name][3][..., None]).view(gradient.shape)
                     mine[name][i] = leaves[name][i].detach() - rate * gradient
                 mine[name][2].clamp_(0, scheme.max_code)
         for name in names:
@@ -302,14 +306,23 @@ def test_layers_are_stacked_without_changing_the_result(monkeypatch: pytest.Monk
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="elsewhere there is only one way to step")
 @pytest.mark.parametrize("inner", [torch.optim.AdamW, torch.optim.Adam])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lr_in", ["weights", "codes"])
 def test_one_kernel_and_many_agree(
-    inner: type[torch.optim.Optimizer], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    inner: type[torch.optim.Optimizer], dtype: torch.dtype, lr_in: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five steps with the same gradients and a schedule; after the third, each resumes from the other's state."""
     made, states = {}, {}
     for way in ("triton", "torch"):
         made[way] = built(
-            SCHEMES[0], dtype, "cuda", inner=inner, weight_decay=0.1, lr=1e-3, scale_lr=1e-3, zero_lr=1e-2
+            SCHEMES[0],
+            dtype,
+            "cuda",
+            inner=inner,
+            weight_decay=0.1,
+            lr=1e-3,
+            lr_in=lr_in,
+            scale_lr=1e-3,
+            zero_lr=1e-2,
         )
     schedules = {
         way: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
