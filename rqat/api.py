@@ -15,14 +15,12 @@ import copy
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
-from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
+from .contracts import Exporter, QuantizedWeight, Quantizer, Task, Transform
 from .errors import ModelError, RecipeError, RqatError
 from .grids import part_problems, scheme_problems
 from .job import Silence
@@ -30,16 +28,14 @@ from .keys import ModelKeys
 from .model.activations import TokenBatch
 from .model.blocks import quantize_model
 from .model.checkpoint import save_checkpoint
-from .model.load import default_device, load_model
+from .model.load import default_device, device_called, load_model
 from .model.native import load_quantized
 from .model.transforms import Applied, apply_transforms
-from .problems import Place, problems_of
 from .registry import Registry
 from .scheme import Schemes
-from .stages import sections
-from .stages.calibrate.run import Counted, calibration_tokens
+from .stages import keys_of
+from .stages.calibrate.given import Calibration, given_batches
 from .stages.export.run import export_checkpoint
-from .stages.quantize.run import batches_of
 from .storage import PARTIAL, publish, writable_folder
 from .train.latents import first_latents, load_latents, save_latents
 from .train.optimizer import QuantizedOptimizer
@@ -48,10 +44,6 @@ if TYPE_CHECKING:
     import transformers
 
     from .evals.harness import Evaluation
-
-Calibration = str | Mapping[str, Any] | Iterable[Row | str]
-"""Rows or texts; or a source, spelled as in a recipe: its name, or a mapping with `source`, its options, `samples`,
-`tokens`, `pack`, `split` and `seed`. With `rows` in place of `source` the mapping says how rows become sequences."""
 
 log = logging.getLogger("rqat")
 
@@ -176,9 +168,9 @@ def quantize(
         ModelError: the model is missing, damaged or not supported, or the scheme does not fit its layers.
     """
     registry = Registry.current()
-    *before, last = [method] if isinstance(method, str) else method
+    *before, last = _methods(method)
     chosen = {"method": last} if isinstance(last, str) else dict(last)
-    keys = _keys("quantize", {**chosen, "skip": skip, "indivisible": indivisible, **options})
+    keys = keys_of("quantize", {**chosen, "skip": skip, "indivisible": indivisible, **options})
     card = registry.card("quantizer", keys.method)
     quantizer: Quantizer = registry.make(card, registry.options(card, keys.options, "quantize"))
     schemes = Schemes.parse(scheme, where="quantize: scheme")
@@ -194,7 +186,9 @@ def quantize(
     source = str(model) if isinstance(model, (str, Path)) else None
     loaded, tokenizer = _opened(model, tokenizer, device)
     transforms = apply_transforms(loaded, [_transform(registry, one) for one in before])
-    batches = _batches(registry, calibration, loaded, tokenizer) if quantizer.needs and calibration is not None else []
+    batches: list[TokenBatch] = []
+    if quantizer.needs and calibration is not None:
+        batches = given_batches(registry, calibration, loaded, tokenizer)
     training = loaded.training
     layers, reports = quantize_model(
         loaded.eval(), batches, quantizer, schemes, skip=keys.skip, indivisible=keys.indivisible
@@ -206,9 +200,33 @@ def quantize(
     return QuantizedModel(loaded, tokenizer, layers, source=source, transforms=transforms)
 
 
+def _methods(given: Any) -> list[Any]:
+    """The transforms and the quantizer that `method` names."""
+    listed = [given] if isinstance(given, (str, Mapping)) else given
+    if not (isinstance(listed, Sequence) and listed and all(isinstance(one, (str, Mapping)) for one in listed)):
+        raise RecipeError(
+            f"quantize: method={given!r} names no quantizer.", hint='Give a name, or a list: ["rotate", "gptq"].'
+        )
+    return list(listed)
+
+
+def _a_folder(given: Any, function: str) -> Path:
+    """The folder that stands in place of a quantized model."""
+    if not isinstance(given, (str, Path)):
+        raise _not_quantized(given, function)
+    return Path(given)
+
+
+def _not_quantized(given: Any, function: str) -> ModelError:
+    return ModelError(
+        f"{function} takes what rqat.quantize or rqat.load returned, not a {type(given).__name__}.",
+        hint="Keep that object: its `.model` is the plain model.",
+    )
+
+
 def _transform(registry: Registry, spelled: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], Transform]:
     """Name, options and object of a transform."""
-    keys = _keys("quantize", {"method": spelled} if isinstance(spelled, str) else spelled)
+    keys = keys_of("quantize", {"method": spelled} if isinstance(spelled, str) else spelled)
     card = registry.card("transform", keys.method)
     options = registry.options(card, keys.options, f"quantize: {card.name}")
     return card.full_name, options.model_dump(mode="json"), registry.make(card, options)
@@ -224,6 +242,8 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
         RunError: the folder is not empty, the disk is full, or it is not writable.
         RqatError: the model's weights are not what `quantized.layers` stand for.
     """
+    if not isinstance(quantized, QuantizedModel):
+        raise _not_quantized(quantized, "rqat.save")
     target = writable_folder(Path(folder), overwrite)
     partial = target.with_name(f"{target.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -253,7 +273,7 @@ def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
     Raises:
         ModelError: a file is missing or damaged, or was written by another version.
     """
-    found = load_quantized(Path(folder), device=device or default_device())
+    found = load_quantized(Path(folder), device=str(device_called(device)))
     return QuantizedModel(found.model, found.tokenizer, found.layers, folder=Path(folder), transforms=found.transforms)
 
 
@@ -284,7 +304,7 @@ def export(
         ModelError: the format cannot hold a layer. PluginError, NumericsError: what was written is another model.
     """
     registry = Registry.current()
-    keys = _keys("export", {"format": format, **options})
+    keys = keys_of("export", {"format": format, **options})
     card = registry.card("exporter", keys.format)
     exporter: Exporter = registry.make(card, registry.options(card, keys.options, "export"))
     target = writable_folder(Path(folder), overwrite)
@@ -293,7 +313,8 @@ def export(
         return export_checkpoint(start, target, exporter, card, base=base, device=place, progress=Silence())
 
     if not isinstance(quantized, QuantizedModel):
-        return written(Path(quantized), str(quantized), device or default_device())
+        start = _a_folder(quantized, "rqat.export")
+        return written(start, str(quantized), str(device_called(device)))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
         base = quantized.source or str(quantized.model.config._name_or_path or target.name)
@@ -330,7 +351,7 @@ def evaluate(
     from .generation.backend import open_model, writer_for
 
     registry = Registry.current()
-    keys = _keys("evaluate", {"task": task, "limit": limit, "batch": batch, **options})
+    keys = keys_of("evaluate", {"task": task, "limit": limit, "batch": batch, **options})
     card = registry.card("task", keys.task)
     made: Task = registry.make(card, registry.options(card, keys.options, "evaluate"))
     if isinstance(model, QuantizedModel):
@@ -352,48 +373,17 @@ def _opened(
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """A model that may have been loaded already, and its tokenizer."""
     if isinstance(model, (str, Path)):
-        loaded, own = load_model(ModelKeys(path=str(model)), device=device or default_device())
+        loaded, own = load_model(ModelKeys(path=str(model)), device=str(device_called(device)))
         return loaded, tokenizer or own
+    if isinstance(model, QuantizedModel):
+        raise ModelError("this model is quantized already.", hint="Quantize the one it was made from.")
+    if not hasattr(model, "config"):
+        raise ModelError(
+            f"a {type(model).__name__} is not a model of transformers.",
+            hint="Give a folder, a hub name, or a loaded model.",
+        )
     if tokenizer is None:
         raise ModelError(
             f"a loaded {type(model).__name__} comes without its tokenizer.", hint="Pass tokenizer=, or name its path."
         )
     return model, tokenizer
-
-
-def _batches(
-    registry: Registry,
-    calibration: Calibration,
-    model: transformers.PreTrainedModel,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-) -> list[TokenBatch]:
-    """The tokens a quantizer's statistics are taken from."""
-    context = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(calibration, (str, Mapping)):
-        spelled = {"source": calibration} if isinstance(calibration, str) else dict(calibration)
-    else:
-        spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
-    if "rows" in spelled:
-        rows: list[Row] = [{"text": row} if isinstance(row, str) else row for row in spelled.pop("rows")]
-        keys = _keys("calibration", {"source": "rows", "samples": max(1, len(rows)), **spelled})
-        counted = Counted(rows)
-    else:
-        keys = _keys("calibration", spelled)
-        card = registry.card("source", keys.source)
-        source = registry.make(card, registry.options(card, keys.options, "calibration"))
-        counted = Counted(source.rows(keys.split, keys.seed))
-    if context is not None and keys.tokens > context:
-        raise ModelError(
-            f"calibration: {keys.tokens} tokens are more than the {context} of the model's context.",
-            hint=f"Set tokens to {context} or less.",
-        )
-    return batches_of(*calibration_tokens(counted, tokenizer, keys), str(model.device))
-
-
-def _keys(section: str, values: Mapping[str, Any]) -> Any:
-    """The keys of a recipe's section; what the host does not know among `values` are a plugin's options."""
-    kind = next(each.model for each in sections() if each.key == section)
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        raise RecipeError(problems_of(error, kind, Place({(): section}))) from None

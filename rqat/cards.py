@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from . import hookspecs
 from .contracts import (
+    Comparison,
     Exporter,
     Grid,
     Objective,
@@ -232,7 +233,63 @@ def _checked(card: Card, host_keys: frozenset[str]) -> Card:
         raise PluginError(
             f"'{card.name}' needs {', '.join(unknown)}; known statistics: {', '.join(get_args(Statistic))}"
         )
+    if card.kind == "grid" and any(field.is_required() for field in card.options.model_fields.values()):
+        raise PluginError(f"options of the grid '{card.name}' lack a default; a scheme has no place to set them")
     taken = sorted((reserved | host_keys) & set(card.options.model_fields))
     if taken:
         raise PluginError(f"option {', '.join(map(repr, taken))} of '{card.name}' is a key of the recipe itself")
     return card
+
+
+def check_class(card: Card, found: Any) -> None:
+    """Refuses what cannot stand behind a card: another thing, an unfinished class, or one that says otherwise.
+
+    Raises:
+        PluginError: what is wrong with it.
+    """
+    base = KINDS[card.kind].base
+    name = getattr(found, "__name__", found)
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise PluginError(f"{card}: '{name}' is not a rqat.{base.__name__}.", hint="Derive it from that class.")
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        raise PluginError(f"{card}: '{name}' does not implement {', '.join(missing)}.")
+    for method, given in inspect.getmembers(base, inspect.isfunction):
+        own = inspect.getattr_static(found, method)
+        if inspect.isfunction(own) and own is not given and not method.startswith("_") and not _takes(own, given):
+            theirs, ours = (", ".join(inspect.signature(function).parameters) for function in (own, given))
+            raise PluginError(
+                f"{card}: '{name}.{method}' takes ({theirs}); it is called with ({ours}).",
+                hint=f"Give it the parameters of rqat.{base.__name__}.{method}.",
+            )
+    if issubclass(found, Quantizer) and frozenset(card.needs) != found.needs:
+        raise PluginError(
+            f"{card} registers needs={sorted(card.needs)}, but its class says {sorted(found.needs)}.",
+            hint="Make the two equal.",
+        )
+    if issubclass(found, Transform) and card.hooks != (found.attach is not Transform.attach):
+        raise PluginError(
+            f"{card} registers hooks={card.hooks}, but its class {'has no' if card.hooks else 'has an'} `attach`.",
+            hint="Make the two agree.",
+        )
+    if issubclass(found, Task) and bool(card.compares) != issubclass(found, Comparison):
+        raise PluginError(
+            f"{card} registers compares={card.compares}, its class is {'no' if card.compares else 'a'} Comparison.",
+            hint="Make the two agree.",
+        )
+    if issubclass(found, Source) and card.model != (found.produce is not Source.produce):
+        raise PluginError(
+            f"{card} registers model={card.model}, but its class has {'no' if card.model else 'a'} `produce`.",
+            hint="Make the two agree.",
+        )
+
+
+def _takes(own: Callable[..., Any], given: Callable[..., Any]) -> bool:
+    """Whether a method can be called as another is: by position, and by name where that takes no positions."""
+    parameters = inspect.signature(given).parameters.values()
+    named = {one.name: None for one in parameters if one.kind is one.KEYWORD_ONLY}
+    try:
+        inspect.signature(own).bind(*[None for one in parameters if one.name not in named], **named)
+    except TypeError:
+        return False
+    return True

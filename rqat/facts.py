@@ -79,7 +79,8 @@ def part_facts(use: Use) -> dict[str, Any]:
 def card_facts(card: Card) -> dict[str, Any]:
     """Who provides a part, and the contents of its source."""
     facts = {"name": card.name, "plugin": card.module, "owner": card.owner, "version": card.version}
-    if source := source_fact(card.module):
+    # What has no class is no plugin: a task of lm-eval counts by its release, whether lm-eval is loaded yet or not.
+    if card.load and (source := source_fact(card.module)):
         facts["source"] = source
     return facts
 

@@ -44,6 +44,11 @@ def scheme_problems(registry: Registry, scheme: Scheme, where: object = "") -> I
         yield f"{place}'{scheme}' asks for {scheme.bits} bits; the grid '{card.name}' has {widths}."
 
 
+def grid_cards(registry: Registry, schemes: Iterable[Scheme]) -> list[Card]:
+    """The cards of the grids that schemes name, each once."""
+    return [registry.card("grid", name) for name in dict.fromkeys(scheme.grid for scheme in schemes)]
+
+
 def bits_per_weight(scheme: Scheme) -> float:
     """Stored bits per weight, with a scale and, where the grid has one to store, a zero point per group.
 
@@ -82,10 +87,7 @@ def _another(registry: Registry, card: Card, grid: str) -> str:
 
 def cost_notes(registry: Registry, schemes: Iterable[Scheme]) -> Iterator[Problem]:
     """What training on grids without kernels of their own costs."""
-    for grid in dict.fromkeys(scheme.grid for scheme in schemes):
-        slower = registry.card("grid", grid).slower
-        if slower > 1:
-            text = (
-                f"the grid '{grid}' has no kernels of its own: on a GPU an optimizer step takes about {slower:g} times"
-            )
-            yield Problem(f"{text} as long.", level="note")
+    for card in grid_cards(registry, schemes):
+        if card.slower > 1:
+            cost = f"on a GPU an optimizer step takes about {card.slower:g} times as long"
+            yield Problem(f"the grid '{card.name}' has no kernels of its own: {cost}.", level="note")

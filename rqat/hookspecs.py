@@ -78,6 +78,7 @@ class RegisterGrid(Protocol):
     """Registers a grid.
 
     Args:
+        options: nothing sets them; their `check` says what stands against a scheme on this model.
         bits: widths there are.
         zero_bits: what a stored zero point takes; 0 where all groups share a fixed one. None is as many as a code has,
             or none in a symmetric scheme.

@@ -15,7 +15,7 @@ from .cards import Card, Kind
 from .contracts.options import graders_of, parts_of
 from .errors import RecipeError, RqatError
 from .facts import card_facts, model_facts, part_facts, settings_facts
-from .grids import scheme_problems
+from .grids import grid_cards, scheme_problems
 from .keys import Keys, ModelKeys, PluginKeys
 from .model.config import ModelConfig
 from .problems import Place
@@ -83,9 +83,8 @@ class Plan:
             "inputs": {role: self.fingerprint(self.step(name)) for role, name in sorted(step.inputs.items())},
         }
         if stage.of_scheme:
-            grids = dict.fromkeys(scheme.grid for scheme in self.scheme.different)
-            cards = [Registry.current().card("grid", name) for name in grids]
-            facts["scheme"] = self.scheme.facts() | {"grids": [card_facts(card) for card in cards]}
+            grids = grid_cards(Registry.current(), self.scheme.different)
+            facts["scheme"] = self.scheme.facts() | {"grids": [card_facts(card) for card in grids]}
         return facts
 
     def fingerprint(self, step: Step) -> str:

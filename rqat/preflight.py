@@ -14,7 +14,7 @@ from .errors import RqatError
 from .estimate import Estimate, Sizes, bits_of
 from .facts import files_of
 from .figures import size
-from .grids import bits_per_weight, cost_notes, part_problems
+from .grids import bits_per_weight, cost_notes, grid_cards, part_problems
 from .keys import PluginKeys
 from .model.config import ModelConfig, read_config
 from .model.layers import EMBEDDING
@@ -64,7 +64,7 @@ def preflight(
             findings += _room(plan, estimates, folder, fresh=fresh)
     findings += _files(plan)
     findings += _domains(plan)
-    findings += _grids(plan)
+    findings += _grids(plan, look)
     findings += _parts(plan, look)
     return sorted(dict.fromkeys(findings), key=lambda finding: ORDER[finding.level])
 
@@ -72,7 +72,9 @@ def preflight(
 def read_data(
     plan: Plan, registry: Registry, *, done: Collection[str] = (), offline: bool = False, device: str = "cpu"
 ) -> list[Finding]:
-    """Reads the data of every step, fetching it if need be: the rows it will use, up to a bound, and all problems.
+    """Imports the class of every part, and reads the data of every step, fetching it if need be.
+
+    Read are the rows it will use, up to a bound, and all problems.
 
     Not part of `preflight`, since it imports large libraries and may use the network.
 
@@ -84,7 +86,7 @@ def read_data(
     except RqatError:
         config = None  # which pre-flight tells
     look = Look(plan, config, device, offline=offline, parts=_Parts(registry))
-    findings: list[Finding] = []
+    findings = list(_classes(plan, registry, done))
     seen: set[tuple[str, int]] = set()
     for step in plan.steps:
         alike = (step.stage, id(step.settings))
@@ -99,6 +101,18 @@ def read_data(
         except RqatError as error:
             findings.append(step.finding("error", "", error.message, error.hint))
     return sorted(dict.fromkeys(findings), key=lambda finding: ORDER[finding.level])
+
+
+def _classes(plan: Plan, registry: Registry, done: Collection[str]) -> Iterator[Finding]:
+    """Parts whose class does not import or does not fit, which a run would come to know in the step that uses it."""
+    for step in plan.steps:
+        for use in (inner for part in step.parts.values() for inner in part.all() if step.name not in done):
+            if not use.card.load:  # a task of lm-eval, which is read with its data
+                continue
+            try:
+                registry.load_class(use.card)
+            except RqatError as error:
+                yield step.finding("error", "", error.message, error.hint)
 
 
 def estimate(
@@ -226,13 +240,20 @@ def _domain(use: Use) -> str:
     return _domain(max(use.sources, key=lambda part: part[1])[0])
 
 
-def _grids(plan: Plan) -> Iterator[Finding]:
-    """Parts that cannot do a scheme's grid, and what training on grids without kernels costs."""
+def _grids(plan: Plan, look: Look) -> Iterator[Finding]:
+    """Parts that cannot do a scheme's grid, what a grid has against it, and what training without kernels costs."""
     registry, schemes = Registry.current(), plan.scheme.different
     for step in plan.steps:
         for use in step.parts.values():
             for problem in part_problems(registry, use.card, schemes):
                 yield step.finding(problem.level, problem.key, problem.text, problem.hint)
+        if "quantizer" in step.parts:
+            context = context_of(step, look)
+            for card in grid_cards(registry, schemes):
+                own = {name: scheme for name, scheme in context.schemes.items() if scheme.grid == card.name}
+                for problem in _checked(Use(card, card.options()), replace(context, schemes=own)):
+                    text = f"{plan.place.at('scheme')}: '{card.name}': {problem.text}"
+                    yield Finding(problem.level, text, problem.hint)
     if any("objective" in step.parts for step in plan.steps):
         for problem in cost_notes(registry, schemes):
             yield Finding(problem.level, f"{plan.place.at('scheme')}: {problem.text}", problem.hint)

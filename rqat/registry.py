@@ -23,8 +23,8 @@ import pluggy
 from pydantic import ValidationError
 
 from . import hookspecs
-from .cards import KINDS, Card, Kind, kind_of, registrar
-from .contracts import Comparison, Options, Part, Quantizer, Source, Task, Transform
+from .cards import KINDS, Card, Kind, check_class, kind_of, registrar
+from .contracts import Options, Part, Source
 from .contracts.options import graders_of, parts_of
 from .discovery import BrokenPlugin, Discovery, Plugin, one_line
 from .errors import PluginError, RecipeError, UnknownName, nearest
@@ -264,7 +264,6 @@ class Registry:
                 hint=f"Try: python -c 'import {card.module}{submodule}'",
             ) from error
         found = getattr(module, class_name, None)
-        base = KINDS[card.kind][0]
         if found is None:
             classes = [name for name, _ in inspect.getmembers(module, inspect.isclass)]
             near = nearest(class_name, classes)
@@ -272,33 +271,7 @@ class Registry:
             raise PluginError(
                 f"{card} says load='{card.load}', but {module.__name__} has no '{class_name}'.", hint=hint
             )
-        if not (inspect.isclass(found) and issubclass(found, base)):
-            raise PluginError(
-                f"{card}: '{class_name}' is not a rqat.{base.__name__}.", hint="Derive it from that class."
-            )
-        missing = sorted(getattr(found, "__abstractmethods__", ()))
-        if missing:
-            raise PluginError(f"{card}: '{class_name}' does not implement {', '.join(missing)}.")
-        if issubclass(found, Quantizer) and frozenset(card.needs) != found.needs:
-            raise PluginError(
-                f"{card} registers needs={sorted(card.needs)}, but its class says {sorted(found.needs)}.",
-                hint="Make the two equal.",
-            )
-        if issubclass(found, Transform) and card.hooks != (found.attach is not Transform.attach):
-            raise PluginError(
-                f"{card} registers hooks={card.hooks}, but its class {'has no' if card.hooks else 'has an'} `attach`.",
-                hint="Make the two agree.",
-            )
-        if issubclass(found, Task) and bool(card.compares) != issubclass(found, Comparison):
-            raise PluginError(
-                f"{card} registers compares={card.compares}, its class is {'no' if card.compares else 'a'} Comparison.",
-                hint="Make the two agree.",
-            )
-        if issubclass(found, Source) and card.model != (found.produce is not Source.produce):
-            raise PluginError(
-                f"{card} registers model={card.model}, but its class has {'no' if card.model else 'a'} `produce`.",
-                hint="Make the two agree.",
-            )
+        check_class(card, found)
         return found
 
     def add_commands(self, app: typer.Typer) -> None:
@@ -310,7 +283,7 @@ class Registry:
                 function(app)
                 made = _commands_of(app)  # reads every signature: a wrong one would end every other command too
                 if len(made) < len(app.registered_commands) + len(app.registered_groups):
-                    raise PluginError("a command of that name exists already")
+                    raise PluginError(f"there is a command {_clash(app, commands, known)} already")
             except Exception as error:
                 del app.registered_commands[commands:], app.registered_groups[groups:]
                 text = f"register_commands: {_command_problem(error)}"
@@ -387,6 +360,14 @@ def _commands_of(app: typer.Typer) -> dict[str, str]:
     whole = get_command(app)
     commands = getattr(whole, "commands", {str(whole.name): whole})
     return {name: command.get_short_help_str(100) for name, command in commands.items()}
+
+
+def _clash(app: typer.Typer, before: int, known: Mapping[str, str]) -> str:
+    """The name, among those of an app's commands from number `before` on, that was taken."""
+    from typer.main import get_command_name
+
+    names = [one.name or get_command_name(getattr(one.callback, "__name__", "")) for one in app.registered_commands]
+    return next((f"'{n}'" for i, n in enumerate(names) if i >= before and n in [*known, *names[:i]]), "of that name")
 
 
 def _command_problem(error: Exception) -> str:

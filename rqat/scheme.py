@@ -185,6 +185,10 @@ class Schemes(BaseModel):
             return cls(default=given)
         if isinstance(given, str):
             return cls(default=Scheme.parse(given, where=where))
+        if not isinstance(given, Mapping):
+            raise RqatError(
+                f"{f'{where}: ' if where else ''}{given!r} is not a scheme.", hint="Spell one as text: 'w2g128'."
+            )
         if DEFAULT not in given:
             raise RqatError(
                 f"{f'{where}: ' if where else ''}the mapping has no default.",

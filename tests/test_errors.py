@@ -394,6 +394,24 @@ def test_two_plugins_with_one_name(site: Path, model: Path) -> None:
     assert CliRunner().invoke(build(), ["recipes", "ls"]).exit_code == 0
 
 
+def test_recipe_error_of_a_plugin_is_one_line(site: Path, model: Path) -> None:
+    """Its argument is a list where rqat raises it; a plugin gives it a text, which is no list of letters."""
+    code = """
+import rqat
+
+class Picky(rqat.Quantizer):
+    def quantize_linear(self, weight, stats, scheme):
+        raise rqat.RecipeError("no such thing here", hint="Ask for another.")
+
+@rqat.hookimpl
+def register_quantizers(register):
+    register("picky", load=":Picky", summary="a test")
+"""
+    install(site, "picky", code)
+    told = refused(*quantize(model, method="picky"), says=["Error: no such thing here\nHint: Ask for another."])
+    assert "n\no" not in told
+
+
 def test_misspelt_hook(site: Path, model: Path) -> None:
     install(site, "speller", OFFER.replace("register_quantizers", "register_quantisers"))
     refused(*quantize(model, method="twice"), says=["'twice' is not a quantizer", "Broken", "speller", "rqat plugins"])

@@ -26,7 +26,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "figures": (),
     "scheme": ("errors",),
-    "contracts": ("scheme",),
+    "contracts": ("scheme", "errors"),
     "hookspecs": ("contracts",),
     "storage": ("errors",),
     "problems": ("errors",),

@@ -15,7 +15,7 @@ Gradients with respect to the student's logits `x`, of which `q = softmax(x)`:
     skew      q (f - sum q f),   f = (beta - 1) p / m
 
 This module imports no torch, so that options can be derived from its names: functions use what tensors bring along. An
-entry is all that plain torch needs; `linear_kl/rows.py` has the Triton form of those in its `KINDS`.
+entry is all that plain torch needs; `linear_kl/rows.py` has the Triton form of those that say `fused`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ class Divergence:
         of: from `log q` and `log p`, both `(T, V)`, and `beta`: the divergence per token `(T,)`, and its gradient on
             the student's logits `(T, V)`. May write over `log q`.
         mixes: it mixes both distributions by `beta`, which has to lie between 0 and 1.
+        fused: Triton has a form of it; else it runs in plain torch on a GPU, too.
     """
 
     of: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
     mixes: bool = False
+    fused: bool = False
 
 
 def _forward(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -79,9 +81,9 @@ def _skew(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 
 
 DIVERGENCES = {
-    "forward": Divergence(_forward),
-    "reverse": Divergence(_reverse),
-    "jsd": Divergence(_jsd, mixes=True),
+    "forward": Divergence(_forward, fused=True),
+    "reverse": Divergence(_reverse, fused=True),
+    "jsd": Divergence(_jsd, mixes=True, fused=True),
     "skew": Divergence(_skew, mixes=True),
 }
 """Every divergence, by name."""

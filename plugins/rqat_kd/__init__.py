@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -32,6 +33,14 @@ class Options(rqat.Options):
     temperature: float = Field(default=1.0, gt=0)
     sft_weight: float = Field(default=0.0, ge=0, le=1)
     positions: Literal["completion", "all"] = "completion"
+
+    def check(self, context: rqat.Context) -> Iterator[rqat.Problem]:
+        """What it costs to have no kernel."""
+        if not DIVERGENCES[self.divergence].fused:
+            text = (
+                f"'{self.divergence}' has no kernel of its own: on a GPU its loss runs in plain torch, which is slower"
+            )
+            yield rqat.Problem(f"{text} and holds more logits at once.", key="divergence", level="note")
 
 
 @rqat.hookimpl

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from ..errors import PluginError
 from ..scheme import Scheme
 
 if TYPE_CHECKING:
@@ -154,10 +155,19 @@ class Grid(ABC):
         return self.layer(codes.view(weight.shape), scale, zero, note)
 
     def layer(self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, note: str = "") -> QuantizedWeight:
-        """A layer with its tensors in the dtypes in which this grid stores them."""
-        return QuantizedWeight(
-            codes, scale.float(), zero.byte() if self.whole_zeros else zero.float(), note, self.scheme
-        )
+        """A layer with its tensors in the dtypes in which this grid stores them.
+
+        Raises:
+            PluginError: the grid's zero points are whole numbers, and these are not.
+        """
+        kept = zero.byte() if self.whole_zeros else zero.float()
+        if not kept.to(zero.dtype).equal(zero):
+            one = zero[kept.to(zero.dtype) != zero][0].item()
+            raise PluginError(
+                f"a zero point of {one:g} on the grid '{self.scheme.grid}', which keeps them as whole numbers.",
+                hint="Round them (`grid.snap_zero`), or use a grid that says `whole_zeros = False`.",
+            )
+        return QuantizedWeight(codes, scale.float(), kept, note, self.scheme)
 
     def decode_layer(self, layer: QuantizedWeight) -> torch.Tensor:
         """`w_hat (O, I)` of a whole layer, float32, on its device."""

@@ -31,6 +31,25 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def device_called(name: str | None) -> torch.device:
+    """The device called so, or the best there is.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if name is None:
+        return torch.device(default_device())
+    try:
+        device = torch.device(name)
+        there = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
+    except RuntimeError:
+        there = False
+    if not there:
+        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise ModelError(f"There is no device '{name}' here.", hint=f"Known: {', '.join(known)}.")
+    return device
+
+
 def default_dtype(device: str, name: str = "auto") -> torch.dtype:
     """The dtype of a model in memory: what `name` says; `auto` is float32 on the CPU and bfloat16 on CUDA."""
     if name == "auto":

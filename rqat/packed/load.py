@@ -24,7 +24,7 @@ from ..model.config import ModelConfig, read_config
 from ..model.families import FAMILIES
 from ..model.hub import QUANTIZED_FILE
 from ..model.layers import EMBEDDING, ENDS, HEAD
-from ..model.load import check_finite, check_tokenizer, default_dtype, load_tokenizer
+from ..model.load import check_finite, check_tokenizer, default_dtype, device_called, load_tokenizer
 from ..model.native import is_native, read_native
 from ..model.stored import StoredTensors
 from ..model.stored_schemes import NATIVE
@@ -59,7 +59,7 @@ def load_packed(
         ModelError: the checkpoint is not quantized, or not in a way that can be packed; it is damaged or incomplete;
             there is no such device.
     """
-    place = _device(device)
+    place = device_called(device)
     keys = ModelKeys(path=str(path), revision=revision)
     config = read_config(keys, offline=offline)
     if config.model_type not in FAMILIES:
@@ -99,25 +99,6 @@ def why_not_packed(config: ModelConfig) -> str:
     except ModelError as error:
         return error.message
     return ""
-
-
-def _device(name: str | None) -> torch.device:
-    """The device called so, or the best there is.
-
-    Raises:
-        ModelError: there is none.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        there = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
-    except RuntimeError:
-        there = False
-    if not there:
-        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise ModelError(f"There is no device '{name}' here.", hint=f"Known: {', '.join(known)}.")
-    return device
 
 
 def _contents(

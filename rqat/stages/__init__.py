@@ -9,10 +9,11 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from ..errors import RecipeError
 from ..keys import PluginKeys
-from ..problems import models_in
+from ..problems import Place, models_in, problems_of
 from ..stage import Section, Stage
 
 
@@ -33,6 +34,19 @@ def sections() -> Iterator[Section]:
     """The top-level keys of a recipe that stages bring, in order."""
     for stage in stages().values():
         yield from stage.sections
+
+
+def keys_of(section: str, values: Mapping[str, Any]) -> Any:
+    """The keys of a recipe's section; what the host does not know among `values` are a plugin's options.
+
+    Raises:
+        RecipeError: every problem.
+    """
+    kind = next(each.model for each in sections() if each.key == section)
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise RecipeError(problems_of(error, kind, Place({(): section}))) from None
 
 
 @cache

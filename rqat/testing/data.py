@@ -48,7 +48,7 @@ class SourceSuite(Suite):
 
     def test_splits_share_no_row(self) -> None:
         """A source without a validation or test split says so with a DataError."""
-        seen = {row.get("text") or row["prompt"]: "train" for row in self._rows("train")}
+        seen = {_asked(row): "train" for row in self._rows("train")}
         others: tuple[Split, ...] = ("validation", "test")
         for split in others:
             try:
@@ -57,7 +57,7 @@ class SourceSuite(Suite):
                 expect(str(error), f"the split '{split}' is missing, and the error does not say why")
                 continue
             for row in found:
-                text = row.get("text") or row["prompt"]
+                text = _asked(row)
                 expect(seen.setdefault(text, split) == split, f"in '{seen[text]}' and '{split}': {text[:60]!r}")
 
     def test_producing_again_changes_nothing(self) -> None:
@@ -80,6 +80,12 @@ class SourceSuite(Suite):
                 made.produce(Path(folder), _reasoner(), split, seed)
                 made.folder = Path(folder)
             return list(itertools.islice(made.rows(split, seed), self.rows))
+
+
+def _asked(row: Row) -> str:
+    """What tells a row from others: its text, its prompt, or the turns before the completion."""
+    turns = [turn["content"] for turn in row.get("messages", ()) if turn["role"] == "user"]
+    return row.get("text") or row.get("prompt") or "\n".join(turns)
 
 
 @cache

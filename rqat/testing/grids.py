@@ -51,9 +51,8 @@ class GridSuite(Suite):
         for grid in self.grids():
             weight, scale, zero = fitted(grid)
             codes = grid.quantize(weight, scale, zero)
-            expect(
-                codes.dtype == torch.uint8 and codes.shape == weight.shape, f"{grid.scheme}: codes are {codes.dtype}"
-            )
+            expect(codes.dtype == torch.uint8, f"{grid.scheme}: codes are {codes.dtype}, not torch.uint8")
+            expect(codes.shape == weight.shape, f"{grid.scheme}: codes are {tuple(codes.shape)}")
             expect(int(codes.max()) <= grid.scheme.max_code, f"{grid.scheme}: codes up to {int(codes.max())}")
             error = (grid.decode(codes, scale, zero) - weight).abs()
             for code in range(grid.scheme.levels):
@@ -69,8 +68,11 @@ class GridSuite(Suite):
             weight, scale, zero = fitted(grid)
             expect(scale.shape == zero.shape == (len(weight), 1), f"{grid.scheme}: scale is {tuple(scale.shape)}")
             expect(scale.isfinite().all() and (scale > 0).all(), f"{grid.scheme}: a scale is not finite and positive")
-            expect(grid.snap(scale).equal(scale), f"{grid.scheme}: a scale is not snapped")
-            expect(grid.snap_zero(zero.float()).equal(zero.float()), f"{grid.scheme}: a zero point is not snapped")
+            expect(grid.snap(scale).equal(scale), f"{grid.scheme}: fit returns a scale that `snap` changes")
+            expect(
+                grid.snap_zero(zero.float()).equal(zero.float()),
+                f"{grid.scheme}: fit returns a zero point that `snap_zero` changes",
+            )
             if grid.whole_zeros:
                 top = grid.scheme.max_code
                 expect(

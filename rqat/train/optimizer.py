@@ -79,6 +79,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         latents: Mapping[str, Tensor] | None = None,
     ) -> None:
+        _check_arguments(model, inner, {"lr": lr, "scale_lr": scale_lr, "zero_lr": zero_lr, "other_lr": other_lr})
         if inner.__name__ in UNSUITABLE:
             raise RqatError(
                 f"optimizer '{inner.__name__}' cannot train quantized weights: {UNSUITABLE[inner.__name__]}.",
@@ -317,6 +318,23 @@ def _sum_of_bits(tensor: Tensor) -> Tensor:
     """Sum of the numbers read as integers, modulo 2^64: as exact as it is in any order. On the CPU."""
     integer = torch.int64 if tensor.element_size() == 8 else torch.int32
     return tensor.detach().contiguous().view(integer).sum(dtype=torch.int64).cpu()
+
+
+def _check_arguments(model: Any, inner: Any, rates: Mapping[str, Any]) -> None:
+    """Refuses what would fail later with less to say."""
+    if not isinstance(model, nn.Module):
+        raise RqatError(
+            f"QuantizedOptimizer trains a model of torch, not a {type(model).__name__}.",
+            hint="Of what rqat.quantize and rqat.load return: `quantized.optimizer(lr=...)`.",
+        )
+    if not (inspect.isclass(inner) and issubclass(inner, torch.optim.Optimizer)):
+        raise RqatError(f"inner={inner!r} is not a class of optimizers.", hint="Give one: inner=torch.optim.AdamW.")
+    for name, rate in rates.items():
+        number = isinstance(rate, (int, float, Tensor)) and not isinstance(rate, bool)
+        if rate is not None and not (number and rate >= 0):
+            raise RqatError(f"{name}={rate!r} is not a learning rate.", hint="Give a number of 0 or more.")
+    if rates["lr"] is None:
+        raise RqatError("lr=None: latent weights are always trained.", hint="Give a number, such as lr=1e-5.")
 
 
 def _weights_of(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Parameter]:

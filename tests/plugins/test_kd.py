@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from rqat.contracts import Training
+from rqat.contracts import Context, Training
 from rqat.errors import ModelError
 from rqat.train.data import prepare_rows
 from rqat_kd import Options
@@ -116,3 +116,9 @@ def test_needs_a_teacher_and_plain_heads(tmp_path: Path) -> None:
 def test_options_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Options(**wrong)
+
+
+def test_what_a_divergence_without_a_kernel_costs_is_told() -> None:
+    (note,) = Options(divergence="skew").check(Context())
+    assert (note.level, note.key, "plain torch" in note.text) == ("note", "divergence", True)
+    assert not list(Options(divergence="jsd").check(Context()))

@@ -203,6 +203,23 @@ def test_transforms_stand_in_front_of_the_quantizer(
         Registry.discover()
 
 
+def test_a_source_that_asks_for_the_model_is_refused_at_any_depth(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RQAT_PLUGINS", str(Path(__file__).parents[1] / "third_party" / "acme_traces.py"))
+    Registry.discover()
+    traces = {"source": "acme-traces", "prompts": [{"source": "arith"}]}
+    try:
+        for calibration in (traces, {"source": "mix", "parts": [{"source": "arith"}, traces]}):
+            with pytest.raises(rqat.RecipeError, match="'acme-traces' writes its rows with the model") as found:
+                rqat.quantize(folder, calibration=calibration, device="cpu")
+            assert "rows of your own" in found.value.hint
+    finally:
+        sys.modules.pop("acme_traces", None)
+        monkeypatch.delenv("RQAT_PLUGINS")
+        Registry.discover()
+
+
 def test_exporting_what_was_trained(quantized: rqat.QuantizedModel, tmp_path: Path) -> None:
     train(quantized, quantized.optimizer(lr=1e-2), 2)
     facts = rqat.export(quantized, tmp_path / "out", "compressed-tensors")
@@ -245,6 +262,21 @@ def test_mistakes_are_told_in_one_line(quantized: rqat.QuantizedModel, folder: P
     refused(rqat.UnknownName, "'ggptq'", rqat.export, quantized, tmp_path / "x", "ggptq")
     refused(rqat.ModelError, "is not an rqat checkpoint", rqat.load, folder)
     refused(rqat.UnknownName, "'ariht'", rqat.evaluate, quantized, "ariht")
+    words = tiny_tokenizer()
+    refused(rqat.RqatError, "None is not a scheme", rqat.quantize, folder, method="rtn", scheme=None)
+    for method in ([], 3, [rqat.Quantizer]):
+        refused(rqat.RecipeError, "names no quantizer", rqat.quantize, folder, method=method)
+    refused(rqat.RecipeError, "5 is neither rows nor a source", rqat.quantize, folder, calibration=5)
+    refused(rqat.DataError, "row 1 is 2, neither", rqat.quantize, folder, calibration=["a", 2])
+    refused(rqat.ModelError, "is quantized already", rqat.quantize, quantized, method="rtn")
+    refused(rqat.ModelError, "a Linear is not a model", rqat.quantize, torch.nn.Linear(2, 2), words, method="rtn")
+    refused(rqat.ModelError, "no device 'tpu'", rqat.quantize, folder, method="rtn", device="tpu")
+    refused(rqat.ModelError, "rqat.save takes what", rqat.save, quantized.model, tmp_path / "x")
+    refused(rqat.ModelError, "rqat.export takes what", rqat.export, quantized.model, tmp_path / "x")
+    for rates in ({"lr": "1e-4"}, {"lr": -1.0}, {"lr": 1e-4, "scale_lr": float("nan")}):
+        refused(rqat.RqatError, "is not a learning rate", quantized.optimizer, **rates)
+    refused(rqat.RqatError, "'adamm' is not a class of optimizers", quantized.optimizer, lr=1e-4, inner="adamm")
+    refused(rqat.RqatError, "not a QuantizedModel", rqat.QuantizedOptimizer, quantized, quantized.layers, lr=1e-4)
     odd = rqat.quantize(save_tiny(tmp_path / "odd", hidden=96), method="rtn", scheme="w4-row", device="cpu")
     refused(rqat.ModelError, "multiples of 32", rqat.export, odd, tmp_path / "x", "gptq")
     with torch.no_grad():

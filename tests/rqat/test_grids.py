@@ -12,16 +12,24 @@ import torch
 from rqat import PluginError, Scheme, UnknownName, grid_of
 from rqat.errors import RqatError
 from rqat.grids import cost_notes, part_problems, scheme_problems
+from rqat.preflight import preflight
 from rqat.registry import Registry
+from rqat.stages.quantize.command import quantize_plan
 from rqat.testing import GridSuite, examine
 from rqat.train.optimizer import QuantizedOptimizer
 from tests.plugin_maker import write_plugin
+from tests.tiny import save_tiny
 from tests.toys import backward, toy
 
 OFFSET = '''
 """Evenly spaced values above an offset: `w_hat = q s - b`, with a real `b`, which no whole zero point can say."""
 
 import rqat
+
+class Options(rqat.Options):
+    def check(self, context):
+        if any(scheme.symmetric for scheme in context.schemes.values()):
+            yield rqat.Problem("symmetric codes leave the offset nothing to say.", "Leave out -sym.")
 
 class Offset(rqat.Grid):
     whole_zeros = False
@@ -48,7 +56,7 @@ class Offset(rqat.Grid):
 
 @rqat.hookimpl
 def register_grids(register):
-    register("acme-offset", load=":Offset", bits=(2, 3), slower=4, summary="values above a real offset")
+    register("acme-offset", options=Options, load=":Offset", bits=(2, 3), slower=4, summary="a real offset")
 '''
 
 
@@ -101,6 +109,17 @@ def test_what_a_grid_without_kernels_costs_is_told() -> None:
     assert (note.level, "9 times as long" in note.text) == ("note", True)
 
 
+@pytest.mark.parametrize(("scheme", "errors"), [("w2g64-acme-offset", 0), ("w2g64-sym-acme-offset", 1)])
+def test_what_a_grid_has_against_a_scheme_is_told_by_the_plan(
+    offset: Registry, tmp_path: Path, scheme: str, errors: int
+) -> None:
+    plan = quantize_plan(offset, str(save_tiny(tmp_path / "tiny")), method="rtn", scheme=scheme, export="bf16")
+    found = [finding for finding in preflight(plan) if finding.level == "error"]
+    assert len(found) == errors
+    for finding in found:
+        assert "scheme: 'acme-offset': symmetric codes leave the offset nothing to say." in str(finding)
+
+
 def test_a_third_partys_grid_keeps_its_promises(offset: Registry) -> None:
     results = list(examine(offset, offset.card("grid", "acme-offset")))
     assert len(results) == len([name for name in dir(GridSuite) if name.startswith("test_")])
@@ -151,3 +170,11 @@ def test_the_error_for_an_unknown_grid_is_one_line() -> None:
     with pytest.raises(RqatError) as caught:
         grid_of(Scheme.parse("w2g128-nowhere"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_real_zero_point_on_a_grid_of_whole_ones_is_told_and_not_cut_off() -> None:
+    grid = grid_of(Scheme.parse("w3g8"))
+    weight = torch.linspace(-1, 1, 16).view(2, 8)
+    scale, _ = grid.fit_layer(weight)
+    with pytest.raises(PluginError, match=r"a zero point of 3\.25 on the grid 'uniform'.*whole numbers"):
+        grid.quantize_layer(weight, scale, torch.full_like(scale, 3.25))

@@ -294,6 +294,28 @@ def test_data_files_are_known_by_their_contents(registry: Registry, model: Path,
     assert plan.fingerprint(plan.steps[0]) != before
 
 
+def test_a_tasks_file_counts_by_what_it_holds_and_not_by_its_spelling(
+    registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.jsonl").write_text("{}\n")
+    tasks = [{"task": "lm-eval:arc_easy", "data": name} for name in ("d.jsonl", "./d.jsonl", tmp_path / "d.jsonl")]
+    plans = [eval_plan(registry, str(model), [task | {"data": str(task["data"])}]) for task in tasks]
+    assert len({plan.fingerprint(plan.steps[0]) for plan in plans}) == 1
+    before = plans[0].fingerprint(plans[0].steps[0])
+    (tmp_path / "d.jsonl").write_text("{} \n")
+    assert plans[0].fingerprint(plans[0].steps[0]) != before
+
+
+def test_lm_eval_counts_the_same_before_and_after_it_is_loaded(registry: Registry, model: Path, monkeypatch):
+    """A second task of it would else have another fingerprint when its turn comes, and never be finished."""
+    plan = eval_plan(registry, str(model), ["lm-eval:arc_easy"])
+    monkeypatch.delitem(sys.modules, "lm_eval", raising=False)
+    before = plan.fingerprint(plan.steps[0])
+    monkeypatch.setitem(sys.modules, "lm_eval", sys.modules["rqat_rtn"])
+    assert plan.fingerprint(plan.steps[0]) == before
+
+
 def test_files_found_by_the_environment_are_known_by_their_contents(
     registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import rqat
 import rqat_seq
 from rqat.discovery import PATHS
-from rqat.facts import difference
+from rqat.facts import difference, files_of
 from rqat.plan import Plan, build_plan
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
@@ -95,3 +96,10 @@ def test_a_grid(place: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
     plan, before = edited(place, model, plugin, plugin, monkeypatch, **keys)
     assert reached(plan, before) == [step.name for step in plan.steps]
     assert difference(before[plan.steps[0].name], plan.facts(plan.steps[0])) == ["the source of acme_grid was edited"]
+
+
+def test_a_file_that_is_a_default_is_a_file_too() -> None:
+    class Options(rqat.Options):
+        path: rqat.File = "rows.jsonl"  # type: ignore[assignment]
+
+    assert [(name, file.path) for name, file in files_of(Options())] == [("path", Path("rows.jsonl"))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rqat.preflight import Finding, estimate, preflight, read_data
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
 from rqat.storage import write_json
+from tests.plugin_maker import write_plugin
 from tests.tiny import save_tiny
 
 
@@ -304,6 +306,35 @@ def test_reading_data_finds_what_is_missing(registry: Registry, model: Path, tmp
     assert dropped.level == "warning"
     assert "852 of 960 rows are longer than max_tokens=128" in dropped.text
     assert read_data(plan_of(registry, model, "train.0.max_tokens=500"), registry) == []
+
+
+def test_a_class_that_does_not_fit_is_told_before_any_work(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of a later step, too: the model would have been quantized by then."""
+    code = """
+import rqat
+
+class Late(rqat.Objective):
+    def build_trainer(self, training, teacher): ...
+
+@rqat.hookimpl
+def register_objectives(register):
+    register("late", load=":Late", summary="a test")
+"""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = write_plugin(tmp_path, "acme-late", code)
+    registry = Registry.discover()
+    train = [{"objective": "late", "data": "arith", "steps": 60, "max_tokens": 500}]
+    plan = plan_of(registry, model, train=train)
+    (finding,) = [each for each in read_data(plan, registry) if each.level == "error"]
+    assert finding.text.startswith("train.0: objective 'late'")
+    assert "'Late.build_trainer' takes (self, training, teacher)" in finding.text
+    done = [step.name for step in plan.steps if "train" in step.name]
+    assert not [each for each in read_data(plan, registry, done=done) if each.level == "error"]
+    monkeypatch.undo()
+    sys.modules.pop(module)
+    Registry.discover()
 
 
 def test_a_finding_reads_as_one_line():

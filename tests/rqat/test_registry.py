@@ -70,7 +70,9 @@ def test_a_third_party_plugin_is_found_by_its_entry_point(site: Path):
 def test_a_class_in_a_submodule_is_imported_only_when_used(site: Path):
     package = site / "rqat_acme"
     package.mkdir()
-    (package / "solver.py").write_text("import rqat\nclass Acme(rqat.Quantizer):\n    def quantize_linear(self): ...\n")
+    (package / "solver.py").write_text(
+        "import rqat\nclass Acme(rqat.Quantizer):\n    def quantize_linear(self, weight, stats, scheme): ...\n"
+    )
     (package / "__init__.py").write_text(acme(load=".solver:Acme"))
     write_metadata(site, "rqat-acme", "rqat_acme")
     registry = Registry.discover()
@@ -264,6 +266,30 @@ def test_what_an_abstract_class_lacks_is_named(site: Path):
     registry = Registry.discover()
     with pytest.raises(PluginError, match="does not implement quantize_linear"):
         registry.load_class(registry.card("quantizer", "acme"))
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("def quantize_block(self, block, stats, scheme): ...", "(self, block, stats, scheme); it is called with"),
+        ("def quantize_block(self, block): ...", "it is called with (self, block, stats)"),
+        ("def quantize_block(self, block, stats, more=0, **rest): ...", ""),
+        ("@staticmethod\n    def quantize_block(block, stats): ...", ""),
+        ("def own_method(self, anything, at_all): ...", ""),
+    ],
+)
+def test_a_method_must_take_what_it_is_called_with(site: Path, method: str, told: str):
+    """Else it ends in a TypeError after hours of work: the contract may have changed since it was written."""
+    write_plugin(site, "rqat-acme", acme().replace("    def quantize_linear", f"    {method}\n    def quantize_linear"))
+    registry = Registry.discover()
+    card = registry.card("quantizer", "acme")
+    if not told:
+        assert registry.load_class(card).__name__ == "Acme"
+        return
+    with pytest.raises(PluginError, match=r"'Acme\.quantize_block' takes") as caught:
+        registry.load_class(card)
+    assert told in caught.value.message
+    assert caught.value.hint == "Give it the parameters of rqat.Quantizer.quantize_block."
 
 
 def test_a_card_and_its_class_must_need_the_same(site: Path):

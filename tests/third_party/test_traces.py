@@ -234,7 +234,7 @@ def test_a_whole_run(registry: Registry, tmp_path: Path, monkeypatch: pytest.Mon
     assert calls == [8, 4, 4]
 
     more = ("--set", "calibration.rows=13", "--set", "train.0.data.rows=13")
-    result = rqat("qat", "-r", recipe, "-o", run, "--fresh", *more)
+    result = rqat("qat", "-r", recipe, "-o", run, *more)
     assert result.exit_code == 0, result.stderr
     assert calls == [8, 4, 4, 8, 5]
     lines = (run / "01-produce-acme-traces" / "traces.jsonl").read_text().splitlines()

@@ -89,13 +89,6 @@ def linear_kl(
     return loss
 
 
-def _has_kernel(divergence: str) -> bool:
-    """Whether Triton has a form of it; needs Triton."""
-    from .rows import KINDS
-
-    return divergence in KINDS
-
-
 def _results(student: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     need_student, need_weight = arguments[-2:]
     exact = torch.float64 if student.dtype == torch.float64 else torch.float32
@@ -150,7 +143,7 @@ def _linear_kl(
     if (
         use_triton(student, weight, teacher, teacher_weight)
         and student.dtype != torch.float64
-        and _has_kernel(divergence)
+        and DIVERGENCES[divergence].fused
     ):
         from . import kernel
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...batches import split_batch
+from ...errors import PluginError
 from ...job import Job, log
 from ...processes import Processes
 from ...stage import READ_AHEAD, Finding, Look, Step
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     import transformers
     from torch import Tensor
 
-    from ...contracts import RewardFunction
+    from ...cards import Card
+    from ...contracts import RewardFunction, Training
     from ...model.checkpoint import Checkpoint
     from ...train.data import Prepared
     from ...train.optimizer import QuantizedOptimizer
@@ -198,24 +200,24 @@ def _train(
             callbacks: list[Any] = [saving]
             if processes.leads:
                 callbacks.insert(0, Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
-            trainer = job.make(step, "objective").build_trainer(
-                Training(
-                    model=start.model,
-                    tokenizer=start.tokenizer,
-                    rows=rows.rows,
-                    optimizer=optimizer,
-                    scheduler=scheduler,
-                    arguments=arguments,
-                    max_tokens=max_tokens,
-                    teacher=teacher,
-                    max_completion_tokens=room,
-                    rollouts=rollouts,
-                    rewards=rewards,
-                    reward_weights=weights,
-                    callbacks=callbacks,
-                    processes=processes.count,
-                )
+            training = Training(
+                model=start.model,
+                tokenizer=start.tokenizer,
+                rows=rows.rows,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                arguments=arguments,
+                max_tokens=max_tokens,
+                teacher=teacher,
+                max_completion_tokens=room,
+                rollouts=rollouts,
+                rewards=rewards,
+                reward_weights=weights,
+                callbacks=callbacks,
+                processes=processes.count,
             )
+            trainer = job.make(step, "objective").build_trainer(training)
+            _expect_given(trainer, training, card)
             _without_printing(trainer)
             saving.attach(trainer)
             if rollouts is not None and processes.leads:
@@ -300,6 +302,21 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
         "dataloader_pin_memory": False,
         **processes.arguments(device),
     }
+
+
+def _expect_given(trainer: transformers.Trainer, training: Training, card: Card) -> None:
+    """A trainer that forgets what it was given would train to the end, and nothing of it could be used."""
+    optimizers = (trainer.optimizer, trainer.lr_scheduler)
+    if any(one is not given for one, given in zip(optimizers, (training.optimizer, training.scheduler), strict=True)):
+        raise PluginError(
+            f"{card}: its trainer lacks the optimizer or the schedule it was given, so weights would leave the grid.",
+            hint="Pass optimizers=(training.optimizer, training.scheduler) to the trainer.",
+        )
+    if any(one not in trainer.callback_handler.callbacks for one in training.callbacks):
+        raise PluginError(
+            f"{card}: its trainer does not have the callbacks it was given, which log and save.",
+            hint="Pass callbacks=training.callbacks to the trainer.",
+        )
 
 
 def _without_printing(trainer: transformers.Trainer) -> None:

@@ -161,7 +161,7 @@ def _taken_name(app: typer.Typer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "told"), [(_odd_signature, "NoSuchType"), (_taken_name, "a command of that name exists already")]
+    ("function", "told"), [(_odd_signature, "NoSuchType"), (_taken_name, "there is a command 'quantize' already")]
 )
 def test_a_plugin_command_that_cannot_be_added_leaves_the_others(
     monkeypatch: pytest.MonkeyPatch, function: Callable[[typer.Typer], None], told: str

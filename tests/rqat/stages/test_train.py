@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -18,7 +19,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from rqat.errors import DataError, NumericsError, RqatError, RunError, UnknownName
+from rqat.contracts import Training
+from rqat.errors import DataError, NumericsError, PluginError, RqatError, RunError, UnknownName
 from rqat.model.checkpoint import load_checkpoint
 from rqat.stages.train import run as train
 from rqat.storage import read_json_lines, write_json
@@ -406,6 +408,33 @@ def test_a_checkpoint_that_cannot_be_written_ends_training(root: Path, monkeypat
     monkeypatch.setattr(saving, "write_checkpoint", full)
     with pytest.raises(RunError, match="disk is full"):
         train.run(job, step)
+
+
+@pytest.mark.parametrize(
+    ("forget", "hint"),
+    [
+        (lambda training: setattr(training, "optimizer", None), "optimizers=(training.optimizer, training.scheduler)"),
+        (lambda training: setattr(training, "scheduler", None), "optimizers=(training.optimizer, training.scheduler)"),
+        (lambda training: setattr(training, "callbacks", []), "callbacks=training.callbacks"),
+    ],
+)
+def test_a_trainer_that_forgets_what_it_was_given_is_told_before_the_first_step(
+    root: Path, monkeypatch: pytest.MonkeyPatch, forget: Callable[[Training], None], hint: str
+) -> None:
+    job, step = train_step(root, "sft", **options_of("sft"))
+    plugin = type(job.make(step, "objective"))
+    build = plugin.build_trainer
+
+    def forgetful(self: Any, training: Training) -> Any:
+        given = copy.copy(training)
+        forget(given)
+        return build(self, given)
+
+    monkeypatch.setattr(plugin, "build_trainer", forgetful)
+    with pytest.raises(PluginError, match=r"objective 'sft'.*it was given") as caught:
+        train.run(job, step)
+    assert hint in caught.value.hint
+    assert not list(job.workdir(step).glob("trainer/checkpoint-*"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""Calibration without a recipe: rows, texts or a source that `rqat.quantize` is given, as token batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...cards import Card
+from ...contracts import Options, Row
+from ...errors import DataError, ModelError, RecipeError
+from ...model.activations import TokenBatch
+from ...registry import Registry, parts_of
+from .. import keys_of
+from ..quantize.run import batches_of
+from .run import Counted, calibration_tokens
+
+if TYPE_CHECKING:
+    import transformers
+
+Calibration = str | Mapping[str, Any] | Iterable[Row | str]
+"""Rows or texts; or a source, spelled as in a recipe: its name, or a mapping with `source`, its options, `samples`,
+`tokens`, `pack`, `split` and `seed`. With `rows` in place of `source` the mapping says how rows become sequences."""
+
+
+def given_batches(
+    registry: Registry,
+    calibration: Calibration,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> list[TokenBatch]:
+    """The tokens a quantizer's statistics are taken from.
+
+    Raises:
+        RecipeError: a key or an option is wrong; the source writes its rows with the model, in a step of a recipe.
+        ModelError: the sequences are longer than the model's context.
+        DataError: there are too few rows.
+    """
+    context = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(calibration, (str, Mapping)):
+        spelled = {"source": calibration} if isinstance(calibration, str) else dict(calibration)
+    else:
+        spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
+    if "rows" in spelled:
+        rows = _rows(spelled.pop("rows"))
+        keys = keys_of("calibration", {"source": "rows", "samples": max(1, len(rows)), **spelled})
+        counted = Counted(rows)
+    else:
+        keys = keys_of("calibration", spelled)
+        card = registry.card("source", keys.source)
+        options = registry.options(card, keys.options, "calibration")
+        for name in _asking(registry, card, options):
+            raise RecipeError(
+                f"calibration: '{name}' writes its rows with the model, which a recipe has a step for.",
+                hint="Run `rqat qat` with a recipe that names it, or give rows of your own.",
+            )
+        counted = Counted(registry.make(card, options).rows(keys.split, keys.seed))
+    if context is not None and keys.tokens > context:
+        raise ModelError(
+            f"calibration: {keys.tokens} tokens are more than the {context} of the model's context.",
+            hint=f"Set tokens to {context} or less.",
+        )
+    return batches_of(*calibration_tokens(counted, tokenizer, keys), str(model.device))
+
+
+def _rows(given: Any) -> list[Row]:
+    """Rows, or texts as rows."""
+    if not isinstance(given, Iterable):
+        raise RecipeError(f"calibration: {given!r} is neither rows nor a source.", hint="Give a list of texts or rows.")
+    rows: list[Any] = [{"text": row} if isinstance(row, str) else row for row in given]
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"calibration: row {number} is {row!r:.60}, neither a text nor a row.",
+                hint='Write texts, or rows such as {"prompt": ..., "completion": ...}.',
+            )
+    return rows
+
+
+def _asking(registry: Registry, card: Card, options: Options) -> Iterator[str]:
+    """Names of the sources, at any depth, that ask for the model."""
+    if card.model:
+        yield card.name
+    for _, _, part in parts_of(options):
+        inner = registry.card("source", part.source)
+        yield from _asking(registry, inner, registry.options(inner, part.options))
