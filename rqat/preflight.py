@@ -14,9 +14,10 @@ from .errors import RqatError
 from .estimate import Estimate, Sizes, bits_of
 from .facts import files_of
 from .figures import size
-from .grids import cost_notes, part_problems
+from .grids import bits_per_weight, cost_notes, part_problems
 from .keys import PluginKeys
 from .model.config import ModelConfig, read_config
+from .model.layers import EMBEDDING
 from .plan import Plan
 from .registry import Registry
 from .run_folder import begun, fates
@@ -109,7 +110,7 @@ def estimate(
         offline: nothing may be fetched, config.json of a teacher included.
         processes: how many train together; memory is that of one of them.
     """
-    sizes = Sizes(plan.model, config, plan.scheme, device, offline, processes)
+    sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes)
     return [Estimate.of(step.name, stages()[step.stage].estimate(step, plan, sizes)) for step in plan.steps]
 
 
@@ -133,7 +134,7 @@ def bits(plan: Plan, config: ModelConfig) -> tuple[float, float] | None:
         ModelError: layers cannot be quantized as asked.
     """
     making = [step for step in plan.steps if stages()[step.stage].makes_model]
-    return bits_of(plan.schemes(making[0], config), config) if making else None
+    return bits_of(plan.schemes(making[0], config), config, bits_per_weight) if making else None
 
 
 def _model(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
@@ -207,7 +208,7 @@ def _domains(plan: Plan) -> Iterator[Finding]:
         if "source" in step.parts:
             if domain := _domain(step.parts["source"]):
                 learned[stages()[step.stage].label(step)] = domain
-        elif "task" in step.parts and (domain := _domain(step.parts["task"])):
+        elif "task" in step.parts and (domain := step.parts["task"].card.domain):
             evaluated[step.parts["task"].card.name] = domain
     mixed = len(set(learned.values())) > 1
     missed = evaluated and learned and not set(learned.values()) & set(evaluated.values())
@@ -219,9 +220,9 @@ def _domains(plan: Plan) -> Iterator[Finding]:
 
 def _domain(use: Use) -> str:
     """Domain of a part; of a mixture, that of its heaviest part."""
-    if use.card.domain or not use.parts:
+    if use.card.domain or not use.sources:
         return use.card.domain
-    return _domain(max(use.parts, key=lambda part: part[1])[0])
+    return _domain(max(use.sources, key=lambda part: part[1])[0])
 
 
 def _grids(plan: Plan) -> Iterator[Finding]:
@@ -263,6 +264,9 @@ def context_of(step: Step, look: Look) -> Context:
     except RqatError:
         # Which another step tells; every scheme is looked at, on no layer in particular.
         schemes = {str(number): scheme for number, scheme in enumerate(look.plan.scheme.different)}
+    exporter = step.parts.get("exporter")
+    if exporter is not None and not exporter.card.embedding:
+        schemes = {name: scheme for name, scheme in schemes.items() if name != EMBEDDING}
     return Context(
         settings=_settings(step),
         schemes=schemes,

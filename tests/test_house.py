@@ -44,7 +44,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("stage", "estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme", "figures", "errors"),
         *("batches", "optimizers", "storage"),
     ),
-    "facts": ("stage", "shapes", "keys", "contracts", "storage"),
+    "facts": ("stage", "cards", "shapes", "keys", "contracts", "storage"),
     "discovery": ("cards", "hookspecs", "errors"),
     "registry": ("discovery", "cards", "stages", "hookspecs", "contracts", "problems", "errors"),
     "grids": ("registry", "cards", "contracts", "scheme", "errors"),

@@ -12,15 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...contracts import Task, TaskOptions
+from ...contracts import Comparison, File, Task, TaskOptions
 from ...errors import RqatError
+from ...evals.compare import rows_of, run_comparison
 from ...evals.harness import Evaluation, number_of_completions, run_task
 from ...generation.backend import Backend, open_model, writer_for
 from ...job import Job
 from ...model.checkpoint import load_checkpoint
 from ...model.load import default_dtype
+from ...model.vocabulary import check_vocabularies
 from ...packed.load import load_packed
-from ...stage import Finding, Look, Step
+from ...stage import Finding, Look, Step, Use
 from ...storage import write_json, write_json_lines
 from . import LM_EVAL, EvaluateKeys
 
@@ -47,6 +49,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     work = job.workdir(step)
     if keys.task.startswith(LM_EVAL):
         found = _lm_eval_task(job, step, keys)
+    elif step.parts["task"].card.compares:
+        found = _comparison(job, step, keys)
     else:
         task: Task = job.make(step, "task")
         scratch = job.scratch(step)
@@ -93,6 +97,10 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
             yield step.finding("error", "task", error.message, error.hint)
         return
     task: Task = look.parts.make(step.parts["task"])
+    if isinstance(task, Comparison):
+        if next(task.rows(), None) is None:
+            yield step.finding("error", "rows", f"'{keys.task}' has no rows.", "Check its sources and its split.")
+        return
     if not len(task.problems()):
         yield step.finding("error", "task", f"'{keys.task}' has no problems.", "Check its options.")
 
@@ -119,6 +127,29 @@ def write_evaluation(folder: Path, results: Mapping[str, Any], samples: Sequence
     """Writes results.json and samples.jsonl."""
     write_json_lines(folder / SAMPLES_FILE, samples)
     write_json(folder / RESULTS_FILE, results)
+
+
+def _comparison(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
+    """Of a task that compares the step's model with its original."""
+    task: Comparison = job.make(step, "task")
+    rows = rows_of(task, keys.task, keys.limit)
+    backend: Backend = "packed" if keys.backend == "packed" else "transformers"
+    model, tokenizer = load_variant(job, step, backend)
+    original = model
+    if keys.original is not None or "start" in step.inputs:
+        named = keys.original or job.plan.model
+        original, words = open_model(named, device=job.device, offline=job.offline, backend="transformers")
+        check_vocabularies(words.get_vocab(), tokenizer.get_vocab())
+    with job.progress.task(_label(job, step, keys.task), len(rows)) as bar:
+        data = ", ".join(data_of(part) for part, _ in step.parts["task"].sources)
+        return run_comparison(task, keys.task, data, model, original, tokenizer, rows, bar.update)
+
+
+def data_of(use: Use) -> str:
+    """What a source is called in a report: with its file, and with what it is made of."""
+    files = [value.path.name for _, value in use.options if isinstance(value, File)]
+    inner = ", ".join(data_of(part) for part, _ in use.sources)
+    return " ".join([use.card.name, *files, *([f"({inner})"] if inner else [])])
 
 
 def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:

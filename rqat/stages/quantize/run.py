@@ -40,7 +40,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """Quantizes the plan's model with the step's quantizer.
 
     Returns:
-        number of layers, stored bits per weight, mean and worst error, notes, layers left as they were, seconds.
+        number of layers, stored bits per weight, bits per parameter in all and bytes of the whole model, mean and worst
+        error, notes, layers left as they were, seconds.
 
     Raises:
         RqatError: see `load_model` and `quantize_model`.
@@ -77,7 +78,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     left = sum(name not in layers for name in layout_of(model.config.model_type).layer_names(blocks))
     if left:
         log.warning("%d linear layers were left as they are.", left)
-    return summary(reports) | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}
+    sizes = size_of(reports, sum(parameter.numel() for parameter in model.parameters()))
+    return summary(reports) | sizes | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def _transforms(job: Job, step: Step) -> Iterator[tuple[str, dict[str, Any], Transform]]:
@@ -105,6 +107,14 @@ def summary(reports: list[LayerReport]) -> dict[str, Any]:
         "error": sum(errors.values()) / len(errors) if errors else None,
         "worst": {"layer": worst, "error": errors[worst]} if worst else None,
     }
+
+
+def size_of(reports: list[LayerReport], parameters: int) -> dict[str, Any]:
+    """Bits per parameter in all, and bytes, of a model with so many parameters; what is not quantized has 16 bits."""
+    weights = [report.out_features * report.in_features for report in reports]
+    packed = sum(report.bits * weight for report, weight in zip(reports, weights, strict=True))
+    bits = packed + 16 * (parameters - sum(weights))
+    return {"bits_per_parameter": round(bits / parameters, 4), "bytes": round(bits / 8)}
 
 
 def token_batches(path: Path, device: str) -> list[TokenBatch]:

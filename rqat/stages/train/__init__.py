@@ -16,6 +16,7 @@ from ...figures import duration_s, size
 from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
 from ...model.config import read_config
 from ...model.hub import QUANTIZED_FILE
+from ...model.layers import ENDS
 from ...model.vocabulary import check_vocabularies
 from ...optimizers import MOMENTS, OPTIMIZERS, SCHEDULES
 from ...problems import Place
@@ -84,6 +85,8 @@ class TrainKeys(PluginKeys):
         scale_lr: of the scales, relative to the scale itself. None freezes the scales.
         zero_lr: of the zero points, in codes. None freezes the zero points.
         other_lr: of everything that is not quantized, embeddings and lm_head left out. None freezes it.
+        train_embedding: train the embedding and the head, too, where they are quantized: as latent weights on their
+            grid, like every layer. False keeps them as they are.
         schedule: a transformers schedule name.
         warmup: share of the steps with a rising learning rate.
         weight_decay: of the latent weights.
@@ -114,6 +117,7 @@ class TrainKeys(PluginKeys):
     scale_lr: float | None = Field(default=None, gt=0)
     zero_lr: float | None = Field(default=None, gt=0)
     other_lr: float | None = Field(default=None, gt=0)
+    train_embedding: bool = False
     schedule: str = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -159,7 +163,10 @@ class Train(Stage):
         objective = making.use("objective", keys, place)
         source = making.use("source", keys.data, place.at("data"))
         parts = {"objective": objective, "source": source}
-        parts["task"] = making.named("task", keys.task, place.at("task")) if keys.task is not None else None
+        if any(card.compares for card in making.known("task") if card.name == keys.task):
+            making.problem(f"{place.at('task')}: '{keys.task}' compares models; it grades no completion.")
+        else:
+            parts["task"] = making.named("task", keys.task, place.at("task")) if keys.task is not None else None
         if keys.teacher is not None and objective is not None and not objective.card.teacher:
             learners = ", ".join(card.name for card in making.known("objective") if card.teacher)
             wanted = f"leave it out, or use one that does: {learners}"
@@ -185,7 +192,7 @@ class Train(Stage):
         """See `Stage`."""
         keys, card = step.settings, step.parts["objective"].card
         assert isinstance(keys, TrainKeys)
-        trained = sizes.quantized + (sizes.rest if keys.other_lr else 0)
+        trained = sizes.quantized + (sizes.rest if keys.other_lr or keys.train_embedding else 0)
         copies = 1 + MOMENTS.get(keys.optimizer, 2)  # latents and moments
         groups = sizes.groups * FLOAT32
         moved = (keys.scale_lr is not None) + (keys.zero_lr is not None)
@@ -214,6 +221,8 @@ class Train(Stage):
                 near = nearest(value, known)
                 fix = f"Did you mean '{near}'?" if near else f"Known: {', '.join(known)}."
                 yield step.finding("error", name, f"'{value}' is not known.", fix)
+        if keys.train_embedding:
+            yield from _ends(step, look)
         if keys.save_steps is not None and keys.save_steps > keys.steps:
             text = f"no checkpoint before the last of {keys.steps} steps; interrupted, it starts over. By time: 10m."
             yield step.finding("note", "save_every", text)
@@ -248,6 +257,18 @@ def _activations(keys: TrainKeys, sizes: Sizes) -> int:
         return (blocks + 16) * hidden  # the input of every block, and one block at a time
     # What goes into and comes out of every linear layer, and of norms and rotations beside them.
     return sum(out + width for out, width in sizes.config.linears.values()) + 6 * blocks * hidden
+
+
+def _ends(step: Step, look: Look) -> Iterator[Finding]:
+    """Whether there is an embedding or a head on a grid to train."""
+    try:
+        layers = look.plan.schemes(step, look.config) if look.config else dict.fromkeys(ENDS)
+    except RqatError:
+        return  # which another step tells
+    if not any(end in layers for end in ENDS):
+        text = "neither the embedding nor the head is quantized, so there is nothing to train on a grid."
+        fix = "Leave it out, or give them a scheme: `scheme: {default: w2g128, lm_head: w4g128, embed_tokens: w4g128}`."
+        yield step.finding("error", "train_embedding", text, fix)
 
 
 def _lengths(step: Step, keys: TrainKeys, look: Look) -> Iterator[Finding]:

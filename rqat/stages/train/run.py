@@ -123,6 +123,7 @@ def _train(
     from ...train.data import completion_room, dropped_rows, prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
+    from ...train.rollouts import Rollouts
     from ...train.sampler_gap import sampler_gap
     from ...train.saving import Saving
     from ...train.schedule import build_schedule, optimizer_class
@@ -151,6 +152,11 @@ def _train(
         if card.teacher:
             named = keys.teacher or job.plan.model
             teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline)
+        room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
+        rollouts = None
+        if card.writes:
+            backend: Any = getattr(objective.options, "rollouts", "auto")
+            rollouts = Rollouts(start.model, start.tokenizer, backend, limit=room, seed=keys.seed, rank=processes.rank)
         latents, where = _latents(job, start, start_folder, teacher if keys.teacher is None else None)
         optimizer = QuantizedOptimizer(
             start.model,
@@ -160,10 +166,10 @@ def _train(
             scale_lr=keys.scale_lr,
             zero_lr=keys.zero_lr,
             other_lr=keys.other_lr,
+            train_embedding=keys.train_embedding,
             weight_decay=keys.weight_decay,
             latents=latents,
         )
-        room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
         rewards, weights = _rewards(job, step, start, rows, room) if card.graded else ([], [])
         del latents  # they may hold the whole model before quantization
         seed = keys.seed + processes.rank
@@ -202,6 +208,7 @@ def _train(
                     max_tokens=max_tokens,
                     teacher=teacher,
                     max_completion_tokens=room,
+                    rollouts=rollouts,
                     rewards=rewards,
                     reward_weights=weights,
                     callbacks=callbacks,
@@ -210,8 +217,10 @@ def _train(
             )
             _without_printing(trainer)
             saving.attach(trainer)
-            if card.writes and processes.leads:
-                rows.facts["sampler_gap_nats"] = sampler_gap(start.model, start.tokenizer, rows.rows["prompt_ids"][:4])
+            if rollouts is not None and processes.leads:
+                some = rows.rows["prompt_ids"][:4]
+                gap = sampler_gap(start.model, start.tokenizer, some, writer=rollouts.writer)
+                rows.facts["sampler_gap_nats"] = gap
             set_seed(seed)
             if checkpoint is not None and step_of(checkpoint) >= keys.steps:  # it has ended: only results are missing
                 trainer.state = saving.resume(checkpoint)

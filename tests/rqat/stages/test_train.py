@@ -34,7 +34,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {},
     "kd": {"sft_weight": 0.1},
     "grpo": {"generations": 2, "max_completion_tokens": 6},
+    "grpo by the engine": {"generations": 2, "max_completion_tokens": 6, "rollouts": "engine"},
 }
+"""By the name of the objective, and what else is said of it."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def unbroken(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def get(objective: str) -> tuple[Path, dict[str, Any]]:
         if objective not in done:
             folder = Path(shutil.copytree(start, tmp_path_factory.mktemp(objective) / "root"))
-            job, step = train_step(folder, objective, **options_of(objective))
+            job, step = train_step(folder, objective.split()[0], **options_of(objective))
             done[objective] = (job.workdir(step), train.run(job, step))
         return done[objective]
 
@@ -87,26 +89,30 @@ def test_leaves_a_checkpoint_a_log_and_facts(objective: str, start: Path, unbrok
     assert facts["steps"] == 8
     assert facts["final_loss"] == lines[-1]["loss"]
     assert facts["tokens"] == lines[-1]["tokens"] > 0
-    if objective == "grpo":
+    if objective.startswith("grpo"):
         assert facts["sampler_gap_nats"] < 1e-4
+        gap = "sampling/sampling_logp_difference"
+        assert all(0 <= line[f"{gap}/mean"] <= line[f"{gap}/p95"] <= line[f"{gap}/max"] < 1e-4 for line in lines)
+        assert all(abs(line["sampling/importance_sampling_ratio/max"] - 1) < 1e-4 for line in lines)
         assert {"reward", "completions/clipped_ratio", "repetition", "frac_reward_zero_std"} <= lines[0].keys()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["kd", "grpo"])
+@pytest.mark.parametrize("objective", ["kd", "grpo", "grpo by the engine"])
 def test_kill_at_any_moment_and_the_same_command_end_with_the_same_bytes(
     objective: str, root: Path, unbroken: Any
 ) -> None:
     options = options_of(objective)
-    job, step = train_step(root, objective, **options)
+    name = objective.split()[0]
+    job, step = train_step(root, name, **options)
     work = job.workdir(step)
     half_written = job.scratch(step) / "checkpoint-6.partial"
     moments = [
         lambda: len(read_json_lines(work / "training.jsonl")) >= 4,
         half_written.exists,
     ]
-    for moment in moments[: 1 if objective == "grpo" else 2]:
-        command = [sys.executable, "-m", "tests.training", str(root), objective, json.dumps(options)]
+    for moment in moments[: 1 if name == "grpo" else 2]:
+        command = [sys.executable, "-m", "tests.training", str(root), name, json.dumps(options)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             deadline = time.monotonic() + 120
             while not moment() and time.monotonic() < deadline and process.poll() is None:
@@ -141,7 +147,7 @@ def test_resumes_from_the_last_complete_checkpoint(
     objective: str, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps 1 to 5, half a checkpoint at 6, so it resumes after 3; then to 7, so it resumes after 6."""
-    job, step = train_step(root, objective, **options_of(objective))
+    job, step = train_step(root, objective.split()[0], **options_of(objective))
     plugin = type(job.make(step, "objective"))
     build = plugin.build_trainer
 
