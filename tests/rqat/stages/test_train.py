@@ -280,6 +280,7 @@ def test_training_that_has_ended_is_not_done_again(
     objective: str, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while the results are saved, with no checkpoint asked for before the end: no step is repeated."""
+    work, unbroken_facts = unbroken(objective)
     job, step = train_step(root, objective.split()[0], **options_of(objective, save_every="1h"))
 
     def killed(*_: Any, **__: Any) -> None:
@@ -298,7 +299,6 @@ def test_training_that_has_ended_is_not_done_again(
 
     monkeypatch.setattr(saving.Saving, "on_pre_optimizer_step", noted)
     facts = train.run(job, step)
-    work, unbroken_facts = unbroken(objective)
     assert begun == []
     assert digests(job.workdir(step)) == digests(work)
     assert {**facts, "train_seconds": 0} == {**unbroken_facts, "train_seconds": 0}
