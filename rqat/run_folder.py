@@ -11,6 +11,7 @@ a plan asks for the same, under a new number if need be, and taken back from `.o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from .errors import UnknownName
 from .facts import difference
 from .intact import MANIFEST
 from .stage import Step, bare_name
-from .storage import PARTIAL, read_json
+from .storage import PARTIAL, read_json, sweep
 
 SUMMARY = "summary.json"
 """Of a run, written last: without it the run's report is still to be written."""
@@ -146,8 +147,8 @@ def settle(plan: Planned, folder: Path, chosen: list[Fate]) -> list[str]:
         name = _plain(path)
         if path.suffix == PARTIAL and _mark(path) in marks:
             keep[path] = marks.pop(_mark(path))
-        elif path.suffix == PARTIAL and not any(inner.name != MARK for inner in path.iterdir()):
-            _empty(path)
+        elif path.suffix == PARTIAL and _is_empty(path):
+            shutil.rmtree(path)
         else:
             (folder / SUMMARY).unlink(missing_ok=True)  # its report is of other results
             shelf.mkdir(parents=True, exist_ok=True)
@@ -211,7 +212,7 @@ def _next_shelf(folder: Path) -> Path:
     return folder / OLD / str(max(numbers, default=0) + 1)
 
 
-def _empty(path: Path) -> None:
-    """Removes an unfinished folder in which nothing was done yet."""
-    (path / MARK).unlink(missing_ok=True)
-    path.rmdir()
+def _is_empty(path: Path) -> bool:
+    """Whether nothing was done yet in an unfinished folder; its mark may be there, or half of it."""
+    sweep(path)
+    return not any(inner.is_file() and inner != path / MARK for inner in path.rglob("*"))

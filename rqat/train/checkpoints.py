@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import RunError
+from ..errors import RqatError, RunError
 from ..storage import PARTIAL, read_json, sync_folder
 
 FORMAT = 1
@@ -90,12 +90,25 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     Raises:
         RunError: it is damaged, or of another version.
     """
-    try:
+    with whole(checkpoint):
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
             raise ValueError(f"its format is {state['format']}, and this version reads {FORMAT}")
         return _read_tensors(checkpoint), state
-    except Exception as error:  # torch reports a damaged file in a dozen ways
+
+
+@contextmanager
+def whole(checkpoint: Path) -> Iterator[None]:
+    """Around reading a checkpoint.
+
+    Raises:
+        RunError: it is damaged, whatever torch or Python say of that, which they do in a dozen ways.
+    """
+    try:
+        yield
+    except RqatError:
+        raise
+    except Exception as error:
         raise RunError(
             f"'{checkpoint}' cannot be resumed from: {' '.join(str(error).split())[:200]}.",
             hint="Remove it: the step then starts over.",

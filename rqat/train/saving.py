@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..errors import RunError
 from ..processes import Processes
 from ..storage import explained, sync_file
-from .checkpoints import TRAINER_STATE, Snapshot, put_together, read_checkpoint, taken_apart, write_checkpoint
+from .checkpoints import TRAINER_STATE, Snapshot, put_together, read_checkpoint, taken_apart, whole, write_checkpoint
 from .optimizer import QuantizedOptimizer
 from .random_states import random_state, set_random_state
 
@@ -102,6 +102,7 @@ class Saving(TrainerCallback):
         for name in REPLACED:
             setattr(trainer, name, lambda *_, **__: None)
         changed: Any = trainer
+        changed._load_from_checkpoint = lambda checkpoint, *_: _trainer_state(Path(checkpoint))
         changed._load_optimizer_and_scheduler = lambda checkpoint: self.resume(Path(checkpoint))
         changed._load_rng_state = self._resume_random
 
@@ -115,12 +116,13 @@ class Saving(TrainerCallback):
             RunError: it is damaged, or of another model.
         """
         tensors, state = read_checkpoint(checkpoint)
-        self.optimizer.load_state_dict(put_together(state["optimizer"], tensors))
-        self.scheduler.load_state_dict(put_together(state["scheduler"], tensors))
-        of_all = state["random"]
-        self._random = of_all[self.processes.rank] if len(of_all) == self.processes.count else None
-        self.saved = state["step"]
-        return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        with whole(checkpoint):
+            self.optimizer.load_state_dict(put_together(state["optimizer"], tensors))
+            self.scheduler.load_state_dict(put_together(state["scheduler"], tensors))
+            of_all = state["random"]
+            self._random = of_all[self.processes.rank] if len(of_all) == self.processes.count else None
+            self.saved = int(state["step"])
+        return _trainer_state(checkpoint)
 
     def _resume_random(self, _: str) -> None:
         if self._random is not None:
@@ -311,6 +313,11 @@ class Saving(TrainerCallback):
             if at is not None and at.step > self.saved and held / self._bytes_per_s < QUICK_S:
                 self._save(at)
             self.finish(QUICK_S)
+
+
+def _trainer_state(checkpoint: Path) -> TrainerState:
+    with whole(checkpoint):
+        return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
 
 
 def _tensors(state: dict[str, Any]) -> list[Tensor]:

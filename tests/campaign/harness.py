@@ -259,10 +259,18 @@ class Campaign:
 
     def _each(self, name: str, points: Sequence[Any], try_one: Callable[[Any, Outcome], None]) -> Outcome:
         """Tries every point, as many at once as there are servers."""
-        outcome, began = Outcome(name), time.monotonic()
-        for _ in self._together.map(lambda point: try_one(point, outcome), points):
-            pass  # what one raises is raised here
-        outcome.seconds = time.monotonic() - began
+        outcome, began, told = Outcome(name), time.monotonic(), 0
+        tried = [self._together.submit(try_one, point, outcome) for point in points]
+        try:
+            for number, one in enumerate(tried, 1):
+                one.result()
+                outcome.seconds = time.monotonic() - began
+                if number % 20 == 0 or len(outcome.problems) > told:  # so that a campaign that is cut short has told
+                    print(outcome, *outcome.problems[told:], sep="\n", flush=True)
+                    told = len(outcome.problems)
+        finally:
+            for one in tried:
+                one.cancel()
         return outcome
 
 

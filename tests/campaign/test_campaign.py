@@ -1,7 +1,8 @@
 """A small run with all stages, ended at every point and in every way; the same command then ends in the same bytes.
 
     just campaign                     every point: about half an hour on two cores; prints a table
-    RQAT_CAMPAIGN_SHARE=20            one point of 20, each time others: RQAT_CAMPAIGN_SEED, which is printed
+    RQAT_CAMPAIGN_SHARE=20            one point of 20: others with another RQAT_CAMPAIGN_SEED, which is printed
+    RQAT_CAMPAIGN_SERVERS=1           as many runs side by side; two unless said otherwise
 
 The everyday suite takes a few points. What is killed of several processes is in tests/rqat/test_processes.py.
 """
@@ -22,6 +23,7 @@ from .harness import HEAD, RECIPE, START, Campaign, Outcome, Server, compiled, c
 
 SHARE = int(os.environ.get("RQAT_CAMPAIGN_SHARE", "1"))
 SEED = int(os.environ.get("RQAT_CAMPAIGN_SEED", "0"))
+SERVERS = int(os.environ.get("RQAT_CAMPAIGN_SERVERS", str(min(2, os.cpu_count() or 1))))
 SIGNALS = 100
 
 LONGEST_S = 8.0
@@ -38,7 +40,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     folder: Path = tmp_path_factory.mktemp("campaign")
     library = compiled(folder)
     whole = any(item.get_closest_marker("campaign") for item in request.session.items)
-    servers = [Server(library) for _ in range(min(2, os.cpu_count() or 1) if whole else 1)]
+    servers = [Server(library) for _ in range(SERVERS if whole else 1)]
     made = Campaign(folder / "small", RECIPE, servers)
     made.leave_alone()
     yield made

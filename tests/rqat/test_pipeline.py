@@ -316,6 +316,15 @@ def test_what_a_killed_process_was_writing_is_swept_away(toy, tmp_path):
     assert [path.name for path in (tmp_path / "run").rglob("*tmp*")] == []
 
 
+def test_a_step_that_was_about_to_begin_leaves_nothing(toy, tmp_path):
+    """Killed as it marked its folder, whose mark then says nothing."""
+    partial = tmp_path / "run" / "01-toy.partial"
+    (partial / SCRATCH).mkdir(parents=True)
+    (partial / "..step.json.17.tmp").write_text("{")
+    run_pipeline(job_of(tmp_path / "run", 1))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "01-toy", "summary.json"]
+
+
 def test_a_report_that_was_not_written_is_written(toy, tmp_path, monkeypatch):
     """Also where an earlier run, of other results, had written one."""
     run_pipeline(job_of(tmp_path / "run", 1))

@@ -282,7 +282,8 @@ def test_training_that_has_ended_is_not_done_again(
     objective: str, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while the results are saved, with no checkpoint asked for before the end: no step is repeated."""
-    job, step = train_step(root, objective, **options_of(objective, save_every="1h"))
+    work, unbroken_facts = unbroken(objective)
+    job, step = train_step(root, objective.split()[0], **options_of(objective, save_every="1h"))
 
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -300,7 +301,6 @@ def test_training_that_has_ended_is_not_done_again(
 
     monkeypatch.setattr(saving.Saving, "on_pre_optimizer_step", noted)
     facts = train.run(job, step)
-    work, unbroken_facts = unbroken(objective)
     assert begun == []
     assert digests(job.workdir(step)) == digests(work)
     assert {**facts, "train_seconds": 0} == {**unbroken_facts, "train_seconds": 0}
@@ -342,7 +342,7 @@ class Raise(TrainerCallback):
 def test_a_signal_saves_the_last_whole_step(
     objective: str, number: int, at: str, saved: int, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, step = train_step(root, objective, **options_of(objective, save_every="1h"))
+    job, step = train_step(root, objective.split()[0], **options_of(objective, save_every="1h"))
     plugin = type(job.make(step, "objective"))
     build = plugin.build_trainer
 

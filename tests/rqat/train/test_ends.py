@@ -128,7 +128,7 @@ def test_a_train_step_resumes_to_equal_bytes(
         patch.setattr(plugin, "build_trainer", stopped)
         with pytest.raises(KeyboardInterrupt):
             train.run(job, step)
-    assert [path.name for path in job.scratch(step).iterdir()] == ["checkpoint-2"]
+    assert (job.scratch(step) / "checkpoint-2").is_dir()
     train.run(job, step)
     assert digests(job.workdir(step)) == digests(whole)
 
