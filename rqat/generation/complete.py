@@ -102,9 +102,12 @@ class Generator:
                     stream=stream,
                 )
         except torch.OutOfMemoryError as error:
+            hint = f"Use a smaller batch: {max(1, len(prompts) // 2)} or less; or allow fewer new tokens."
+            if self.writer.at_once:  # batches are none of its concern
+                hint = "Allow fewer new tokens, or free memory of the device: there is none for a single completion."
             raise ModelError(
                 f"Out of memory while generating {len(prompts)} completions of up to {max(limits)} tokens at once.",
-                hint=f"Use a smaller batch: {max(1, len(prompts) // 2)} or less; or allow fewer new tokens.",
+                hint=hint,
             ) from error
         return [
             completion_from(self.tokenizer, prompt, one.tokens, self.ends, limit, one.logprobs)
