@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,7 @@ def test_an_interrupted_evaluation_by_the_engine_ends_with_the_same_samples(
     work = job.workdir(step)
     assert evaluate.run(job, step)["backend"] == "engine"
     expected = (work / "samples.jsonl").read_bytes()
+    shutil.rmtree(job.scratch(step))
     # Of three batches of two problems, this one gets two together, then one.
     monkeypatch.setattr(evaluate, "writer_for", lambda model, chosen: Engine(model, rows=1))
     original = harness.Generator.complete
