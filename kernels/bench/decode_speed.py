@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from rqat.generation.engine import Engine
+from rqat.generation.steps import Mode, send
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 from rqat_kernels.packed_linear import PackedLinear
 
@@ -304,7 +305,13 @@ def profile(name: str, engine: Engine, batch: int) -> None:
     traced. Equal kernels are told apart by their neighbours: the same one computes all linear layers.
     """
     engine.write(torch.randint(1000, (batch, CONTEXT)).tolist(), 20)
-    graph = engine._captured[engine._size(batch), "greedy"]
+    size, state = engine.steps.size(batch), engine._state
+    assert state is not None
+    # All rows have ended: they begin anew behind what was read, and may go on to the end of the cache.
+    last = state.tokens.shape[1] - 1
+    facts = [list(range(batch)), [CONTEXT] * batch, [1] * batch, [last] * batch, [0] * batch]
+    engine.steps.place(state, [], [send(facts, engine.device)], Mode("greedy"))
+    graph = engine.steps.captured[size, Mode("greedy")]
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     graph.replay()
     start.record()

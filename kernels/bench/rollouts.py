@@ -10,8 +10,7 @@ end leave and others join. With --static, also in batches of ROWS, one after the
 
 With --grpo: steps of TRL's trainer as `rqat qat` builds it, `--completions` completions each, the update included.
     write      completions, by the engine
-    score      log-probabilities of what was written under the trainer's forward, for correction and gap
-    learn      forward and backward
+    learn      forward and backward; log-probabilities for correction and gap are those of the loss
     optimizer  latents, moments, and the new weights into the model, which the engine reads: its refresh is in this
     rest       rewards, padding, logging
 Lines are printed as they are found, and written to DIR/rollouts.csv.
@@ -57,7 +56,7 @@ from rqat_kernels.grid import dequantize, fit_minmax, quantize
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
-PARTS = ("write", "score", "learn", "optimizer", "rest")
+PARTS = ("write", "learn", "optimizer", "rest")
 
 
 def main() -> None:
@@ -158,7 +157,7 @@ def grpo(
         questions(options.data), tokenizer, steps=options.steps, batch=options.completions,
         max_tokens=options.new + 400, seed=0, writes=True, graded=True,
     )  # fmt: skip
-    rollouts = Rollouts(model, tokenizer, "engine" if torch.cuda.is_available() else "auto", limit=options.new)
+    rollouts = Rollouts(model, tokenizer, "rqat" if torch.cuda.is_available() else "auto", limit=options.new)
     optimizer = QuantizedOptimizer(model, layers, lr=1e-6, scale_lr=1e-5)
     parts: dict[str, float] = defaultdict(float)
     lengths: list[int] = []
@@ -192,15 +191,7 @@ def grpo(
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         optimizer.step = step  # type: ignore[method-assign]
-        score, learn, make = (
-            trainer._get_per_token_logps_and_entropies, trainer.training_step, trainer._generate_and_score_completions
-        )  # fmt: skip
-
-        def scored(*given: Any, **settings: Any) -> Any:
-            if torch.is_grad_enabled():
-                return score(*given, **settings)
-            with timed(parts, "score"):
-                return score(*given, **settings)
+        learn, make = trainer.training_step, trainer._generate_and_score_completions
 
         def made(inputs: Any) -> Any:
             with timed(parts, "made"):
@@ -210,8 +201,7 @@ def grpo(
             with timed(parts, "learn"):
                 return learn(*given, **settings)
 
-        trainer._get_per_token_logps_and_entropies, trainer.training_step = scored, learned
-        trainer._generate_and_score_completions = made
+        trainer.training_step, trainer._generate_and_score_completions = learned, made
         trainer.add_callback(report(parts, lengths, options, table))
         trainer.train()
 

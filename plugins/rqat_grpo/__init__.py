@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from importlib.util import find_spec
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import rqat
+
+VLLM = "vllm>=0.22,<=0.31"
+"""Releases of vLLM that TRL 1.16 admits (`trl.import_utils.is_vllm_available`)."""
+
+
+class Rollouts(BaseModel):
+    """What writes completions.
+
+    Attributes:
+        engine: rqat, transformers, vllm, or auto.
+        url: of the vLLM server.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: Literal["auto", "rqat", "transformers", "vllm"] = "auto"
+    url: str | None = Field(default=None, pattern="^https?://")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        return {"engine": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Rollouts:
+        if (self.engine == "vllm") != (self.url is not None):
+            raise ValueError("`url` goes with `engine: vllm`, and with no other engine")
+        return self
 
 
 class Options(rqat.Options):
@@ -27,8 +56,9 @@ class Options(rqat.Options):
         epsilon: clip range of the probability ratio.
         epsilon_high: upper clip range; None is `epsilon` (0.28 in arXiv 2503.14476).
         mask_truncated: leave completions that did not end out of the loss.
-        rollouts: what writes the completions: engine is rqat's own, transformers the model's `generate`; auto is the
-            engine on CUDA where it knows the model, transformers elsewhere.
+        rollouts: what writes the completions, `{engine: ..., url: ...}` or the engine's name alone: rqat's own
+            (`rqat`), the model's `generate` (`transformers`), or a vLLM server at `url` (`vllm`); `auto` is rqat's on
+            CUDA where it knows the model, transformers elsewhere.
         correction: how the difference between sampler and trainer is made up for: the ratio of their probabilities, of
             each token or of the whole completion, multiplies the loss; above 3 it is cut to 3 (truncate) or counts
             nothing (mask). token_truncate is truncated importance sampling (github.com/huggingface/trl/pull/3867).
@@ -48,7 +78,7 @@ class Options(rqat.Options):
     epsilon: float = Field(default=0.2, gt=0)
     epsilon_high: float | None = Field(default=None, gt=0)
     mask_truncated: bool = False
-    rollouts: Literal["auto", "engine", "transformers"] = "auto"
+    rollouts: Rollouts = Rollouts()
     correction: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "token_truncate"
     gap_bound: float = Field(default=0.2, gt=0)
     patience: int = Field(default=20, ge=1)
@@ -56,7 +86,20 @@ class Options(rqat.Options):
     repetition_bound: float = Field(default=0.5, ge=0, le=1)
 
     def check(self, context: rqat.Context) -> Iterator[rqat.Problem]:
-        """Batches that groups do not fill, and completions that do not fit."""
+        """Batches that groups do not fill, completions that do not fit, and a server that cannot be used."""
+        if self.rollouts.engine == "vllm":
+            if find_spec("vllm") is None:
+                yield rqat.Problem(
+                    "vllm is not installed, whose server is to write the completions.",
+                    f"Install it here, too: pip install '{VLLM}'. Or use another engine.",
+                    "rollouts",
+                )
+            if context.device != "cuda":
+                yield rqat.Problem(
+                    f"a vLLM server gets its weights over NCCL, from a GPU; this trains on {context.device}.",
+                    "Train on CUDA, or use another engine.",
+                    "rollouts",
+                )
         batch = context.settings["batch"]
         if batch % self.generations:
             whole = batch // self.generations * self.generations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig
 
@@ -28,6 +28,9 @@ class Grpo(rqat.Objective):
     def build_trainer(self, training: rqat.Training) -> transformers.Trainer:
         options = self.options
         assert training.rewards, "an objective that is graded gets rewards"
+        server: dict[str, Any] = {}
+        if options.rollouts.engine == "vllm":
+            server = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": options.rollouts.url}
         config = GRPOConfig(
             **training.arguments,
             beta=0.0,
@@ -47,15 +50,23 @@ class Grpo(rqat.Objective):
             disable_dropout=True,
             vllm_importance_sampling_mode=options.correction,
             vllm_importance_sampling_clip_max=RATIO_BOUND,
+            **server,
         )
-        assert training.rollouts is not None, "an objective that writes gets rollouts"
-        return Trainer(
-            rollouts=training.rollouts,
-            model=training.model,
-            reward_funcs=training.rewards,
-            args=config,
-            train_dataset=training.rows,
-            processing_class=training.tokenizer,
-            optimizers=(training.optimizer, training.scheduler),
-            callbacks=[*training.callbacks, Watch(options)],
-        )
+        try:
+            return Trainer(
+                rollouts=None if server else training.rollouts,
+                model=training.model,
+                reward_funcs=training.rewards,
+                args=config,
+                train_dataset=training.rows,
+                processing_class=training.tokenizer,
+                optimizers=(training.optimizer, training.scheduler),
+                callbacks=[*training.callbacks, Watch(options)],
+            )
+        except (OSError, ImportError, RuntimeError) as error:
+            if not server:
+                raise
+            raise rqat.RqatError(
+                f"grpo: the vLLM server at {options.rollouts.url} cannot write the completions: {error}",
+                hint="docs/howto/several-gpus.md says how it is started.",
+            ) from error

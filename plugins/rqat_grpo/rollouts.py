@@ -6,11 +6,15 @@ from typing import Any
 
 import torch
 import trl
+from torch import Tensor
 
 import rqat
 
 GAP = "sampling/sampling_logp_difference"
-"""What TRL calls the distance, in nats, of sampler and trainer; it logs `/mean` and `/max`, and `/p95` is added."""
+"""What TRL calls the distance, in nats, of sampler and trainer."""
+
+RATIO = "sampling/importance_sampling_ratio"
+"""And what the loss of a token, or of a completion, is multiplied by."""
 
 
 class Trainer(trl.GRPOTrainer):
@@ -18,32 +22,32 @@ class Trainer(trl.GRPOTrainer):
 
     TRL's own tokenization ends a prompt with the end token where the tokenizer adds one, and knows no settings of the
     chat template that differ from row to row. Its `rollout_func` would take completions from elsewhere, but drops
-    their log-probabilities; everything that TRL does with those depends on `use_vllm`.
+    their log-probabilities; everything that TRL does with those depends on `use_vllm`. Before learning, TRL would score
+    completions in a pass of their own; here the loss takes the log-probabilities that it computes anyway, since every
+    completion is learned from once, with the weights that wrote it.
 
     Args:
-        rollouts: writes completions; see `rqat.Rollouts`.
+        rollouts: writes completions; see `rqat.Rollouts`. None: TRL has them written by a vLLM server.
     """
 
     _asked: list[list[int]] | None = None
+    _learned: dict[str, Any] | None = None
 
-    def __init__(self, *, rollouts: rqat.Rollouts, **given: Any) -> None:
+    def __init__(self, *, rollouts: rqat.Rollouts | None, **given: Any) -> None:
         super().__init__(**given)
         self._rollouts = rollouts
-        # Once a trainer is built, this switches nothing but the correction for what the sampler says of its tokens.
-        self.use_vllm = True
+        self._apart: list[Tensor] = []
+        self._ratios: list[Tensor] = []
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._asked = [list(row["prompt_ids"]) for row in inputs]
+        self.use_vllm = False  # no pass that scores
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if self._asked is not None or "importance_sampling_ratio" not in found:
+        if self._asked is not None or "old_per_token_logps" in found or "sampling_per_token_logps" not in found:
             raise rqat.RqatError(
                 f"grpo: trl {trl.__version__} makes completions in a way of its own.",
                 hint="Install a release of trl that rqat names in its dependencies.",
             )
-        apart = (found["old_per_token_logps"] - found["sampling_per_token_logps"]).abs()
-        apart = apart[found["completion_mask"].bool()]
-        worst = apart.float().quantile(0.95) if len(apart) else apart.new_zeros((), dtype=torch.float32)
-        self._metrics["train"][f"{GAP}/p95"].append(self.accelerator.gather(worst).max().item())
         return found
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -53,7 +57,54 @@ class Trainer(trl.GRPOTrainer):
         return asked, None, {}
 
     def _generate_single_turn(
-        self, prompt_ids: list[list[int]], *_: Any, **__: Any
+        self, prompt_ids: list[list[int]], *more: Any, **named: Any
     ) -> tuple[list[list[int]], list[list[float]]]:
-        step = self.state.global_step
-        return self._rollouts(prompt_ids, step=step, temperature=self.temperature, top_p=self.top_p)
+        if self._rollouts is not None:
+            step = self.state.global_step
+            return self._rollouts(prompt_ids, step=step, temperature=self.temperature, top_p=self.top_p)
+        self.use_vllm = True
+        found: tuple[list[list[int]], list[list[float]]] = super()._generate_single_turn(prompt_ids, *more, **named)
+        self.use_vllm = False
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self.use_vllm = True  # the loss is multiplied by `importance_sampling_ratio`
+        self._learned = inputs
+        loss: Tensor = super()._compute_loss(model, inputs)
+        self._learned = None
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> tuple[Tensor, Any, Any]:
+        found: tuple[Tensor, Any, Any] = super()._get_per_token_logps_and_entropies(*given, **named)
+        if self._learned is not None:
+            self._learned["importance_sampling_ratio"] = self._ratio(found[0].detach(), self._learned)
+        return found
+
+    def _ratio(self, logprobs: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Of the trainer's and the sampler's probability: `(B, T)` of tokens or `(B, 1)` of completions, bounded."""
+        mask = inputs["completion_mask"].bool()
+        # A server may have no log-probability of a token: it counts as it is.
+        difference = (logprobs - inputs["sampling_per_token_logps"]).nan_to_num(0.0) * mask
+        self._apart.append(difference[mask].abs().float())
+        mode, bound = self.vllm_importance_sampling_mode, self.vllm_importance_sampling_clip_max
+        if mode.startswith("sequence"):
+            difference = difference.sum(dim=-1, keepdim=True)
+        ratio = difference.exp()
+        ratio = ratio.clamp(max=bound) if mode.endswith("truncate") else ratio.masked_fill(ratio > bound, 0.0)
+        self._ratios.append(ratio[mask] if len(ratio[0]) == len(mask[0]) else ratio.flatten())
+        return ratio
+
+    def log(self, logs: dict[str, float], *more: Any, **named: Any) -> None:
+        """Adds how far sampler and trainer were apart on the tokens of the steps since the last line."""
+        if self._apart and "loss" in logs:
+            apart, ratios = torch.cat(self._apart), torch.cat(self._ratios)
+            self._apart, self._ratios = [], []
+            nothing = apart.new_zeros(1)
+            apart, ratios = (apart, ratios) if len(apart) else (nothing, nothing + 1)
+            figures = torch.stack([apart.mean(), apart.quantile(0.95), apart.max(), ratios.mean()])
+            found = self.accelerator.gather(figures[None])
+            worst, mean = found.amax(dim=0).tolist(), found.mean(dim=0).tolist()
+            named_figures = {f"{GAP}/mean": mean[0], f"{GAP}/p95": worst[1], f"{GAP}/max": worst[2]}
+            for name, figure in {**named_figures, f"{RATIO}/mean": mean[3]}.items():
+                self._metrics["train"][name].append(figure)
+        super().log(logs, *more, **named)

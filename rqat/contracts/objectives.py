@@ -65,7 +65,7 @@ class Training:
         max_completion_tokens: longest completion of an objective whose card says `writes=True`: what `max_tokens`
             leaves after the longest prompt, or its option of that name where that is less.
         rollouts: writes completions of at most `max_completion_tokens` tokens with `model` as it is at that moment;
-            None unless the card says `writes=True`.
+            None unless the card says `writes=True`, and where the objective names an engine of its own.
         rewards: for an objective whose card says `graded=True`: TRL's `reward_funcs`, every reward of the recipe. They
             need the columns of `rows` and `completion_ids`, as TRL's trainers hand them on.
         reward_weights: of those, for TRL's `reward_weights`.
@@ -93,8 +93,9 @@ class Objective(ABC):
     """What a quantized model is trained for. No training loop: an objective names a TRL trainer and what it changes.
 
     Where the options of an objective that writes its own completions have `temperature`, `top_p` or
-    `max_completion_tokens`, the cold-start gate samples with them, too. An option `rollouts`, one of "auto",
-    "transformers" and "engine", says what `Training.rollouts` writes with; without one it is "auto".
+    `max_completion_tokens`, the cold-start gate samples with them, too. The `engine` of
+    an option `rollouts`, one of "auto", "rqat" and "transformers", says what `Training.rollouts` writes with; without
+    one it is "auto". Another engine is the objective's own affair, and `Training.rollouts` is None.
     """
 
     def __init__(self, options: Any) -> None:

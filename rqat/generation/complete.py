@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -13,9 +13,9 @@ from ..contracts import Completion, Row
 from ..errors import DataError, ModelError
 from .loops import is_looping
 from .prompts import THINK, Prompt, encode_prompts
-from .sampling import Sampling, context_length, end_tokens, until_end
+from .sampling import Sampling, context_length, end_tokens, seed_of, until_end
 from .transformers_writer import TransformersWriter
-from .writer import Writer
+from .writer import Writer, limits_of
 
 if TYPE_CHECKING:
     import transformers
@@ -60,19 +60,22 @@ class Generator:
     def complete(
         self,
         prompts: Sequence[Prompt],
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         seed: int | None,
         report: Callable[[int, int], None] | None = None,
         *,
+        seeds: Sequence[int] | None = None,
         logprobs: bool = False,
         stream: Callable[[list[int]], None] | None = None,
     ) -> list[Completion]:
         """Completes prompts in one call of the writer.
 
         Args:
+            max_new_tokens: of all, or of each.
             seed: of the sampling; the state of the global generators is as before afterwards. None draws from the
                 global generators as they are.
             report: called now and then with the number of finished completions and of new tokens.
+            seeds: of every prompt, for a writer that takes them.
             logprobs: keep how likely every token was.
             stream: receives the tokens of a single prompt as they are written.
 
@@ -81,6 +84,7 @@ class Generator:
         """
         import torch
 
+        limits = limits_of(prompts, max_new_tokens)
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         try:
             with nullcontext() if seed is None else torch.random.fork_rng(devices=devices):
@@ -92,18 +96,22 @@ class Generator:
                     temperature=self.sampling.temperature,
                     top_p=self.sampling.top_p,
                     ends=self.ends,
+                    seeds=seeds,
                     logprobs=logprobs,
                     tell=report,
                     stream=stream,
                 )
         except torch.OutOfMemoryError as error:
+            hint = f"Use a smaller batch: {max(1, len(prompts) // 2)} or less; or allow fewer new tokens."
+            if self.writer.at_once:  # batches are none of its concern
+                hint = "Allow fewer new tokens, or free memory of the device: there is none for a single completion."
             raise ModelError(
-                f"Out of memory while generating {len(prompts)} completions of up to {max_new_tokens} tokens at once.",
-                hint=f"Use a smaller batch: {max(1, len(prompts) // 2)} or less; or allow fewer new tokens.",
+                f"Out of memory while generating {len(prompts)} completions of up to {max(limits)} tokens at once.",
+                hint=hint,
             ) from error
         return [
-            completion_from(self.tokenizer, prompt, one.tokens, self.ends, max_new_tokens, one.logprobs)
-            for prompt, one in zip(prompts, written, strict=True)
+            completion_from(self.tokenizer, prompt, one.tokens, self.ends, limit, one.logprobs)
+            for prompt, one, limit in zip(prompts, written, limits, strict=True)
         ]
 
 
@@ -162,14 +170,25 @@ def plan_batches(
 
 
 def complete_all(
-    generator: Generator, prompts: Sequence[Prompt], batches: Sequence[Batch], seed: int, report: Report | None = None
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    batches: Sequence[Batch],
+    seed: int,
+    report: Report | None = None,
+    *,
+    at_once: int | None = None,
 ) -> Iterator[tuple[Batch, list[Completion], float]]:
     """Completes batch by batch; yields each with its completions and the seconds it took.
 
     A batch's sampling depends on the seed and its own indices only, so batches may be left out and done another time.
+
+    Args:
+        at_once: completions after which finished batches are handed on, where the writer gains from getting several
+            batches together; None is what it says itself.
     """
     done, tokens, began = 0, 0, time.perf_counter()
-    for batch in batches:
+    own = generator.writer.at_once
+    for group in _groups(batches, own and (own if at_once is None else at_once)):
         start = time.perf_counter()
         before = tokens
 
@@ -177,14 +196,33 @@ def complete_all(
             assert report is not None
             report(done + finished, f"{(before + new) / max(time.perf_counter() - began, 1e-9):.0f} tok/s")
 
-        chosen = [prompts[index] for index in batch.indices]
-        own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{batch.indices}".encode()).digest()[:6], "big")
-        completions = generator.complete(chosen, batch.max_new_tokens, own_seed, tell if report else None)
+        chosen = [prompts[index] for batch in group for index in batch.indices]
+        limits = [batch.max_new_tokens for batch in group for _ in batch.indices]
+        numbers = [seed_of(seed, batch.indices) for batch in group]
+        each = [seed_of(number, place) for number, batch in zip(numbers, group, strict=True) for place in batch.indices]
+        completions = generator.complete(
+            chosen, limits, numbers[0], tell if report else None, seeds=each if own else None
+        )
         done += len(completions)
         tokens += sum(len(completion.tokens) for completion in completions)
         if report:
             report(done, f"{tokens / max(time.perf_counter() - began, 1e-9):.0f} tok/s")
-        yield batch, completions, time.perf_counter() - start
+        taken, found = time.perf_counter() - start, iter(completions)
+        for batch in group:
+            count = len(batch.indices)
+            yield batch, list(itertools.islice(found, count)), taken * count / len(completions)
+
+
+def _groups(batches: Sequence[Batch], at_once: int) -> Iterator[list[Batch]]:
+    """Batches that are written together: as many as have `at_once` prompts at most, and at least one."""
+    group: list[Batch] = []
+    for batch in batches:
+        if group and sum(len(one.indices) for one in [*group, batch]) > at_once:
+            yield group
+            group = []
+        group.append(batch)
+    if group:
+        yield group
 
 
 def sample(
@@ -237,7 +275,7 @@ def complete_rows(
     batches, _ = plan_batches(prompts, batch, sampling, context_length(model))
     found: dict[int, Any] = {}
     for done, completions, _ in complete_all(
-        Generator(model, tokenizer, sampling, writer), prompts, batches, seed, report
+        Generator(model, tokenizer, sampling, writer), prompts, batches, seed, report, at_once=len(prompts)
     ):
         found.update(zip(done.indices, completions, strict=True))
     return [[found[index] for index in range(start, start + samples)] for start in range(0, len(prompts), samples)]

@@ -1,9 +1,11 @@
-"""Writes completions with a `Decoder`: static cache, rows that come and go, whole steps as CUDA graphs.
+"""Writes completions with a `Decoder`: rows that come and go, in steps that the device makes without the host.
 
-Every completion has a slot of the cache. A step computes one token for each active row; how many rows there are is
-rounded up to a few sizes, and for each size the whole step, from the tokens to the next tokens, is captured once as a
-CUDA graph. The host looks at the tokens every few steps only: rows that have ended leave, prompts that wait take their
-slots. On the CPU the same loop runs without graphs, token by token.
+Every completion has a slot of the cache. The device chooses tokens, and finds out by itself which rows have ended
+(`steps.py`). The host hands it several steps at a time, one piece ahead of what it has seen: while the device works on
+them, it looks at which rows had ended before, takes their tokens, and gives their slots to prompts that wait. Equal
+prompts that join together are read once.
+
+What is drawn for a row depends on its seed and its positions: not on the rows beside it, nor on when it joined.
 """
 
 from __future__ import annotations
@@ -11,26 +13,22 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rqat_kernels.decode import append_greedy
-
-from .decoder import Cache, Decoder
-from .sampling import until_end
+from .decoder import Decoder
+from .sampling import seed_of
+from .steps import FACTS, SIZES, Fetch, Mode, State, Steps, send
 from .writer import REPORT_SECONDS, Written, limits_of
 
 if TYPE_CHECKING:
     import transformers
 
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Numbers of rows for which steps are captured."""
-
-PIECE = 16
-"""Steps between two looks of the host at the tokens, on CUDA. An ended row is computed for at most so many too many."""
+PIECE = 8
+"""Steps between two looks of the host, with graphs. An ended row is carried along for at most two pieces."""
 
 PREFILL_TOKENS = 16384
 """Prompt tokens, padding included, that are read at once."""
@@ -41,73 +39,50 @@ ROUNDING = 256
 CACHE_SHARE = 0.85
 """Of the free memory, how much the cache may take."""
 
-
-class Mode(NamedTuple):
-    """How the next token is chosen, and whether it is said how likely it was: what a captured step depends on."""
-
-    choice: Literal["greedy", "sample", "nucleus"]
-    logprobs: bool = False
-
-
-@dataclass
-class _Row:
-    """A completion being written: which prompt, in which slot; its newest token stands at `position`."""
-
-    index: int
-    slot: int
-    start: int
-    most: int
-    position: int
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-
-@dataclass
-class _State:
-    """What steps read and write on the device; the last slot belongs to the rows that only fill up a size.
-
-    Attributes:
-        tokens: `(S, P)` of every slot, prompts and completions.
-        logprobs: `(S, P)` float32, of the tokens that were chosen, where asked for.
-        slots, positions, advance: `(B,)`, of every row; `advance` is 0 for rows that only fill up.
-    """
-
-    cache: Cache
-    tokens: Tensor
-    logprobs: Tensor
-    slots: Tensor
-    positions: Tensor
-    advance: Tensor
+JOIN_SHARE = 8
+"""Prompts that wait join when this part of the slots is free, so that few of them are not read by themselves."""
 
 
 class Engine:
     """A `Writer` with a dense decoder, on packed weights or on plain ones.
 
+    The random numbers of a call come from one number that it draws from torch's global generator for the CPU.
+
     Args:
-        model: of one of rqat's families, in eval mode, on its device.
+        model: of one of rqat's families, in eval mode, on its device. Its weights are read where they are, also when
+            they change in place.
         graphs: capture steps as CUDA graphs; None: on CUDA.
         rows: most completions that are written at the same time.
+        cache_share: of the free memory, how much the cache may take.
 
     Raises:
         ModelError: the model cannot be decoded here, see `Decoder`.
     """
 
     def __init__(
-        self, model: transformers.PreTrainedModel, *, graphs: bool | None = None, rows: int = SIZES[-1]
+        self,
+        model: transformers.PreTrainedModel,
+        *,
+        graphs: bool | None = None,
+        rows: int = SIZES[-1],
+        cache_share: float = CACHE_SHARE,
     ) -> None:
         self.decoder = Decoder(model)
         self.device = self.decoder.embeddings.device
-        self.graphs = self.device.type == "cuda" if graphs is None else graphs
+        self.steps = Steps(self.decoder, graphs=self.device.type == "cuda" if graphs is None else graphs)
         self.rows = min(rows, SIZES[-1])
-        self._state: _State | None = None
-        self._captured: dict[tuple[int, Mode], torch.cuda.CUDAGraph] = {}
-        self._temperature = torch.ones((), device=self.device)
-        self._top_p = torch.ones((), device=self.device)
+        self.cache_share = cache_share
+        self._state: State | None = None
 
     @property
     def name(self) -> str:
         """What results call it: "packed", or "engine" on plain weights."""
         return "packed" if self.decoder.packed else "engine"
+
+    @property
+    def at_once(self) -> int:
+        """See `Writer`: so many that waiting for the last of them counts little."""
+        return 4 * self.rows
 
     @torch.inference_mode()
     def write(
@@ -118,6 +93,7 @@ class Engine:
         temperature: float = 0.0,
         top_p: float = 1.0,
         ends: frozenset[int] = frozenset(),
+        seeds: Sequence[int] | None = None,
         logprobs: bool = False,
         tell: Callable[[int, int], None] | None = None,
         stream: Callable[[list[int]], None] | None = None,
@@ -128,56 +104,23 @@ class Engine:
             torch.OutOfMemoryError: there is no room for the cache of a single row.
         """
         mode = Mode("greedy" if temperature <= 0 else "nucleus" if top_p < 1 else "sample", logprobs)
-        if temperature > 0:
-            self._temperature.fill_(temperature)
-            self._top_p.fill_(top_p)
-        piece = PIECE if self.graphs else 1
+        if seeds is None:
+            seed = 0 if mode.choice == "greedy" else int(torch.randint(2**62, ()))
+            seeds = [seed_of(seed, index) for index in range(len(prompts))]
         most = limits_of(prompts, max_new_tokens)
         longest = max((len(prompt) + new for prompt, new in zip(prompts, most, strict=True)), default=0)
-        state = self._room(min(len(prompts), self.rows), longest + piece)
-        free = list(range(len(state.tokens) - 1))[: self.rows]
-        slots = len(free)
-        waiting = deque(range(len(prompts)))
-        finished = [Written([], [] if logprobs else None) for _ in prompts]
-        active: list[_Row] = []
-        count, done, told = 0, 0, time.perf_counter()
-        while waiting or active:
-            if waiting and (not active or 8 * len(free) >= slots):
-                active += self._join(prompts, most, waiting, free, state, mode)
-                self._place(active, state, mode)
-            left = max(row.start + row.most - 1 - row.position for row in active)
-            self._advance(active, min(piece, left), state, mode)
-            staying = []
-            for row, new, likely in zip(active, *self._read(active, state, mode), strict=True):
-                fresh = until_end(new[: row.most - len(row.tokens)], ends)
-                row.tokens += fresh
-                row.logprobs += likely[: len(fresh)]
-                count += len(fresh)
-                if stream:
-                    stream(fresh)
-                if len(row.tokens) == row.most or row.tokens[-1] in ends:
-                    finished[row.index] = Written(row.tokens, row.logprobs if logprobs else None)
-                    free.append(row.slot)
-                    done += 1
-                else:
-                    staying.append(row)
-            if len(staying) < len(active):
-                active = staying
-                self._place(active, state, mode)
-            now = time.perf_counter()
-            if tell and now - told >= REPORT_SECONDS:
-                told = now
-                tell(done, count)
-        return finished
+        state = self._room(min(len(prompts), self.rows), longest)
+        self.steps.set(temperature, top_p, ends)
+        return _Writing(self, state, mode, seeds, prompts, most, tell, stream).run()
 
     def release(self) -> None:
         """Gives the cache's memory back; the next completions take it anew."""
-        self._captured.clear()
+        self.steps.captured.clear()
         self._state = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _room(self, slots: int, positions: int) -> _State:
+    def _room(self, slots: int, positions: int) -> State:
         """A state with at least one slot of so many positions, and with as many as asked for if there is memory."""
         positions = -(-positions // ROUNDING) * ROUNDING
         state = self._state
@@ -189,145 +132,195 @@ class Engine:
             del state
         self.release()
         if self.device.type == "cuda":
-            fitting = int(CACHE_SHARE * torch.cuda.mem_get_info(self.device)[0] / self.decoder.cache_bytes(positions))
-            slots = max(1, min(slots, fitting - 1))
-        numbers = [torch.zeros(SIZES[-1], dtype=torch.long, device=self.device) for _ in range(3)]
-        tokens = torch.zeros(slots + 1, positions, dtype=torch.long, device=self.device)
-        likely = torch.zeros(tokens.shape, device=self.device)
-        self._state = _State(self.decoder.make_cache(slots + 1, positions), tokens, likely, *numbers)
+            room = self.cache_share * torch.cuda.mem_get_info(self.device)[0]
+            slots = max(1, min(slots, int(room / self.decoder.cache_bytes(positions)) - 1))
+        whole = torch.zeros(slots + 1, positions, dtype=torch.long, device=self.device)
+        told = torch.zeros(slots + 1, dtype=torch.int32, device=self.device)
+        rows = torch.zeros(FACTS, SIZES[-1], dtype=torch.long, device=self.device)
+        cache = self.decoder.make_cache(slots + 1, positions)
+        self._state = State(cache, whole, torch.zeros(whole.shape, device=self.device), told, rows)
         return self._state
 
-    def _join(
+
+@dataclass(eq=False)
+class _Row:
+    """A completion being written: which prompt, in which slot, and what the host knows of it.
+
+    Attributes:
+        start: tokens of its prompt, and the position of the first new one.
+        left: steps it may still take.
+        since: number of the first look that knows of it.
+        position: of the newest token that was seen.
+        streamed: tokens that were streamed.
+    """
+
+    index: int
+    slot: int
+    start: int
+    left: int
+    since: int
+    position: int
+    ended: bool = False
+    streamed: int = 0
+
+
+class _Harvest(NamedTuple):
+    """Tokens of rows that have ended, on their way to the host."""
+
+    rows: list[_Row]
+    tokens: Fetch
+    logprobs: Fetch | None
+
+
+class _Writing:
+    """One call of `Engine.write`."""
+
+    def __init__(
         self,
+        engine: Engine,
+        state: State,
+        mode: Mode,
+        seeds: Sequence[int],
         prompts: Sequence[Sequence[int]],
         most: Sequence[int],
-        waiting: deque[int],
-        free: list[int],
-        state: _State,
-        mode: Mode,
-    ) -> list[_Row]:
+        tell: Callable[[int, int], None] | None,
+        stream: Callable[[list[int]], None] | None,
+    ) -> None:
+        self.steps, self.decoder, self.state, self.mode, self.seeds = engine.steps, engine.decoder, state, mode, seeds
+        self.prompts, self.most, self.tell, self.stream = prompts, most, tell, stream
+        self.finished = [Written([], [] if mode.logprobs else None) for _ in prompts]
+        self.waiting = deque(index for index, limit in enumerate(most) if limit > 0)
+        self.slots = min(state.spare, engine.rows)
+        self.free = deque(range(self.slots))
+        # In the order of the device's rows; some may have ended.
+        self.placed: list[_Row] = []
+        self.looks: deque[tuple[int, Fetch]] = deque()
+        self.looked = 0
+        self.harvests: deque[_Harvest] = deque()
+        self.done, self.tokens, self.told_at = 0, 0, time.perf_counter()
+
+    def run(self) -> list[Written]:
+        """Writes everything."""
+        piece, ahead = (PIECE, 1) if self.steps.graphs else (1, 0)
+        while self.waiting or self.placed:
+            if self.waiting and (not self.placed or JOIN_SHARE * len(self.free) >= self.slots):
+                self._join()
+            count = min(piece, max(row.left for row in self.placed if not row.ended))
+            self.steps.run(self.state, self.steps.size(len(self.placed)), count, self.mode)
+            for row in self.placed:
+                row.left -= min(count, row.left)
+            self.looks.append((self.looked, Fetch(self.state.told)))
+            self.looked += 1
+            while len(self.looks) > (ahead if count else 0):
+                self._see(*self.looks.popleft())
+        while self.harvests:
+            self._collect(self.harvests.popleft())
+        return self.finished
+
+    def _see(self, number: int, look: Fetch) -> None:
+        """What a look shows: how far rows are, and which have ended."""
+        told = look.get()
+        ended = []
+        for row in self.placed:
+            if row.ended or number < row.since:
+                continue
+            row.position = abs(told[row.slot])
+            if self.stream:
+                row.streamed = self._stream(row, self.stream)
+            if told[row.slot] < 0:
+                row.ended = True
+                ended.append(row)
+        if ended:
+            self._harvest(ended)
+            alive = [place for place, row in enumerate(self.placed) if not row.ended]
+            # Rows that have ended cost little; they leave when fewer rows make a smaller step.
+            if self.steps.size(len(alive)) < self.steps.size(len(self.placed)):
+                self._place(alive, [], [])
+        while self.harvests and self.harvests[0].tokens.arrived():
+            self._collect(self.harvests.popleft())
+        now = time.perf_counter()
+        if self.tell and now - self.told_at >= REPORT_SECONDS:
+            self.told_at = now
+            living = sum(row.position - row.start + 1 for row in self.placed if not row.ended)
+            self.tell(self.done, self.tokens + living)
+
+    def _stream(self, row: _Row, stream: Callable[[list[int]], None]) -> int:
+        """Hands on the new tokens of a row; how many there are now."""
+        fresh = self.state.tokens[row.slot, row.start + row.streamed : row.position + 1].tolist()
+        if fresh:
+            stream(fresh)
+        return row.streamed + len(fresh)
+
+    def _harvest(self, rows: list[_Row]) -> None:
+        """Sends for the tokens of rows that have ended, and frees their slots."""
+        starts = send([[row.slot, row.start] for row in rows], self.steps.device)
+        counts = [row.position + 1 - row.start for row in rows]
+        places = starts[:, 1:] + torch.arange(max(counts), device=starts.device)
+        where = starts[:, :1], places.clamp_(max=self.state.tokens.shape[1] - 1)
+        likely = Fetch(self.state.logprobs[where]) if self.mode.logprobs else None
+        self.harvests.append(_Harvest(rows, Fetch(self.state.tokens[where]), likely))
+        self.free.extend(row.slot for row in rows)
+        self.done += len(rows)
+        self.tokens += sum(counts)
+
+    def _collect(self, harvest: _Harvest) -> None:
+        """Takes what was sent for."""
+        tokens = harvest.tokens.get()
+        likely = None if harvest.logprobs is None else harvest.logprobs.get()
+        for place, row in enumerate(harvest.rows):
+            count = row.position + 1 - row.start
+            known = None if likely is None else likely[place][:count]
+            self.finished[row.index] = Written(tokens[place][:count], known)
+
+    def _place(self, alive: list[int], rows: list[_Row], facts: list[Tensor]) -> None:
+        """Keeps the rows at some places of the device, and adds others behind them."""
+        self.steps.place(self.state, alive, facts, self.mode)
+        self.placed = [self.placed[place] for place in alive] + rows
+
+    def _join(self) -> None:
         """Gives free slots to prompts that wait, reads those prompts and chooses their first tokens."""
         joined: list[_Row] = []
-        while waiting and free:
+        facts: list[Tensor] = []
+        while self.waiting and self.free:
+            leads: dict[tuple[int, ...], _Row] = {}
             some: list[_Row] = []
             longest = 0
-            while waiting and free:
-                length = len(prompts[waiting[0]])
-                if some and max(longest, length) * (len(some) + 1) > PREFILL_TOKENS:
-                    break
-                longest = max(longest, length)
-                index = waiting.popleft()
-                some.append(_Row(index, free.pop(0), length, most[index], length))
-            padded = [[*prompts[row.index], *[0] * (longest - row.start)] for row in some]
-            tokens = torch.tensor(padded, device=self.device)
-            lengths = torch.tensor([row.start for row in some], device=self.device)
-            slots = torch.tensor([row.slot for row in some], device=self.device)
-            logits = self.decoder.prefill(tokens, lengths, slots, state.cache)
-            self._choose(logits, state, slots, lengths, mode)
+            while self.waiting and self.free:
+                index = self.waiting[0]
+                prompt = tuple(self.prompts[index])
+                if prompt not in leads:
+                    longest = max(longest, len(prompt))
+                    if leads and longest * (len(leads) + 1) > PREFILL_TOKENS:
+                        break
+                self.waiting.popleft()
+                start = len(prompt)
+                row = _Row(index, self.free.popleft(), start, self.most[index] - 1, self.looked, start)
+                leads.setdefault(prompt, row)
+                some.append(row)
             joined += some
-        return joined
+            facts.append(self._read(some, leads))
+        self._place([place for place, row in enumerate(self.placed) if not row.ended], joined, facts)
 
-    def _place(self, active: Sequence[_Row], state: _State, mode: Mode) -> None:
-        """Writes down on the device which rows there are; captures their step if it was not yet."""
-        size = self._size(len(active))
-        if self.graphs and size:
-            self._graph(size, state, mode)
-        fill = size - len(active)
-        spare = len(state.tokens) - 1
-        values = [
-            [row.slot for row in active] + [spare] * fill,
-            [row.position for row in active] + [0] * fill,
-            [1] * len(active) + [0] * fill,
+    def _read(self, rows: list[_Row], leads: dict[tuple[int, ...], _Row]) -> Tensor:
+        """Reads prompts, each of them once, and chooses the first token of every row; their facts `(FACTS, n)`."""
+        device, cache = self.steps.device, self.state.cache
+        longest = max(map(len, leads))
+        padded = send([[*prompt, *[0] * (longest - len(prompt))] for prompt in leads], device)
+        lengths, slots = send([[len(prompt) for prompt in leads], [row.slot for row in leads.values()]], device)
+        logits = self.decoder.prefill(padded, lengths, slots, cache)
+        if len(rows) > len(leads):
+            numbers = {prompt: number for number, prompt in enumerate(leads)}
+            first = [(row, tuple(self.prompts[row.index])) for row in rows]
+            logits = logits[send([numbers[prompt] for _, prompt in first], device)]
+            pairs = [[row.slot, leads[prompt].slot] for row, prompt in first if leads[prompt] is not row]
+            into, out_of = send(pairs, device).unbind(1)
+            for layer in (*cache.keys, *cache.values):
+                layer[into, :, :longest] = layer[out_of, :, :longest]
+        known = [
+            (row.slot, row.start - 1, 1, row.start + self.most[row.index] - 1, self.seeds[row.index]) for row in rows
         ]
-        if size:
-            found = torch.tensor(values, device=self.device)
-            for target, source in zip((state.slots, state.positions, state.advance), found, strict=True):
-                target[:size] = source
-
-    def _advance(self, active: Sequence[_Row], steps: int, state: _State, mode: Mode) -> None:
-        """Computes the next tokens of all rows, `steps` times."""
-        size = self._size(len(active))
-        for _ in range(steps):
-            if self.graphs:
-                self._captured[size, mode].replay()
-            else:
-                self._step(size, state, mode)
-        for row in active:
-            row.position += steps
-
-    def _read(self, active: Sequence[_Row], state: _State, mode: Mode) -> tuple[list[list[int]], list[list[float]]]:
-        """Tokens that every row has been given since it was last looked at, and their log-probabilities if any."""
-        seen = [row.start + len(row.tokens) for row in active]
-        longest = max(row.position + 1 - first for row, first in zip(active, seen, strict=True))
-        place = torch.tensor(seen, device=self.device)[:, None] + torch.arange(longest, device=self.device)
-        slots = torch.tensor([row.slot for row in active], device=self.device)
-        where = slots[:, None], place.clamp_(max=state.tokens.shape[1] - 1)
-        counts = [row.position + 1 - first for row, first in zip(active, seen, strict=True)]
-        tokens = [new[:count] for new, count in zip(state.tokens[where].tolist(), counts, strict=True)]
-        if not mode.logprobs:
-            return tokens, [[] for _ in active]
-        return tokens, [new[:count] for new, count in zip(state.logprobs[where].tolist(), counts, strict=True)]
-
-    def _size(self, rows: int) -> int:
-        if not self.graphs:
-            return rows
-        return next((size for size in SIZES if size >= rows), rows) if rows else 0
-
-    def _graph(self, size: int, state: _State, mode: Mode) -> None:
-        """Captures the step of `size` rows; the rows meanwhile all write into the spare slot."""
-        if (size, mode) in self._captured:
-            return
-        state.slots[:size] = len(state.tokens) - 1
-        state.positions[:size] = 0
-        state.advance[:size] = 0
-        # Trying out draws random numbers, and the ones that follow must not depend on what was captured when.
-        random = torch.cuda.get_rng_state(self.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device):
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(2):
-                    self._step(size, state, mode)
-            torch.cuda.current_stream().wait_stream(aside)
-            pool = next((known.pool() for known in self._captured.values()), None)
-            with torch.cuda.graph(graph, pool=pool):
-                self._step(size, state, mode)
-        torch.cuda.set_rng_state(random, self.device)
-        self._captured[size, mode] = graph
-
-    def _step(self, size: int, state: _State, mode: Mode) -> None:
-        """One token more for the first `size` rows: all of it on the device."""
-        slots, positions = state.slots[:size], state.positions[:size]
-        advance = state.advance[:size]
-        logits = self.decoder.step(state.tokens, positions, slots, state.cache)
-        if mode == Mode("greedy"):
-            append_greedy(logits, state.tokens, slots, positions, advance)
-        else:
-            positions += advance
-            self._choose(logits, state, slots, positions, mode)
-
-    def _choose(self, logits: Tensor, state: _State, slots: Tensor, positions: Tensor, mode: Mode) -> None:
-        """Writes the next tokens for `logits (B, V)` down at `positions (B,)` of `slots (B,)`."""
-        scores = logits if mode.choice == "greedy" else logits.float() / self._temperature
-        chosen = draw(self._nucleus(scores) if mode.choice == "nucleus" else scores, mode)
-        state.tokens[slots, positions] = chosen
-        if mode.logprobs:
-            likely = scores.float().log_softmax(dim=-1).gather(-1, chosen[:, None]).squeeze(-1)
-            state.logprobs[slots, positions] = likely
-
-    def _nucleus(self, scores: Tensor) -> Tensor:
-        """Scores `(B, V)` without those that `top_p` leaves out."""
-        ordered, order = scores.sort(dim=-1)
-        below = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - self._top_p
-        below[:, -1] = False
-        return scores.masked_fill(torch.empty_like(below).scatter_(1, order, below), float("-inf"))
-
-
-def draw(scores: Tensor, mode: Mode) -> Tensor:
-    """Tokens `(B,)` for `scores (B, V)`."""
-    if mode.choice == "greedy":
-        return scores.argmax(dim=-1)
-    # The largest of p / e with exponential e is drawn with probability p.
-    chance = scores.softmax(dim=-1)
-    return (chance / torch.empty_like(chance).exponential_()).argmax(dim=-1)
+        # An even number, so that pointers are always aligned, as the compiled kernel takes them to be.
+        even = known + known[:1] * (len(known) % 2)
+        facts = send(list(zip(*even, strict=True)), device)[:, : len(known)]
+        self.steps.choose(logits, self.state, facts.unbind(), self.mode)
+        return facts

@@ -7,6 +7,7 @@ Of all that, only its end tokens count here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,11 @@ def until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
     """Tokens up to the first end, the end included."""
     stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
     return tokens[: stop + 1]
+
+
+def seed_of(*parts: object) -> int:
+    """A seed of 48 bits that stands for all of `parts`."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:6], "big")
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class TransformersWriter:
     """
 
     name = "transformers"
+    at_once = 0
 
     def __init__(
         self, model: transformers.PreTrainedModel, *, rows: int | None = None, piece: int | None = PIECE_TOKENS
@@ -67,6 +68,7 @@ class TransformersWriter:
         temperature: float = 0.0,
         top_p: float = 1.0,
         ends: frozenset[int] = frozenset(),
+        seeds: Sequence[int] | None = None,
         logprobs: bool = False,
         tell: Tell | None = None,
         stream: Callable[[list[int]], None] | None = None,
@@ -74,6 +76,7 @@ class TransformersWriter:
         """See `Writer`."""
         import torch
 
+        assert seeds is None, "`generate` has random numbers for all rows together"
         settings = _Settings(temperature, top_p, ends, logprobs, stream)
         rows = [_Row(index, limit) for index, limit in enumerate(limits_of(prompts, max_new_tokens))]
         size = self.rows or len(rows)

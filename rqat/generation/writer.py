@@ -32,6 +32,13 @@ class Writer(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def at_once(self) -> int:
+        """How many prompts are worth handing over together, of one batch or of several; 0: no more than a batch.
+
+        Where it is above 0, `write` takes `seeds`.
+        """
+
     def write(
         self,
         prompts: Sequence[Sequence[int]],
@@ -40,6 +47,7 @@ class Writer(Protocol):
         temperature: float = 0.0,
         top_p: float = 1.0,
         ends: frozenset[int] = frozenset(),
+        seeds: Sequence[int] | None = None,
         logprobs: bool = False,
         tell: Callable[[int, int], None] | None = None,
         stream: Callable[[list[int]], None] | None = None,
@@ -50,6 +58,7 @@ class Writer(Protocol):
             max_new_tokens: of all, or of each.
             temperature: 0 is greedy; else tokens are drawn with torch's global generators.
             top_p: nucleus sampling bound (arXiv 1904.09751).
+            seeds: of the random numbers of each prompt, in place of torch's global generators.
             logprobs: say how likely every token was.
             tell: called now and then with the number of finished completions and of new tokens.
             stream: receives the tokens of a single prompt as they are written.
@@ -59,7 +68,7 @@ class Writer(Protocol):
         """
 
 
-def limits_of(prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int]) -> list[int]:
+def limits_of(prompts: Sequence[object], max_new_tokens: int | Sequence[int]) -> list[int]:
     """New tokens allowed to every prompt.
 
     Raises:

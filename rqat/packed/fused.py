@@ -49,11 +49,26 @@ def fuse_swiglu(gate: nn.Module, up: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _fuse_plain(layers: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
-    weight = torch.cat([layer.weight.detach() for layer in layers])
+    parts = [layer.weight.detach() for layer in layers]
+    weight = _side_by_side(parts)
+    if weight is None:
+        weight = torch.cat(parts)
+        for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
+            layer.weight.data = part
     bias = _biases(layers)
-    for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
-        layer.weight.data = part
     return lambda x: nn.functional.linear(x, weight, bias)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
+    """The tensor whose consecutive rows `parts` are, where they already are: two engines may share a model."""
+    first, end = parts[0], parts[0].storage_offset()
+    for part in parts:
+        elsewhere = part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+        if elsewhere or part.storage_offset() != end or not part.is_contiguous():
+            return None
+        end += part.numel()
+    rows = sum(len(part) for part in parts)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
 def _fuse_packed(layers: Sequence[PackedLinear]) -> Callable[[Tensor], Tensor]:
@@ -87,6 +102,9 @@ def _biases(layers: Sequence[nn.Linear] | Sequence[PackedLinear]) -> Tensor | No
     there = [bias for bias in found if bias is not None]
     if not there:
         return None
+    together = _side_by_side(there) if len(there) == len(found) else None
+    if together is not None:
+        return together
     widths = [int(layer.out_features) for layer in layers]
     whole = torch.cat([there[0].new_zeros(n) if bias is None else bias for n, bias in zip(widths, found, strict=True)])
     for layer, part in zip(layers, whole.split(widths), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +9,7 @@ from ..generation.backend import writer_for
 from ..generation.complete import Generator
 from ..generation.engine import Engine
 from ..generation.prompts import Prompt
-from ..generation.sampling import Sampling
+from ..generation.sampling import Sampling, seed_of
 from ..generation.transformers_writer import TransformersWriter
 
 if TYPE_CHECKING:
@@ -18,8 +17,13 @@ if TYPE_CHECKING:
 
     from ..generation.writer import Writer
 
-Backend = Literal["auto", "transformers", "engine"]
-"""auto: the engine on CUDA where it knows the model, transformers elsewhere."""
+BACKENDS = ("auto", "rqat", "transformers")
+
+Backend = Literal["auto", "rqat", "transformers"]
+"""rqat: the engine; auto: the engine on CUDA where it knows the model, transformers elsewhere."""
+
+CACHE_SHARE = 0.4
+"""Of the memory that is free at first, how much the engine's cache may take; it is kept while the model is trained."""
 
 
 class Rollouts:
@@ -61,22 +65,23 @@ class Rollouts:
         Raises:
             ModelError: out of memory.
         """
-        drawn = hashlib.sha256(f"rollouts/{self.seed}/{step}/{self.rank}".encode()).digest()
+        seed = seed_of("rollouts", self.seed, step, self.rank)
         generator = Generator(self.model, self.tokenizer, Sampling(self.limit, temperature, top_p), self.writer)
         asked = [Prompt("", tuple(prompt)) for prompt in prompts]
         training = self.model.training
         # In training mode a model that recomputes activations uses no cache.
         self.model.eval()
         try:
-            found = generator.complete(asked, self.limit, int.from_bytes(drawn[:6], "big"), logprobs=True)
+            found = generator.complete(asked, self.limit, seed, logprobs=True)
         finally:
             self.model.train(training)
         return [list(one.tokens) for one in found], [list(one.logprobs or ()) for one in found]
 
 
 def _writer(model: transformers.PreTrainedModel, backend: Backend) -> Writer:
-    if backend == "engine":
-        return Engine(model)
     if backend == "transformers":
         return TransformersWriter(model)
-    return writer_for(model)
+    writer = Engine(model) if backend == "rqat" else writer_for(model)
+    if isinstance(writer, Engine):
+        writer.cache_share = CACHE_SHARE
+    return writer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -137,36 +139,95 @@ def test_look_up(device: str) -> None:
         assert torch.equal(one, other)
 
 
+def rows(device: str, limits: list[int]) -> dict[str, torch.Tensor]:
+    """Four rows in a cache of six slots of six positions; the last of them only fills up."""
+    return {
+        "seeds": torch.tensor([3, 3, 2**62 + 5, 0], device=device),
+        "tokens": torch.full((6, 6), -1, device=device),
+        "logprobs": torch.zeros(6, 6, device=device),
+        "told": torch.zeros(6, dtype=torch.int32, device=device),
+        "slots": torch.tensor([4, 1, 0, 5], device=device),
+        "positions": torch.tensor([0, 3, 2, 0], device=device),
+        "live": torch.tensor([1, 1, 1, 0], device=device),
+        "limits": torch.tensor(limits, device=device),
+        "stops": torch.tensor([-1, 0], device=device),
+    }
+
+
+def owned(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the slot of the rows that only fill up."""
+    return {name: tensor[:-1] if name in ("tokens", "logprobs", "told") else tensor for name, tensor in state.items()}
+
+
+def appended(way: Any, scores: torch.Tensor, state: dict[str, torch.Tensor], **settings: Any) -> None:
+    way(scores, settings.get("temperature"), settings.get("floor"), *state.values())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocabulary", [7, 2 * ends.PIECE, 9 * ends.PIECE + 5])
 def test_append_greedy(device: str, dtype: torch.dtype, vocabulary: int) -> None:
-    """The largest in the first piece, in the last one, several equal ones, and two steps after each other."""
+    """The largest in the first piece, in the last one, several equal ones; a row ends, two steps after each other."""
     logits = random(4, vocabulary, seed=0, dtype=dtype, device=device)
     logits[1, 0] = logits[2, -1] = 99.0
-    logits[3, [2, 5, vocabulary - 1]] = 50.0
-    given = {
-        "tokens": torch.full((5, 6), -1, device=device),
-        "slots": torch.tensor([4, 1, 0, 2], device=device),
-        "positions": torch.tensor([0, 3, 2, 1], device=device),
-        "advance": torch.tensor([1, 1, 1, 0], device=device),
-    }
+    logits[0, [2, 5, vocabulary - 1]] = 50.0
+    given = rows(device, [5, 5, 4, 0])
     expected = {name: tensor.clone() for name, tensor in given.items()}
     for scores in (logits, -logits):
-        ends.append_greedy(scores, **given)
-        reference.append_greedy(scores, **expected)
+        appended(ends.append, scores, given)
+        appended(reference.append, scores, expected)
         # Which of equal ones torch gives is not said; here it is the first.
         if scores is logits:
-            expected["tokens"][2, 1] = 2
-            assert given["tokens"][[1, 0, 2], [4, 3, 1]].tolist() == [0, vocabulary - 1, 2]
-        for name, tensor in given.items():
-            assert torch.equal(tensor, expected[name]), name
+            expected["tokens"][4, 1] = 2
+            assert given["tokens"][[4, 1, 0], [1, 4, 3]].tolist() == [2, 0, vocabulary - 1]
+            assert given["slots"].tolist() == [4, 5, 0, 5]  # 0 is among the stops
+            assert given["live"].tolist() == [1, 0, 1, 0]
+            assert given["told"][[4, 1, 0]].tolist() == [1, -4, 3]
+        for name, tensor in owned(given).items():
+            torch.testing.assert_close(tensor, owned(expected)[name], rtol=0, atol=1e-4, msg=name)
+    assert given["told"][0] == -4  # its limit
+    assert given["slots"].tolist() == [4, 5, 5, 5]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocabulary", [7, 2 * ends.PIECE, 9 * ends.PIECE + 5])
+@pytest.mark.parametrize("floor", [None, -0.5])
+def test_append_sampled(device: str, dtype: torch.dtype, vocabulary: int, floor: float | None) -> None:
+    """Drawn tokens are the reference's; log-probabilities within sums in another order."""
+    given = rows(device, [5, 5, 4, 0])
+    settings: dict[str, Any] = {"temperature": torch.tensor([0.7], device=device)}
+    if floor is not None:
+        settings["floor"] = torch.full((4,), floor, device=device)
+    expected = {name: tensor.clone() for name, tensor in given.items()}
+    for seed in range(2):
+        scores = random(4, vocabulary, seed=seed, dtype=dtype, device=device)
+        scores[0, -1] = float("-inf")
+        writes = given["live"].bool().tolist()
+        appended(ends.append, scores, given, **settings)
+        appended(reference.append, scores, expected, **settings)
+        for name, tensor in owned(given).items():
+            torch.testing.assert_close(tensor, owned(expected)[name], rtol=0, atol=1e-4, msg=name)
+        drawn = zip(scores, (4, 1, 0), (1, 4, 3), writes, strict=False)
+        for row, slot, at, wrote in drawn if floor is not None else ():
+            assert not wrote or row[given["tokens"][slot, at + seed]].float() >= floor
+
+
+def test_uniform_numbers_are_even_and_differ_from_seed_to_seed_and_place_to_place() -> None:
+    """Bounds: five standard deviations of 100,000 even draws; of their correlation, too."""
+    places = torch.arange(100_000)
+    one, two = (reference.uniform(torch.tensor(seed), places) for seed in (1, 2**40))
+    for drawn in (one, two, reference.uniform(places * 7, torch.tensor(3))):
+        assert abs(float(drawn.mean()) - 0.5) < 5 * 12**-0.5 / 316
+        counts = torch.histc(drawn, 10, 0, 1) / len(places)
+        assert float((counts - 0.1).abs().max()) < 5 * 0.3 / 316
+    for first, second in ((one, two), (one[1:], one[:-1])):
+        assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 5 / 316
 
 
 def test_rubbish_leads_to_no_token_that_is_not_there(device: str) -> None:
-    tokens, slots, positions = torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, dtype=torch.long), torch.zeros(1)
-    tokens, slots, positions = tokens.to(device), slots.to(device), positions.long().to(device)
-    ends.append_greedy(torch.full((1, 5), float("nan"), device=device), tokens, slots, positions, positions + 1)
-    assert 0 <= tokens[0, 1] < 5
+    for temperature in (None, torch.ones(1, device=device)):
+        given = rows(device, [5, 5, 5, 0])
+        appended(ends.append, torch.full((4, 5), float("nan"), device=device), given, temperature=temperature)
+        assert all(0 <= int(given["tokens"][slot, at]) < 5 for slot, at in ((4, 1), (1, 4), (0, 3)))
 
 
 def test_no_rows(device: str) -> None:

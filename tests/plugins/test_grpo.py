@@ -119,6 +119,28 @@ def test_trl_gets_the_rewards_and_the_room_that_the_host_gives(tmp_path: Any) ->
     assert trainer.ref_model is None
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("token_truncate", [[2.0, 0.5, 3.0], [1.0, 1.0, 1.0]]),
+        ("token_mask", [[2.0, 0.5, 0.0], [1.0, 1.0, 1.0]]),
+        ("sequence_truncate", [[3.0], [1.0]]),
+        ("sequence_mask", [[0.0], [1.0]]),
+    ],
+)
+def test_the_ratio_of_trainer_and_sampler(mode: str, expected: list[list[float]], tmp_path: Path) -> None:
+    """Ratios 2, 1/2 and 4 of three tokens, of which the completion's is 4; what is masked counts nothing."""
+    given = training(rewards=[lambda **_: []], reward_weights=[1.0], max_completion_tokens=17)
+    given.arguments |= {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
+    given.optimizer = torch.optim.SGD(given.model.parameters(), lr=0.1)
+    trainer: Any = Grpo(Options(generations=4, correction=mode)).build_trainer(given)  # type: ignore[arg-type]
+    trained = torch.log(torch.tensor([[0.2, 0.2, 0.8], [0.5, 0.5, 0.5]]))
+    sampled = torch.log(torch.tensor([[0.1, 0.4, 0.2], [0.5, float("nan"), 0.1]]))
+    inputs = {"sampling_per_token_logps": sampled, "completion_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+    torch.testing.assert_close(trainer._ratio(trained, inputs), torch.tensor(expected))
+    torch.testing.assert_close(trainer._apart[0].exp(), torch.tensor([2.0, 2.0, 4.0, 1.0, 1.0]))
+
+
 @pytest.mark.slow
 def test_settings_of_the_checkpoint_do_not_change_rollouts(tmp_path: Path) -> None:
     """TRL fills its own settings up from the model's, as transformers does."""

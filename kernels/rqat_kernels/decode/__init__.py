@@ -13,7 +13,7 @@ from ..dispatch import use_triton
 from ..op import op
 from . import reference
 
-__all__ = ["add_rms_norm", "append_greedy", "attend", "look_up", "silu_mul"]
+__all__ = ["add_rms_norm", "append", "attend", "look_up", "silu_mul"]
 
 add_rms_norm = op(
     "rqat::add_rms_norm",
@@ -59,10 +59,10 @@ look_up = op(
     takes=lambda tokens, slots, positions, embeddings, cos, sin: use_triton(tokens, embeddings),
 )(reference.look_up)
 
-append_greedy = op(
-    "rqat::append_greedy",
+append = op(
+    "rqat::append",
     fake=lambda *_: None,
-    kernel="ends.append_greedy",
-    takes=lambda logits, tokens, *_: use_triton(logits, tokens),
-    mutates=("tokens", "positions"),
-)(reference.append_greedy)
+    kernel="ends.append",
+    takes=lambda logits, temperature, floor, seeds, tokens, *_: use_triton(logits, tokens),
+    mutates=("tokens", "logprobs", "told", "slots", "positions", "live"),
+)(reference.append)

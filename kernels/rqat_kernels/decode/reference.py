@@ -95,17 +95,80 @@ def look_up(
     return embeddings[tokens[slots, positions]], cos[positions], sin[positions]
 
 
-def append_greedy(logits: Tensor, tokens: Tensor, slots: Tensor, positions: Tensor, advance: Tensor) -> None:
-    """What a greedy step ends with: `positions += advance`, and there the token of the largest logit.
+def append(
+    logits: Tensor,
+    temperature: Tensor | None,
+    floor: Tensor | None,
+    seeds: Tensor,
+    tokens: Tensor,
+    logprobs: Tensor | None,
+    told: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    live: Tensor,
+    limits: Tensor,
+    stops: Tensor,
+) -> None:
+    """What a step ends with: the next token of every row, written behind its last one; rows that have ended retire.
+
+    Greedy, or drawn by the inverse of the distribution function at `uniform(seeds, positions)`, so that what a row
+    draws depends on nothing but its own logits, seed and position. A row ends with a token of `stops` or at its limit.
+    From then on it computes the token at position 0 of the last slot, which belongs to nobody, and costs little.
 
     Args:
         logits: `(B, V)`.
+        temperature: `(1,)` float32, above 0; None: the largest logit is taken, the first of equal ones.
+        floor: `(B,)` float32; only tokens whose logits reach it are drawn. None: all.
+        seeds: `(B,)` int64.
         tokens: `(S, P)`, written at `slots (B,)` and the new positions.
-        positions: `(B,)`, written.
-        advance: `(B,)` of 0 or 1.
+        logprobs: `(S, P)` float32, written there: log-probability of the token at `temperature` (greedy: at 1), not cut
+            off by `floor`. None: not asked for.
+        told: `(S,)` int32, written at `slots`: the new position; less than 0, as `-position`, where the row has ended.
+        slots, positions: `(B,)`, written.
+        live: `(B,)` of 0 or 1, written.
+        limits: `(B,)`, position of the last token a row may have.
+        stops: `(E,)`.
     """
-    positions += advance
-    tokens[slots, positions] = logits.argmax(dim=-1)
+    scores = logits.float() if temperature is None else logits.float() / temperature
+    at = positions + live
+    if temperature is None:
+        chosen = scores.argmax(dim=-1)
+    else:
+        weights = scores.softmax(dim=-1)
+        if floor is not None:
+            weights = weights * (logits.float() >= floor[:, None])
+        below = weights.cumsum(dim=-1)
+        target = uniform(seeds, at)[:, None] * below[:, -1:]
+        places = torch.arange(weights.shape[1], device=weights.device)
+        last = torch.where(weights > 0, places, 0).amax(dim=-1)
+        chosen = torch.minimum((below <= target).sum(dim=-1), last)
+    tokens[slots, at] = chosen
+    if logprobs is not None:
+        logprobs[slots, at] = scores.log_softmax(dim=-1).gather(-1, chosen[:, None]).squeeze(-1)
+    over = torch.isin(chosen, stops) | (at >= limits)
+    told[slots] = torch.where(over, -at, at).to(told.dtype)
+    ended = over & (live > 0)
+    slots.masked_fill_(ended, len(tokens) - 1)
+    positions.copy_(at.masked_fill(ended, 0))
+    live.masked_fill_(ended, 0)
+
+
+def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
+    """Numbers `(B,)` float32 between 0 and 1, of which 2^24 are possible, one for each seed and position.
+
+    Both halves of a seed go through a hash of 32 bits (lowbias32, github.com/skeeto/hash-prospector).
+    """
+    mask = 0xFFFFFFFF
+    bits = _hash32(((seeds & mask) + positions * 0x9E3779B9) & mask)
+    bits = _hash32(bits ^ (seeds >> 32 & mask))
+    return ((bits >> 8).float() + 0.5) * 2.0**-24
+
+
+def _hash32(x: Tensor) -> Tensor:
+    """Whole numbers below 2^32, in int64."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = ((x ^ x >> shift) * factor) & 0xFFFFFFFF
+    return x ^ x >> 16
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -125,7 +125,7 @@ def _train(
     from ...train.data import completion_room, dropped_rows, prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
-    from ...train.rollouts import Rollouts
+    from ...train.rollouts import BACKENDS, Rollouts
     from ...train.sampler_gap import sampler_gap
     from ...train.saving import Saving
     from ...train.schedule import build_schedule, optimizer_class
@@ -156,8 +156,8 @@ def _train(
             teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline)
         room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
         rollouts = None
-        if card.writes:
-            backend: Any = getattr(objective.options, "rollouts", "auto")
+        backend: Any = getattr(getattr(objective.options, "rollouts", None), "engine", "auto")
+        if card.writes and backend in BACKENDS:
             rollouts = Rollouts(start.model, start.tokenizer, backend, limit=room, seed=keys.seed, rank=processes.rank)
         latents, where = _latents(job, start, start_folder, teacher if keys.teacher is None else None)
         optimizer = QuantizedOptimizer(

@@ -79,19 +79,36 @@ CASES = [
         {"WIDTH": 1024, "ANGLES": 128, "PDL": False},
         wide=0.15,  # three numbers lead to the rows, and an angle per thread is what those of the tables hold
     ),
-    Case(
-        "decode-append_greedy",
-        f"{ENDS}:append_greedy_kernel",
-        {
-            "logits": "*bf16",
-            **dict.fromkeys(("tokens", "slots", "positions", "advance"), "*i64"),
-            "best": "*fp32",
-            **dict.fromkeys(("where", "seen"), "*i32"),
-            **dict.fromkeys(("vocabulary", "places", "pieces"), "i32"),
-        },
-        {"PIECE": 4096, "PIECES": 64, "PDL": True},
-        capabilities=(90,),
-        unaligned=("pieces",),
-        wide=0.3,  # what pieces found are single numbers
+    *(
+        Case(
+            f"decode-append-{'sample' if sample else 'greedy'}",
+            f"{ENDS}:append_kernel",
+            {
+                "logits": "*bf16",
+                **dict.fromkeys(("temperature", "floor"), "*fp32"),
+                **dict.fromkeys(("seeds", "tokens"), "*i64"),
+                "logprobs": "*fp32",
+                "told": "*i32",
+                **dict.fromkeys(("slots", "positions", "live", "limits", "stops"), "*i64"),
+                "best": "*fp32",
+                "where": "*i32",
+                **dict.fromkeys(("sums", "kept"), "*fp32"),
+                "seen": "*i32",
+                **dict.fromkeys(("vocabulary", "places", "pieces", "spare", "ends"), "i32"),
+            },
+            {
+                "PIECE": 4096,
+                "PIECES": 64,
+                "ENDS": 2,
+                "SAMPLE": sample,
+                "FLOOR": False,
+                "LIKELY": sample,
+                "PDL": True,
+            },
+            capabilities=(90,),
+            unaligned=("pieces", "spare", "ends"),
+            wide=0.2,  # what pieces found, and what is known of a row, are single numbers
+        )
+        for sample in (False, True)
     ),
 ]

@@ -76,11 +76,11 @@ def test_an_interrupted_evaluation_goes_on(model, tokenizer, tmp_path, monkeypat
     completed = []
     original = harness.Generator.complete
 
-    def complete(self, prompts, *args):
+    def complete(self, prompts, *args, **named):
         if len(completed) == 7:
             raise KeyboardInterrupt
         completed.append(prompts)
-        return original(self, prompts, *args)
+        return original(self, prompts, *args, **named)
 
     monkeypatch.setattr(harness.Generator, "complete", complete)
     with pytest.raises(KeyboardInterrupt):
@@ -91,7 +91,9 @@ def test_an_interrupted_evaluation_goes_on(model, tokenizer, tmp_path, monkeypat
         path.write_bytes(data[:cut])
         kept = data[:cut].count(b"\n")
         completed.clear()
-        monkeypatch.setattr(harness.Generator, "complete", lambda *args: completed.append(1) or original(*args))
+        monkeypatch.setattr(
+            harness.Generator, "complete", lambda *args, **named: completed.append(1) or original(*args, **named)
+        )
         again = run_task(task, "echo", model, tokenizer, batch=2, partial=path)
         assert again.samples == whole.samples
         assert len(completed) == 10 - kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,20 +206,23 @@ def test_an_interrupted_evaluation_by_the_engine_ends_with_the_same_samples(
     work = job.workdir(step)
     assert evaluate.run(job, step)["backend"] == "engine"
     expected = (work / "samples.jsonl").read_bytes()
+    shutil.rmtree(job.scratch(step))
+    # Of three batches of two problems, this one gets two together, then one.
+    monkeypatch.setattr(evaluate, "writer_for", lambda model, chosen: Engine(model, rows=1))
     original = harness.Generator.complete
     calls = []
 
-    def complete(self: Any, *arguments: Any) -> Any:
-        calls.append(1)
+    def complete(self: Any, *arguments: Any, **named: Any) -> Any:
+        calls.append(len(arguments[0]))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(self, *arguments)
+        return original(self, *arguments, **named)
 
     monkeypatch.setattr(harness.Generator, "complete", complete)
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(job, step)
     evaluate.run(job, step)
-    assert len(calls) == 7  # six batches, one of them begun twice
+    assert calls == [4, 2, 4, 2, 2]
     assert (work / "samples.jsonl").read_bytes() == expected
 
 
@@ -230,15 +234,15 @@ def test_batches_of_another_backend_are_written_anew(job: Job, monkeypatch: pyte
     original = harness.Generator.complete
     calls: list[int] = []
 
-    def complete(self: Any, *arguments: Any) -> Any:
+    def complete(self: Any, *arguments: Any, **named: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(self, *arguments)
+        return original(self, *arguments, **named)
 
     monkeypatch.setattr(harness.Generator, "complete", complete)
     with monkeypatch.context() as change:
-        change.setattr(evaluate, "writer_for", lambda model, chosen: Engine(model))
+        change.setattr(evaluate, "writer_for", lambda model, chosen: Engine(model, rows=1))
         with pytest.raises(KeyboardInterrupt):
             evaluate.run(job, step)
     assert evaluate.run(job, step)["backend"] == "transformers"
@@ -249,6 +253,11 @@ def test_batches_of_another_backend_are_written_anew(job: Job, monkeypatch: pyte
 def test_out_of_memory_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "writer_for", lambda model, chosen: Engine(model))
     monkeypatch.setattr(Engine, "write", no_memory)
+    with pytest.raises(ModelError, match="Out of memory while generating 6 completions") as found:
+        evaluate.run(job, job.plan.steps[0])
+    assert "fewer new tokens" in str(found.value.hint)
+    monkeypatch.setattr(evaluate, "writer_for", lambda model, chosen: TransformersWriter(model))
+    monkeypatch.setattr(TransformersWriter, "write", no_memory)
     with pytest.raises(ModelError, match="Out of memory while generating 2 completions") as found:
         evaluate.run(job, job.plan.steps[0])
     assert "smaller batch: 1" in str(found.value.hint)

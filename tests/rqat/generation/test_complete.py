@@ -5,6 +5,7 @@ import torch
 
 from rqat.errors import DataError
 from rqat.generation.complete import Generator, complete_all, plan_batches
+from rqat.generation.engine import Engine
 from rqat.generation.loops import is_looping
 from rqat.generation.prompts import encode_prompts
 from rqat.generation.sampling import Sampling, context_length
@@ -122,14 +123,35 @@ def test_the_context_bounds_new_tokens_and_prompts(model, tokenizer):
         plan_batches(prompts, 2, Sampling(1), 39)
 
 
-def test_batches_can_be_done_in_any_order(model, tokenizer):
+@pytest.mark.parametrize("writer", [TransformersWriter, lambda model: Engine(model, rows=2)], ids=["plain", "engine"])
+def test_batches_can_be_done_in_any_order(model, tokenizer, writer):
+    """And one by one or several together, where the writer gains from it: the same completions, batch by batch."""
     prompts = encode(TEXTS, tokenizer)
     sampling = Sampling(16, 1.0, 1.0)
-    generator = Generator(model, tokenizer, sampling)
+    generator = Generator(model, tokenizer, sampling, writer(model))
     batches, _ = plan_batches(prompts, 2, sampling, 128)
-    forward = {batch: completions for batch, completions, _ in complete_all(generator, prompts, batches, 7)}
-    backward = {batch: completions for batch, completions, _ in complete_all(generator, prompts, batches[::-1], 7)}
-    assert forward == backward
+
+    def done(some, **settings):
+        return [(batch, found) for batch, found, _ in complete_all(generator, prompts, some, 7, **settings)]
+
+    forward = done(batches)
+    assert [batch for batch, _ in forward] == batches
+    assert done(batches[::-1]) == forward[::-1]
+    assert done(batches[1:]) == forward[1:]
+    for at_once in (0, 4, 100):
+        assert done(batches, at_once=at_once) == forward
+
+
+def test_an_engine_gets_several_batches_together(model, tokenizer, monkeypatch):
+    prompts = encode(TEXTS, tokenizer)
+    engine = Engine(model, rows=1)
+    calls = []
+    write = engine.write
+    monkeypatch.setattr(engine, "write", lambda asked, *more, **s: calls.append(len(asked)) or write(asked, *more, **s))
+    generator = Generator(model, tokenizer, Sampling(3), engine)
+    batches, _ = plan_batches(prompts, 2, Sampling(3), 128)
+    list(complete_all(generator, prompts, batches, 0))
+    assert (engine.at_once, calls) == (4, [4, 1])
 
 
 def test_progress_counts_up_to_every_prompt(model, tokenizer):

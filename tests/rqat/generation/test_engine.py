@@ -14,9 +14,10 @@ from torch import nn
 from rqat import ModelError
 from rqat.generation import engine as module
 from rqat.generation.complete import Generator, complete_all, plan_batches
-from rqat.generation.engine import Engine, Mode, draw
+from rqat.generation.engine import Engine
 from rqat.generation.prompts import encode_prompts
 from rqat.generation.sampling import Sampling
+from rqat.generation.steps import STOPS, Mode
 from rqat.generation.writer import Written
 from rqat.keys import ModelKeys
 from rqat.model.load import load_model
@@ -149,11 +150,18 @@ def test_more_steps_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     prompts = random_prompts([7, 30, 8, 2])
     ends = frozenset(range(0, 96, 9))
     expected = Engine(model).write(prompts, 25, ends=ends)
-    engine = Engine(model, rows=2)
-    monkeypatch.setattr(engine, "graphs", True)
-    monkeypatch.setattr(engine, "_graph", lambda *_: None)
-    monkeypatch.setattr(engine, "_captured", Eager(engine))
-    assert engine.write(prompts, 25, ends=ends) == expected
+    for piece in (1, 3, 8):
+        monkeypatch.setattr(module, "PIECE", piece)
+        engine = by_pieces(Engine(model, rows=2))
+        assert engine.write(prompts, 25, ends=ends) == expected
+
+
+def by_pieces(engine: Engine) -> Engine:
+    """An engine that works as with graphs, several steps at a time and a piece ahead of the host, on any device."""
+    engine.steps.graphs = True
+    engine.steps._capture = lambda *_: None  # type: ignore[method-assign]
+    engine.steps.captured = Eager(engine)
+    return engine
 
 
 class Eager(dict[Any, Any]):
@@ -167,9 +175,64 @@ class Eager(dict[Any, Any]):
         class Step:
             def replay(step) -> None:
                 assert self.engine._state is not None
-                self.engine._step(key[0], self.engine._state, key[1])
+                self.engine.steps.step(key[0], self.engine._state, key[1])
 
         return Step()
+
+    def clear(self) -> None: ...
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"temperature": 0.9, "top_p": 0.8}])
+def test_what_a_row_draws_does_not_depend_on_the_rows_beside_it(settings: dict[str, float]) -> None:
+    """Two rows or all at once, token by token or in pieces: the same completions and log-probabilities.
+
+    Bound of the latter: float32 sums in another order.
+    """
+    model = random_model("qwen2")
+    prompts = random_prompts([7, 30, 8, 2, 8, 1, 3])
+    prompts += prompts[:3]
+    ends = frozenset(range(0, 96, 9))
+
+    def written(engine: Engine) -> list[Written]:
+        torch.manual_seed(5)
+        return engine.write(prompts, 25, ends=ends, logprobs=True, **settings)  # type: ignore[arg-type]
+
+    expected = written(Engine(model))
+    assert all(one.tokens != other.tokens for one, other in zip(expected[:3], expected[-3:], strict=True))
+    assert len({len(tokens) for tokens, _ in expected}) > 2
+    for engine in (Engine(model, rows=2), by_pieces(Engine(model)), by_pieces(Engine(model, rows=3))):
+        found = written(engine)
+        assert tokens(found) == tokens(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=2e-4)
+
+
+def test_equal_prompts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("qwen3")
+    short, long, other = random_prompts([5, 12, 3])
+    prompts = [short, short, long, short, other, long]
+    engine = Engine(model)
+    read: list[int] = []
+    prefill = engine.decoder.prefill
+
+    def counted(padded: torch.Tensor, *given: Any) -> torch.Tensor:
+        read.append(len(padded))
+        return prefill(padded, *given)
+
+    monkeypatch.setattr(engine.decoder, "prefill", counted)
+    assert tokens(engine.write(prompts, 9)) == [by_hand(model, prompt, 9) for prompt in prompts]
+    assert read == [3]
+
+
+def test_any_number_of_end_tokens_and_completions_without_any_token() -> None:
+    model = random_model("qwen3")
+    prompts = random_prompts([4, 6])
+    engine = Engine(model)
+    free = tokens(engine.write(prompts, 12))
+    for ends in (frozenset(range(2 * STOPS)), frozenset({free[0][3]})):
+        expected = [by_hand(model, prompt, 12, ends) for prompt in prompts]
+        assert tokens(engine.write(prompts, 12, ends=ends)) == expected
+    assert tokens(engine.write(prompts, [0, 2])) == [[], free[1][:2]]
 
 
 def test_tokens_are_told_and_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,23 +260,26 @@ def test_sampling_follows_the_seed_and_the_distribution() -> None:
     assert sampled(0, temperature=1.0, top_p=1e-6) == tokens(engine.write(prompts, 20))
 
 
-def chosen(engine: Engine, logits: torch.Tensor, mode: Mode) -> torch.Tensor:
-    scores = logits.float() / engine._temperature
-    return draw(engine._nucleus(scores) if mode.choice == "nucleus" else scores, mode)
+def drawn(engine: Engine, chances: Sequence[float], count: int, mode: Mode) -> torch.Tensor:
+    """How often each token is drawn by so many rows of equal logits and different seeds."""
+    state = engine._room(count, 2)
+    slots = torch.arange(count)
+    rows = torch.stack([slots, torch.zeros_like(slots), torch.ones_like(slots), slots * 0 + 9, slots * 7919]).clone()
+    engine.steps.choose(torch.log(torch.tensor(chances)).expand(count, -1), state, rows.unbind(), mode)
+    return state.tokens[:count, 1].bincount(minlength=len(chances)) / count
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
+    """Bound: five standard deviations."""
     engine = Engine(random_model("qwen3"))
-    engine._temperature.fill_(0.5)
-    logits = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4])).expand(20000, 4)
-    torch.manual_seed(0)
-    expected = torch.tensor([0.1, 0.2, 0.3, 0.4]) ** 2
-    drawn = chosen(engine, logits, Mode("sample")).bincount(minlength=4) / 20000
-    torch.testing.assert_close(drawn, expected / expected.sum(), rtol=0, atol=0.02)  # five standard deviations
-    engine._temperature.fill_(1.0)
-    engine._top_p.fill_(0.65)
-    drawn = chosen(engine, logits, Mode("nucleus")).bincount(minlength=4) / 20000
-    torch.testing.assert_close(drawn, torch.tensor([0, 0, 3 / 7, 4 / 7]), rtol=0, atol=0.02)
+    chances = [0.1, 0.2, 0.3, 0.4]
+    engine.steps.set(0.5, 1.0, frozenset())
+    expected = torch.tensor(chances) ** 2
+    found = drawn(engine, chances, 20000, Mode("sample"))
+    torch.testing.assert_close(found, expected / expected.sum(), rtol=0, atol=0.02)
+    engine.steps.set(1.0, 0.65, frozenset())
+    found = drawn(engine, chances, 20000, Mode("nucleus"))
+    torch.testing.assert_close(found, torch.tensor([0, 0, 3 / 7, 4 / 7]), rtol=0, atol=0.02)
 
 
 def test_an_evaluation_sees_the_same_completions() -> None:
@@ -305,8 +371,6 @@ def test_graphs_write_what_the_same_steps_write_without(settings: dict[str, floa
         return tokens(engine.write(prompts, 50, ends=ends, **settings))  # type: ignore[arg-type]
 
     first = write(engine)
-    assert engine._captured
+    assert engine.steps.captured
     assert write(engine) == first
-    eager._graph = lambda *_: None  # type: ignore[method-assign]
-    eager._captured = Eager(eager)
-    assert write(eager) == first
+    assert write(by_pieces(eager)) == first

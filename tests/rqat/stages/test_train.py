@@ -36,7 +36,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {},
     "kd": {"sft_weight": 0.1},
     "grpo": {"generations": 2, "max_completion_tokens": 6},
-    "grpo by the engine": {"generations": 2, "max_completion_tokens": 6, "rollouts": "engine"},
+    "grpo by the engine": {"generations": 2, "max_completion_tokens": 6, "rollouts": "rqat"},
 }
 """By the name of the objective, and what else is said of it."""
 
@@ -95,7 +95,7 @@ def test_leaves_a_checkpoint_a_log_and_facts(objective: str, start: Path, unbrok
         assert facts["sampler_gap_nats"] < 1e-4
         gap = "sampling/sampling_logp_difference"
         assert all(0 <= line[f"{gap}/mean"] <= line[f"{gap}/p95"] <= line[f"{gap}/max"] < 1e-4 for line in lines)
-        assert all(abs(line["sampling/importance_sampling_ratio/max"] - 1) < 1e-4 for line in lines)
+        assert all(abs(line["sampling/importance_sampling_ratio/mean"] - 1) < 1e-4 for line in lines)
         assert {"reward", "completions/clipped_ratio", "repetition", "frac_reward_zero_std"} <= lines[0].keys()
 
 

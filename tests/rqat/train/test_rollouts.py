@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ def written(rollouts: Rollouts, step: int = 0, temperature: float = 1.0) -> tupl
     return rollouts(PROMPTS, step=step, temperature=temperature, top_p=1.0)
 
 
-@pytest.mark.parametrize("backend", ["transformers", "engine"])
+@pytest.mark.parametrize("backend", ["transformers", "rqat"])
 def test_what_is_drawn_depends_on_seed_step_and_process(backend: Any) -> None:
     model = random_model("qwen3")
     rollouts = Rollouts(model, tiny_tokenizer(), backend, limit=12)
@@ -37,7 +38,7 @@ def test_what_is_drawn_depends_on_seed_step_and_process(backend: Any) -> None:
     assert all(other != first for other in others)
 
 
-@pytest.mark.parametrize("backend", ["transformers", "engine"])
+@pytest.mark.parametrize("backend", ["transformers", "rqat"])
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_writes_with_the_weights_as_they_are_now(backend: Any, family: str) -> None:
     """After weights, biases and norms were changed in place, as an optimizer does; and training mode does not count.
@@ -62,9 +63,15 @@ def test_writes_with_the_weights_as_they_are_now(backend: Any, family: str) -> N
             torch.testing.assert_close(torch.tensor(likely), right, rtol=0, atol=2e-4)
 
 
-def test_the_engine_holds_no_copy_of_what_is_trained() -> None:
+def test_engines_hold_no_copy_of_what_is_trained() -> None:
+    """Nor does a second one take the weights away from the first."""
     model = random_model("qwen2")
-    Rollouts(model, tiny_tokenizer(), "engine", limit=4)
+    first, second = (Rollouts(model, tiny_tokenizer(), "rqat", limit=4) for _ in range(2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    assert written(first) == written(second)
+    assert written(Rollouts(deepcopy(model), tiny_tokenizer(), "rqat", limit=4)) == written(first)
     block = model.model.layers[0]
     for layers in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
         parts = [module for name, module in block.named_modules() if name.endswith(layers)]
@@ -75,4 +82,4 @@ def test_the_engine_holds_no_copy_of_what_is_trained() -> None:
 def test_auto_is_transformers_on_the_cpu() -> None:
     model = random_model("qwen3")
     assert isinstance(Rollouts(model, tiny_tokenizer(), limit=4).writer, TransformersWriter)
-    assert isinstance(Rollouts(model, tiny_tokenizer(), "engine", limit=4).writer, Engine)
+    assert isinstance(Rollouts(model, tiny_tokenizer(), "rqat", limit=4).writer, Engine)
