@@ -224,7 +224,7 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
         RunError: the folder is not empty, the disk is full, or it is not writable.
         RqatError: the model's weights are not what `quantized.layers` stand for.
     """
-    target = writable_folder(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite).resolve()
     partial = target.with_name(f"{target.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -241,7 +241,7 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
     if quantized.trained_by is not None:
         save_latents(partial, quantized.trained_by.latents(), layers)
     publish(partial, target)
-    return target
+    return Path(folder)
 
 
 def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
@@ -287,7 +287,7 @@ def export(
     keys = _keys("export", {"format": format, **options})
     card = registry.card("exporter", keys.format)
     exporter: Exporter = registry.make(card, registry.options(card, keys.options, "export"))
-    target = writable_folder(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite).resolve()
 
     def written(start: Path, base: str, place: str) -> dict[str, Any]:
         return export_checkpoint(start, target, exporter, card, base=base, device=place, progress=Silence())

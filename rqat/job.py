@@ -18,6 +18,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("rqat")
 
 
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collects what is warned of meanwhile, each text once: it stands in the manifest of the step that said it."""
+    told: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (text := record.getMessage()) not in told:
+                told.append(text)
+
+    listener = Listener(logging.WARNING)
+    log.addHandler(listener)
+    try:
+        yield told
+    finally:
+        log.removeHandler(listener)
+
+
 class Bar(Protocol):
     """One bar of a progress display."""
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from . import __version__
 from .errors import RunError
-from .job import Job, log
+from .job import Job, heard, log
 from .launcher import check_processes, launch
 from .run_folder import MANIFEST, MARK, fates, settle
 from .stage import Step
@@ -199,7 +199,8 @@ def _run_step(job: Job, step: Step) -> None:
     started = datetime.now(UTC)
     clock = time.perf_counter()
     with explained(work):
-        results = run_stage(job, step)
+        with heard() as told:
+            results = run_stage(job, step)
         written = (path for path in sorted(work.rglob("*")) if path.is_file() and path != work / MARK)
         files = {str(path.relative_to(work)): sha256_of(path) for path in written}
         write_json(
@@ -211,6 +212,7 @@ def _run_step(job: Job, step: Step) -> None:
                 "fingerprint": fingerprint,
                 "facts": job.plan.facts(step),
                 "results": results,
+                "told": told,
                 "files": files,
                 "seconds": round(time.perf_counter() - clock, 3),
                 "started": started.isoformat(timespec="seconds"),

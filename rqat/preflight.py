@@ -17,6 +17,7 @@ from .figures import size
 from .grids import cost_notes, part_problems
 from .keys import PluginKeys
 from .model.config import ModelConfig, read_config
+from .model.extras import check_checkpoint, remarks
 from .plan import Plan
 from .registry import Registry
 from .stage import ORDER, Finding, Look, Step, Use
@@ -125,9 +126,18 @@ def bits(plan: Plan, config: ModelConfig) -> tuple[float, float] | None:
 
 
 def _model(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
+    place = plan.place.at("model")
     if config.folder is None:
-        text = f"{plan.place.at('model')}: '{plan.model.path}' will be fetched from the hub, {size(config.bytes)}."
-        yield Finding("note", text)
+        yield Finding("note", f"{place}: '{plan.model.path}' will be fetched from the hub, {size(config.bytes)}.")
+    try:
+        check_checkpoint(config)
+        if config.folder is not None:
+            config.vocabulary(offline=True)
+    except RqatError as error:
+        yield Finding("error", f"{place}: {error.message}", error.hint)
+        return
+    for problem in remarks(config):
+        yield Finding(problem.level, f"{place}: {problem.text}", problem.hint)
 
 
 def _room(estimates: Sequence[Estimate], folder: Path | None, device: str) -> Iterator[Finding]:

@@ -87,7 +87,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
             "errors",
         ),
     ),
-    "report": ("job", "plan", "stages", "stage", "evals", "storage", "figures"),
+    "report": ("preflight", "job", "plan", "stages", "stage", "evals", "storage", "figures"),
     "launcher": ("quiet", "job", "stage", "processes", "storage", "errors"),
     "run_folder": ("facts", "stage", "storage", "errors"),
     "pipeline": ("run_folder", "launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
@@ -99,7 +99,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 that tell of a model without loading it.
 """
 
-SHAPES = {"config", "families", "hub", "layers", "stored_schemes", "vocabulary"}
+SHAPES = {"config", "extras", "families", "hub", "layers", "stored_schemes", "vocabulary"}
 """Of the files in rqat/model."""
 
 TOP = ("cli", "api", "__main__", "__init__")

@@ -14,7 +14,7 @@ from ..figures import percent, seconds
 from ..quiet import only_our_bars
 from ..storage import explained, read_json, write_json
 from . import display, options
-from .beside import work_beside
+from .beside import WORK, work_beside
 from .values import pairs
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _refuse_foreign(folder: Path) -> None:
     """Refuses a folder that holds anything but earlier results."""
     if folder.is_file():
         raise RunError(f"'{folder}' is a file.", hint="Choose a folder with -o.")
-    foreign = [path.name for path in folder.iterdir() if path.name not in OWN_FILES] if folder.is_dir() else []
+    foreign = [path.name for path in folder.iterdir() if path.name not in (*OWN_FILES, WORK)] if folder.is_dir() else []
     if foreign:
         raise RunError(
             f"'{folder}' holds '{foreign[0]}', which is no evaluation's.", hint="Choose another folder with -o."

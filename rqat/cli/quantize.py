@@ -16,7 +16,7 @@ from ..errors import RunError
 from ..figures import seconds
 from ..quiet import only_our_bars
 from . import display, options
-from .beside import work_beside
+from .beside import WORK, hand_over, work_beside
 from .values import pairs
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
 
 def _published(job: Job, out: Path) -> dict[str, Any]:
     """Gives the finished checkpoint its name, with a record of how it came about, which is returned."""
-    from ..storage import publish, read_json, write_json
+    from ..storage import read_json, write_json
 
     plan = job.plan
     export = plan.steps[-1]
@@ -134,7 +134,7 @@ def _published(job: Job, out: Path) -> dict[str, Any]:
         "seconds": round(sum(manifest["seconds"] for manifest in manifests.values()), 3),
     }
     write_json(checkpoint / RECORD, record)
-    publish(checkpoint, out.absolute())
+    hand_over(checkpoint, out, RECORD)
     return record
 
 
@@ -151,9 +151,9 @@ def _finished(out: Path, plan: Plan) -> dict[str, Any] | None:
         return None
     if not out.is_dir():
         raise RunError(f"'{out}' is a file.", hint="Choose another folder with -o.")
-    if not any(out.iterdir()):
-        return None
     record = read_json(out / RECORD)
+    if not any(out.iterdir()) or (not record and (out / WORK).is_dir()):  # nothing, or what an interruption left
+        return None
     if not record or "fingerprint" not in record:
         raise RunError(f"'{out}' holds something else already.", hint="Choose an empty or new folder with -o.")
     export = plan.steps[-1]

@@ -27,7 +27,8 @@ from ..errors import ModelError, RqatError
 from ..grids import grid_of
 from ..quiet import quiet_loading
 from ..scheme import Scheme
-from .hub import QUANTIZED_FILE
+from ..storage import write_text
+from .hub import GENERATION_FILE, QUANTIZED_FILE
 from .load import default_dtype
 from .stored_schemes import schemes_in
 from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
@@ -40,7 +41,6 @@ FORMAT = 1
 """Version of this layout, written into quantized.safetensors."""
 
 DENSE_FILE = "model.safetensors"
-GENERATION_FILE = "generation_config.json"
 
 
 @dataclass
@@ -98,7 +98,8 @@ def save_checkpoint(
     config.dtype = narrowest(model.get_input_embeddings().get_parameter("weight").detach()).dtype
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
-        model.generation_config.save_pretrained(folder)
+        # Not by save_pretrained, which refuses settings of which one makes another idle, as many checkpoints have them.
+        write_text(folder / GENERATION_FILE, model.generation_config.to_json_string())
     tokenizer.save_pretrained(folder)
 
 

@@ -17,8 +17,18 @@ from typing import Any
 from ..errors import ModelError
 from ..keys import ModelKeys
 from .families import FAMILIES, Layout, layout_of
-from .hub import INDEX, QUANTIZED_FILE, SINGLE, TOKENIZERS, fetch, read_remote, resolve
-from .vocabulary import read_vocabulary
+from .hub import (
+    INDEX,
+    QUANTIZED_FILE,
+    SINGLE,
+    TOKENIZERS,
+    complete,
+    fetch,
+    read_remote,
+    refuse_pointers,
+    resolve,
+)
+from .vocabulary import past_the_embedding, read_vocabulary
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _LARGEST_HEADER = 100_000_000
@@ -165,10 +175,7 @@ class ModelConfig:
         found = read_vocabulary(self.folder or fetch(self.keys, offline=offline, only=files))
         highest = max(found.values(), default=-1) if found else -1
         if self.vocab and highest >= self.vocab:
-            raise ModelError(
-                f"The tokenizer of '{self.keys.path}' has ids up to {highest}; its embedding ends at {self.vocab - 1}.",
-                hint="The tokenizer belongs to another model; put the right one beside the weights.",
-            )
+            raise past_the_embedding(self.keys.path, found, self.vocab)
         return found
 
 
@@ -195,6 +202,9 @@ def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:
             f"'{keys.path}' is not a model: it has no config.json.{adapter}",
             hint="Name a folder in Hugging Face format; merge an adapter into its base model first.",
         )
+    refuse_pointers(folder)
+    if not offline:
+        complete(keys.path, folder)
     try:
         raw = json.loads(config.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):

@@ -13,6 +13,8 @@ from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
 from .config import ModelConfig, check_quantizable, read_config
+from .extras import check_checkpoint, refuse_unasked, split_by_blocks
+from .vocabulary import past_the_embedding
 
 if TYPE_CHECKING:
     import transformers
@@ -52,6 +54,7 @@ def load_model(
     config = read_config(keys, offline=offline)
     if quantizable:
         check_quantizable(config)
+    check_checkpoint(config)
     check_loader(config)
     tokenizer = load_tokenizer(keys, offline=offline)
     folder = config.fetch(offline=offline)
@@ -71,6 +74,10 @@ def load_model(
             f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}.",
             hint="The checkpoint is incomplete; fetch it again.",
         )
+    if config.quantization is None:
+        inside, _ = split_by_blocks(loading["unexpected_keys"], config)  # the others are told in the plan
+        if inside:
+            refuse_unasked(keys.path, inside)
     check_tokenizer(keys.path, model, tokenizer)
     check_finite(keys.path, model)
     return model.to(device).eval(), tokenizer
@@ -126,12 +133,8 @@ def check_tokenizer(
 ) -> None:
     """Refuses a tokenizer with ids the model has no embedding for."""
     vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= vocabulary:
-        raise ModelError(
-            f"The tokenizer of '{path}' has ids up to {highest}; the model's vocabulary ends at {vocabulary - 1}.",
-            hint="The tokenizer belongs to another model; put the right one beside the weights.",
-        )
+    if max(tokenizer.get_vocab().values(), default=-1) >= vocabulary:
+        raise past_the_embedding(path, tokenizer.get_vocab(), vocabulary)
 
 
 def check_finite(path: str, model: transformers.PreTrainedModel) -> None:

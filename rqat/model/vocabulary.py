@@ -36,6 +36,26 @@ def read_vocabulary(folder: Path) -> dict[str, int] | None:
     return more | found
 
 
+def past_the_embedding(path: str, vocabulary: Mapping[str, int], rows: int) -> ModelError:
+    """The error for a tokenizer with ids that an embedding of so many rows has no row for."""
+    beyond = sorted(
+        (token for token, index in vocabulary.items() if index >= rows), key=lambda token: vocabulary[token]
+    )
+    few = len(beyond) <= 16
+    named = ", ".join(f"{token!r} ({vocabulary[token]})" for token in beyond[:3]) + (" ..." if len(beyond) > 3 else "")
+    hint = (
+        "Tokens were added and the embedding was not: take them out of the tokenizer (the end token can pad), "
+        "or call model.resize_token_embeddings(len(tokenizer)) and save both."
+        if few
+        else "The tokenizer belongs to another model; put the right one beside the weights."
+    )
+    return ModelError(
+        f"The tokenizer of '{path}' has {len(beyond)} tokens past the model's vocabulary, which ends at {rows - 1}: "
+        f"{named}.",
+        hint=hint,
+    )
+
+
 def check_vocabularies(teacher: Mapping[str, int], student: Mapping[str, int]) -> None:
     """Refuses a teacher whose token ids mean something else: distributions could not be compared.
 

@@ -18,10 +18,10 @@ from rqat_kernels.packing import PackedWeight
 
 from ..errors import ModelError
 from ..keys import ModelKeys
-from ..model.checkpoint import DENSE_FILE, GENERATION_FILE, load_layers
+from ..model.checkpoint import DENSE_FILE, load_layers
 from ..model.config import ModelConfig, read_config
 from ..model.families import FAMILIES
-from ..model.hub import QUANTIZED_FILE
+from ..model.hub import GENERATION_FILE, QUANTIZED_FILE
 from ..model.load import check_finite, check_tokenizer, default_dtype, load_tokenizer
 from ..model.stored import StoredTensors
 from ..model.tensors import damaged, read_tensors

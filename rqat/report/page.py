@@ -36,6 +36,7 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
         _training(run),
         _layers(run),
         *(_checks(run, stage) for stage in stages().values() if stage.title),
+        _told(run, manifest),
         _origin(run, manifest),
     ]
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
@@ -195,6 +196,13 @@ def _checks(run: RunFiles, stage: Stage) -> str:
     if not tables:
         return ""
     return f'<section><h2>{stage.title}</h2><p class="soft">{stage.about}</p>{"".join(tables)}</section>'
+
+
+def _told(run: RunFiles, manifest: Mapping[str, Any]) -> str:
+    """What was warned of: in the plan, and while the steps ran."""
+    texts = [*manifest["told"], *(text for step in run.steps for text in step.manifest.get("told", ()))]
+    lines = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(texts))
+    return f"<section><h2>What was told</h2><ul>{lines}</ul></section>" if lines else ""
 
 
 def _origin(run: RunFiles, manifest: Mapping[str, Any]) -> str:

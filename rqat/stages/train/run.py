@@ -186,7 +186,7 @@ def _train(
             trainer = job.make(step, "objective").build_trainer(
                 Training(
                     model=start.model,
-                    tokenizer=start.tokenizer,
+                    tokenizer=copy.deepcopy(start.tokenizer),  # trainers give it a pad token, which would be exported
                     rows=rows.rows,
                     optimizer=optimizer,
                     scheduler=build_schedule(optimizer, keys),
