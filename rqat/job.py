@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +74,7 @@ class Job:
         offline: nothing may be fetched.
         progress: where long work reports to.
         workers: processes that a stage runs in which can run in several.
+        told: what was known of the plan before it ran; it stands in the run's manifest and in the report.
         processes: this one among those, while it does such a step; alone otherwise.
     """
 
@@ -85,6 +86,7 @@ class Job:
     progress: Progress = field(default_factory=Silence)
     processes: Processes = field(default_factory=Processes)
     workers: int = 1
+    told: Sequence[str] = ()
 
     def make(self, step: Step, role: str) -> Any:
         """Builds the part a step uses in `role` ("quantizer", "source", "objective", "task", "exporter")."""

@@ -87,7 +87,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
             "errors",
         ),
     ),
-    "report": ("preflight", "job", "plan", "stages", "stage", "evals", "storage", "figures"),
+    "report": ("job", "plan", "stages", "stage", "evals", "storage", "figures"),
     "launcher": ("quiet", "job", "stage", "processes", "storage", "errors"),
     "run_folder": ("facts", "stage", "storage", "errors"),
     "pipeline": ("run_folder", "launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),

@@ -20,7 +20,7 @@ def work_of(out: Path) -> Path:
 
 
 def hand_over(made: Path, out: Path, last: str) -> None:
-    """Gives a finished folder the name `out`; a folder of that name stays and gets its files, the one named `last` last.
+    """Gives a finished folder the name `out`; a folder of that name stays and gets its files, `last` the last of them.
 
     A folder that is there may be a link's target, the root of a disk, or where the user's shell is.
     """

@@ -59,9 +59,10 @@ def evaluate(
     )
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder)
-    check(plan, folder, offline=context.obj.offline, notes=False)
+    told = check(plan, folder, offline=context.obj.offline, notes=False)
     check_data(plan, folder, context.obj.registry, fresh=True, offline=context.obj.offline)
     found = _run(plan, folder, context.obj.registry, offline=context.obj.offline)
+    found["told"] = told
     results = {"model": model, **found, "options": raw, "limit": limit}
     write_json(folder / "results.json", results)
     if as_json:

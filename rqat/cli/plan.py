@@ -65,21 +65,27 @@ def plan(
         raise typer.Exit(2)
 
 
-def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1, notes: bool = True) -> None:
+def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1, notes: bool = True) -> list[str]:
     """Looks for everything that would stop a plan later; warnings are shown, and notes unless `notes` is false.
+
+    Returns:
+        warnings and notes, one line each.
 
     Raises:
         RqatError: every error, all at once.
     """
     from ..preflight import preflight
 
-    errors = []
+    errors, told = [], []
     for found in preflight(made, folder=folder, offline=offline, device=likely_device(), processes=processes):
         if found.level == "error":
             errors.append(found)
-        elif notes or found.level != "note":
+            continue
+        told.append(f"{found.text} {found.hint}".rstrip())
+        if notes or found.level != "note":
             show_finding(found)
     _refuse(errors)
+    return told
 
 
 def check_data(made: Plan, folder: Path, registry: Registry, *, fresh: bool = False, offline: bool = False) -> None:

@@ -108,10 +108,10 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     from .plan import check
 
     with work_beside(out, worth_keeping="*/manifest.json") as work:
-        check(plan, work, offline=offline)
+        told = check(plan, work, offline=offline)
         device = default_device()
         only_our_bars()
-        job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars())
+        job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars(), told=told)
         run_pipeline(job)
         return _published(job, out)
 
@@ -130,6 +130,7 @@ def _published(job: Job, out: Path) -> dict[str, Any]:
         "scheme": str(plan.scheme),
         "fingerprint": plan.fingerprint(export),
         "facts": plan.facts(export),
+        "told": [*job.told, *(text for manifest in manifests.values() for text in manifest.get("told", ()))],
         "steps": {name: manifest["results"] for name, manifest in manifests.items()},
         "seconds": round(sum(manifest["seconds"] for manifest in manifests.values()), 3),
     }

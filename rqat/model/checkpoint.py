@@ -13,6 +13,7 @@ The same model gives the same bytes: safetensors orders tensors by itself, and t
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,12 @@ def save_checkpoint(
         # Not by save_pretrained, which refuses settings of which one makes another idle, as many checkpoints have them.
         write_text(folder / GENERATION_FILE, model.generation_config.to_json_string())
     tokenizer.save_pretrained(folder)
+
+
+def keep_generation_settings(source: Path, folder: Path) -> None:
+    """Takes over a model's own generation_config.json as it is: transformers leaves out what it does not know."""
+    if (source / GENERATION_FILE).is_file():
+        shutil.copyfile(source / GENERATION_FILE, folder / GENERATION_FILE)
 
 
 def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:

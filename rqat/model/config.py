@@ -174,7 +174,7 @@ class ModelConfig:
         files = (*TOKENIZERS, "tokenizer_config.json", "added_tokens.json")
         found = read_vocabulary(self.folder or fetch(self.keys, offline=offline, only=files))
         highest = max(found.values(), default=-1) if found else -1
-        if self.vocab and highest >= self.vocab:
+        if found and self.vocab and highest >= self.vocab:
             raise past_the_embedding(self.keys.path, found, self.vocab)
         return found
 

@@ -154,6 +154,7 @@ def template_text(folder: Path) -> str:
 
 
 def _unused_settings(config: ModelConfig) -> list[str]:
+    assert config.folder is not None
     try:
         found = generation_settings(config.folder)
     except ModelError:  # which checking the model tells
@@ -163,7 +164,9 @@ def _unused_settings(config: ModelConfig) -> list[str]:
     return [
         f"{key} {_short(value)}"
         for key, value in found.items()
-        if value not in (None, False, [], {}) and key not in NO_SAMPLING and not key.startswith(("output_", "return_"))
+        if not (value is None or value is False or value in ([], {}))
+        and key not in NO_SAMPLING
+        and not key.startswith(("output_", "return_"))
     ]
 
 

@@ -8,14 +8,6 @@ if TYPE_CHECKING:
     from ..job import Job
 
 
-def _told_before(job: Job) -> list[str]:
-    """What could be known of the plan before it ran."""
-    from ..preflight import preflight
-
-    found = preflight(job.plan, offline=True, device=job.device, processes=job.workers)
-    return [f"{finding.text} {finding.hint}".rstrip() for finding in found if finding.level != "error"]
-
-
 def write(job: Job) -> dict[str, Any]:
     """Writes the three files into the run folder.
 
@@ -29,7 +21,7 @@ def write(job: Job) -> dict[str, Any]:
     from .summary import summary_of
 
     run = read_run(job)
-    summary, manifest = summary_of(run), manifest_of(run, _told_before(job))
+    summary, manifest = summary_of(run), manifest_of(run, job.told)
     write_json(job.folder / "manifest.json", manifest)
     write_text(job.folder / "report.html", page(run, summary, manifest))
     # Last: the pipeline takes a run without a summary for one whose report is still to be written.
