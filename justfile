@@ -2,6 +2,9 @@
 
 export OMP_NUM_THREADS := env("OMP_NUM_THREADS", "1")
 
+# tests that run side by side, each on one thread
+WORKERS := env("WORKERS", "2")
+
 default:
     @just --list
 
@@ -21,10 +24,14 @@ types:
 
 # the whole suite; `just quick` leaves out what takes longer than five seconds
 test *ARGS:
-    pytest -q {{ARGS}}
+    pytest -q -n {{WORKERS}} {{ARGS}}
 
 quick *ARGS:
-    pytest -q -m "not slow" {{ARGS}}
+    pytest -q -n {{WORKERS}} -m "not slow and not campaign" {{ARGS}}
+
+# interrupts a small run at every point, in every way, and starts it again; prints a table
+campaign *ARGS:
+    pytest -q -s -m campaign tests/campaign {{ARGS}}
 
 docs:
     mkdocs build --strict

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from .cli.models import default_device, load_any
 from .contracts import Exporter, QuantizedWeight, Quantizer, Row, Task, Transform
 from .errors import ModelError, RecipeError, RqatError
 from .grids import part_problems, scheme_problems
@@ -31,7 +30,7 @@ from .keys import ModelKeys
 from .model.activations import TokenBatch
 from .model.blocks import quantize_model
 from .model.checkpoint import load_checkpoint, save_checkpoint
-from .model.load import load_model
+from .model.load import default_device, load_model
 from .model.transforms import Applied, apply_transforms
 from .problems import Place, problems_of
 from .registry import Registry
@@ -327,7 +326,7 @@ def evaluate(
         ModelError: the model is missing, damaged or not supported.
     """
     from .evals.harness import run_task
-    from .generation.backend import writer_for
+    from .generation.backend import open_model, writer_for
 
     registry = Registry.current()
     keys = _keys("evaluate", {"task": task, "limit": limit, "batch": batch, **options})
@@ -336,7 +335,7 @@ def evaluate(
     if isinstance(model, QuantizedModel):
         loaded, words = model.model, model.tokenizer
     elif isinstance(model, (str, Path)):
-        loaded, words = load_any(str(model), offline=False)
+        loaded, words = open_model(ModelKeys(path=str(model)), device=default_device())
     else:
         loaded, words = _opened(model, tokenizer, None)
     training, writer = loaded.training, writer_for(loaded.eval())

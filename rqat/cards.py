@@ -92,12 +92,15 @@ class Card:
     grids: tuple[str, ...] | None = ("uniform",)
     bits: tuple[int, ...] = (2, 3, 4, 8)
     slower: float = 9.0
+    zero_bits: int | None = None
     teacher: bool = False
     writes: bool = False
     graded: bool = False
     domain: str = ""
     model: bool = False
     hooks: bool = False
+    compares: tuple[str, ...] = ()
+    embedding: bool = False
 
     @property
     def full_name(self) -> str:

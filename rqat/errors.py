@@ -7,6 +7,7 @@
     ├── ModelError          a model or tokenizer that cannot be loaded, quantized or trained as asked
     ├── DataError           a source or task whose data is missing, empty or malformed
     ├── RunError            a run folder that holds something else, is not writable, or does not match the plan
+    │   └── DiskError       the disk is full or failing: exits with 3, and the same command goes on once that is mended
     └── NumericsError       non-finite weights, losses or statistics
 
 A message has three parts: what was asked (value and place), what is wrong, what to do; the last one is the `hint`.
@@ -83,6 +84,12 @@ class DataError(RqatError):
 
 class RunError(RqatError):
     """A run folder that holds something else, cannot be written, or does not match the plan."""
+
+
+class DiskError(RunError):
+    """The disk is full or failing. What was finished stays, and the same command goes on once there is room."""
+
+    exit_code = 3
 
 
 class NumericsError(RqatError):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from .errors import RqatError
 from .keys import ModelKeys
 from .model.config import ModelConfig, read_config
-from .model.layers import HEAD
+from .model.layers import ENDS
 from .scheme import Scheme, Schemes
 
 FLOAT32 = 4
@@ -56,17 +56,20 @@ class Estimate:
         return cls(step, int(needs.memory) + LIBRARIES_BYTES, int(needs.disk), int(needs.disk + needs.extra))
 
 
-def bits_of(schemes: Mapping[str, Scheme], config: ModelConfig) -> tuple[float, float]:
+def bits_of(
+    schemes: Mapping[str, Scheme], config: ModelConfig, per_weight: Callable[[Scheme], float]
+) -> tuple[float, float]:
     """Bits per quantized weight, and per parameter in all, in a checkpoint for servers.
 
-    What is quantized is codes, scales and zero points; everything else, embeddings among it, has 16 bits.
+    What is quantized is codes, scales and zero points; everything else has 16 bits.
 
     Args:
         schemes: of every quantized layer, by full name; at least one.
+        per_weight: bits per weight of a scheme, see `rqat.grids.bits_per_weight`.
     """
-    shapes = {**config.linears, **({HEAD: config.head} if config.head else {})}
+    shapes = dict.fromkeys(ENDS, (config.vocab, config.hidden)) | config.ends | config.linears
     weights = {name: math.prod(shapes[name]) for name in schemes}
-    packed = sum(scheme.bits_per_weight() * weights[name] for name, scheme in schemes.items())
+    packed = sum(per_weight(scheme) * weights[name] for name, scheme in schemes.items())
     count = sum(weights.values())
     return packed / count, (packed + 16 * (config.parameters - count)) / config.parameters
 
@@ -79,12 +82,14 @@ class Sizes:
         keys: of the model to compress.
         config: of the same.
         offline: nothing may be fetched; a teacher whose config.json cannot be read counts as large as the model.
+        per_weight: bits per weight of a scheme in a file.
         processes: how many train together; memory is that of one of them.
     """
 
     keys: ModelKeys
     config: ModelConfig
     scheme: Schemes
+    per_weight: Callable[[Scheme], float]
     device: str = "cpu"
     offline: bool = False
     processes: int = 1
@@ -120,10 +125,14 @@ class Sizes:
         return self.config.parameters * self.width
 
     @cached_property
+    def groups(self) -> int:
+        """Groups of weights in quantized layers."""
+        return sum(out * self.scheme.of(name).groups(width) for name, (out, width) in self.config.linears.items())
+
+    @cached_property
     def checkpoint(self) -> int:
         """A quantized model on disk, as steps keep it."""
-        groups = sum(out * self.scheme.of(name).groups(width) for name, (out, width) in self.config.linears.items())
-        return self.quantized + 5 * groups + self.rest_stored
+        return self.quantized + 5 * self.groups + self.rest_stored
 
     def teacher(self, keys: ModelKeys | None) -> int:
         """A teacher in memory; None is the model before quantization."""

@@ -6,6 +6,7 @@ and models count by what they hold, not by how they are spelled.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from .cards import Card
 from .contracts import File, Options, Part
 from .keys import ModelKeys, Neutral, PluginKeys
 from .model.hub import fetch, resolve
@@ -65,20 +67,20 @@ def part_facts(use: Use) -> dict[str, Any]:
     """A plugin's part: who provides it, its options, and the contents of its source and of its data files."""
     card = use.card
     options = {name: _option(value) for name, value in use.options if not _is_parts(value)}
-    facts: dict[str, Any] = {
-        "name": card.name,
-        "plugin": card.module,
-        "owner": card.owner,
-        "version": card.version,
-        "options": options,
-    }
-    if source := source_fact(card.module):
-        facts["source"] = source
+    facts: dict[str, Any] = card_facts(card) | {"options": options}
     root = os.environ.get("RQAT_DATA")
     if root and not any(files_of(use.options)) and (Path(root) / card.name).is_dir():
         facts["files"] = contents_of(Path(root) / card.name)
     if use.parts:
         facts["parts"] = [part_facts(part) | {"weight": weight} for part, weight in use.parts]
+    return facts
+
+
+def card_facts(card: Card) -> dict[str, Any]:
+    """Who provides a part, and the contents of its source."""
+    facts = {"name": card.name, "plugin": card.module, "owner": card.owner, "version": card.version}
+    if source := source_fact(card.module):
+        facts["source"] = source
     return facts
 
 
@@ -125,14 +127,62 @@ def contents_of(path: Path) -> Any:
 
 
 def source_fact(module: str) -> str:
-    """A digest of the Python files of a plugin that is loaded; "" where there are none."""
+    """A digest of the files of a plugin that is loaded; "" where there are none.
+
+    Those are its own, data files inside a package included, and those of modules beside it that it imports.
+    """
     file = getattr(sys.modules.get(module), "__file__", None)
     if not file:
         return ""
     path = Path(file)
-    root = path.parent
-    paths = sorted(root.rglob("*.py")) if path.name == "__init__.py" else [path]
-    return _together((str(inner.relative_to(root)), file_fact(inner)) for inner in paths)
+    first = path.parent if path.name == "__init__.py" else path
+    waiting, found = [first], dict[Path, list[Path]]()
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found[one] = _files_of_module(one)
+            waiting += _beside(first.parent, found[one])
+    paths = sorted(inner for files in found.values() for inner in files)
+    return _together((str(inner.relative_to(first.parent)), file_fact(inner)) for inner in paths)
+
+
+def _files_of_module(path: Path) -> list[Path]:
+    """The file of a module; of a package all its files, but for what Python or an editor leaves there."""
+    if path.is_file():
+        return [path]
+    inside = (inner for inner in path.rglob("*") if inner.is_file() and inner.suffix != ".pyc")
+    return [inner for inner in inside if not any(part[0] == "." for part in inner.relative_to(path).parts)]
+
+
+def _beside(folder: Path, files: Iterable[Path]) -> Iterator[Path]:
+    """Modules and packages in a folder that files import; none where distributions are installed: there lies all."""
+    if _holds_installed(folder):
+        return
+    for file in files:
+        if file.suffix == ".py":
+            for name in _imported(file, file_fact(file)):
+                module, package = folder / f"{name}.py", folder / name
+                if module.is_file():
+                    yield module
+                elif (package / "__init__.py").is_file():
+                    yield package
+
+
+@lru_cache(maxsize=64)
+def _holds_installed(folder: Path) -> bool:
+    return any(folder.glob("*.dist-info"))
+
+
+@lru_cache(maxsize=4096)
+def _imported(file: Path, contents: str) -> frozenset[str]:
+    """Top-level names of the modules a file imports by their full names; none where it is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return frozenset()
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
+    return frozenset(name.partition(".")[0] for name in names)
 
 
 def _together(facts: Iterable[tuple[str, str]]) -> str:
@@ -200,7 +250,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             continue
         if key.startswith("inputs."):
             lines.append(f"the step it starts from ({key.removeprefix('inputs.')}) differs")
-        elif key.startswith("parts.") and key.endswith(".source"):
+        elif key.startswith(("parts.", "scheme.")) and key.endswith(".source"):
             lines.append(f"the source of {_plugin(new, old, key)} was edited")
         else:
             lines.append(f"{key}: {_shown(before, key)} there, {_shown(after, key)} now")

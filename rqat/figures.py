@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def size(count: float) -> str:
     """Bytes in the unit that fits: "812 MB", "1.4 GB" (powers of ten)."""
@@ -25,3 +27,9 @@ def seconds(value: float) -> str:
 def percent(share: float) -> str:
     """A share as a percentage: "94.7 %"."""
     return f"{100 * share:.1f} %"
+
+
+def duration_s(text: str) -> float | None:
+    """Seconds of a time such as 90s, 15m or 1.5h; None where it is none, or not longer than nothing."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
+    return (float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] or None) if found else None

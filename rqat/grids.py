@@ -44,6 +44,15 @@ def scheme_problems(registry: Registry, scheme: Scheme, where: object = "") -> I
         yield f"{place}'{scheme}' asks for {scheme.bits} bits; the grid '{card.name}' has {widths}."
 
 
+def bits_per_weight(scheme: Scheme) -> float:
+    """Stored bits per weight, with a scale and, where the grid has one to store, a zero point per group.
+
+    Raises:
+        UnknownName: nobody offers the scheme's grid.
+    """
+    return scheme.bits_per_weight(Registry.current().card("grid", scheme.grid).zero_bits)
+
+
 NAMED_BY = {"quantizer": "method", "exporter": "format"}
 """Kinds of parts that a grid has to suit, and the recipe's key that names the part."""
 

@@ -79,6 +79,8 @@ class RegisterGrid(Protocol):
 
     Args:
         bits: widths there are.
+        zero_bits: what a stored zero point takes; 0 where all groups share a fixed one. None is as many as a code has,
+            or none in a symmetric scheme.
         slower: without kernels of its own: about how many times longer an optimizer step takes; 1 with kernels.
     """
 
@@ -92,6 +94,7 @@ class RegisterGrid(Protocol):
         paper: str = "",
         bits: Sequence[int] = (2, 3, 4, 8),
         slower: float = 9.0,
+        zero_bits: int | None = None,
     ) -> None: ...
 
 
@@ -171,6 +174,8 @@ class RegisterTask(Protocol):
 
     Args:
         domain: what the problems are about.
+        compares: of a task that compares a model with its original (`rqat.Comparison`): the figures it finds, of which
+            less is better, the most telling first.
     """
 
     def __call__(
@@ -182,6 +187,7 @@ class RegisterTask(Protocol):
         summary: str = "",
         paper: str = "",
         domain: str = "",
+        compares: Sequence[str] = (),
     ) -> None: ...
 
 
@@ -190,6 +196,8 @@ class RegisterExporter(Protocol):
 
     Args:
         grids: names of the grids it can write; None is any, by way of `rqat.grid_of`.
+        embedding: it packs a quantized embedding, too (a tied pair of embedding and head is one). Without it, the
+            format is given the values of such an embedding as a tensor of 16 bits, and `rqat plan` says so.
     """
 
     def __call__(
@@ -201,6 +209,7 @@ class RegisterExporter(Protocol):
         summary: str = "",
         paper: str = "",
         grids: Sequence[str] | None = ("uniform",),
+        embedding: bool = False,
     ) -> None: ...
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .processes import Processes
+from .storage import PARTIAL, SCRATCH
 
 if TYPE_CHECKING:
     from .plan import Plan, Step
@@ -102,4 +103,11 @@ class Job:
 
     def workdir(self, step: Step) -> Path:
         """Folder a running step writes into; the pipeline gives it its final name when the step is done."""
-        return self.folder / f"{step.name}.partial"
+        return self.folder / f"{step.name}{PARTIAL}"
+
+    def scratch(self, step: Step) -> Path:
+        """Folder for what a running step resumes from when it is interrupted; no part of its result.
+
+        It is there until the step is published: whatever is lost before can be made again from it.
+        """
+        return self.workdir(step) / SCRATCH

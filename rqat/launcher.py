@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RqatError, RunError
+from .errors import DiskError, RqatError, RunError
 from .job import Bar, Job, Progress
 from .processes import WorkerFailed
 from .quiet import hush
@@ -170,7 +170,10 @@ def _cause(error: ChildFailedError, count: int, folder: Path) -> Exception:
         return RunError(f"{name} was killed.", hint=hint)
     if not killed and told:
         data = said[rank]
-        return RqatError(data["message"], hint=data["hint"]) if "hint" in data else WorkerFailed(data["message"])
+        if "hint" not in data:
+            return WorkerFailed(data["message"])
+        kind = DiskError if codes[rank] == DiskError.exit_code else RqatError
+        return kind(data["message"], hint=data["hint"])
     printed = "".join(path.read_text(errors="replace") for path in folder.glob(f"*/attempt_0/{rank}/std*.log"))
     return WorkerFailed(f"{printed[-SHOWN:]}\n{name} ended with exit code {codes[rank]}.")
 

@@ -19,6 +19,9 @@ OPTIMIZERS = {
 """Classes of torch.optim that can train quantized weights, and whether layers are trained as one flat tensor, which is
 much faster, and the same for an optimizer that treats every number by itself."""
 
+MOMENTS = {"SGD": 0, "Adagrad": 1, "RMSprop": 1, "Adafactor": 0, "ASGD": 1}
+"""Numbers that they keep for every trained one; those not named here keep two, and Adafactor next to none."""
+
 UNSUITABLE = {
     "LBFGS": "it needs a closure",
     "Muon": "it orthogonalizes matrices",

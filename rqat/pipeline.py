@@ -5,17 +5,19 @@
       02-quantize-gptq.partial/   a step that was interrupted; it resumes from what is there
       summary.json  report.html  manifest.json      the run's own, rewritten whenever a step was run
 
-A step is kept when a manifest in the folder carries the fingerprint that the plan gives it and every file still has the
-hash written there; see `run_folder`. A damaged step is set aside and done again.
+A step is kept when a manifest in the folder carries the fingerprint that the plan gives it and every file is still what
+was written; see `run_folder` and `intact`. A damaged step is set aside and done again.
+
+What an interrupted step resumes from (`.resume` in its folder) goes only when the step has its final name, so that at
+no moment there is neither the one nor the other.
 """
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -24,17 +26,18 @@ from typing import Any
 
 from . import __version__
 from .errors import RunError
+from .intact import damaged, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
-from .run_folder import MANIFEST, MARK, fates, settle
+from .run_folder import MANIFEST, MARK, SUMMARY, fates, settle
+from .run_lock import LOCK, only_one
 from .stage import Step
 from .stages import stages, work_of
-from .storage import explained, publish, read_json, sha256_of, write_json
+from .storage import SCRATCH, explained, publish, read_json, sweep, write_json
 
 LIBRARIES = ("torch", "transformers", "trl")
 
-LOCK = ".lock"
-OWN_FILES = frozenset({LOCK, MANIFEST, "summary.json", "report.html"})
+OWN_FILES = frozenset({LOCK, MANIFEST, SUMMARY, "report.html"})
 """What a run folder may hold besides the folders of steps."""
 
 
@@ -70,8 +73,9 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
     """
     if job.workers > 1:
         check_processes(job.workers, job.device)
-    with _only_one(job.folder):
+    with only_one(job.folder):
         _refuse_foreign_folder(job)
+        sweep(job.folder)
         if fresh:
             _clear(job)
         outcome = Outcome()
@@ -80,39 +84,17 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
         for line in outcome.aside:
             log.warning("Set aside: %s", line)
         _tell_versions(job)
+        results = _Results(job, outcome)
         for step in job.plan.steps:
-            if _is_done(job, step):
-                outcome.skipped.append(step.name)
-            else:
-                _run_step(job, step)
-                outcome.ran.append(step.name)
+            results.make(step)
             if step.name == until:
                 break
-        outcome.summary = read_json(job.folder / "summary.json") or {}
+        outcome.summary = read_json(job.folder / SUMMARY) or {}
         if outcome.ran or outcome.aside or not outcome.summary:
             from .report import write
 
             outcome.summary = write(job)
         return outcome
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Creates the folder if need be and holds its lock, which ends with the process however that ends."""
-    created = not folder.exists()
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / LOCK).open("w")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"'{folder}' is in use by another rqat process.", hint="Wait for it, or use -o.") from error
-        try:
-            yield
-        finally:
-            if created and [entry.name for entry in folder.iterdir()] == [LOCK]:
-                shutil.rmtree(folder)
 
 
 def _refuse_foreign_folder(job: Job) -> None:
@@ -158,41 +140,71 @@ def _tell_versions(job: Job) -> None:
         log.warning("Finished steps are kept that were made with %s; --fresh makes all anew.", changed)
 
 
-def _is_done(job: Job, step: Step) -> bool:
+class _Results:
+    """The results of the steps of a run, made where they are not there.
+
+    Args:
+        outcome: what was run and what was not is noted there.
+    """
+
+    def __init__(self, job: Job, outcome: Outcome) -> None:
+        self.job, self.outcome = job, outcome
+        self.sound: set[str] = set()
+        """Steps whose files are known to be what was written, byte for byte."""
+
+    def make(self, step: Step) -> None:
+        """Does a step unless its result is there; what is read for that is compared byte for byte before."""
+        if _is_done(self.job, step, whole=False):
+            self.outcome.skipped.append(step.name)
+            return
+        self._do(step)
+
+    def _do(self, step: Step) -> None:
+        (self.job.folder / SUMMARY).unlink(missing_ok=True)  # its report is of other results
+        for name in step.inputs.values():
+            before = self.job.plan.step(name)
+            if name not in self.sound and not _is_done(self.job, before, whole=True):
+                self.outcome.skipped = [other for other in self.outcome.skipped if other != name]
+                self._do(before)
+            self.sound.add(name)
+        _run_step(self.job, step)
+        self.sound.add(step.name)
+        self.outcome.ran.append(step.name)
+
+
+def _is_done(job: Job, step: Step, *, whole: bool) -> bool:
+    """Whether a step's result is there and sound; one that is not is set aside.
+
+    Args:
+        whole: read every file to its end; else look at the stamps only.
+    """
     folder = job.result_of(step.name)
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
         return False
-    damaged = _damaged(folder, manifest)
-    if not damaged:
-        return True
-    aside = job.folder / f".damaged-{step.name}-{int(time.time())}"
-    log.warning(
-        "%s: %s changed since it was written; set aside as %s and done again.", step.name, damaged[0], aside.name
-    )
-    folder.replace(aside)
+    with explained(folder):
+        wrong = damaged(folder, manifest, whole=whole)
+        if not wrong:
+            shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # ended while it was being removed
+            return True
+        aside = job.folder / f".damaged-{step.name}-{int(time.time())}"
+        log.warning(
+            "%s: %s changed since it was written; set aside as %s and done again.", step.name, wrong[0], aside.name
+        )
+        folder.replace(aside)
     return False
 
 
-def _damaged(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    """Files of a finished step that are not what its manifest says."""
-    return [
-        name
-        for name, digest in manifest["files"].items()
-        if not (folder / name).is_file() or sha256_of(folder / name) != digest
-    ]
-
-
 def _run_step(job: Job, step: Step) -> None:
-    work = job.workdir(step)
+    work, final = job.workdir(step), job.result_of(step.name)
     fingerprint = job.plan.fingerprint(step)
     with explained(work):
         manifest = read_json(work / MANIFEST)  # there when it was interrupted while being published
-        if manifest and manifest["fingerprint"] == fingerprint and not _damaged(work, manifest):
-            (work / MARK).unlink(missing_ok=True)
-            publish(work, job.result_of(step.name))
+        if manifest and manifest["fingerprint"] == fingerprint and not damaged(work, manifest, whole=True):
+            _publish(work, final)
             return
         work.mkdir(exist_ok=True)
+        sweep(work)
         (work / MANIFEST).unlink(missing_ok=True)
         write_json(work / MARK, {"fingerprint": fingerprint})
     log.info("%s", step.name)
@@ -201,8 +213,7 @@ def _run_step(job: Job, step: Step) -> None:
     with explained(work):
         with heard() as told:
             results = run_stage(job, step)
-        written = (path for path in sorted(work.rglob("*")) if path.is_file() and path != work / MARK)
-        files = {str(path.relative_to(work)): sha256_of(path) for path in written}
+        written = sealed(work, without={MARK})
         write_json(
             work / MANIFEST,
             {
@@ -213,15 +224,21 @@ def _run_step(job: Job, step: Step) -> None:
                 "facts": job.plan.facts(step),
                 "results": results,
                 "told": told,
-                "files": files,
+                **written,
                 "seconds": round(time.perf_counter() - clock, 3),
                 "started": started.isoformat(timespec="seconds"),
                 "rqat": __version__,
                 "versions": _versions(),
             },
         )
-        (work / MARK).unlink()
-    publish(work, job.result_of(step.name))
+        _publish(work, final)
+
+
+def _publish(work: Path, final: Path) -> None:
+    """Gives a finished step its name, and only then removes what it could have resumed from."""
+    (work / MARK).unlink(missing_ok=True)
+    publish(work, final)
+    shutil.rmtree(final / SCRATCH, ignore_errors=True)
 
 
 def run_stage(job: Job, step: Step) -> dict[str, Any]:

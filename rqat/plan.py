@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -12,16 +12,17 @@ from typing import Any
 
 from . import __version__
 from .cards import Card, Kind
+from .contracts.options import graders_of, parts_of
 from .errors import RecipeError, RqatError
-from .facts import model_facts, part_facts, settings_facts
+from .facts import card_facts, model_facts, part_facts, settings_facts
 from .grids import scheme_problems
 from .keys import Keys, ModelKeys, PluginKeys
 from .model.config import ModelConfig
 from .problems import Place
 from .recipe import LoadedRecipe, RecipeKeys
-from .registry import Registry, parts_of
+from .registry import Registry
 from .scheme import DEFAULT, Scheme, Schemes
-from .stage import BASE, Stage, Step, Use, bare_name
+from .stage import BASE, Making, Stage, Step, Use, bare_name
 from .stages import stages
 from .storage import fingerprint_of
 
@@ -82,7 +83,9 @@ class Plan:
             "inputs": {role: self.fingerprint(self.step(name)) for role, name in sorted(step.inputs.items())},
         }
         if stage.of_scheme:
-            facts["scheme"] = self.scheme.facts()
+            grids = dict.fromkeys(scheme.grid for scheme in self.scheme.different)
+            cards = [Registry.current().card("grid", name) for name in grids]
+            facts["scheme"] = self.scheme.facts() | {"grids": [card_facts(card) for card in cards]}
         return facts
 
     def fingerprint(self, step: Step) -> str:
@@ -90,13 +93,16 @@ class Plan:
         return fingerprint_of(self.facts(step))
 
 
-def build_plan(loaded: LoadedRecipe, registry: Registry) -> Plan:
+def build_plan(loaded: LoadedRecipe, registry: Registry, only: Callable[[Making], None] | None = None) -> Plan:
     """Turns a recipe into steps.
+
+    Args:
+        only: adds the steps, in place of those that the stages add for a whole recipe.
 
     Raises:
         RecipeError: every name nobody registered, every wrong option, every contradiction, with file and line.
     """
-    return _Making(loaded, registry).plan()
+    return _Making(loaded, registry).plan(only)
 
 
 class _Making:
@@ -112,8 +118,8 @@ class _Making:
         self.made: dict[str, str] = {}
         self.last = BASE
 
-    def plan(self) -> Plan:
-        """All stages' steps.
+    def plan(self, only: Callable[[Making], None] | None = None) -> Plan:
+        """All stages' steps, or those that `only` adds.
 
         Raises:
             RecipeError: see `build_plan`.
@@ -122,14 +128,14 @@ class _Making:
         if not re.fullmatch(r"\w[\w.-]*", self.recipe.name):
             allowed = "it names a folder: letters, digits, '.', '_' and '-'"
             self.problem(f"{self.place.at('name')}: '{self.recipe.name}' cannot be a name; {allowed}.")
-        for stage in stages().values():
-            stage.add(self)
+        for add in [only] if only else [stage.add for stage in stages().values()]:
+            add(self)
         if self._problems or scheme is None:
             raise RecipeError(list(dict.fromkeys(self._problems)))
         used: set[str] = set()
         kept: list[Step] = []
         for step in reversed(self._steps):  # a step's inputs stand before it
-            if step.name in used or not stages()[step.stage].only_if_used:
+            if step.name in used or only or not stages()[step.stage].only_if_used:
                 kept.insert(0, step)
                 used.update(step.inputs.values())
         return Plan(self.recipe, scheme, numbered(kept), self.place)
@@ -215,6 +221,9 @@ class _Making:
         for _, _, part in parts_of(use.options):
             card = self._registry.card("source", part.source)
             parts.append((self._with_parts(Use(card, self._registry.options(card, part.options))), part.weight))
+        for _, task in graders_of(use.options):
+            card = self._registry.card("task", task)
+            parts.append((Use(card, self._registry.options(card, {})), 1.0))
         return replace(use, parts=tuple(parts))
 
 

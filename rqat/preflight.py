@@ -14,25 +14,35 @@ from .errors import RqatError
 from .estimate import Estimate, Sizes, bits_of
 from .facts import files_of
 from .figures import size
-from .grids import cost_notes, part_problems
+from .grids import bits_per_weight, cost_notes, part_problems
 from .keys import PluginKeys
 from .model.config import ModelConfig, read_config
 from .model.extras import check_checkpoint, remarks
+from .model.layers import EMBEDDING
 from .plan import Plan
 from .registry import Registry
+from .run_folder import begun, fates
 from .stage import ORDER, Finding, Look, Step, Use
 from .stages import stages, work_of
+from .storage import size_of
 
 __all__ = ["Finding", "bits", "estimate", "preflight", "read_data"]
 
 
 def preflight(
-    plan: Plan, *, folder: Path | None = None, offline: bool = False, device: str = "cpu", processes: int = 1
+    plan: Plan,
+    *,
+    folder: Path | None = None,
+    fresh: bool = False,
+    offline: bool = False,
+    device: str = "cpu",
+    processes: int = 1,
 ) -> list[Finding]:
     """Looks at a plan, the model's files, the data files and the disk; errors first.
 
     Args:
         folder: the run folder, for the check of disk space; None leaves it out.
+        fresh: what the folder holds is thrown away before.
         offline: nothing may be fetched.
         device: "cpu" or "cuda", for the memory estimate.
         processes: how many train together.
@@ -48,7 +58,10 @@ def preflight(
         findings += stages()[step.stage].check(step, look)
     if config is not None:
         findings += _model(plan, config)
-        findings += _room(estimate(plan, config, device, offline=offline, processes=processes), folder, device)
+        estimates = estimate(plan, config, device, offline=offline, processes=processes)
+        findings += _memory(estimates, device)
+        if folder is not None:
+            findings += _room(plan, estimates, folder, fresh=fresh)
     findings += _files(plan)
     findings += _domains(plan)
     findings += _grids(plan)
@@ -98,7 +111,7 @@ def estimate(
         offline: nothing may be fetched, config.json of a teacher included.
         processes: how many train together; memory is that of one of them.
     """
-    sizes = Sizes(plan.model, config, plan.scheme, device, offline, processes)
+    sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes)
     return [Estimate.of(step.name, stages()[step.stage].estimate(step, plan, sizes)) for step in plan.steps]
 
 
@@ -122,7 +135,7 @@ def bits(plan: Plan, config: ModelConfig) -> tuple[float, float] | None:
         ModelError: layers cannot be quantized as asked.
     """
     making = [step for step in plan.steps if stages()[step.stage].makes_model]
-    return bits_of(plan.schemes(making[0], config), config) if making else None
+    return bits_of(plan.schemes(making[0], config), config, bits_per_weight) if making else None
 
 
 def _model(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
@@ -140,13 +153,11 @@ def _model(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
         yield Finding(problem.level, f"{place}: {problem.text}", problem.hint)
 
 
-def _room(estimates: Sequence[Estimate], folder: Path | None, device: str) -> Iterator[Finding]:
-    """The largest memory and the disk space, against what there is."""
+def _memory(estimates: Sequence[Estimate], device: str) -> Iterator[Finding]:
+    """The largest memory, against what there is, and the disk space of the whole plan."""
     if not estimates:
         return
-    largest = max(estimates, key=lambda found: found.memory_bytes)
-    disk = sum(found.disk_bytes for found in estimates)
-    disk += max(found.disk_peak_bytes - found.disk_bytes for found in estimates)
+    largest, disk = max(estimates, key=lambda found: found.memory_bytes), _disk(estimates)
     text = f"about {size(largest.memory_bytes)} of memory at {largest.step}, {size(disk)} of disk in all (estimates)."
     available = _available_bytes() if device == "cpu" else None
     if available is not None and largest.memory_bytes > available:
@@ -154,12 +165,36 @@ def _room(estimates: Sequence[Estimate], folder: Path | None, device: str) -> It
         yield Finding("warning", f"{text} This machine has {size(available)} of memory free.", fix)
     else:
         yield Finding("note", text)
-    if folder is not None:
-        there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
-        free = shutil.disk_usage(there).free
-        if disk > free:
-            fix = "Free some space or choose another folder with -o."
-            yield Finding("error", f"'{folder}' needs about {size(disk)}; {size(free)} are free there.", fix)
+
+
+def _disk(estimates: Sequence[Estimate]) -> int:
+    """Disk space that steps take, in bytes: their results, and what the largest needs meanwhile."""
+    meanwhile = max((found.disk_peak_bytes - found.disk_bytes for found in estimates), default=0)
+    return sum(found.disk_bytes for found in estimates) + meanwhile
+
+
+def _room(plan: Plan, estimates: Sequence[Estimate], folder: Path, *, fresh: bool) -> Iterator[Finding]:
+    """The disk space that is still to be taken, against what is free: what lies in the run folder already counts."""
+    there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(there).free
+    needed = _disk(estimates)
+    if needed > free and folder.is_dir():
+        needed = needed - size_of(folder) if fresh else _disk_left(plan, estimates, folder)
+    if needed > free:
+        fix = "Free some space or choose another folder with -o."
+        yield Finding("error", f"'{folder}' needs about {size(needed)} more; {size(free)} are free there.", fix)
+
+
+def _disk_left(plan: Plan, estimates: Sequence[Estimate], folder: Path) -> int:
+    """Disk space for the steps that a run folder does not hold yet, less what their unfinished folders hold."""
+    kept = {fate.step for fate in fates(plan, folder) if fate.state == "kept"}
+    left = [found for found in estimates if found.step not in kept]
+    taken = 0
+    for found in left:
+        partial = begun(plan, plan.step(found.step), folder)
+        if partial is not None:
+            taken += min(size_of(partial), found.disk_peak_bytes)
+    return _disk(left) - taken
 
 
 def _files(plan: Plan) -> Iterator[Finding]:
@@ -183,7 +218,7 @@ def _domains(plan: Plan) -> Iterator[Finding]:
         if "source" in step.parts:
             if domain := _domain(step.parts["source"]):
                 learned[stages()[step.stage].label(step)] = domain
-        elif "task" in step.parts and (domain := _domain(step.parts["task"])):
+        elif "task" in step.parts and (domain := step.parts["task"].card.domain):
             evaluated[step.parts["task"].card.name] = domain
     mixed = len(set(learned.values())) > 1
     missed = evaluated and learned and not set(learned.values()) & set(evaluated.values())
@@ -195,9 +230,9 @@ def _domains(plan: Plan) -> Iterator[Finding]:
 
 def _domain(use: Use) -> str:
     """Domain of a part; of a mixture, that of its heaviest part."""
-    if use.card.domain or not use.parts:
+    if use.card.domain or not use.sources:
         return use.card.domain
-    return _domain(max(use.parts, key=lambda part: part[1])[0])
+    return _domain(max(use.sources, key=lambda part: part[1])[0])
 
 
 def _grids(plan: Plan) -> Iterator[Finding]:
@@ -239,6 +274,9 @@ def context_of(step: Step, look: Look) -> Context:
     except RqatError:
         # Which another step tells; every scheme is looked at, on no layer in particular.
         schemes = {str(number): scheme for number, scheme in enumerate(look.plan.scheme.different)}
+    exporter = step.parts.get("exporter")
+    if exporter is not None and not exporter.card.embedding:
+        schemes = {name: scheme for name, scheme in schemes.items() if name != EMBEDDING}
     return Context(
         settings=_settings(step),
         schemes=schemes,

@@ -14,7 +14,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +24,8 @@ from pydantic import ValidationError
 
 from . import hookspecs
 from .cards import KINDS, Card, Kind, kind_of, registrar
-from .contracts import Options, Part, Quantizer, Source, Transform
+from .contracts import Comparison, Options, Part, Quantizer, Source, Task, Transform
+from .contracts.options import graders_of, parts_of
 from .discovery import BrokenPlugin, Discovery, Plugin, one_line
 from .errors import PluginError, RecipeError, UnknownName, nearest
 from .problems import Place, problems_of
@@ -33,7 +34,7 @@ from .stages import reserved_keys
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["BUILTIN", "KINDS", "BrokenPlugin", "Card", "Kind", "Registry", "parts_of"]
+__all__ = ["BUILTIN", "KINDS", "BrokenPlugin", "Card", "Kind", "Registry"]
 
 BUILTIN = (
     "rqat_uniform",
@@ -46,11 +47,14 @@ BUILTIN = (
     "rqat_grpo",
     "rqat_rewards",
     "rqat_data",
+    "rqat_traces",
     "rqat_arith",
     "rqat_math",
+    "rqat_kl",
     "rqat_compressed_tensors",
     "rqat_gptq_format",
     "rqat_bf16",
+    "rqat_native",
 )
 """Modules of the plugins that come with rqat; their names are reserved."""
 
@@ -215,12 +219,18 @@ class Registry:
                 problems += error.problems
             except (UnknownName, PluginError) as error:
                 problems.append(str(error))
+        for name, task in graders_of(options):
+            try:
+                if self.card("task", task, place.at(name)).compares:
+                    problems.append(f"{place.at(name)}: '{task}' compares models; it grades no completion.")
+            except (UnknownName, PluginError) as error:
+                problems.append(str(error))
         if problems:
             raise RecipeError(problems)
         return options
 
     def make(self, card: Card, options: Options, produced: Produced = ()) -> Any:
-        """Imports the class behind a card and builds it; a source made of others gets them through `combine`.
+        """Imports the class behind a card and builds it; what is made of sources gets them through `combine`.
 
         Args:
             produced: for sources that ask for the model, where they have written their rows.
@@ -228,9 +238,9 @@ class Registry:
         made = self.load_class(card)(options)
         if card.kind == "source":
             made.folder = next((folder for *own, folder in produced if own == [card, options]), None)
-            parts = [part for _, _, part in parts_of(options)]
-            if parts:
-                made.combine([self._make_part(part, produced) for part in parts])
+        parts = [part for _, _, part in parts_of(options)]
+        if parts:
+            made.combine([self._make_part(part, produced) for part in parts])
         return made
 
     def load_class(self, card: Card) -> type:
@@ -277,6 +287,11 @@ class Registry:
         if issubclass(found, Transform) and card.hooks != (found.attach is not Transform.attach):
             raise PluginError(
                 f"{card} registers hooks={card.hooks}, but its class {'has no' if card.hooks else 'has an'} `attach`.",
+                hint="Make the two agree.",
+            )
+        if issubclass(found, Task) and bool(card.compares) != issubclass(found, Comparison):
+            raise PluginError(
+                f"{card} registers compares={card.compares}, its class is {'no' if card.compares else 'a'} Comparison.",
                 hint="Make the two agree.",
             )
         if issubclass(found, Source) and card.model != (found.produce is not Source.produce):
@@ -382,10 +397,3 @@ def _command_problem(error: Exception) -> str:
             "or leave out `from __future__ import annotations`"
         )
     return one_line(error)
-
-
-def parts_of(options: Options) -> Iterator[tuple[str, int, Part]]:
-    """Every `rqat.Part` in a source's options, with the option's name and its index."""
-    for name, value in options:
-        if isinstance(value, (list, tuple)):
-            yield from ((name, index, part) for index, part in enumerate(value) if isinstance(part, Part))

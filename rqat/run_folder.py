@@ -18,10 +18,13 @@ from typing import Any, Literal, Protocol
 
 from .errors import UnknownName
 from .facts import difference
+from .intact import MANIFEST
 from .stage import Step, bare_name
 from .storage import PARTIAL, read_json
 
-MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
+"""Of a run, written last: without it the run's report is still to be written."""
+
 MARK = ".step.json"
 """In an unfinished folder: the fingerprint of the step that may resume from it."""
 
@@ -89,7 +92,7 @@ def fates(plan: Planned, folder: Path, *, redo: Collection[str] = ()) -> list[Fa
 
 def _not_there(plan: Planned, step: Step, folder: Path, finished: dict[str, Path], wanted: set[str]) -> Fate:
     """The fate of a step whose result is not there: what was done in its place, and in what that differs."""
-    if any(_mark(partial) == plan.fingerprint(step) for partial in _partial(folder)):
+    if begun(plan, step, folder) is not None:
         return Fate(step.name, "new", "interrupted; resumes")
     others = [path for fingerprint, path in finished.items() if fingerprint not in wanted]
     before = next((path for path in others if _bare(path) == bare_name(step.name) and path.parent == folder), None)
@@ -97,6 +100,12 @@ def _not_there(plan: Planned, step: Step, folder: Path, finished: dict[str, Path
         return Fate(step.name, "new")
     changes = difference((read_json(before / MANIFEST) or {}).get("facts", {}), plan.facts(step))
     return Fate(step.name, "again", "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else ""))
+
+
+def begun(plan: Planned, step: Step, folder: Path) -> Path | None:
+    """The unfinished folder that a step resumes from; None where there is none."""
+    fingerprint = plan.fingerprint(step)
+    return next((partial for partial in _partial(folder) if _mark(partial) == fingerprint), None)
 
 
 def dependents(plan: Planned, names: Collection[str]) -> set[str]:
@@ -140,16 +149,24 @@ def settle(plan: Planned, folder: Path, chosen: list[Fate]) -> list[str]:
         elif path.suffix == PARTIAL and not any(inner.name != MARK for inner in path.iterdir()):
             _empty(path)
         else:
+            (folder / SUMMARY).unlink(missing_ok=True)  # its report is of other results
             shelf.mkdir(parents=True, exist_ok=True)
             path.replace(shelf / name)
             told.append(f"{name} is now {shelf.relative_to(folder)}/{name}")
     # By way of names that no step has: 04 may become 05 while there is a 05 that becomes 06.
     away = {path: name for path, name in keep.items() if path.name != name or path.parent != folder}
+    if away:
+        (folder / SUMMARY).unlink(missing_ok=True)
     for path, name in away.items():
         path.replace(folder / f"{MOVING}{name}")
     for name in away.values():
         (folder / f"{MOVING}{name}").replace(folder / name)
     return told
+
+
+def finished_steps(folder: Path) -> list[Path]:
+    """Folders of the finished steps of a run, in order; none where it is no run."""
+    return [path for path in _steps_in(folder) if path.suffix != PARTIAL and (path / MANIFEST).is_file()]
 
 
 def _finished(folder: Path) -> dict[str, Path]:

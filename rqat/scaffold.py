@@ -228,7 +228,8 @@ def _tests(cards: Sequence[Card], names: Mapping[str, str]) -> str:
         lines = ["", ""]
         if needed:
             lines.append(f'@pytest.mark.skip(reason="set options below, then remove this line: {", ".join(needed)}")')
-        lines.append(f"class Test{title}{card.kind.capitalize()}(rqat.testing.{card.kind.capitalize()}Suite):")
+        suite = "Comparison" if card.compares else card.kind.capitalize()
+        lines.append(f"class Test{title}{card.kind.capitalize()}(rqat.testing.{suite}Suite):")
         lines.append(f'    name = "{names[card.name]}"')
         if needed:
             lines.append(f"    options = {{{', '.join(f'{option!r}: ...' for option in needed)}}}".replace("'", '"'))

@@ -78,11 +78,17 @@ class Scheme(BaseModel):
         """Whether a row of `in_features` weights splits into whole groups."""
         return self.group == ROW or in_features % self.group == 0
 
-    def bits_per_weight(self) -> float:
-        """Stored bits per weight with a 16-bit scale and a packed zero point per group (rows count as 0 overhead)."""
+    def bits_per_weight(self, zero_bits: int | None = None) -> float:
+        """Stored bits per weight with a 16-bit scale and a packed zero point per group (rows count as 0 overhead).
+
+        Args:
+            zero_bits: of a zero point, which its grid knows (`rqat.grids.bits_per_weight`); None is those of a code, or
+                none where it is symmetric.
+        """
         if self.group == ROW:
             return float(self.bits)
-        return self.bits + (16 + (0 if self.symmetric else self.bits)) / self.group
+        zero = zero_bits if zero_bits is not None else 0 if self.symmetric else self.bits
+        return self.bits + (16 + zero) / self.group
 
     def __str__(self) -> str:
         group = "-row" if self.group == ROW else f"g{self.group}"

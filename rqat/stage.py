@@ -61,8 +61,8 @@ class Use:
     """A part with its validated options.
 
     Attributes:
-        parts: of a source made of others: those, with their weights, in order; of an objective that is trained on
-            rewards: the rewards, with their weights, in order.
+        parts: of a source made of others: those, with their weights, in order, and then the tasks whose graders it
+            uses; of an objective that is trained on rewards: the rewards, with their weights, in order.
         place: where its options are written.
     """
 
@@ -70,6 +70,11 @@ class Use:
     options: Options
     parts: tuple[tuple[Use, float], ...] = ()
     place: Place = field(default_factory=Place, compare=False)
+
+    @property
+    def sources(self) -> list[tuple[Use, float]]:
+        """The sources among its parts, with their weights."""
+        return [(part, weight) for part, weight in self.parts if part.card.kind == "source"]
 
     def all(self) -> Iterator[Use]:
         """Itself and, at any depth, the parts it is made of."""

@@ -6,22 +6,40 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import RqatError, RunError
+from .errors import DiskError, RqatError, RunError
 
 PARTIAL = ".partial"
 """Suffix of a folder that is still being written; its contents may be resumed from, and are never read as a result."""
+
+SCRATCH = ".resume"
+"""Folder within a step's own that an interrupted step resumes from; removed once the step is published, no sooner."""
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""What a full or failing disk is reported with."""
+
+HEAD_BYTES = 1 << 16
+"""Of a file that are looked at to tell, without reading all of it, whether it is still the same."""
 
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_of(path: Path) -> dict[str, Any]:
+    """What tells a file that nobody has touched: its size in bytes, its time in ns, and the sha256 of its head."""
+    found = path.stat()
+    with path.open("rb") as file:
+        head = hashlib.sha256(file.read(HEAD_BYTES)).hexdigest()
+    return {"bytes": found.st_size, "modified_ns": found.st_mtime_ns, "head": head}
 
 
 def fingerprint_of(value: Any) -> str:
@@ -83,16 +101,36 @@ def _line(row: Any) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def sync_folder(folder: Path) -> None:
-    """Flushes every file of a folder, and the folder itself, to disk."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_symlink():
-            continue
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def sync_file(path: Path) -> None:
+    """Flushes a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path, *, deep: bool = True) -> None:
+    """Flushes every file of a folder, and the folder itself, to disk; the folder alone unless `deep`."""
+    for path in [*(folder.rglob("*") if deep else ()), folder]:
+        if not path.is_symlink():
+            sync_file(path)
+
+
+def sweep(folder: Path) -> None:
+    """Removes temporary files that an ended process has left in a folder: ours and those of safetensors."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".tmp*")]:
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 where there is none."""
+    found = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # it went away meanwhile
+            found += path.lstat().st_size if path.is_file() else 0
+    return found
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -108,6 +146,7 @@ def publish(partial: Path, final: Path) -> None:
         if final.exists():
             shutil.rmtree(final)
         partial.replace(final)
+        sync_file(final.parent)
 
 
 def writable_folder(folder: Path, overwrite: bool) -> Path:
@@ -127,25 +166,46 @@ def explained(path: Path) -> Iterator[None]:
     """Turns refusals of the operating system while writing under `path` into errors that say what to do."""
     try:
         yield
-    except OSError as error:
-        found = _explanation(path, error.errno)
-        if found is None:
-            raise
-        raise found from error
     except RqatError:
         raise
     except Exception as error:
-        # safetensors and torch report a full disk with exceptions of their own, some of which do not name the cause.
-        if "No space left" in str(error) or _is_full(path):
-            raise _explanation(path, errno.ENOSPC) from error  # type: ignore[misc]
-        raise
+        found = next(filter(None, (_explanation(path, code) for code in _codes(error))), None)
+        if found is None and _is_full(path):  # whatever a library makes of that
+            found = _explanation(path, errno.ENOSPC)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _codes(error: BaseException) -> Iterator[int]:
+    """What the operating system has refused with, in an error and in those that led to it.
+
+    safetensors, torch and others report it with exceptions of their own, which have it as text only.
+    """
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or one in seen:
+            continue
+        seen.append(one)
+        if isinstance(one, OSError) and one.errno is not None:
+            yield one.errno
+        yield from (int(code) for code in re.findall(r"(?:os error|Errno) (\d+)", str(one)))
+        yield from (code for code in DISK if os.strerror(code) in str(one))
+        waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
 
 
 def _explanation(path: Path, code: int | None) -> RunError | None:
     if code in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(
+        return DiskError(
             f"'{path}' cannot be written: the disk is full.",
             hint="Free some space or choose another folder with -o; the same command then resumes.",
+        )
+    if code == errno.EIO:
+        return DiskError(
+            f"'{path}' cannot be read or written: the disk fails ({os.strerror(code)}).",
+            hint="Mend it, or move the folder to another disk; the same command then resumes.",
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunError(f"'{path}' cannot be written: permission denied.", hint="Choose another folder with -o.")

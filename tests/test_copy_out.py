@@ -55,6 +55,8 @@ def options_for(folder: Path) -> dict[str, dict[str, object]]:
         "source text": {"path": str(folder / "text.txt")},
         "source gsm8k": {"path": str(folder)},
         "source mix": {"parts": [{"source": "text", "path": str(folder / "text.txt")}]},
+        "source traces": {"prompts": [{"source": "arith"}], "limit": 4, "max_new_tokens": 64},
+        "task kl": {"rows": [{"source": "arith"}]},
         "task math500": {"data": str(folder / "math500.jsonl")},
         "task gsm8k": {"data": str(folder / "test.jsonl")},
     }

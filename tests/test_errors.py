@@ -53,7 +53,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "here")
 
 
-def refused(*arguments: object, says: Sequence[str], leaves: Sequence[str] = ()) -> str:
+def refused(*arguments: object, says: Sequence[str], leaves: Sequence[str] = (), code: int = 2) -> str:
     """Runs a command that must be refused, with a message holding all of `says`; returns what it wrote on stderr.
 
     Args:
@@ -61,7 +61,7 @@ def refused(*arguments: object, says: Sequence[str], leaves: Sequence[str] = ())
     """
     result = CliRunner().invoke(build(), [str(argument) for argument in arguments])
     assert isinstance(result.exception, SystemExit), f"a bug, not a mistake: {result.exception!r}"
-    assert result.exit_code == 2, result.output
+    assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     assert result.stderr.count("Error:") == 1, result.stderr
     for words in says:
@@ -429,8 +429,8 @@ def test_disk_that_is_too_small_is_seen_before_any_work(model: Path, mounted: Pa
 
 
 def test_disk_that_runs_full(model: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rqat.preflight._room", lambda *arguments: [])  # which would see it coming
-    refused(*quantize(model, out=mounted / "out"), says=["the disk is full", str(mounted)])
+    monkeypatch.setattr("rqat.preflight._room", lambda *arguments, **_: [])  # which would see it coming
+    refused(*quantize(model, out=mounted / "out"), says=["the disk is full", str(mounted)], code=3)
     assert not (mounted / "out").exists()
 
 

@@ -44,7 +44,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("stage", "estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme", "figures", "errors"),
         *("batches", "optimizers", "storage"),
     ),
-    "facts": ("stage", "shapes", "keys", "contracts", "storage"),
+    "facts": ("stage", "cards", "shapes", "keys", "contracts", "storage"),
     "discovery": ("cards", "hookspecs", "errors"),
     "registry": ("discovery", "cards", "stages", "hookspecs", "contracts", "problems", "errors"),
     "grids": ("registry", "cards", "contracts", "scheme", "errors"),
@@ -63,6 +63,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("contracts", "scheme", "errors"),
     ),
     "preflight": (
+        *("run_folder", "storage"),
         *("grids", "plan", "facts", "stages", "stage", "estimate", "cards", "registry", "model", "shapes", "keys"),
         *("figures", "contracts", "errors"),
     ),
@@ -70,7 +71,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "cut_out": (),
     "scaffold": ("registry", "cards", "cut_out", "storage", "errors"),
     "testing": ("generation", "grids", "keys", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
-    "job": ("plan", "stage", "registry", "processes"),
+    "job": ("plan", "stage", "registry", "processes", "storage"),
     "works": (
         *("job", "plan", "recipe", "stage", "stages", "train", "packed", "model", "shapes", "evals", "storage"),
         *(
@@ -89,8 +90,13 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "report": ("job", "plan", "stages", "stage", "evals", "storage", "figures"),
     "launcher": ("quiet", "job", "stage", "processes", "storage", "errors"),
-    "run_folder": ("facts", "stage", "storage", "errors"),
-    "pipeline": ("run_folder", "launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
+    "intact": ("storage", "errors"),
+    "run_lock": ("storage", "errors"),
+    "run_folder": ("intact", "facts", "stage", "storage", "errors"),
+    "pipeline": (
+        *("intact", "run_lock", "run_folder"),
+        *("launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
+    ),
     "worker": ("quiet", "pipeline", "launcher", "job", "plan", "processes", "recipe", "registry", "storage", "errors"),
 }
 """For every part of rqat, the parts it may import. `cli` may import all of them; the version may be read by all.

@@ -20,9 +20,11 @@ class Options(rqat.Options):
         static_groups: fit every group's grid to the original weights, before the loop (true), or to the weights as the
             loop finds them when it reaches the group (false). Left out, it is true with `act_order`, which needs it,
             and false without.
-        clip: `mse` narrows the span of each group, by a fifth at most, to the one of least squared error, each input
-            feature weighted by how much of its error later columns cannot make up for; `minmax` spans every weight.
-            Grids other than the uniform one have a fit of their own.
+        clip: `mse` narrows the span of each group to the one of least squared error, each input feature weighted by how
+            much of its error later columns cannot make up for; `minmax` spans every weight. Grids other than the
+            uniform one have a fit of their own.
+        narrowest: share of the full span that `mse` may narrow it to. The search sees the weights before the loop,
+            which then adds to those still to come: a span that just fits the originals cuts them off.
     """
 
     damp: float = Field(default=0.01, ge=0, lt=1)
@@ -30,6 +32,7 @@ class Options(rqat.Options):
     act_order: bool = True
     static_groups: bool | None = None
     clip: Literal["minmax", "mse"] = "mse"
+    narrowest: float = Field(default=0.8, gt=0, le=1)
 
     @model_validator(mode="after")
     def _groups_fit_the_order(self) -> Options:

@@ -27,6 +27,13 @@ class Options(rqat.Options):
         epsilon: clip range of the probability ratio.
         epsilon_high: upper clip range; None is `epsilon` (0.28 in arXiv 2503.14476).
         mask_truncated: leave completions that did not end out of the loss.
+        rollouts: what writes the completions: engine is rqat's own, transformers the model's `generate`; auto is the
+            engine on CUDA where it knows the model, transformers elsewhere.
+        correction: how the difference between sampler and trainer is made up for: the ratio of their probabilities, of
+            each token or of the whole completion, multiplies the loss; above 3 it is cut to 3 (truncate) or counts
+            nothing (mask). token_truncate is truncated importance sampling (github.com/huggingface/trl/pull/3867).
+        gap_bound: warn when, at the 95 % quantile of a step's tokens, the log-probabilities of sampler and trainer are
+            further apart than this, in nats.
         patience: steps over which the three bounds below are judged.
         truncation_bound: stop when a larger share of completions was cut off, on average over `patience` steps.
         repetition_bound: stop when a larger share of completions ended in a loop.
@@ -41,6 +48,9 @@ class Options(rqat.Options):
     epsilon: float = Field(default=0.2, gt=0)
     epsilon_high: float | None = Field(default=None, gt=0)
     mask_truncated: bool = False
+    rollouts: Literal["auto", "engine", "transformers"] = "auto"
+    correction: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "token_truncate"
+    gap_bound: float = Field(default=0.2, gt=0)
     patience: int = Field(default=20, ge=1)
     truncation_bound: float = Field(default=0.9, ge=0, le=1)
     repetition_bound: float = Field(default=0.5, ge=0, le=1)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import transformers
 
 
+RATIO_BOUND = 3.0
+"""Largest ratio of the trainer's and the sampler's probability that counts; TRL's own default."""
+
+
 class Grpo(rqat.Objective):
     """Group-relative policy optimization without a reference model."""
 
@@ -41,12 +45,14 @@ class Grpo(rqat.Objective):
             mask_truncated_completions=options.mask_truncated,
             shuffle_dataset=False,
             disable_dropout=True,
-            # A model that went through another trainer may have it switched off in its config.
-            generation_kwargs={"use_cache": True},
+            vllm_importance_sampling_mode=options.correction,
+            vllm_importance_sampling_clip_max=RATIO_BOUND,
         )
+        assert training.rollouts is not None, "an objective that writes gets rollouts"
         return Trainer(
+            rollouts=training.rollouts,
             model=training.model,
-            reward_funcs=training.rewards,  # type: ignore[arg-type]
+            reward_funcs=training.rewards,
             args=config,
             train_dataset=training.rows,
             processing_class=training.tokenizer,

@@ -1,13 +1,15 @@
 """Puts the `rqat` command together; the way in is `main`.
 
-Everything a user can put right is an `RqatError`: one message, no traceback, exit code 2. Ctrl-C is 130. A bug keeps
-its traceback and is 1. Commands import what they need when they run, so that `rqat --help` needs no torch.
+Everything a user can put right is an `RqatError`: one message, no traceback, exit code 2, or 3 where the disk is full
+or failing. Ctrl-C is 130, SIGTERM 143, SIGHUP 129. A bug keeps its traceback and is 1. Commands
+import what they need when they run, so that `rqat --help` needs no torch.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,13 +24,13 @@ from ..discovery import add_paths
 from ..errors import PluginError, RqatError
 from ..processes import WorkerFailed, work_alone
 from ..quiet import quiet_imports
-from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes
+from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes, runs, traces
 
 if TYPE_CHECKING:
     from ..discovery import BrokenPlugin
     from ..registry import Registry
 
-RESUMABLE = frozenset({"qat", "quantize", "eval"})
+RESUMABLE = frozenset({"qat", "quantize", "eval", "traces"})
 """Commands that resume where they stopped when they are given again."""
 
 
@@ -77,11 +79,11 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except RqatError as error:
             raise typer.Exit(_report(error, verbose=bool(getattr(ctx.obj, "verbose", 0)))) from error
-        except KeyboardInterrupt as interrupt:
+        except KeyboardInterrupt as interrupt:  # or another signal: see `_end_by_signals`
             resumes = ctx.invoked_subcommand in RESUMABLE
             typer.echo(f"\nInterrupted.{' The same command resumes from here.' if resumes else ''}", err=True)
             _forget_interrupt()
-            raise typer.Exit(130) from interrupt
+            raise typer.Exit(_code(interrupt)) from interrupt
 
 
 def main() -> None:
@@ -90,6 +92,7 @@ def main() -> None:
     _prepare_environment(offline="--offline" in own, verbose=bool(ANYWHERE & {*own} - {"--offline"}))
     add_paths(_paths(own))
     sys.unraisablehook = _raise_again
+    _end_by_signals()
     try:
         work_alone()
         build()(prog_name="rqat")
@@ -99,9 +102,9 @@ def main() -> None:
     except WorkerFailed as failed:  # it has a traceback of its own
         typer.echo(failed, err=True)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:  # before the command was reached, while modules were being imported
+    except KeyboardInterrupt as interrupt:  # before the command was reached, while modules were being imported
         _forget_interrupt()
-        raise SystemExit(130) from None
+        raise SystemExit(_code(interrupt)) from None
 
 
 def build() -> typer.Typer:
@@ -146,9 +149,11 @@ def build() -> typer.Typer:
     app.command("quantize")(quantize.quantize)
     app.command("qat")(qat.qat)
     app.command("eval")(evaluate.evaluate)
+    app.command("traces")(traces.traces)
     app.command("generate")(generate.generate)
     app.command("plan")(plan.plan)
     app.add_typer(recipes.app(), name="recipes")
+    app.add_typer(runs.app(), name="runs")
     app.add_typer(plugins.app(), name="plugins")
     app.command("doctor")(doctor.doctor)
     registry.add_commands(app)
@@ -204,6 +209,22 @@ class _Lines(logging.Handler):
         typer.echo(f"{record.levelname.capitalize()}: {self.format(record)}", err=True)
 
 
+def _end_by_signals() -> None:
+    """Has SIGTERM, and SIGHUP unless `nohup` ignores it, end a command as Ctrl-C does, with an exit code of its own."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _code(interrupt: KeyboardInterrupt) -> int:
+    """Exit code of a process that a signal has ended; without its number it is Ctrl-C's."""
+    return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
 def _forget_interrupt() -> None:
     """Lets an interrupted process end with its own exit code.
 
@@ -214,13 +235,13 @@ def _forget_interrupt() -> None:
 
 
 def _raise_again(lost: Any) -> None:
-    """Gives Ctrl-C another try when it came within a finalizer or a callback, where Python drops every exception."""
+    """Gives a signal another try when it came within a finalizer or a callback, where Python drops every exception."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
-        import signal
         import threading
 
+        number = _code(lost.exc_value or KeyboardInterrupt()) - 128
         # To the main thread itself: a signal is what wakes it where it waits.
-        again = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        again = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number))
         again.daemon = True
         again.start()
     else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from .values import pairs
 
 if TYPE_CHECKING:
     from ..plan import Plan
+    from ..problems import KeyPath
     from ..registry import Registry
 
 OWN_FILES = frozenset({"results.json", "samples.jsonl"})
@@ -37,6 +39,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="[default: results/<task>-<model>]")
     ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="What a task that compares models (kl) compares with: before quantization."),
+    ] = None,
     backend: options.Backend = "auto",
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -50,12 +56,15 @@ def evaluate(
     if task.startswith("builtin:") or (Path(task) / "config.json").is_file():
         raise RqatError(f"'{task}' is a model; the task comes first.", hint=f"rqat eval {model} {task}")
     raw = pairs(changes or [], "--set") | ({} if data is None else {"data": data})
-    keys = task_keys(context.obj.registry, task, raw, limit=limit, batch=batch, backend=backend)
+    own = {"limit": limit, "batch": batch, "backend": backend, "original": original}
+    keys = task_keys(context.obj.registry, task, raw, **own)
+    flags: dict[KeyPath, str] = {("evaluate", 0, key): f"--set {key}" for key in raw}
+    flags |= {("evaluate", 0, key): f"--{key}" for key in ("data", "original")}
     plan = eval_plan(
         context.obj.registry,
         ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code),
         [keys],
-        flags={("evaluate", 0, key): "--data" if key == "data" else f"--set {key}" for key in raw},
+        flags=flags,
     )
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder)
@@ -63,7 +72,7 @@ def evaluate(
     check_data(plan, folder, context.obj.registry, fresh=True, offline=context.obj.offline)
     found = _run(plan, folder, context.obj.registry, offline=context.obj.offline)
     found["told"] = told
-    results = {"model": model, **found, "options": raw, "limit": limit}
+    results = {"model": model, **found, "options": raw, "limit": limit} | ({"original": original} if original else {})
     write_json(folder / "results.json", results)
     if as_json:
         display.print_json(results)
@@ -75,22 +84,25 @@ def evaluate(
 def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
     """Evaluates beside `out`, where an interrupted evaluation resumes, and moves the samples there; the figures."""
     from ..job import Job
+    from ..model.load import default_device
     from ..pipeline import run_pipeline
-    from .models import default_device
 
-    with work_beside(out, worth_keeping="*.partial/*.jsonl") as work:
+    with work_beside(out, worth_keeping="*.partial/.resume/*.jsonl") as work:
         only_our_bars()
         job = Job(plan, work, registry, device=default_device(), offline=offline, progress=display.Bars())
         run_pipeline(job)
-        made = job.result_of(plan.steps[0].name)
+        made = job.result_of(plan.steps[-1].name)
         results: dict[str, Any] = read_json(made / "results.json")
         with explained(out):
             out.mkdir(parents=True, exist_ok=True)
-            (made / "samples.jsonl").replace(out / "samples.jsonl")
+            shutil.copyfile(made / "samples.jsonl", out / "samples.jsonl")
         return results
 
 
 def _show(results: Mapping[str, Any]) -> None:
+    if "figures" in results:
+        _show_comparison(results)
+        return
     interval = f"{percent(results['low'])} to {percent(results['high'])}"
     rows = [
         ("accuracy", f"{percent(results['accuracy'])}, 95 % interval {interval} ({results['interval']})"),
@@ -111,8 +123,18 @@ def _show(results: Mapping[str, Any]) -> None:
             ("looping", percent(results["repetition"])),
             ("tokens", f"{results['mean_tokens']:.0f} on average"),
         ]
-    rows.append(("time", seconds(results["seconds"])))
-    typer.echo(f"{results['task']} on {results['model']}")
+    _print(f"{results['task']} on {results['model']}", [*rows, ("time", seconds(results["seconds"]))])
+
+
+def _show_comparison(results: Mapping[str, Any]) -> None:
+    original = f" beside {results['original']}" if "original" in results else ""
+    rows = [(name, f"{value:.6g}") for name, value in results["figures"].items()]
+    rows += [("rows", f"{results['n']} of {results['data']}, {results['tokens']} tokens counted")]
+    _print(f"{results['task']} of {results['model']}{original}", [*rows, ("time", seconds(results["seconds"]))])
+
+
+def _print(title: str, rows: Sequence[tuple[str, Any]]) -> None:
+    typer.echo(title)
     for name, value in rows:
         typer.echo(f"  {name:<14}{value}")
 

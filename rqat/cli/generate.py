@@ -32,11 +32,12 @@ def generate(
     import torch
     import transformers
 
-    from ..generation.backend import writer_for
+    from ..generation.backend import open_model, writer_for
     from ..generation.complete import Generator
     from ..generation.prompts import encode_prompts
     from ..generation.sampling import Sampling, context_length
-    from .models import load_any
+    from ..keys import ModelKeys
+    from ..model.load import default_device
 
     if prompt == "-":
         prompt = typer.get_text_stream("stdin").read()
@@ -44,9 +45,8 @@ def generate(
         raise DataError("The prompt is empty.", hint='Give one: rqat generate MODEL "What is 2 + 3?"')
     only_our_bars()
     loaded: Any
-    loaded, tokenizer = load_any(
-        model, offline=context.obj.offline, revision=revision, trust_remote_code=trust_remote_code, backend=backend
-    )
+    keys = ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code)
+    loaded, tokenizer = open_model(keys, device=default_device(), offline=context.obj.offline, backend=backend)
     chosen: Literal["auto", "yes", "no"] = "auto" if chat is None else "yes" if chat else "no"
     [encoded] = encode_prompts([{"prompt": prompt}], tokenizer, chosen, lambda index: "The prompt")
     length = len(encoded.tokens)

@@ -48,7 +48,8 @@ def plan(
     if as_json:
         display.print_json(
             {
-                "bits": {f"per_{what.split()[0]}": round(value, 4) for what, value in bits.items()},
+                "bits": {f"per_{what.split()[0]}": round(value, 4) for what, value in bits.items() if what},
+                "bytes": int(bits[""]) if bits.get("") else None,
                 "recipe": made.recipe.model_dump(mode="json"),
                 "steps": [
                     _as_json(step) | sizes.get(step.name, {}) | _state(states.get(step.name)) for step in made.steps
@@ -65,8 +66,13 @@ def plan(
         raise typer.Exit(2)
 
 
-def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1, notes: bool = True) -> list[str]:
+def check(
+    made: Plan, folder: Path, *, offline: bool, fresh: bool = False, processes: int = 1, notes: bool = True
+) -> list[str]:
     """Looks for everything that would stop a plan later; warnings are shown, and notes unless `notes` is false.
+
+    Args:
+        fresh: what the folder holds is thrown away before.
 
     Returns:
         warnings and notes, one line each.
@@ -77,7 +83,10 @@ def check(made: Plan, folder: Path, *, offline: bool, processes: int = 1, notes:
     from ..preflight import preflight
 
     errors, told = [], []
-    for found in preflight(made, folder=folder, offline=offline, device=likely_device(), processes=processes):
+    found_all = preflight(
+        made, folder=folder, fresh=fresh, offline=offline, device=likely_device(), processes=processes
+    )
+    for found in found_all:
         if found.level == "error":
             errors.append(found)
             continue
@@ -141,15 +150,19 @@ def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int
 
 
 def _bits(made: Plan, *, offline: bool) -> dict[str, float]:
-    """Bits per quantized weight, and per parameter in all; the latter only where the model can be read."""
+    """Bits per quantized weight, and per parameter in all, and bytes (""); the latter only if the model can be read."""
+    from ..grids import bits_per_weight
     from ..model.config import read_config
     from ..preflight import bits
 
     try:
-        found = bits(made, read_config(made.model, offline=offline))
+        config = read_config(made.model, offline=offline)
+        found = bits(made, config)
     except RqatError:
-        return {} if made.scheme.patterns else {"weight": made.scheme.default.bits_per_weight()}
-    return dict(zip(("weight", "parameter in all"), found or (), strict=False))
+        return {} if made.scheme.patterns else {"weight": bits_per_weight(made.scheme.default)}
+    if found is None:
+        return {}
+    return {"weight": found[0], "parameter in all": found[1], "": found[1] * config.parameters / 8}
 
 
 def _fates(made: Plan, folder: Path) -> dict[str, Fate]:
@@ -171,7 +184,7 @@ def _state(fate: Fate | None) -> dict[str, str]:
 def _show(
     made: Plan, sizes: Mapping[str, Mapping[str, int]], bits: Mapping[str, float], states: Mapping[str, Fate]
 ) -> None:
-    about = ", ".join(f"{value:.2f} bits per {what}" for what, value in bits.items())
+    about = ", ".join(f"{value:.2f} bits per {what}" if what else size(value) for what, value in bits.items())
     typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme}{f' ({about})' if about else ''}")
     shown: dict[tuple[str, ...], str] = {}
     for step in made.steps:

@@ -33,11 +33,11 @@ def qat(
 ) -> None:
     """Run a recipe. What its run folder holds already is not done again; what belongs to another plan is set aside."""
     from ..job import Job
+    from ..model.load import default_device
     from ..pipeline import run_pipeline
     from ..plan import build_plan
     from ..recipe import load_recipe
     from ..run_folder import step_called
-    from .models import default_device
     from .plan import check, check_data
 
     plan = build_plan(load_recipe(name, changes or ()), context.obj.registry)
@@ -46,7 +46,7 @@ def qat(
     again = [step_called(plan, step, "--redo") for step in redo or ()]
     workers = processes or _all_gpus()
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
-    told = check(plan, folder, offline=context.obj.offline, processes=workers)
+    told = check(plan, folder, offline=context.obj.offline, fresh=fresh, processes=workers)
     check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
     device = default_device()
     display.note(f"Device: {device}{_others(device, workers)}")
@@ -92,7 +92,10 @@ def _others(device: str, workers: int) -> str:
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:
-    """The tables of a finished run, one per task: how every model did, and which differences are shown."""
+    """The tables of a finished run, one per task: how every model did, and which differences are shown.
+
+    Then one per comparison with the original: how far from it every model is.
+    """
     columns = ("model", "accuracy", "95 % interval", "n", "cut off", "seconds")
     for task, variants in summary["tasks"].items():
         rows = []
@@ -110,3 +113,10 @@ def show_summary(summary: Mapping[str, Any]) -> None:
                     f"{pair['variant']} against {pair['against']}: {100 * pair['difference']:+.1f} points "
                     f"({low} to {high}, p = {pair['p']:.2g}): {pair['says']}"
                 )
+    for label, variants in summary.get("compared", {}).items():
+        names = list(next(iter(variants.values()))["figures"])
+        compared = [
+            (variant, *(f"{found['figures'][name]:.4g}" for name in names), found["n"], found["tokens"])
+            for variant, found in variants.items()
+        ]
+        display.table(("model", *names, "rows", "tokens counted"), compared, title=label)

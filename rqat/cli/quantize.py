@@ -6,7 +6,6 @@ checkpoint is whole, and holds nothing else than it and `rqat.json`, which says 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,7 @@ from ..figures import seconds
 from ..quiet import only_our_bars
 from . import display, options
 from .beside import WORK, hand_over, work_beside
-from .values import pairs
+from .values import pairs, source
 
 if TYPE_CHECKING:
     from ..job import Job
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
 RECORD = "rqat.json"
 """File of a finished checkpoint that says what it was made from."""
-
-FILES = {".jsonl": "jsonl", ".txt": "text"}
-"""Which source reads a plain file given as calibration data, by its ending without `.gz`."""
 
 
 def quantize(
@@ -103,8 +99,8 @@ def quantize(
 def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
     """Runs the plan beside `out`, then gives its last step that name."""
     from ..job import Job
+    from ..model.load import default_device
     from ..pipeline import run_pipeline
-    from .models import default_device
     from .plan import check
 
     with work_beside(out, worth_keeping="*/manifest.json") as work:
@@ -171,11 +167,4 @@ def _calibration(text: str | None, samples: int, tokens: int, seed: int) -> dict
     """The `calibration` mapping of a recipe from the flags; None when there is no source."""
     if text is None:
         return None
-    keys: dict[str, Any] = {"samples": samples, "tokens": tokens, "seed": seed}
-    ending = Path(text.removesuffix(".gz")).suffix
-    if ending in FILES and (Path(text).exists() or ":" not in text):
-        return keys | {"source": FILES[ending], "path": text}
-    name, _, rest = text.partition(":")
-    # Not at the commas within brackets: `steps=[1, 4]`, `fields={prompt: question, completion: answer}`.
-    options = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|[^,])+", rest)
-    return keys | {"source": name} | pairs([option.strip() for option in options], "--calibration")
+    return {"samples": samples, "tokens": tokens, "seed": seed, **source(text, "--calibration")}

@@ -1,11 +1,16 @@
-"""KEY=VALUE arguments."""
+"""KEY=VALUE arguments, and sources written in one word."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import RqatError
+
+FILES = {".jsonl": "jsonl", ".txt": "text"}
+"""Which source reads a plain file, by its ending without `.gz`."""
 
 
 def pairs(texts: Sequence[str], flag: str) -> dict[str, Any]:
@@ -23,3 +28,18 @@ def pairs(texts: Sequence[str], flag: str) -> dict[str, Any]:
             raise RqatError(f"{flag}: '{text}' is not KEY=VALUE.", hint=f"Write {flag} KEY=VALUE.")
         found[key.strip()] = parse_value(value, f"{flag} {key.strip()}")
     return found
+
+
+def source(text: str, flag: str) -> dict[str, Any]:
+    """`NAME`, `NAME:KEY=VALUE,...` or a .jsonl or .txt file, as the mapping of a source.
+
+    Raises:
+        RqatError: see `pairs`.
+    """
+    ending = Path(text.removesuffix(".gz")).suffix
+    if ending in FILES and (Path(text).exists() or ":" not in text):
+        return {"source": FILES[ending], "path": text}
+    name, _, rest = text.partition(":")
+    # Not at the commas within brackets: `steps=[1, 4]`, `fields={prompt: question, completion: answer}`.
+    options = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|[^,])+", rest)
+    return {"source": name} | pairs([option.strip() for option in options], flag)

@@ -1,11 +1,11 @@
 """What a plugin implements, and what passes between it and the host: contract 1.
 
-    options.py      Options, File, Part, Problem, Context: what a recipe may set, and what is checked before any work
+    options.py      Options, File, Part, Grader, Problem, Context: what a recipe may set, what is checked beforehand
     grids.py        Grid, QuantizedWeight: how weights become codes and back
     quantizers.py   Quantizer, LinearStats, Block, Streams: codes without training
     transforms.py   Transform: what is done to a whole model before calibration, and hooks that stay with it
     data.py         Row, Message, Source, LoadedModel: rows to calibrate and to train on
-    tasks.py        Task, Reward, Completion: problems, answers, and what a completion is worth
+    tasks.py        Task, Comparison, Reward, Completion: problems, answers, and what a completion or a model is worth
     objectives.py   Objective, Training: what a quantized model is trained for
     exporters.py    Exporter, Reader: files that servers load
 
@@ -16,18 +16,21 @@ groups, `g` weights in a group, `T` tokens, `B` batch, `V` vocabulary. Importing
 from .data import LoadedModel, Message, Row, Source, Split
 from .exporters import Exporter, Reader
 from .grids import Grid, QuantizedWeight
-from .objectives import Objective, RewardFunction, Training
-from .options import Context, File, Level, ModelShape, Options, Part, Problem
+from .objectives import Objective, RewardFunction, Rollouts, Training
+from .options import Context, File, Grader, Level, ModelShape, Options, Part, Problem
 from .quantizers import Block, LinearStats, Quantizer, SharedInput, Statistic, Streams
-from .tasks import Completion, Reward, Task, TaskOptions, Verdict
+from .tasks import Comparison, ComparisonOptions, Completion, Reward, Task, TaskOptions, TokenRow, Verdict
 from .transforms import Transform
 
 __all__ = [
     "Block",
+    "Comparison",
+    "ComparisonOptions",
     "Completion",
     "Context",
     "Exporter",
     "File",
+    "Grader",
     "Grid",
     "Level",
     "LinearStats",
@@ -43,6 +46,7 @@ __all__ = [
     "Reader",
     "Reward",
     "RewardFunction",
+    "Rollouts",
     "Row",
     "SharedInput",
     "Source",
@@ -51,6 +55,7 @@ __all__ = [
     "Streams",
     "Task",
     "TaskOptions",
+    "TokenRow",
     "Training",
     "Transform",
     "Verdict",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 if TYPE_CHECKING:
     import transformers
 
-    from .tasks import Completion
+    from .options import Problem
+    from .tasks import Completion, Verdict
 
 Split = Literal["train", "validation", "test"]
 
@@ -53,12 +54,17 @@ class LoadedModel:
 
     Attributes:
         complete: completions of rows' prompts, written as evaluations write them: `complete(rows, samples=1,
-            max_new_tokens=..., temperature=..., seed=...)`, a list of completions for every row.
+            max_new_tokens=..., temperature=..., top_p=..., seed=..., batch=...)`, a list of completions for every row.
+            Who calls it piece by piece says with `total=` how many completions all calls will make, for the progress
+            display.
+        grade: what a task's grader says of a completion: `grade(task, completion.text, row)`, where the options name
+            the task by an `rqat.Grader`.
     """
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
     complete: Callable[..., list[list[Completion]]]
+    grade: Callable[[str, str, Row], Verdict]
 
 
 class Source(ABC):
@@ -91,3 +97,13 @@ class Source(ABC):
         Called again with the same folder after an interruption: what is there may be continued from.
         """
         raise NotImplementedError
+
+    def read_ahead(self, split: Split, seed: int) -> Iterable[Problem]:
+        """Of a source that asks for the model: what of its own data would spoil `produce`, told before any work.
+
+        Called with `combine` done and nothing produced; reads no more than takes a moment.
+
+        Raises:
+            DataError: the data cannot be read.
+        """
+        return ()

@@ -21,6 +21,29 @@ class RewardFunction(Protocol):
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]: ...
 
 
+class Rollouts(Protocol):
+    """Writes completions with the model as it is now, for objectives that train on what the model writes itself."""
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], *, step: int, temperature: float, top_p: float
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """One completion of every prompt; equal prompts get different ones.
+
+        Args:
+            prompts: token ids.
+            step: optimizer steps done, which decide the random numbers: a run that resumes writes the same again.
+            temperature: of sampling; above 0.
+            top_p: nucleus sampling bound.
+
+        Returns:
+            Token ids of every completion, the end token included; and of every token its log-probability in nats as
+            the sampler knew it: at the temperature, before `top_p` cuts the distribution.
+
+        Raises:
+            ModelError: out of memory.
+        """
+
+
 @dataclass
 class Training:
     """What the train stage hands an objective to build its trainer from.
@@ -41,6 +64,8 @@ class Training:
             says `teacher=True`. Its tokens are the student's; its logits may be wider (padding of the vocabulary).
         max_completion_tokens: longest completion of an objective whose card says `writes=True`: what `max_tokens`
             leaves after the longest prompt, or its option of that name where that is less.
+        rollouts: writes completions of at most `max_completion_tokens` tokens with `model` as it is at that moment;
+            None unless the card says `writes=True`.
         rewards: for an objective whose card says `graded=True`: TRL's `reward_funcs`, every reward of the recipe. They
             need the columns of `rows` and `completion_ids`, as TRL's trainers hand them on.
         reward_weights: of those, for TRL's `reward_weights`.
@@ -57,6 +82,7 @@ class Training:
     max_tokens: int
     teacher: transformers.PreTrainedModel | None = None
     max_completion_tokens: int = 0
+    rollouts: Rollouts | None = None
     rewards: list[RewardFunction] = field(default_factory=list)
     reward_weights: list[float] = field(default_factory=list)
     callbacks: list[Any] = field(default_factory=list)
@@ -67,7 +93,8 @@ class Objective(ABC):
     """What a quantized model is trained for. No training loop: an objective names a TRL trainer and what it changes.
 
     Where the options of an objective that writes its own completions have `temperature`, `top_p` or
-    `max_completion_tokens`, the cold-start gate samples with them, too.
+    `max_completion_tokens`, the cold-start gate samples with them, too. An option `rollouts`, one of "auto",
+    "transformers" and "engine", says what `Training.rollouts` writes with; without one it is "auto".
     """
 
     def __init__(self, options: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +78,8 @@ class Options(BaseModel):
     In a recipe the options stand beside the host's own keys (`quantize: {method: gptq, damp: 0.01}`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Defaults are validated, too: `path: rqat.File = "rows.jsonl"` is a file, and not a text that nobody hashes.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     def check(self, context: Context) -> Iterable[Problem]:
         """What stands against these options on this model, told by `rqat plan` and before any work.
@@ -106,6 +107,18 @@ class File(str):
         return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(), serialization=serialize)
 
 
+class Grader(str):
+    """A task by its name, as a type of options: its grader judges what is written.
+
+    It has to be there, with the defaults of its options, and its source counts in the fingerprint.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        serialize = core_schema.plain_serializer_function_ser_schema(str)
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(), serialization=serialize)
+
+
 class Part(BaseModel):
     """One part of a source made of others: `{source: gsm8k, weight: 0.8, ...options of that source}`."""
 
@@ -118,3 +131,15 @@ class Part(BaseModel):
     def options(self) -> dict[str, Any]:
         """The options of the named source, not yet validated."""
         return dict(self.model_extra or {})
+
+
+def parts_of(options: Options) -> Iterator[tuple[str, int, Part]]:
+    """Every `Part` in a source's options, with the option's name and its index."""
+    for name, value in options:
+        if isinstance(value, (list, tuple)):
+            yield from ((name, index, part) for index, part in enumerate(value) if isinstance(part, Part))
+
+
+def graders_of(options: Options) -> Iterator[tuple[str, Grader]]:
+    """Every `Grader` in options, with the option's name."""
+    yield from ((name, value) for name, value in options if isinstance(value, Grader))

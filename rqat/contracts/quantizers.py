@@ -76,10 +76,11 @@ class Streams:
 
 @dataclass
 class Block:
-    """One decoder layer, in memory, with everything before it already quantized; or the model's end with its head.
+    """One decoder layer, in memory, with everything before it already quantized; or one of the model's two ends.
 
     Attributes:
-        name: where the block sits in the model ("model.layers.3"); empty for the model's end.
+        name: where the block sits in the model ("model.layers.3"); "model" for a head that is tied to the embedding,
+            empty for one that is not.
         module: the decoder layer; a quantizer may change modules named by `SharedInput.before` in place.
         inputs: the quantizable linear layers, grouped by shared input, in the order in which data passes them.
         schemes: the scheme of every layer, by its name inside the block.
@@ -113,9 +114,13 @@ class Quantizer(ABC):
 
     Class attributes:
         needs: statistics to collect at the input of every layer; exactly these are there when `quantize_linear` runs.
+        tied_ends: it also quantizes a weight that is the model's embedding and its head in one, by what the head reads
+            in the model before quantization. Without it such a weight, as an embedding always, is rounded to the
+            nearest values of its grid, fitted for the least squared error.
     """
 
     needs: ClassVar[frozenset[Statistic]] = frozenset()
+    tied_ends: ClassVar[bool] = False
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
-from .data import Row
-from .options import File, Options
+from pydantic import Field
+
+from .data import Row, Source, Split
+from .options import File, Options, Part
+
+if TYPE_CHECKING:
+    import transformers
 
 Verdict = Literal["correct", "wrong", "unverifiable"]
 """`unverifiable`: the checker ran out of time or crashed on this answer; counted by itself, never as correct."""
@@ -25,7 +31,7 @@ class Completion:
         limit: new tokens it was allowed.
         looping: it ends in one piece, said again and again.
         unclosed_think: it opened `<think>`, or the prompt did, and never closed it.
-        logprobs: of every token, as the sampler drew it, in nats; None unless asked for.
+        logprobs: of every token, in nats, at the sampler's temperature, before top_p; None unless asked for.
     """
 
     text: str
@@ -79,6 +85,82 @@ class Task(ABC):
     @abstractmethod
     def grade(self, completion: str, answer: str, row: Row) -> Verdict:
         """Whether a completion ends in the answer; `row` is the whole problem."""
+
+
+class ComparisonOptions(TaskOptions):
+    """Options every task has that compares a model with its original; its own options derive from it.
+
+    Attributes:
+        rows: sources of the rows, read one after the other.
+        split: which of their rows; such as are neither trained on nor calibrated on.
+        seed: their order.
+    """
+
+    rows: list[Part] = Field(min_length=1)
+    split: Split = "validation"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A row as the model gets it.
+
+    Attributes:
+        tokens: prompt and what follows it, the end token included.
+        prompt: how many of them are the prompt's; of a plain text, none or its start token.
+    """
+
+    tokens: tuple[int, ...]
+    prompt: int
+
+
+class Comparison(Task):
+    """A task that compares a model with its original on rows, in place of asking it problems.
+
+    Its card says which figures it finds: `compares=("kl", "perplexity")`.
+    """
+
+    sources: Sequence[Source] = ()
+
+    def combine(self, parts: Sequence[Source]) -> None:
+        """Receives the sources named by its options, built by the host, in order."""
+        self.sources = parts
+
+    def rows(self) -> Iterator[Row]:
+        """What is compared on, always in the same order.
+
+        Raises:
+            DataError: a source cannot be read.
+        """
+        return chain.from_iterable(source.rows(self.options.split, self.options.seed) for source in self.sources)
+
+    def problems(self) -> Sequence[Row]:
+        """None: there is nothing to be asked."""
+        return ()
+
+    def grade(self, completion: str, answer: str, row: Row) -> Verdict:
+        """Never called."""
+        return "unverifiable"
+
+    @abstractmethod
+    def compare(
+        self,
+        model: transformers.PreTrainedModel,
+        original: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        rows: Sequence[TokenRow],
+        advance: Callable[[int], None],
+    ) -> tuple[Mapping[str, float], Sequence[Mapping[str, float]]]:
+        """The figures of the card over all rows, and those of every row beside its number of `tokens` that count.
+
+        Both models are in eval mode, and no gradient is recorded; they may be the same one, and stay as they are.
+
+        Args:
+            advance: told how many rows are done.
+
+        Raises:
+            DataError: no token counts.
+        """
 
 
 class Reward(ABC):

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contracts import Completion, Row, Task
+from ..contracts import Comparison, Completion, Row, Task
 from ..errors import DataError
 from ..generation.complete import Batch, Generator, Report, complete_all, plan_batches
 from ..generation.prompts import Prompt, encode_prompts, prompt_hash
@@ -66,6 +66,8 @@ def run_task(
         ModelError: out of memory.
     """
     options = task.options
+    if isinstance(task, Comparison):
+        raise DataError(f"'{name}' compares two models.", hint=f"Run: rqat eval {name} MODEL --original ORIGINAL")
     problems = list(task.problems())[:limit]
     if not problems:
         raise DataError(f"The task '{name}' has no problems.", hint="Check its options.")

@@ -309,20 +309,15 @@ class Engine:
 
     def _choose(self, logits: Tensor, state: _State, slots: Tensor, positions: Tensor, mode: Mode) -> None:
         """Writes the next tokens for `logits (B, V)` down at `positions (B,)` of `slots (B,)`."""
-        scores = self._scores(logits, mode)
-        chosen = draw(scores, mode)
+        scores = logits if mode.choice == "greedy" else logits.float() / self._temperature
+        chosen = draw(self._nucleus(scores) if mode.choice == "nucleus" else scores, mode)
         state.tokens[slots, positions] = chosen
         if mode.logprobs:
             likely = scores.float().log_softmax(dim=-1).gather(-1, chosen[:, None]).squeeze(-1)
             state.logprobs[slots, positions] = likely
 
-    def _scores(self, logits: Tensor, mode: Mode) -> Tensor:
-        """Logits `(B, V)` of the distribution that is drawn from; those of the model itself when nothing is drawn."""
-        if mode.choice == "greedy":
-            return logits
-        scores = logits.float() / self._temperature
-        if mode.choice == "sample":
-            return scores
+    def _nucleus(self, scores: Tensor) -> Tensor:
+        """Scores `(B, V)` without those that `top_p` leaves out."""
         ordered, order = scores.sort(dim=-1)
         below = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - self._top_p
         below[:, -1] = False

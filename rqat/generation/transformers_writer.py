@@ -119,7 +119,7 @@ class TransformersWriter:
             )
             new = output.sequences[:, start:]
             done += new.shape[1]
-            stay = _take(alive, new, output.scores, settings)
+            stay = _take(alive, new, output.logits, settings)
             chosen = torch.tensor(stay, device=ids.device, dtype=torch.long)
             cache = output.past_key_values
             if stay and len(stay) < len(alive):
@@ -140,7 +140,7 @@ class TransformersWriter:
             pad_token_id=filler(settings.ends),
             eos_token_id=sorted(settings.ends) or None,
             return_dict_in_generate=True,
-            output_scores=settings.logprobs,
+            output_logits=settings.logprobs,
             # A model that went through a trainer may have it switched off in its config.
             use_cache=True,
             disable_compile=True,
@@ -165,16 +165,16 @@ def filler(ends: frozenset[int]) -> int:
     return min(ends, default=0)
 
 
-def _take(alive: Sequence[_Row], new: torch.Tensor, scores: Any, settings: _Settings) -> list[int]:
+def _take(alive: Sequence[_Row], new: torch.Tensor, logits: Any, settings: _Settings) -> list[int]:
     """Gives every row its new tokens `(B, T)` up to its end or its limit; returns which rows go on."""
     import torch
 
     likely = None
     if settings.logprobs:
-        # One step at a time: all scores in float32 at once would be twice as large.
+        # One step at a time: all logits in float32 at once would be twice as large.
         steps = [
-            step.float().log_softmax(-1).gather(-1, new[:, place, None]).squeeze(-1)
-            for place, step in enumerate(scores)
+            (step.float() / (settings.temperature or 1.0)).log_softmax(-1).gather(-1, new[:, place, None]).squeeze(-1)
+            for place, step in enumerate(logits)
         ]
         likely = torch.stack(steps, dim=1).tolist()
     stay = []

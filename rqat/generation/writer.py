@@ -14,8 +14,8 @@ class Written(NamedTuple):
 
     Attributes:
         tokens: new tokens, the end token included.
-        logprobs: of each, in nats, under the distribution it was drawn from, that is after temperature and top_p;
-            of a greedy token, under the model's own distribution. None unless asked for.
+        logprobs: of each, in nats, under the model's distribution at the temperature asked for, before top_p cuts it,
+            which is what a trainer computes; of a greedy token, at temperature 1. None unless asked for.
     """
 
     tokens: list[int]

@@ -20,6 +20,7 @@ from rqat_kernels.hessian import add_gram
 
 from ..contracts import Block, LinearStats, Statistic, Streams
 from ..errors import NumericsError
+from .layers import HEAD
 
 if TYPE_CHECKING:
     import transformers
@@ -88,11 +89,16 @@ class Activations:
     def remember(self, index: int) -> None:
         """Runs the original block at `index` on the original hidden states, before anybody changes it.
 
-        To be called for every block in order, the model's end included; does nothing where nobody compares.
+        To be called for every block in order, the model's end included; does nothing where nobody compares. An index
+        below 0 is the embedding, where it is going to be quantized.
         """
         if not self._compares:
             return
         with self._quietly():
+            if index < 0:
+                self._embed()
+                self._outputs, self._hidden = self._hidden, []
+                return
             if not self._hidden:
                 self._embed()
             self._original = self._outputs or [hidden.clone() for hidden in self._hidden]
@@ -153,6 +159,26 @@ class Activations:
             if not all(bool(torch.isfinite(statistic).all()) for statistic in _taken(one)):
                 raise _not_finite(f"the input of {block.full_name(group.names[0])}")
         return {name: one for group, one in zip(block.inputs, stats, strict=True) for name in group.names}
+
+    def collect_end(self, block: Block) -> LinearStats:
+        """Statistics at the input of the head, of the model as it is now; `block` has the head as its only layer.
+
+        Raises:
+            NumericsError: an input holds values that are not finite.
+        """
+        name = block.names()[0]
+        stats = self._empty(block.linear(name).in_features)
+        with torch.inference_mode():
+            for number, batch in enumerate(self._batches):
+                # Without a mask, as everywhere: padding stands on the right.
+                out = self._base(input_ids=batch.input_ids.to(self._device), use_cache=False)
+                rows = self._rows_of(number, out.last_hidden_state)
+                accumulate(stats, rows, rows if "cross" in self._needs else None)
+                self._tick((number + 1) / len(self._batches))
+        finish(stats)
+        if not all(bool(torch.isfinite(statistic).all()) for statistic in _taken(stats)):
+            raise _not_finite(f"the input of {HEAD}")
+        return stats
 
     def _look(self, block: Block, stats: Sequence[LinearStats], number: int, batch: TokenBatch) -> None:
         """Adds one batch to the statistics of a block."""

@@ -2,7 +2,7 @@
 
 For each block: statistics at the inputs of its linear layers, the quantizer, then `w_hat` in place of the weights; the
 next block sees what this one puts out now. A quantizer that needs no statistics needs no data and no forward pass.
-The output head, where a pattern of the schemes names it, comes last: see `head.py`.
+The embedding comes first and the output head last, where patterns of the schemes name them: see `ends.py`.
 
 With a folder to resume from, every finished block is kept there; an interrupted walk that is run again loads those and
 ends with the same bytes as an unbroken one.
@@ -25,9 +25,9 @@ from ..grids import grid_of
 from ..scheme import Scheme, Schemes
 from .activations import Activations, TokenBatch
 from .block_store import BlockStore, LayerReport
+from .ends import embedding_block, end_shapes, head_block, is_tied
 from .families import FAMILIES, layout_of
-from .head import head_block, head_shape
-from .layers import HEAD, choose_layers
+from .layers import EMBEDDING, HEAD, choose_layers
 from .unloading import Unloading
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def describe_blocks(
     skip: Sequence[str] = (),
     indivisible: Literal["error", "skip"] = "error",
 ) -> list[Block]:
-    """The decoder blocks of a model, each with the layers that are to be quantized; last its end, if the head is one.
+    """The decoder blocks of a model, each with the layers that are to be quantized.
+
+    Before them stands its beginning, if the embedding is to be quantized, behind them its end, if the head is.
 
     A group of layers whose input is also read by a skipped layer, or comes from one, has no `before`: nothing may be
     folded there.
@@ -66,8 +68,8 @@ def describe_blocks(
             f"{type(model).__name__} has no decoder blocks of a known form: {error}.",
             hint=f"Supported: dense models of the families {', '.join(FAMILIES)}, not quantized before.",
         ) from error
-    chosen = set(choose_layers(linears, schemes, skip=skip, indivisible=indivisible, head=head_shape(model)))
-    blocks = []
+    chosen = choose_layers(linears, schemes, skip=skip, indivisible=indivisible, ends=end_shapes(model))
+    blocks = [embedding_block(model, chosen[EMBEDDING])] if EMBEDDING in chosen else []
     for index, module in enumerate(modules):
         name = layout.block(index)
         left_alone = {other for other in linears if other not in chosen}
@@ -77,9 +79,9 @@ def describe_blocks(
             free = names == group.names and f"{name}.{group.before}" not in left_alone
             if names:
                 inputs.append(SharedInput(names, group.before if free else None))
-        own = {layer: schemes.of(f"{name}.{layer}") for group in inputs for layer in group.names}
+        own = {layer: chosen[f"{name}.{layer}"] for group in inputs for layer in group.names}
         blocks.append(Block(name, module, inputs, own))
-    return [*blocks, head_block(model, schemes.of(HEAD))] if HEAD in chosen else blocks
+    return [*blocks, head_block(model, chosen[HEAD])] if HEAD in chosen else blocks
 
 
 def quantize_model(
@@ -118,24 +120,28 @@ def quantize_model(
             f"{type(quantizer).__name__} needs calibration data ({needed}), and there is none.",
             hint="Add a calibration section to the recipe.",
         )
+    decoder_layers = [(block.name, block.module) for block in blocks if _is_decoder_layer(block)]
+    first = 0 if _is_decoder_layer(blocks[0]) else -1  # decoder layers are counted from 0, what stands before is -1
     current = 0
     activations = Activations(
         model,
-        [(block.name, block.module) for block in blocks if block.name],
+        decoder_layers,
         token_batches,
         needs=quantizer.needs,
-        tick=lambda share: progress(current + share, blocks[current].name),
+        tick=lambda share: progress(max(0.0, current + share), blocks[current - first].name),
     )
     store = BlockStore(resume_dir)
     layers: dict[str, QuantizedWeight] = {}
     reports: list[LayerReport] = []
     with Unloading(store, next(model.parameters()).device) as unloading:
-        for current, block in enumerate(blocks):
+        for current, block in enumerate(blocks, first):
             activations.remember(current)
             kept = store.load(block)
             if kept is None:
                 store.forget()
-                kept = _quantize_block(block, quantizer, activations, current)
+                start = time.perf_counter()
+                stats = _statistics(block, quantizer, activations, current, tied=is_tied(model))
+                kept = _quantize_block(block, quantizer, stats, start)
                 unloading.take(block, *kept)
             else:
                 layers.update((block.full_name(name), layer) for name, layer in kept[0].items())
@@ -144,23 +150,45 @@ def quantize_model(
     return layers | unloading.layers, reports  # what was kept comes before what was not
 
 
+def _is_decoder_layer(block: Block) -> bool:
+    """Whether a block is neither the model's beginning nor its end."""
+    return block.name not in ("", EMBEDDING.rpartition(".")[0])
+
+
+def _statistics(
+    block: Block, quantizer: Quantizer, activations: Activations, index: int, *, tied: bool
+) -> dict[str, LinearStats] | None:
+    """Statistics of the layers of a block, and its streams; None where its layers are rounded to the nearest."""
+    if index < 0:
+        if not (tied and quantizer.tied_ends):
+            return None
+        collected = activations.collect_end(block) if quantizer.needs else LinearStats()
+        return dict.fromkeys(block.names(), collected)
+    if not block.name and "streams" in quantizer.needs:
+        return None
+    if not (quantizer.needs and block.inputs):
+        return {name: LinearStats() for name in block.names()}
+    activations.advance(index)
+    stats = activations.collect(block)
+    if "streams" in quantizer.needs:
+        block.streams = activations.streams(block)
+    return stats
+
+
 @torch.no_grad()
 def _quantize_block(
-    block: Block, quantizer: Quantizer, activations: Activations, index: int
+    block: Block, quantizer: Quantizer, stats: dict[str, LinearStats] | None, start: float
 ) -> tuple[dict[str, QuantizedWeight], list[LayerReport]]:
-    """Quantizes one block in place; the layers by name inside the block, in order, and their reports."""
-    start = time.perf_counter()
-    stats: dict[str, LinearStats] = {name: LinearStats() for name in block.names()}
-    if quantizer.needs and block.inputs:
-        activations.advance(index)
-        stats = activations.collect(block)
-        if "streams" in quantizer.needs and block.name:
-            block.streams = activations.streams(block)
+    """Quantizes one block in place; the layers by name inside the block, in order, and their reports.
+
+    Args:
+        stats: of its layers; None: they are rounded to the nearest values of their grids.
+        start: when work on the block began.
+    """
     before = {name: parameter.detach().clone() for name, parameter in block.module.named_parameters()}
-    if "streams" in quantizer.needs and not block.name:
-        result = _rounded(block, f"rounded to nearest: {type(quantizer).__name__} works on whole blocks")
-    else:
-        result = quantizer.quantize_block(block, stats)
+    note = "" if block.name else f"rounded to nearest: {type(quantizer).__name__} works on whole blocks"
+    result = _rounded(block, note) if stats is None else quantizer.quantize_block(block, stats)
+    stats = stats or {name: LinearStats() for name in block.names()}
     block.streams = None
     check_result(block, result, type(quantizer).__name__)
     result = {name: replace(result[name], scheme=block.schemes[name]) for name in block.names()}
@@ -204,7 +232,7 @@ def _quantize_block(
 
 
 def _rounded(block: Block, note: str) -> dict[str, QuantizedWeight]:
-    """Every layer on the nearest values of its grid."""
+    """Every layer on the nearest values of its grid, fitted for the least squared error."""
     made = {}
     for name in block.names():
         grid, weight = grid_of(block.schemes[name]), block.linear(name).weight.float()

@@ -96,7 +96,7 @@ def save_checkpoint(
     save_transforms(folder, transforms)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    config.dtype = narrowest(model.get_input_embeddings().get_parameter("weight").detach()).dtype
+    config.dtype = next(tensor.dtype for tensor in dense.values() if tensor.is_floating_point())
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         # Not by save_pretrained, which refuses settings of which one makes another idle, as many checkpoints have them.
@@ -119,17 +119,29 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | N
     Raises:
         ModelError: a file is missing or damaged, or was written by another version.
     """
-    import transformers
-
-    dtype = dtype or default_dtype(device)
     layers = load_layers(folder / QUANTIZED_FILE)
     state, _ = read_tensors(folder / DENSE_FILE)
+    return assembled(folder, layers, state, device=device, dtype=dtype or default_dtype(device))
+
+
+def assembled(
+    folder: Path, layers: dict[str, QuantizedWeight], state: dict[str, Tensor], *, device: str, dtype: torch.dtype
+) -> Checkpoint:
+    """A model of quantized layers, all its other tensors, and the configuration and tokenizer in `folder`.
+
+    Raises:
+        ModelError: they do not belong together, or a file is missing or damaged.
+    """
+    import transformers
+
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     for name, layer in layers.items():
         state[f"{name}.weight"] = decoded(layer, dtype)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # the weights are values here
         model_class = getattr(transformers, (config.architectures or [""])[0])
         with quiet_loading():
             model, loading = model_class.from_pretrained(

@@ -100,10 +100,11 @@ class ModelConfig:
         return bool(self.raw.get("tie_word_embeddings", False))
 
     @property
-    def head(self) -> tuple[int, int] | None:
-        """`(V, hidden)` of lm_head; None where it is the embedding."""
-        tensor = self.tensors.get(f"{self.layout.head}.weight")
-        return None if self.tied or tensor is None or len(tensor.shape) != 2 else (tensor.shape[0], tensor.shape[1])
+    def ends(self) -> dict[str, tuple[int, int]]:
+        """`(V, hidden)` of embedding and head, by full name; where they are tied, of the embedding alone."""
+        names = [self.layout.embeddings, *([] if self.tied else [self.layout.head])]
+        shapes = {name: self.tensors[f"{name}.weight"].shape for name in names if f"{name}.weight" in self.tensors}
+        return {name: (shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2}
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Which linear layers of a model are quantized. Does not import torch."""
+"""Which layers of a model are quantized, and how. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from ..errors import ModelError, nearest
-from ..scheme import Schemes
+from ..scheme import Scheme, Schemes
 from .families import LLAMA
 
 HEAD = LLAMA.head
-"""The output head, as patterns name it: quantized only where a pattern of the schemes does."""
+"""The output head, as patterns name it."""
 
 EMBEDDING = LLAMA.embeddings
-"""Left as it is in any case; a `skip` pattern may name it, and the head."""
+"""The embedding of tokens; patterns may call it `embed_tokens`, too. A tied pair of the two ends is called so."""
+
+ENDS = (EMBEDDING, HEAD)
+"""The model's two ends: quantized only where a pattern of the schemes names them."""
 
 
 def choose_layers(
@@ -23,67 +26,83 @@ def choose_layers(
     *,
     skip: Sequence[str] = (),
     indivisible: Literal["error", "skip"] = "error",
-    head: tuple[int, int] | None = None,
-) -> list[str]:
-    """The layers to quantize, in the order of `linears`; last the head, where a pattern names it and no layer.
+    ends: Mapping[str, tuple[int, int]],
+) -> dict[str, Scheme]:
+    """The layers to quantize with their schemes: the embedding if it is named, `linears` in their order, the head.
 
     Args:
         linears: `(O, I)` by full name.
-        head: `(V, hidden)` of the output head; None where it is tied to the embedding.
+        ends: `(V, hidden)` of those of `ENDS` that have a weight of their own: of a tied pair the embedding alone.
         skip: shell patterns on full names of layers to leave as they are.
         indivisible: what to do with layers whose input features do not split into whole groups.
 
     Raises:
         ModelError: such layers are there and `indivisible` is "error" (every one is listed); a pattern matches no
-            layer; the head is named and tied; nothing is left.
+            layer; a tied pair is given two schemes; nothing is left.
     """
     _check_patterns(linears, schemes)
-    if names_head(linears, schemes) and not any(fnmatchcase(HEAD, pattern) for pattern in skip):
-        if head is None:
-            raise ModelError(
-                f"scheme: '{schemes.pattern_of(HEAD)}' names the output head, which is tied to the embedding: "
-                "quantizing the two together is not supported.",
-                hint="Leave it out; both stay as they are.",
-            )
-        linears = {**linears, HEAD: head}
     for pattern in skip:
-        if not any(fnmatchcase(name, pattern) for name in (*linears, HEAD, EMBEDDING)):
+        if not any(_matches(name, pattern) for name in (*linears, *ENDS)):
             raise ModelError(
                 f"quantize.skip: '{pattern}' matches no linear layer of the model.",
                 hint=f"Patterns are matched against full names such as '{next(iter(linears), '')}'.",
             )
-    kept = [name for name in linears if not any(fnmatchcase(name, pattern) for pattern in skip)]
-    whole = [name for name in kept if schemes.of(name).divides(linears[name][1])]
+    named = _named_ends(linears, schemes, ends, skip)
+    shapes = {name: ends[name] for name in named} | dict(linears)
+    if HEAD in named:  # behind the blocks
+        shapes[HEAD] = shapes.pop(HEAD)
+    found = {name: named.get(name) or schemes.of(name) for name in shapes}
+    kept = [name for name in shapes if name in named or not any(_matches(name, pattern) for pattern in skip)]
+    whole = [name for name in kept if found[name].divides(shapes[name][1])]
     if indivisible == "error" and len(whole) < len(kept):
-        bad = [name for name in kept if not schemes.of(name).divides(linears[name][1])]
-        sizes = " and ".join(map(str, dict.fromkeys(schemes.of(name).group for name in bad)))
-        listed = ", ".join(f"{name} {linears[name]}" for name in bad)
+        bad = [name for name in kept if name not in whole]
+        sizes = " and ".join(map(str, dict.fromkeys(found[name].group for name in bad)))
+        listed = ", ".join(f"{name} {shapes[name]}" for name in bad)
         raise ModelError(
             f"{len(bad)} layers have input features that groups of {sizes} do not divide: {listed}.",
-            hint=_fitting(linears[name][1] for name in kept) + "or set quantize.indivisible: skip.",
+            hint=_fitting(shapes[name][1] for name in kept) + "or set quantize.indivisible: skip.",
         )
     if not whole:
         raise ModelError("No layer is left to quantize.", hint="Check quantize.skip and the group size of the scheme.")
-    return whole
+    return {name: found[name] for name in whole}
 
 
-def names_head(linears: Iterable[str], schemes: Schemes) -> bool:
-    """Whether a pattern is meant for the head: it matches it, and none of the blocks' layers."""
-    names = list(linears)
-    return any(
-        fnmatchcase(HEAD, pattern) and not any(fnmatchcase(name, pattern) for name in names)
-        for pattern, _ in schemes.patterns
-    )
+def _named_ends(
+    linears: Iterable[str], schemes: Schemes, ends: Mapping[str, tuple[int, int]], skip: Sequence[str]
+) -> dict[str, Scheme]:
+    """The schemes of the ends that patterns mean, and `skip` does not: patterns that match none of `linears`.
+
+    Either name of a tied pair means the pair.
+
+    Raises:
+        ModelError: the two names of a tied pair have two schemes.
+    """
+    others = list(linears)
+    meant = [pair for pair in schemes.patterns if not any(fnmatchcase(name, pair[0]) for name in others)]
+    found: dict[str, Scheme] = {}
+    for name in ENDS:
+        matching = [pair for pair in meant if _matches(name, pair[0])]
+        if matching:  # the longest pattern, of equally long ones the last, as for every layer
+            found[name] = max(reversed(matching), key=lambda pair: len(pair[0]))[1]
+    tied = HEAD not in ends
+    if tied and len(set(found.values())) > 1:
+        text = " and ".join(f"{scheme} for {name}" for name, scheme in found.items())
+        raise ModelError(
+            f"scheme: {text}, but the model's head is tied to its embedding: the two are one weight.",
+            hint="Give both the same scheme, or name only one of them.",
+        )
+    left = {name for name in ENDS if any(_matches(name, pattern) for pattern in skip)}
+    if tied:
+        return {EMBEDDING: next(iter(found.values()))} if found and not left else {}
+    return {name: scheme for name, scheme in found.items() if name in ends and name not in left}
 
 
 def _check_patterns(linears: Iterable[str], schemes: Schemes) -> None:
     """Refuses patterns that match no layer: they would be without effect, and nobody would be told."""
-    names = [*linears, HEAD]
+    names = [*linears, *ENDS]
     for pattern, _ in schemes.patterns:
-        if any(fnmatchcase(name, pattern) for name in names):
+        if any(_matches(name, pattern) for name in names):
             continue
-        if fnmatchcase(EMBEDDING, pattern):
-            raise ModelError(f"scheme: '{pattern}' names the embedding, which is not quantized.", hint="Leave it out.")
         last = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
         start, _, end = pattern.rpartition(".")
         near = nearest(end, last)
@@ -92,6 +111,15 @@ def _check_patterns(linears: Iterable[str], schemes: Schemes) -> None:
             f"scheme: '{pattern}' matches no linear layer of the model.",
             hint=f"{hint}Layers end in {', '.join(last)}.",
         )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern matches a layer's full name; an end's last part will do."""
+    return fnmatchcase(name, pattern) or (name in ENDS and fnmatchcase(_short(name), pattern))
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _fitting(widths: Iterable[int]) -> str:

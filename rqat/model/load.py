@@ -27,6 +27,15 @@ LOADERS = {
 """What transformers needs to load a quantized checkpoint: for its `quant_method`, distributions and their modules."""
 
 
+def default_device() -> str:
+    """ "cuda" where there is a CUDA device, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+NATIVE = "rqat"
+"""`quant_method` of exported folders that rqat itself reads; see `native.py`."""
+
+
 def default_dtype(device: str, name: str = "auto") -> torch.dtype:
     """The dtype of a model in memory: what `name` says; `auto` is float32 on the CPU and bfloat16 on CUDA."""
     if name == "auto":
@@ -58,6 +67,10 @@ def load_model(
     check_loader(config)
     tokenizer = load_tokenizer(keys, offline=offline)
     folder = config.fetch(offline=offline)
+    if (config.quantization or {}).get("quant_method") == NATIVE:
+        from .native import load_native  # which needs this module
+
+        return load_native(folder, device=device, dtype=default_dtype(device, keys.dtype)).model, tokenizer
     with _explained(keys.path, "model"), quiet_loading():
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ from ..contracts import Context, Exporter, ModelShape, QuantizedWeight
 from ..errors import PluginError
 from ..scheme import Scheme
 from ..storage import explained
-from .checkpoint import DENSE_FILE, LayerFile
+from .checkpoint import DENSE_FILE, LayerFile, decoded
 from .hf_folder import ShardWriter, write_config, write_tokenizer
 from .hub import QUANTIZED_FILE
+from .layers import EMBEDDING, HEAD
 from .tensors import damaged, open_tensors
 
 if TYPE_CHECKING:
@@ -27,22 +28,28 @@ if TYPE_CHECKING:
 class CheckpointReader:
     """A quantized model on disk; what it gives is in memory, and nothing else is.
 
+    Args:
+        unpacked: quantized layers that are handed out as tensors of 16 bits instead, where they are there.
+
     Attributes:
         folder: the step of a run.
-        layers: the scheme of every quantized layer, by full name, in the order data passes them.
-        names: full names of all tensors that are not quantized weights.
+        layers: the scheme of every other quantized layer, by full name, in the order data passes them.
+        names: full names of all tensors that are not quantized weights, or are handed out as if they were not.
+        unpacked: the scheme of those that are.
         progress: told how many different layers have been read, each time one is.
 
     Raises:
         ModelError: a file is missing or damaged, or was written by another version.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, unpacked: Collection[str] = ()) -> None:
         self.folder = folder
         self._layers = LayerFile(folder / QUANTIZED_FILE)
         self._dense, _ = open_tensors(folder / DENSE_FILE)
-        self.layers: Mapping[str, Scheme] = self._layers.schemes
-        self.names: list[str] = list(self._dense.keys())
+        schemes = self._layers.schemes
+        self.layers: Mapping[str, Scheme] = {name: schemes[name] for name in schemes if name not in unpacked}
+        self.unpacked: Mapping[str, Scheme] = {name: schemes[name] for name in schemes if name in unpacked}
+        self.names: list[str] = [*(f"{name}.weight" for name in self.unpacked), *self._dense.keys()]
         self.progress: Callable[[int], None] = lambda done: None
         self._seen: set[str] = set()
 
@@ -80,12 +87,14 @@ class CheckpointReader:
         with torch.device("meta"):
             model = model_class(self.config)
         linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        return [name for name in linears if name not in self.layers]
+        tied = EMBEDDING in self.layers and bool(self.config.get_text_config().tie_word_embeddings)
+        return [name for name in linears if name not in self.layers and not (tied and name == HEAD)]
 
     @property
     def parameters(self) -> int:
         """Number of weights, quantized ones included."""
-        shapes = [*self._layers.shapes.values(), *(self._dense.get_slice(name).get_shape() for name in self.names)]
+        others = (self._dense.get_slice(name).get_shape() for name in self._dense.keys())  # noqa: SIM118 (no mapping)
+        shapes = [*self._layers.shapes.values(), *others]
         return sum(map(math.prod, shapes))
 
     @property
@@ -95,7 +104,7 @@ class CheckpointReader:
         shape = ModelShape(
             name=str(self.folder),
             model_type=config.model_type,
-            linears=self._layers.shapes,
+            linears={name: shape for name, shape in self._layers.shapes.items() if name in self.layers},
             hidden=config.hidden_size,
             vocab=config.vocab_size,
             blocks=config.num_hidden_layers,
@@ -105,7 +114,9 @@ class CheckpointReader:
         return Context(schemes=self.layers, model=shape)
 
     def tensor(self, name: str) -> Tensor:
-        """One of `names`, on the CPU, in the narrowest dtype that holds its values."""
+        """One of `names`, on the CPU, in the narrowest dtype that holds its values; bfloat16 if it was unpacked."""
+        if (layer := name.removesuffix(".weight")) in self.unpacked:
+            return decoded(self._layers.layer(layer), torch.bfloat16)
         tensor: Tensor = self._dense.get_tensor(name)
         return tensor
 

@@ -1,6 +1,7 @@
 """Finds the quantized layers of a checkpoint and packs them for the kernels, whatever format they are stored in.
 
     rqat's own steps       quantized.safetensors: codes, scales and zero points
+    rqat                   what the exporter of this name writes
     compressed-tensors     pack-quantized, groups or rows, symmetric or not
     gptq                   versions 1 and 2, groups in order
 
@@ -9,7 +10,9 @@ Nothing is dequantized on the way, and no value changes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,9 +24,13 @@ from ..contracts import QuantizedWeight
 from ..errors import ModelError
 from ..grids import grid_of
 from ..model.checkpoint import scheme_of
-from ..scheme import ROW
+from ..model.layers import ENDS
+from ..scheme import ROW, Scheme
 
 ANOTHER = "Use --backend transformers."
+
+PACKED_BITS = (2, 3, 4)
+"""Widths that kernels read."""
 
 Pack = Callable[[str, Mapping[str, Tensor]], PackedWeight]
 """Makes the packed weight of the layer called so out of its tensors, by suffix ("qweight")."""
@@ -36,11 +43,36 @@ def pack_layer(path: str, layer: QuantizedWeight, device: torch.device) -> Packe
         ModelError: a grid or a width that no kernel reads.
     """
     scheme = scheme_of(layer)
+    check_scheme(path, scheme)
+    layer = layer.to(device)
+    return PackedWeight.from_codes(layer.codes, layer.scale, layer.zero, scheme.bits)
+
+
+def can_pack(scheme: Scheme) -> bool:
+    """Whether kernels read weights of a scheme."""
+    return scheme.bits in PACKED_BITS and grid_of(scheme).uniform
+
+
+def check_native(path: str, quantization: Mapping[str, Any]) -> None:
+    """Refuses a folder of the format `rqat` with layers that no kernel reads; its two ends may be of any scheme.
+
+    Raises:
+        ModelError: a grid or a width that no kernel reads.
+    """
+    for name, spelled in (quantization.get("layers") or {}).items():
+        if name not in ENDS:
+            check_scheme(path, Scheme.parse(spelled))
+
+
+def check_scheme(path: str, scheme: Scheme) -> None:
+    """Refuses a scheme that no kernel reads.
+
+    Raises:
+        ModelError: a grid or a width that no kernel reads.
+    """
     if not grid_of(scheme).uniform:
         raise ModelError(f"'{path}' is on the grid '{scheme.grid}'; packed weights are uniform.", hint=ANOTHER)
     check_bits(path, scheme.bits)
-    layer = layer.to(device)
-    return PackedWeight.from_codes(layer.codes, layer.scale, layer.zero, scheme.bits)
 
 
 def check_bits(path: str, bits: Any) -> int:
@@ -49,16 +81,28 @@ def check_bits(path: str, bits: Any) -> int:
     Raises:
         ModelError: not 2, 3 or 4 bits.
     """
-    if bits not in (2, 3, 4):
+    if bits not in PACKED_BITS:
         raise ModelError(f"'{path}' has weights of {bits} bits; packed weights have 2, 3 or 4.", hint=ANOTHER)
     return int(bits)
 
 
-def reader(path: str, quantization: Mapping[str, Any]) -> tuple[tuple[str, ...], Pack]:
-    """How to read a format: suffixes of a layer's tensors, the first of which tells quantized layers, and the packing.
+@dataclass(frozen=True)
+class Format:
+    """How a format is read.
 
-    Args:
-        quantization: `quantization_config` of config.json.
+    Attributes:
+        key: the suffix of a tensor that every quantized layer has.
+        suffixes: those of all tensors of the layer called so.
+        pack: the packing.
+    """
+
+    key: str
+    suffixes: Callable[[str], tuple[str, ...]]
+    pack: Pack
+
+
+def reader(path: str, quantization: Mapping[str, Any]) -> Format:
+    """How to read what is stored as `quantization`, the `quantization_config` of config.json, says.
 
     Raises:
         ModelError: a format, or a variant of one, that is not read here.
@@ -69,36 +113,37 @@ def reader(path: str, quantization: Mapping[str, Any]) -> tuple[tuple[str, ...],
     if method == "gptq":
         return _gptq(path, quantization)
     raise ModelError(
-        f"'{path}' is stored as '{method}'; packed weights are read from compressed-tensors and gptq.", hint=ANOTHER
+        f"'{path}' is stored as '{method}'; packed weights are read from rqat, compressed-tensors and gptq.",
+        hint=ANOTHER,
     )
 
 
-def _compressed_tensors(path: str, quantization: Mapping[str, Any]) -> tuple[tuple[str, ...], Pack]:
+def _compressed_tensors(path: str, quantization: Mapping[str, Any]) -> Format:
     groups = quantization.get("config_groups")
-    found = list(groups.values()) if isinstance(groups, Mapping) else []
-    weights: Any = found[0].get("weights") if len(found) == 1 and isinstance(found[0], Mapping) else None
-    if quantization.get("format") != "pack-quantized" or not isinstance(weights, Mapping):
+    found: list[Any] = list(groups.values()) if isinstance(groups, Mapping) else []
+    whole = all(isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping) for group in found)
+    if quantization.get("format") != "pack-quantized" or not found or not whole:
         raise ModelError(
             f"'{path}' is compressed-tensors with format {quantization.get('format')!r} and {len(found)} groups of "
-            "layers; packed weights are read from pack-quantized with one.",
+            "layers; packed weights are read from pack-quantized with at least one.",
             hint=ANOTHER,
         )
-    wrong = [
-        f"{key} {value}"
-        for key, value, allowed in (
-            ("type", weights.get("type", "int"), ("int",)),
-            ("strategy", weights.get("strategy"), ("group", "channel")),
-            ("actorder", weights.get("actorder"), (None, False, "weight", "static")),
-            ("input_activations", found[0].get("input_activations"), (None,)),
-        )
-        if value not in allowed
-    ]
-    if wrong:
-        raise ModelError(f"'{path}' is quantized with {', '.join(wrong)}, which is not read here.", hint=ANOTHER)
-    bits = check_bits(path, weights.get("num_bits"))
-    symmetric = bool(weights.get("symmetric", True))
+    for group in found:
+        _check_group(path, group)
+
+    def weights(name: str) -> Mapping[str, Any]:
+        for group in found:
+            if len(found) == 1 or any(_is_target(name, str(target)) for target in group.get("targets") or ()):
+                given: Mapping[str, Any] = group["weights"]
+                return given
+        raise ModelError(f"'{path}': {name} is in no group of layers of config.json.", hint=ANOTHER)
+
+    def suffixes(name: str) -> tuple[str, ...]:
+        own = ("weight_packed", "weight_scale", "weight_shape")
+        return own if weights(name).get("symmetric", True) else (*own, "weight_zero_point")
 
     def pack(name: str, tensors: Mapping[str, Tensor]) -> PackedWeight:
+        bits = check_bits(path, weights(name).get("num_bits"))
         width = int(tensors["weight_shape"][1])
         words = tensors["weight_packed"]
         if words.shape[-1] != words_for(width, bits):
@@ -106,14 +151,41 @@ def _compressed_tensors(path: str, quantization: Mapping[str, Any]) -> tuple[tup
                 f"'{path}': {name} has {words.shape[-1]} words for {width} values of {bits} bits.",
                 hint="It was written by an older compressed-tensors, or is damaged. Export it again.",
             )
-        zero = None if symmetric else tensors["weight_zero_point"]
-        return from_compressed_tensors(words, tensors["weight_scale"], zero, bits, width)
+        return from_compressed_tensors(words, tensors["weight_scale"], tensors.get("weight_zero_point"), bits, width)
 
-    suffixes = ("weight_packed", "weight_scale", "weight_shape")
-    return suffixes if symmetric else (*suffixes, "weight_zero_point"), pack
+    return Format("weight_packed", suffixes, pack)
 
 
-def _gptq(path: str, quantization: Mapping[str, Any]) -> tuple[tuple[str, ...], Pack]:
+def _check_group(path: str, group: Mapping[str, Any]) -> None:
+    """Refuses a group of layers that is quantized in a way that is not read here.
+
+    Raises:
+        ModelError: saying what is not.
+    """
+    weights = group["weights"]
+    wrong = [
+        f"{key} {value}"
+        for key, value, allowed in (
+            ("type", weights.get("type", "int"), ("int",)),
+            ("strategy", weights.get("strategy"), ("group", "channel")),
+            ("actorder", weights.get("actorder"), (None, False, "weight", "static")),
+            ("input_activations", group.get("input_activations"), (None,)),
+        )
+        if value not in allowed
+    ]
+    if wrong:
+        raise ModelError(f"'{path}' is quantized with {', '.join(wrong)}, which is not read here.", hint=ANOTHER)
+    check_bits(path, weights.get("num_bits"))
+
+
+def _is_target(name: str, target: str) -> bool:
+    """Whether a group's target is meant for a layer: its name, a pattern after "re:", or the class of all."""
+    if target.startswith("re:"):
+        return re.match(target.removeprefix("re:"), name) is not None
+    return target in (name, "Linear")
+
+
+def _gptq(path: str, quantization: Mapping[str, Any]) -> Format:
     bits, group = check_bits(path, quantization.get("bits")), quantization.get("group_size", ROW)
     version = {"gptq": 1, "gptq_v2": 2}.get(str(quantization.get("checkpoint_format", "gptq")))
     if version is None:
@@ -133,4 +205,4 @@ def _gptq(path: str, quantization: Mapping[str, Any]) -> tuple[tuple[str, ...], 
             )
         return from_gptq(tensors["qweight"], tensors["qzeros"], tensors["scales"], bits, width, version=version)
 
-    return ("qweight", "qzeros", "scales", "g_idx"), pack
+    return Format("qweight", lambda name: ("qweight", "qzeros", "scales", "g_idx"), pack)

@@ -15,9 +15,9 @@ from rqat_kernels.packing import PackedWeight
 def fuse(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
     """One call in place of several, whose outputs stand side by side.
 
-    The layers become views of the one weight, so that nothing is stored twice (but scales and zero points of packed
-    weights). Layers of different kinds, on different grids, or that do more than multiply by a weight, are called one
-    by one.
+    The layers become views of the one weight and the one bias, so that nothing is stored twice (but scales and zero
+    points of packed weights), and what is written into a layer in place, as optimizers do, counts here at once. Layers
+    of different kinds, on different grids, or that do more than multiply by a weight, are called one by one.
     """
     if all(is_plain(layer) for layer in layers):
         return _fuse_plain(layers)  # type: ignore[arg-type]
@@ -82,10 +82,14 @@ def _fuse_packed(layers: Sequence[PackedLinear]) -> Callable[[Tensor], Tensor]:
 
 
 def _biases(layers: Sequence[nn.Linear] | Sequence[PackedLinear]) -> Tensor | None:
-    """All biases side by side, 0 for layers that have none; None when no layer has one."""
+    """All biases side by side, of which the layers' own become views, 0 for those without; None when none has one."""
     found: list[Tensor | None] = [layer.bias if layer.bias is None else layer.bias.detach() for layer in layers]
     there = [bias for bias in found if bias is not None]
     if not there:
         return None
     widths = [int(layer.out_features) for layer in layers]
-    return torch.cat([there[0].new_zeros(n) if bias is None else bias for n, bias in zip(widths, found, strict=True)])
+    whole = torch.cat([there[0].new_zeros(n) if bias is None else bias for n, bias in zip(widths, found, strict=True)])
+    for layer, part in zip(layers, whole.split(widths), strict=True):
+        if layer.bias is not None:
+            layer.bias.data = part
+    return whole

@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from rqat_kernels.packed_linear import PackedLinear
 from rqat_kernels.packing import PackedWeight
 
+from ..contracts import QuantizedWeight
 from ..errors import ModelError
 from ..keys import ModelKeys
-from ..model.checkpoint import DENSE_FILE, load_layers
+from ..model.checkpoint import DENSE_FILE, decoded, load_layers, scheme_of
 from ..model.config import ModelConfig, read_config
 from ..model.families import FAMILIES
 from ..model.hub import GENERATION_FILE, QUANTIZED_FILE
-from ..model.load import check_finite, check_tokenizer, default_dtype, load_tokenizer
+from ..model.layers import EMBEDDING, ENDS, HEAD
+from ..model.load import NATIVE, check_finite, check_tokenizer, default_dtype, load_tokenizer
+from ..model.native import is_native, read_native
 from ..model.stored import StoredTensors
 from ..model.tensors import damaged, read_tensors
 from ..model.transforms import load_transforms
-from .formats import ANOTHER, pack_layer, reader
+from .formats import ANOTHER, can_pack, check_native, pack_layer, reader
 
 if TYPE_CHECKING:
     import transformers
@@ -43,7 +46,7 @@ def load_packed(
     """Loads a quantized checkpoint on packed weights, in eval mode, and its tokenizer.
 
     Args:
-        path: an exported checkpoint (compressed-tensors or gptq), a step of a run, or a hub name of the former.
+        path: an exported checkpoint (rqat, compressed-tensors or gptq), a step of a run, or a hub name of the former.
         device: "cuda", "cuda:1", "cpu"; None: CUDA where there is one.
         dtype: of activations and of what is not quantized; None: bfloat16 on CUDA, float32 on the CPU. On the CPU,
             weights are dequantized once, but for few rows of bfloat16, which torch's int4 product takes.
@@ -75,8 +78,9 @@ def load_packed(
             hint="Use --backend transformers.",
         )
     tokenizer = load_tokenizer(keys, offline=offline)
-    layers, dense = _contents(config, folder, place)
-    model = _build(keys.path, folder, layers, dense, dtype or default_dtype(place.type), place)
+    dtype = dtype or default_dtype(place.type)
+    layers, dense = _contents(config, folder, place, dtype)
+    model = _build(keys.path, folder, layers, dense, dtype, place)
     check_tokenizer(keys.path, model, tokenizer)
     check_finite(keys.path, model)
     return model, tokenizer
@@ -90,7 +94,7 @@ def why_not_packed(config: ModelConfig) -> str:
     if config.model_type not in FAMILIES:
         return f"Packed models are {', '.join(FAMILIES)}, not {config.model_type}."
     try:
-        reader(path, quantization)
+        check_native(path, quantization) if quantization.get("quant_method") == NATIVE else reader(path, quantization)
     except ModelError as error:
         return error.message
     return ""
@@ -116,28 +120,56 @@ def _device(name: str | None) -> torch.device:
 
 
 def _contents(
-    config: ModelConfig, folder: Path, device: torch.device
+    config: ModelConfig, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, PackedWeight], dict[str, Tensor]]:
     """Packed layers by name, on `device`, and all other tensors, on the CPU."""
     path = config.keys.path
     if (folder / QUANTIZED_FILE).is_file():
-        layers = {n: pack_layer(path, layer, device) for n, layer in load_layers(folder / QUANTIZED_FILE).items()}
-        return layers, read_tensors(folder / DENSE_FILE)[0]
+        state = read_tensors(folder / DENSE_FILE)[0]
+        return _packed(config, load_layers(folder / QUANTIZED_FILE), state, device, dtype)
+    if is_native(folder):
+        return _packed(config, *read_native(folder), device, dtype)
     assert config.quantization is not None
-    suffixes, pack = reader(path, config.quantization)
+    form = reader(path, config.quantization)
     stored = StoredTensors(folder)
-    names = [name.removesuffix(f".{suffixes[0]}") for name in stored.names if name.endswith(f".{suffixes[0]}")]
+    names = [name.removesuffix(f".{form.key}") for name in stored.names if name.endswith(f".{form.key}")]
     if not names:
-        raise damaged(folder, f"no tensor is called <layer>.{suffixes[0]}, as config.json says")
+        raise damaged(folder, f"no tensor is called <layer>.{form.key}, as config.json says")
     packed, taken = {}, set()
     for name in names:
+        suffixes = form.suffixes(name)
         parts = {suffix: stored.read(f"{name}.{suffix}") for suffix in suffixes}
         taken |= {f"{name}.{suffix}" for suffix in suffixes}
         try:
-            packed[name] = pack(name, {suffix: part.to(device) for suffix, part in parts.items()})
+            packed[name] = form.pack(name, {suffix: part.to(device) for suffix, part in parts.items()})
         except (ValueError, RuntimeError, IndexError) as error:
             raise damaged(folder, f"{name}: {' '.join(str(error).split())[:200]}") from error
     return packed, {name: stored.read(name) for name in stored.names if name not in taken}
+
+
+def _packed(
+    config: ModelConfig,
+    layers: Mapping[str, QuantizedWeight],
+    dense: dict[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[dict[str, PackedWeight], dict[str, Tensor]]:
+    """Layers that are there as codes, packed, and all other tensors.
+
+    A row of the embedding is read at a time, so it stays dense, in `dtype`. The head is packed where kernels read its
+    scheme, though it be the same weight; so in memory a tied pair is two.
+    """
+    packed: dict[str, PackedWeight] = {}
+    for name, layer in layers.items():
+        if name not in ENDS:
+            packed[name] = pack_layer(config.keys.path, layer, device)
+            continue
+        fits = can_pack(scheme_of(layer))
+        if name == EMBEDDING or not fits:
+            dense[f"{name}.weight"] = decoded(layer, dtype)
+        if fits and (name == HEAD or config.tied):
+            packed[HEAD] = pack_layer(config.keys.path, layer, device)
+    return packed, dense
 
 
 def _build(
@@ -156,6 +188,8 @@ def _build(
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
+        if HEAD in layers:  # a packed head has a weight of its own
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
         # Buffers are real: the rotary embedding computes its own.
         with accelerate.init_empty_weights(include_buffers=False):
             model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -32,6 +32,7 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
     parts = [
         _head(run, summary),
         *(_results(task, variants, summary["paired"]) for task, variants in summary["tasks"].items()),
+        *(_compared(label, variants) for label, variants in summary["compared"].items()),
         _samples(run, summary),
         _training(run),
         _layers(run),
@@ -51,7 +52,10 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
 
 
 def _head(run: RunFiles, summary: Mapping[str, Any]) -> str:
-    about = f"{summary['model']} in {run.scheme}, {seconds(summary['seconds'])} in {len(run.steps)} steps"
+    size = ""
+    if "bytes" in summary:
+        size = f"{summary['bytes'] / 1e6:,.1f} MB ({summary['bits_per_parameter']:.2f} bits per parameter in all), "
+    about = f"{summary['model']} in {run.scheme}, {size}{seconds(summary['seconds'])} in {len(run.steps)} steps"
     lines = [f'<header><h1>{escape(run.name)}</h1><p class="soft">{escape(about)}</p></header>']
     variants = summary["variants"]
     if variants:
@@ -105,6 +109,24 @@ def _results(task: str, variants: Mapping[str, Any], paired: Sequence[Mapping[st
         "one seed, bootstrap over problems for several.</p>"
     )
     return f"<section><h2>Accuracy on {escape(task)}</h2>{_table(columns, rows)}{note}</section>"
+
+
+def _compared(label: str, variants: Mapping[str, Any]) -> str:
+    """A table of how far every model is from its original."""
+    names = list(dict.fromkeys(name for found in variants.values() for name in found["figures"]))
+    rows = [
+        [
+            f"<th>{escape(variant)}</th>",
+            *(f"<td><b>{_optional(found['figures'], name, '{:.4g}')}</b></td>" for name in names),
+            f"<td>{found['n']}</td>",
+            f"<td>{found['tokens']}</td>",
+            f"<td>{seconds(found['seconds'])}</td>",
+        ]
+        for variant, found in variants.items()
+    ]
+    table = _table(["model", *map(_words, names), "rows", "tokens counted", "time"], rows)
+    note = '<p class="soft">Beside the model before quantization, on the same rows; less is better.</p>'
+    return f"<section><h2>Distance: {escape(label)}</h2>{table}{note}</section>"
 
 
 def _references(paired: Sequence[Mapping[str, Any]], task: str) -> list[str]:

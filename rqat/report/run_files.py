@@ -63,6 +63,11 @@ class RunFiles:
         """The steps that found how well a model does on a task."""
         return [step for step in self.steps if {"task", "accuracy"} <= step.results.keys()]
 
+    @property
+    def comparisons(self) -> list[StepFiles]:
+        """The steps that compared a model with its original."""
+        return [step for step in self.steps if {"task", "figures"} <= step.results.keys()]
+
     def of(self, stage: str) -> list[StepFiles]:
         """The steps of one stage."""
         return [step for step in self.steps if step.stage == stage]

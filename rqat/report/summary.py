@@ -3,8 +3,9 @@
 {"name", "scheme", "model", "task",
  "variants":   {"bf16": {"task", "n", "accuracy", "low", "high", "seconds", ...}, "gptq": {...}, ...},   the first task
  "tasks":  {"math500": {"bf16": {...}, ...}, ...},                                                  every task
+ "compared": {"kl on text wiki.txt": {"bf16": {"figures": {"kl", "perplexity"}, "n", "tokens", "seconds"}, ...}},
  "paired": [{"task", "variant", "against", "gained", "lost", "difference", "low", "high", "p", "says"}, ...],
- "seconds"}
+ "bytes", "bits_per_parameter", "seconds"}
 """
 
 from __future__ import annotations
@@ -40,9 +41,30 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
         "task": first,
         "variants": tasks[first] if first is not None else {},
         "tasks": tasks,
+        "compared": compared(run),
         "paired": comparisons(run),
+        **_size(run),
         "seconds": round(sum(step.seconds for step in run.steps), 1),
     }
+
+
+def compared(run: RunFiles) -> dict[str, dict[str, Any]]:
+    """How far every model is from its original, by task and data: two tasks on data of one name are told apart."""
+    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, str] = {}
+    for step in run.comparisons:
+        label = f"{step.results['task']} on {step.results['data']}"
+        while rows.setdefault(label, step.results["rows_hash"]) != step.results["rows_hash"]:
+            label += "'"
+        taken = ("figures", "n", "tokens", "seconds")
+        found.setdefault(label, {})[step.variant] = {key: step.results[key] for key in taken}
+    return found
+
+
+def _size(run: RunFiles) -> dict[str, Any]:
+    """Bytes and bits per parameter in all: of the exported files, else of the quantized model in the format `rqat`."""
+    found = [step.results for step in run.steps if "bits_per_parameter" in step.results]
+    return {key: found[-1][key] for key in ("bytes", "bits_per_parameter")} if found else {}
 
 
 def comparisons(run: RunFiles) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ Run them with pytest, or without it by `rqat plugins doctor`, which also runs su
 `conformance` of its own (see `doctor.py`). torch is imported when a test runs.
 """
 
-from .data import SourceSuite, TaskSuite
+from .data import ComparisonSuite, SourceSuite, TaskSuite
 from .doctor import Result, examine
 from .exporters import ExporterSuite
 from .grids import GridSuite
@@ -20,6 +20,7 @@ from .suite import Suite, expect
 from .transforms import TransformSuite
 
 __all__ = [
+    "ComparisonSuite",
     "ExporterSuite",
     "GridSuite",
     "ObjectiveSuite",

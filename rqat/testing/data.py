@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
-from ..contracts import LoadedModel, Row, Source, Split, Task, Verdict
+from ..contracts import Comparison, Completion, LoadedModel, Row, Source, Split, Task, TokenRow, Verdict
 from ..errors import DataError
 from ..keys import ModelKeys
+from ..registry import Registry
 from .suite import Suite, expect
 
 
@@ -86,7 +89,19 @@ def _reasoner() -> LoadedModel:
     from ..model.load import load_model
 
     model, tokenizer = load_model(ModelKeys(path="builtin:tiny-reasoner"))
-    return LoadedModel(model, tokenizer, partial(complete_rows, model, tokenizer))
+
+    def complete(
+        rows: Sequence[Row], samples: int = 1, *, total: int | None = None, **settings: Any
+    ) -> list[list[Completion]]:
+        return complete_rows(model, tokenizer, rows, samples, **settings)
+
+    def grade(task: str, completion: str, row: Row) -> Verdict:
+        registry = Registry.current()
+        card = registry.card("task", task)
+        found: Verdict = registry.make(card, registry.options(card, {})).grade(completion, row["answer"], row)
+        return found
+
+    return LoadedModel(model, tokenizer, complete, grade)
 
 
 class TaskSuite(Suite):
@@ -131,3 +146,65 @@ class TaskSuite(Suite):
                 verdict = made.grade(completion, row["answer"], row)
                 expect(verdict in get_args(Verdict), f"grade returned {verdict!r}")
                 expect(verdict != "correct", f"problem {number}: {completion!r} is graded 'correct'")
+
+
+class ComparisonSuite(Suite):
+    """Figures of a model beside its original: of the tiny reasoner beside itself, and beside itself made worse.
+
+    Class attributes:
+        rows: how many are compared on.
+    """
+
+    kind = "task"
+    rows: ClassVar[int] = 4
+
+    def test_a_model_is_nearest_to_itself(self) -> None:
+        """The first figure of the card is no larger for the original than for a model with noise in its weights."""
+        import torch
+
+        original = _reasoner().model
+        worse = copy.deepcopy(original)
+        with torch.no_grad():
+            for parameter in worse.parameters():
+                parameter.add_(0.2 * parameter.std() * torch.sin(torch.arange(parameter.numel())).view_as(parameter))
+        first = self.card.compares[0]
+        same, other = (self._figures(model)[first] for model in (original, worse))
+        expect(same < other, f"{first} is {same} for the original and {other} for one with noise in its weights")
+
+    def test_figures_are_those_of_the_card(self) -> None:
+        """Finite numbers, with one line for each row."""
+        import torch
+
+        made: Comparison = self.make()
+        rows = self._tokens(made)
+        loaded = _reasoner()
+        with torch.no_grad():
+            figures, per_row = made.compare(loaded.model, loaded.model, loaded.tokenizer, rows, _ignore)
+        expect(list(figures) == list(self.card.compares), f"it found {list(figures)}, not {list(self.card.compares)}")
+        expect(all(abs(value) < float("inf") for value in figures.values()), f"not finite: {dict(figures)}")
+        expect(len(per_row) == len(rows), f"{len(per_row)} lines for {len(rows)} rows")
+        expect(all("tokens" in line for line in per_row), "a line does not say how many `tokens` counted")
+
+    def test_reading_twice_gives_the_same_figures(self) -> None:
+        """Also from a second object."""
+        expect(self._figures(_reasoner().model) == self._figures(_reasoner().model), "two comparisons differ")
+
+    def _figures(self, model: Any) -> dict[str, float]:
+        import torch
+
+        made: Comparison = self.make()
+        with torch.no_grad():
+            loaded = _reasoner()
+            return dict(made.compare(model, loaded.model, loaded.tokenizer, self._tokens(made), _ignore)[0])
+
+    def _tokens(self, made: Comparison) -> list[TokenRow]:
+        from ..generation.prompts import encode_examples
+
+        rows = list(itertools.islice(made.rows(), self.rows))
+        expect(rows, "it has no rows")
+        encoded = encode_examples(rows, _reasoner().tokenizer)
+        return [TokenRow((*prompt.tokens, *after), len(prompt.tokens)) for prompt, after in encoded]
+
+
+def _ignore(done: int) -> None:
+    """For progress that nobody looks at."""

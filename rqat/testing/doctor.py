@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import DataError, PluginError, RqatError
 from ..registry import Card, Kind, Registry
-from .data import SourceSuite, TaskSuite
+from .data import ComparisonSuite, SourceSuite, TaskSuite
 from .exporters import ExporterSuite
 from .grids import GridSuite
 from .objectives import ObjectiveSuite
@@ -90,7 +90,7 @@ def suites_of(card: Card) -> list[type[Suite]]:
 
 def _general(card: Card) -> type[Suite]:
     """The suite that every part of a kind has to pass."""
-    return SUITES.get(card.kind, Suite)
+    return ComparisonSuite if card.compares else SUITES.get(card.kind, Suite)
 
 
 def _run(kind: type[Suite], registry: Registry, card: Card, options: Mapping[str, Any]) -> Iterator[Result]:

@@ -114,6 +114,7 @@ class ObjectiveSuite(Suite):
 
         from ..train.data import completion_room, prepare_rows
         from ..train.optimizer import QuantizedOptimizer
+        from ..train.rollouts import Rollouts
 
         set_seed(0)
         model, tokenizer = tiny_model()
@@ -165,6 +166,7 @@ class ObjectiveSuite(Suite):
                 max_tokens=max_tokens,
                 teacher=teacher,
                 max_completion_tokens=room,
+                rollouts=Rollouts(model, tokenizer, limit=room) if self.card.writes else None,
                 rewards=[self._correct(prepared.source, tokenizer, room)] if self.card.graded else [],
                 reward_weights=[1.0] if self.card.graded else [],
             )

@@ -1,62 +1,121 @@
-"""Interrupted training: which checkpoints are whole, and a log that a resumed run continues without a seam.
+"""Checkpoints of training in progress: what they are made of on disk, and which of them are whole.
 
-A Trainer's checkpoint is a folder of several files, and a kill may come between any two of them. `Checkpoints` marks a
-folder as complete once everything in it is on disk; only marked ones are resumed from, the others are removed.
+    checkpoint-40/
+      model-0000N-of-0000M.safetensors     latents, scales, zero points, masters, moments: as the optimizer holds them
+      model.safetensors.index.json         which tensor is in which file
+      state.json                           all the rest: optimizer and schedule, random states, the Trainer's counters
+      trainer_state.json                   the same counters, as transformers' Trainer reads them
+
+The tensors are written by torch's distributed checkpoint in its safetensors form, everything else is JSON: no pickle,
+so that a checkpoint of someone else runs no code. A folder has its name once all in it is on disk, and only then does
+the one before it go; what has another name is the rest of an attempt.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import torch
+from torch import Tensor
 
-from ..errors import NumericsError, RunError
-from ..processes import Processes
-from ..storage import append_json_line, read_json_lines, sync_folder, write_json_lines, write_text
+from ..errors import RunError
+from ..storage import PARTIAL, read_json, sync_folder
 
-COMPLETE = ".complete"
-"""Name of the marker, written last."""
+FORMAT = 1
+"""Version of this layout."""
 
-KEPT = 2
-"""Checkpoints kept on disk: with one, a kill during the next save could leave none."""
+STATE, TRAINER_STATE = "state.json", "trainer_state.json"
 
-NOT_LOGGED = frozenset(
-    {"learning_rate", "epoch", "num_tokens", "num_input_tokens_seen", "total_flos", "step_time", "train_runtime"}
-    | {"train_tokens_per_second"}
-)
-"""Figures of the Trainer that stand in a line under our own names, or are clocks."""
+FILE_BYTES = 1 << 30
+"""Of tensors in one file, about: torch makes each file in memory before it writes it."""
 
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
-def last_complete(folder: Path, *, clean: bool = True) -> Path | None:
-    """The newest checkpoint in a Trainer's output folder that is whole.
+@dataclass
+class Snapshot:
+    """A moment of training that can be written while training goes on.
+
+    Attributes:
+        step: optimizer steps done.
+        tensors: by name, on the CPU, nobody else's.
+        state: what remains: JSON, with the names of tensors in their places; see `taken_apart`.
+        trainer: the Trainer's state, as JSON.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    trainer: dict[str, Any]
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
+    """Writes a snapshot, flushes it to disk, gives it its name, and removes those before it.
 
     Args:
-        clean: half-written ones are removed; for one process of several.
+        folder: of all checkpoints.
+
+    Raises:
+        OSError, or another error of torch's: it cannot be written. Those before are as they were.
+    """
+    final = folder / f"checkpoint-{snapshot.step}"
+    partial = final.with_name(f"{final.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write_tensors(partial, snapshot.tensors)
+    (partial / STATE).write_text(json.dumps({"format": FORMAT, **snapshot.state}), encoding="utf-8")
+    (partial / TRAINER_STATE).write_text(json.dumps(snapshot.trainer), encoding="utf-8")
+    sync_folder(partial)
+    if final.exists():
+        _remove(final)
+    partial.replace(final)
+    sync_folder(folder, deep=False)
+    for path in folder.glob("checkpoint-*"):
+        if path != final:
+            _remove(path)
+    return final
+
+
+def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, on the CPU, and the rest of a whole checkpoint.
+
+    Raises:
+        RunError: it is damaged, or of another version.
+    """
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise ValueError(f"its format is {state['format']}, and this version reads {FORMAT}")
+        return _read_tensors(checkpoint), state
+    except Exception as error:  # torch reports a damaged file in a dozen ways
+        raise RunError(
+            f"'{checkpoint}' cannot be resumed from: {' '.join(str(error).split())[:200]}.",
+            hint="Remove it: the step then starts over.",
+        ) from error
+
+
+def last_complete(folder: Path, *, clean: bool = True) -> Path | None:
+    """The newest checkpoint in a folder of them.
+
+    Args:
+        clean: the rest of interrupted attempts is removed; for one process of several.
     """
     found: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
         match = _FOLDER.fullmatch(path.name)
-        if match is None:
-            continue
-        if (path / COMPLETE).is_file():
+        if match is not None:
             found[int(match[1])] = path
         elif clean:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
     return found[max(found)] if found else None
-
-
-def discard(folder: Path) -> None:
-    """Removes a Trainer's output folder, marks first: a kill in between must leave no gutted checkpoint marked."""
-    for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
-        mark.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -66,97 +125,84 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def processes_of(checkpoint: Path) -> int:
-    """How many processes trained together when a checkpoint was saved: each has left its random state."""
-    return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+    """How many processes trained together when a checkpoint was saved: each has its random state there."""
+    return max(1, len((read_json(checkpoint / STATE) or {}).get("random", [])))
 
 
-class Checkpoints(TrainerCallback):
-    """Marks checkpoints as complete; the last is that of the last step.
-
-    Args:
-        processes: those that train together; the first waits until all have written their files, and marks.
-        digest: of what this process has trained.
-    """
-
-    def __init__(self, processes: Processes, digest: Callable[[], str]) -> None:
-        self.processes, self.digest = processes, digest
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After this process has written its files of a checkpoint.
-
-        Raises:
-            RunError: another process has trained other weights.
-        """
-        if self.processes.count > 1:
-            digests = self.processes.gather(self.digest())
-            others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-            if others:
-                raise RunError(
-                    f"step {state.global_step}: processes 0 and {others[0]} of {len(digests)} have different weights.",
-                    hint="All must run the same versions on the same kind of device, and an objective must compute its "
-                    "loss by way of the model that it is handed. One process can resume from the last checkpoint.",
-                )
-        if not self.processes.leads:
-            return
-        folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-        sync_folder(folder)
-        write_text(folder / COMPLETE, f"{state.global_step}\n")
-        sync_folder(folder)
-
-
-class Log(TrainerCallback):
-    """training.jsonl: one line per optimizer step; and the progress display.
-
-    Every line has `step`, `loss`, `lr`, `grad_norm`, `tokens` (seen so far) and `seconds` (of this step); an
-    objective's own figures stand beside them.
+def taken_apart(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+    """`value`, made of dicts, lists, tuples, numbers and tensors, as JSON; its tensors go into `tensors` by their path.
 
     Args:
-        path: the file.
-        done: steps a resumed run has behind it; later lines of the interrupted run are cut off.
-        steps: of the whole run.
-        bar: a `job.Bar` to report to.
+        name: path of `value`.
     """
-
-    def __init__(self, path: Path, *, done: int, steps: int, bar: Any) -> None:
-        self.path, self.steps, self.bar = path, steps, bar
-        self.started: float | None = None
-        kept = [line for line in read_json_lines(path) if line["step"] <= done]
-        write_json_lines(path, kept)
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Starts the step's clock."""
-        self.started = time.perf_counter()
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        """Appends a line.
-
-        Raises:
-            NumericsError: the loss is not finite.
-        """
-        logs: dict[str, Any] = given["logs"]
-        if "loss" not in logs:  # the summary at the end
-            return
-        line = _line(state, logs, 0.0 if self.started is None else time.perf_counter() - self.started)
-        append_json_line(self.path, line)
-        if not abs(line["loss"]) < float("inf"):
-            raise NumericsError(
-                f"step {line['step']}: the loss is {line['loss']}.",
-                hint="Lower lr or scale_lr; the same command then starts this step anew, because its settings changed.",
-            )
-        # The loss of rollouts is near 0 by construction, whatever they learn; their figure is the mean reward.
-        figure = f"reward {line['reward']:.3f}" if "reward" in line else f"loss {line['loss']:.4g}"
-        self.bar.update(line["step"], figure)
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        inner = [
+            [key, taken_apart(item, tensors, f"{name}/{key}" if name else str(key))] for key, item in value.items()
+        ]
+        return {"mapping": inner}
+    if isinstance(value, (list, tuple)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [taken_apart(item, tensors, f"{name}/{number}") for number, item in enumerate(value)]}
+    return value
 
 
-def _line(state: TrainerState, logs: dict[str, Any], seconds: float) -> dict[str, Any]:
-    known = {
-        "step": state.global_step,
-        "loss": float(logs["loss"]),
-        "lr": float(logs.get("learning_rate", 0.0)),
-        "grad_norm": float(logs.get("grad_norm", 0.0)),
-        "tokens": int(state.num_input_tokens_seen),
-        "seconds": round(seconds, 4),
-    }
-    left_out = {*known, *NOT_LOGGED}
-    own = {key: value for key, value in logs.items() if isinstance(value, int | float) and key not in left_out}
-    return {**known, **own}
+def put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The way back from `taken_apart`."""
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "mapping":
+        return {key: put_together(item, tensors) for key, item in inner}
+    made = [put_together(item, tensors) for item in inner]
+    return tuple(made) if kind == "tuple" else made
+
+
+def _remove(checkpoint: Path) -> None:
+    """Takes a checkpoint's name from it before anything in it goes, so that none is ever found gutted."""
+    if _FOLDER.fullmatch(checkpoint.name):
+        checkpoint = checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.old"))
+    shutil.rmtree(checkpoint)
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    from torch.distributed import checkpoint as distributed
+
+    numbers, number, filled = {}, 1, 0
+    for name, tensor in tensors.items():
+        if filled and filled + tensor.nbytes > FILE_BYTES:
+            number, filled = number + 1, 0
+        numbers[name], filled = number, filled + tensor.nbytes
+    writer = distributed.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=numbers)
+    with _alone():
+        distributed.save(dict(tensors), storage_writer=writer, no_dist=True)
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    from torch.distributed import checkpoint as distributed
+
+    told = distributed.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    there = set((read_json(folder / "model.safetensors.index.json") or {}).get("weight_map", {}))
+    if there != set(told):
+        raise ValueError(f"{len(told)} of its {len(there)} tensors are there")
+    tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in told.items()}  # type: ignore[union-attr]
+    with _alone():
+        distributed.load(tensors, storage_reader=distributed.HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return tensors
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Around what torch does for many processes and is asked to do for one: no warning of that, and the plain error."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except CheckpointException as error:  # which is no Exception, and shows the traceback of every process
+        raise next(iter(error.failures.values()))[0] from None

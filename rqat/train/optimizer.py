@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError, NumericsError, RqatError, RunError
+from ..model.layers import ENDS
 from ..optimizers import OPTIMIZERS, UNSUITABLE
 from ..storage import fingerprint_of
 from .buckets import Bucket, plan_buckets
@@ -50,12 +51,13 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         scale_lr: of the scales, relative to the scale itself; None freezes them.
         zero_lr: of the zero points, in codes; None freezes them, as does a grid on which they are fixed.
         other_lr: of everything else but embeddings and lm_head; None freezes it.
+        train_embedding: train the embedding and the head, too, where they are quantized; else they stay as they are.
         weight_decay: of the latent weights.
         latents: start of the latent weights by layer, `(O, I)` in float32 or wider; they are clamped into the cells of
             their codes, so that the first forward pass is still the quantized model. Missing ones start at `w_hat`.
 
     Raises:
-        ModelError: a layer that is not in the model, is tied to another one, or has another shape.
+        ModelError: a layer that is not in the model, is tied to something else, or has another shape.
         RqatError: an unsuitable optimizer, or latents in 16 bits, which lose small updates without a word.
     """
 
@@ -69,6 +71,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         scale_lr: float | None = None,
         zero_lr: float | None = None,
         other_lr: float | None = None,
+        train_embedding: bool = False,
         weight_decay: float = 0.0,
         latents: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -80,7 +83,10 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self.steps_done = 0
         self._trains_scale = scale_lr is not None
         self._trains_zero = zero_lr is not None
+        self.frozen = {name: layers[name] for name in layers if name in ENDS and not train_embedding}
         weights = _weights_of(model, layers)
+        self._order = list(weights)
+        weights = {name: weights[name] for name in weights if name not in self.frozen}
         self.buckets = plan_buckets(weights, layers, latents or {}, flat=OPTIMIZERS.get(inner.__name__, False))
         self.others = _other_parameters(model, weights) if other_lr is not None else {}
         trained = {id(p) for p in [*weights.values(), *self.others.values()]}
@@ -226,11 +232,12 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def quantized_layers(self) -> dict[str, QuantizedWeight]:
         """Codes, scales and zero points of every layer, as they are in the model now, for saving."""
-        return {name: weight for bucket in self.buckets for name, weight in bucket.quantized()}
+        found = self.frozen | {name: weight for bucket in self.buckets for name, weight in bucket.quantized()}
+        return {name: found[name] for name in self._order}
 
     @torch.no_grad()
     def latents(self) -> dict[str, Tensor]:
-        """Latent weights `(O, I)` of every layer: views, not copies."""
+        """Latent weights `(O, I)` of every layer that is trained: views, not copies."""
         return {name: latent for bucket in self.buckets for name, latent in bucket.latents()}
 
     @torch.no_grad()
@@ -305,7 +312,7 @@ def _sum_of_bits(tensor: Tensor) -> Tensor:
 
 
 def _weights_of(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The weight of every layer in `layers`; refuses one that is missing or shared with another module."""
+    """The weight of every layer in `layers`; refuses one that is missing or shared, but for a tied pair of ends."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
@@ -318,7 +325,7 @@ def _weights_of(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Paramet
                 f"quantized layer '{layer}' is not in the model.",
                 hint="The checkpoint belongs to another architecture.",
             ) from None
-        if len(owners[id(weight)]) > 1:
+        if len(owners[id(weight)]) > 1 and set(owners[id(weight)]) != {f"{end}.weight" for end in ENDS}:
             raise ModelError(
                 f"quantized layer '{layer}' shares its weight with {', '.join(owners[id(weight)])}.",
                 hint="Leave it out with quantize.skip.",

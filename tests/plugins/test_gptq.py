@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rqat import Block, LinearStats, NumericsError, QuantizedWeight, Scheme, SharedInput
 from rqat.testing import QuantizerSuite
 from rqat_gptq import Options
-from rqat_gptq.solver import NARROWEST, Gptq, _inverse_factor
+from rqat_gptq.solver import Gptq, _inverse_factor
 from rqat_kernels.gptq_block import gptq_loop
 from rqat_kernels.grid import dequantize, fit_clip, fit_minmax, quantize
 
@@ -53,10 +53,14 @@ def loss(result: QuantizedWeight, weight: Tensor, hessian: Tensor) -> float:
 @pytest.mark.parametrize("spelling", [*SCHEMES, "w2-row", "w3g128", "w2g32"])
 @pytest.mark.parametrize("clip", ["minmax", "mse"])
 @pytest.mark.parametrize("static", [False, True])
-def test_with_an_identity_hessian_it_rounds_to_nearest(spelling: str, clip: str, static: bool) -> None:
+@pytest.mark.parametrize("narrowest", [0.8, 0.5])
+def test_with_an_identity_hessian_it_rounds_to_nearest(
+    spelling: str, clip: str, static: bool, narrowest: float
+) -> None:
     weight, _ = problem()
-    result = solve(weight, torch.eye(256), spelling, clip=clip, act_order=False, static_groups=static)
-    expected = rounded(weight, spelling, clip, narrowest=NARROWEST)
+    options = {"clip": clip, "narrowest": narrowest}
+    result = solve(weight, torch.eye(256), spelling, **options, act_order=False, static_groups=static)
+    expected = rounded(weight, spelling, clip, narrowest=narrowest)
     assert torch.equal(result.codes, expected.codes)
     assert torch.equal(result.scale, expected.scale)
     assert torch.equal(result.zero, expected.zero)

@@ -15,6 +15,7 @@ from rqat.contracts import Context, Training
 from rqat.errors import RqatError
 from rqat.stages.train import run as train
 from rqat.train.data import prepare_rows
+from rqat.train.rollouts import Rollouts
 from rqat_grpo import Options
 from rqat_grpo.objective import Grpo
 from rqat_grpo.watch import Watch
@@ -39,6 +40,14 @@ from tests.training import Sums, digests, train_step, write_start
 )
 def test_loops_are_told_from_text(ids: list[int], loop: bool) -> None:
     assert rqat.is_looping(ids) is loop
+
+
+def test_a_gap_between_sampler_and_trainer_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(Options(gap_bound=0.1))
+    for gap in (0.05, 0.3, 0.4):
+        watch.on_log(None, history({"sampling/sampling_logp_difference/p95": gap}), None)  # type: ignore[arg-type]
+    [line] = caplog.messages
+    assert "by 0.3 nats (gap_bound 0.1)" in line
 
 
 def history(*entries: dict[str, float]) -> Any:
@@ -75,7 +84,9 @@ def training(**more: Any) -> Training:
         Sums().rows("train", 0), tokenizer, steps=1, batch=4, max_tokens=60, seed=0, writes=True, graded=True
     ).rows
     arguments = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
-    return Training(tiny_model(), tokenizer, rows, None, None, arguments, 64, **more)  # type: ignore[arg-type]
+    model = tiny_model()
+    rollouts = Rollouts(model, tokenizer, limit=8)
+    return Training(model, tokenizer, rows, None, None, arguments, 64, rollouts=rollouts, **more)  # type: ignore[arg-type]
 
 
 def problems(batch: int = 8, max_tokens: int = 64, processes: int = 1, **options: Any) -> list[str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
+import shutil
+import socket
 import subprocess
 import sys
 import types
@@ -13,14 +16,17 @@ from pathlib import Path
 
 import pytest
 
+import rqat.intact
 import rqat.pipeline
 import rqat.report
+import rqat.run_lock
 from rqat.errors import RunError
 from rqat.facts import difference
+from rqat.intact import verified
 from rqat.job import Job
 from rqat.pipeline import run_pipeline
 from rqat.run_folder import MANIFEST
-from rqat.storage import fingerprint_of
+from rqat.storage import HEAD_BYTES, SCRATCH, fingerprint_of
 
 
 @dataclass
@@ -35,6 +41,9 @@ class ToyStep:
 @dataclass
 class ToyPlan:
     steps: list[ToyStep]
+
+    def step(self, name: str) -> ToyStep:
+        return next(step for step in self.steps if step.name == name)
 
     def facts(self, step: ToyStep) -> dict:
         return {"settings": {"value": step.value}}
@@ -211,17 +220,114 @@ def test_a_file_where_the_folder_should_be(toy, tmp_path):
 
 
 def test_two_processes_do_not_share_a_folder(toy, tmp_path):
+    """The second is refused, by the name of the first."""
+
     def second(work):
         code = (
-            "import fcntl, sys\n"
-            f"handle = open({str(work.parent / '.lock')!r}, 'w')\n"
-            "try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
-            "except OSError: sys.exit(3)\n"
+            "import pathlib\nfrom rqat.errors import RunError\nfrom rqat.run_lock import only_one\n"
+            f"try:\n    with only_one(pathlib.Path({str(work.parent)!r})): pass\n"
+            "except RunError as error: print(error)\n"
         )
-        assert subprocess.run([sys.executable, "-c", code]).returncode == 3
+        said.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
+    said: list[str] = []
     toy.before = second
     run_pipeline(job_of(tmp_path / "run", 1))
+    assert f"is in use by process {os.getpid()} on {socket.gethostname()}" in said[0]
+
+
+def test_a_folder_without_locks_says_so(toy, tmp_path, monkeypatch):
+    def refuse(handle, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(rqat.run_lock.fcntl, "flock", refuse)
+    with pytest.raises(RunError, match=r"cannot be locked \(flock: No locks available\)"):
+        run_pipeline(job_of(tmp_path / "run", 1))
+
+
+def test_what_a_step_resumes_from_outlives_everything_up_to_its_name(toy, tmp_path, monkeypatch):
+    """A kill while results are hashed, and while the folder gets its name, finds it there; after that it is gone."""
+
+    def run_with_scratch(work):
+        (work / SCRATCH).mkdir(exist_ok=True)
+        seen.append((work / SCRATCH / "state").exists())
+        (work / SCRATCH / "state").write_text("so far")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    seen: list[bool] = []
+    toy.before = run_with_scratch
+    for name in ("sealed", "publish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(rqat.pipeline, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                run_pipeline(job_of(tmp_path / "run", 1))
+        assert (tmp_path / "run" / "01-toy.partial" / SCRATCH / "state").exists()
+    with monkeypatch.context() as patch:  # killed after it got its name
+        patch.setattr(rqat.pipeline.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(job_of(tmp_path / "run", 1))
+    run_pipeline(job_of(tmp_path / "run", 1))
+    assert seen == [False, True]
+    assert sorted(path.name for path in (tmp_path / "run" / "01-toy").iterdir()) == ["inner", MANIFEST]
+
+
+def test_a_start_reads_no_whole_files_and_a_step_that_uses_them_does(toy, tmp_path, monkeypatch):
+    """Content that changed behind an unchanged size, time and head is found when it is read, or by `runs verify`."""
+    toy.before = lambda work: (work / "large.bin").write_bytes(bytes(HEAD_BYTES) + b"end")
+    run_pipeline(job_of(tmp_path / "run", 1, 2))
+    large = tmp_path / "run" / "01-toy" / "large.bin"
+    time = large.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(rqat.intact, "sha256_of", lambda path: pytest.fail(f"{path} was read to its end"))
+        assert run_pipeline(job_of(tmp_path / "run", 1, 2)).ran == []
+    large.write_bytes(bytes(HEAD_BYTES) + b"END")
+    os.utime(large, ns=(time, time))
+    assert run_pipeline(job_of(tmp_path / "run", 1, 2)).ran == []
+    assert verified(tmp_path / "run" / "01-toy") == ["large.bin"]
+    assert verified(tmp_path / "run" / "02-toy") == []
+    job = job_of(tmp_path / "run", 1, 3)
+    job.plan.steps[1].inputs["start"] = "01-toy"
+    assert run_pipeline(job).ran == ["01-toy", "02-toy"]
+    assert large.read_bytes().endswith(b"end")
+
+
+def test_a_copied_run_is_read_once(toy, tmp_path, monkeypatch):
+    run_pipeline(job_of(tmp_path / "run", 1))
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "run", copy, copy_function=shutil.copyfile)
+    assert run_pipeline(job_of(copy, 1)).ran == []
+    monkeypatch.setattr(rqat.intact, "write_json", lambda *_: pytest.fail("the new times were not kept"))
+    assert run_pipeline(job_of(copy, 1)).ran == []
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(toy, tmp_path):
+    def killed(work):
+        (work / ".tmpAb3").write_text("of safetensors")
+        raise KeyboardInterrupt
+
+    toy.before = killed
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(job_of(tmp_path / "run", 1))
+    (tmp_path / "run" / ".summary.json.17.tmp").write_text("{")
+    toy.before = lambda work: None
+    run_pipeline(job_of(tmp_path / "run", 1))
+    assert [path.name for path in (tmp_path / "run").rglob("*tmp*")] == []
+
+
+def test_a_report_that_was_not_written_is_written(toy, tmp_path, monkeypatch):
+    """Also where an earlier run, of other results, had written one."""
+    run_pipeline(job_of(tmp_path / "run", 1))
+
+    def killed(job):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rqat.report, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(job_of(tmp_path / "run", 1, 2))
+    assert run_pipeline(job_of(tmp_path / "run", 1, 2)).summary == {"written": 2}
 
 
 def test_a_full_disk_is_explained_and_leaves_nothing_that_looks_finished(toy, tmp_path):

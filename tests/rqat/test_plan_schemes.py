@@ -9,6 +9,7 @@ import pytest
 
 from rqat import RecipeError, Schemes
 from rqat.estimate import bits_of
+from rqat.grids import bits_per_weight
 from rqat.model.config import ModelConfig, read_config
 from rqat.plan import Plan, build_plan
 from rqat.preflight import preflight
@@ -68,7 +69,7 @@ def test_bits_count_every_layer_and_the_whole_model(registry: Registry, models: 
 def bits(plan: Plan, config: ModelConfig) -> tuple[float, float]:
     """Those of the model that the quantize step makes."""
     (step,) = (step for step in plan.steps if step.stage == "quantize")
-    return bits_of(plan.schemes(step, config), config)
+    return bits_of(plan.schemes(step, config), config, bits_per_weight)
 
 
 def _keys(path: Path) -> Any:
@@ -77,10 +78,14 @@ def _keys(path: Path) -> Any:
     return ModelKeys(path=str(path))
 
 
-def test_a_tied_head_and_patterns_without_a_layer_are_errors(registry: Registry, models: dict[bool, Path]) -> None:
-    (text,) = errors(plan_of(registry, models[True], {**MIXED, "lm_head": "w8g64"}))
-    assert "scheme: 'lm_head' names the output head, which is tied" in text
-    assert not errors(plan_of(registry, models[False], {**MIXED, "lm_head": "w8g64"}))
+def test_two_schemes_of_a_tied_pair_and_patterns_without_a_layer_are_errors(
+    registry: Registry, models: dict[bool, Path]
+) -> None:
+    two = {**MIXED, "lm_head": "w8g64", "embed_tokens": "w4g64"}
+    (text,) = errors(plan_of(registry, models[True], two))
+    assert "scheme: w4g64 for model.embed_tokens and w8g64 for lm_head, but the model's head is tied" in text
+    assert not errors(plan_of(registry, models[False], two))
+    assert not errors(plan_of(registry, models[True], {**MIXED, "lm_head": "w8g64"}))
     (text,) = errors(plan_of(registry, models[False], {**MIXED, "*.down_prj": "w8g64"}))
     assert "scheme: '*.down_prj' matches no linear layer of the model. Did you mean '*.down_proj'?" in text
 
@@ -115,7 +120,7 @@ def test_parts_that_cannot_do_a_grid_are_refused_before_any_work(registry: Regis
     plan = plan_of(registry, models[True], "w2g64-seq", quantize="awq", calibration=calibration, train=train)
     first, second = sorted(errors(plan))
     assert "export.format: 'compressed-tensors' cannot write the grid 'seq'" in first
-    assert "Use bf16, or another scheme." in first
+    assert "Use bf16 or rqat, or another scheme." in first
     assert "quantize.method: 'awq' cannot fit the grid 'seq' of w2g64-seq; it knows uniform." in second
     notes = [found.text for found in preflight(plan) if found.level == "note"]
     assert any("the grid 'seq' has no kernels of its own" in text for text in notes)

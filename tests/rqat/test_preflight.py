@@ -17,6 +17,7 @@ from rqat.plan import Plan, build_plan
 from rqat.preflight import Finding, estimate, preflight, read_data
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
+from rqat.storage import write_json
 from tests.tiny import save_tiny
 
 
@@ -183,6 +184,56 @@ def test_a_full_disk(registry: Registry, model: Path, tmp_path: Path, monkeypatc
     usage = namedtuple("usage", "total used free")(10, 10, 0)
     monkeypatch.setattr(preflight_module.shutil, "disk_usage", lambda folder: usage)
     only(found(plan_of(registry, model), "error", folder=tmp_path / "a" / "b"), "needs about", "0 B are free")
+
+
+def test_what_lies_there_already_counts(
+    registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Room for what is left, and no more: with steps finished, one begun, and all thrown away."""
+    plan = plan_of(registry, model)
+    config = read_config(plan.model)
+    sizes = {one.step: one for one in estimate(plan, config)}
+
+    def refused(free: int, *, fresh: bool = False) -> bool:
+        usage = namedtuple("usage", "total used free")(1 << 40, 0, free)
+        monkeypatch.setattr(preflight_module.shutil, "disk_usage", lambda folder: usage)
+        findings = preflight_module.preflight(plan, folder=tmp_path, fresh=fresh)
+        return any("free there" in one.text for one in findings if one.level == "error")
+
+    whole = sum(one.disk_bytes for one in sizes.values())
+    whole += max(one.disk_peak_bytes - one.disk_bytes for one in sizes.values())
+    assert refused(whole - 1)
+    assert not refused(whole)
+    train = next(step for step in plan.steps if step.stage == "train")
+    for step in plan.steps[: plan.steps.index(train)]:
+        (tmp_path / step.name).mkdir()
+        write_json(tmp_path / step.name / "manifest.json", {"fingerprint": plan.fingerprint(step), "files": {}})
+    after = [sizes[step.name] for step in plan.steps[plan.steps.index(train) :]]
+    left = sum(one.disk_bytes for one in after) + max(one.disk_peak_bytes - one.disk_bytes for one in after)
+    assert left < whole
+    assert refused(left - 1)
+    assert not refused(left)
+    partial = tmp_path / f"{train.name}.partial"
+    (partial / ".resume").mkdir(parents=True)
+    write_json(partial / ".step.json", {"fingerprint": plan.fingerprint(train)})
+    (partial / ".resume" / "state").write_bytes(bytes(5000))
+    assert not refused(left - 5000)
+    assert refused(left - 6000)
+    assert not refused(whole - 5000, fresh=True)
+
+
+def test_a_training_checkpoint_is_what_the_optimizer_holds(registry: Registry, model: Path):
+    """Twice latents and moments: the last one, and the one being written; half a moment less is half a checkpoint."""
+    config = read_config(plan_of(registry, model).model)
+
+    def meanwhile(*overrides: str) -> int:
+        plan = plan_of(registry, model, *overrides)
+        return max(one.disk_peak_bytes - one.disk_bytes for one in estimate(plan, config) if "train" in one.step)
+
+    quantized = sum(out * width for out, width in config.linears.values())
+    assert meanwhile() == pytest.approx(2 * 3 * 4 * quantized, rel=0.1)
+    assert meanwhile("train.0.optimizer=SGD") == pytest.approx(meanwhile() / 3, rel=0.1)
+    assert meanwhile("train.0.scale_lr=0.001") > meanwhile()
 
 
 def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch):

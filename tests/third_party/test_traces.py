@@ -140,7 +140,7 @@ def test_it_resumes_from_a_file_whose_end_was_cut_off(registry: Registry, tmp_pa
     def write(folder: Path, complete: Callable[..., Any]) -> dict[str, Any]:
         folder.mkdir(exist_ok=True)
         made = registry.make(card, options)
-        return made.produce(folder, LoadedModel(None, None, complete), "train", 5)
+        return made.produce(folder, LoadedModel(None, None, complete, grade=lambda *of: "wrong"), "train", 5)
 
     assert write(tmp_path / "whole", complete) == {"asked": 6, "kept": 3, "found_there": 0}
     whole = (tmp_path / "whole" / "traces.jsonl").read_bytes()

@@ -10,12 +10,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, ValidationError
 
 from ...cards import Card
-from ...contracts import TaskOptions
-from ...errors import UnknownName
+from ...contracts import ComparisonOptions, TaskOptions
+from ...errors import RqatError, UnknownName
 from ...estimate import Needs, Sizes
-from ...keys import Neutral, PluginKeys
+from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
+from ...model.config import read_config
 from ...problems import Place, problems_of
-from ...stage import BASE, Finding, Look, Making, Planned, Section, Stage, Step, Use
+from ...stage import BASE, PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
+from ..produce import Produce
 
 LM_EVAL = "lm-eval:"
 """Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
@@ -31,6 +33,7 @@ class EvaluateKeys(PluginKeys):
         backend: what writes: transformers; the engine, on packed weights; `auto` is the engine on CUDA where it knows
             the model. Tasks of lm-eval's own are asked through transformers unless this says `packed`.
         variants: which models to evaluate: any of `bf16`, quantizer names, objective names. None is all.
+        original: what a task that compares models compares with; None is the model before quantization.
     """
 
     named_by: ClassVar[str] = "task"
@@ -41,6 +44,7 @@ class EvaluateKeys(PluginKeys):
     batch: int = Field(default=32, ge=1)
     backend: Literal["auto", "transformers", "packed"] = "auto"
     variants: Annotated[tuple[str, ...] | None, Neutral("which steps there are, not what they find")] = None
+    original: ModelKeys | None = None
 
 
 class Evaluate(Stage):
@@ -63,11 +67,30 @@ class Evaluate(Stage):
         use = (
             self._of_lm_eval(making, keys, place) if keys.task.startswith(LM_EVAL) else making.use("task", keys, place)
         )
+        compares = use is not None and bool(use.card.compares)
+        if keys.original is not None and not compares:
+            those = ", ".join(card.name for card in making.known("task") if card.compares)
+            making.problem(f"{place.at('original')}: '{keys.task}' compares no models; those that do: {those}.")
         label = re.sub(r"[^\w.-]+", "-", keys.task)
+        produced = self._produced(making, use, place) if use is not None else {}
         for variant in known:
             if keys.variants is None or variant in keys.variants:
                 inputs = {"start": making.made[variant]} if variant in making.made else {}
-                making.add(self, f"evaluate-{label}-{variant}", variant, keys, place, {"task": use}, inputs)
+                making.add(self, f"evaluate-{label}-{variant}", variant, keys, place, {"task": use}, inputs | produced)
+
+    def _produced(self, making: Making, use: Use, place: Place) -> dict[str, str]:
+        """The steps that write what a task's sources read, as inputs."""
+        if not isinstance(use.options, ComparisonOptions):
+            return {}
+        options = use.options
+        read = (
+            Produce().add_before(
+                making, DataKeys(source=part.card.name, split=options.split, seed=options.seed), place, part
+            )
+            for part, _ in use.sources
+        )
+        steps = dict.fromkeys(name for inputs in read for name in inputs.values())
+        return {PRODUCED if not number else f"{PRODUCED}-{number + 1}": name for number, name in enumerate(steps)}
 
     def _of_lm_eval(self, making: Making, keys: EvaluateKeys, place: Place) -> Use | None:
         """A task of lm-eval's own as a part; its card is made here, and nothing is behind it."""
@@ -87,6 +110,8 @@ class Evaluate(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, EvaluateKeys)
+        if step.parts["task"].card.compares:
+            return Needs(sizes.model + sizes.teacher(keys.original))
         tokens = sizes.config.context or 4096
         if not keys.task.startswith(LM_EVAL):
             tokens = min(tokens, getattr(step.parts["task"].options, "max_new_tokens", tokens) + 512)
@@ -97,7 +122,17 @@ class Evaluate(Stage):
         keys = step.settings
         assert isinstance(keys, EvaluateKeys)
         context = look.config.context if look.config else None
-        wanted = 0 if keys.task.startswith(LM_EVAL) else getattr(step.parts["task"].options, "max_new_tokens", 0)
+        card = step.parts["task"].card
+        wanted = (
+            0
+            if keys.task.startswith(LM_EVAL) or card.compares
+            else getattr(step.parts["task"].options, "max_new_tokens", 0)
+        )
         if context is not None and wanted > context:
             text = f"max_new_tokens is {wanted}, but the model's context is {context}."
             yield step.finding("warning", "", text, "Completions end where the context does.")
+        if keys.original is not None:
+            try:
+                read_config(keys.original, offline=look.offline)
+            except RqatError as error:
+                yield step.finding("error", "original", error.message, error.hint)

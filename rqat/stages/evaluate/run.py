@@ -2,7 +2,7 @@
 
 <step>/results.json     figures of the evaluation (see evals/harness.py)
 <step>/samples.jsonl    one row per completion: prompt, completion, answer, verdict, tokens
-<step>.partial/samples.partial.jsonl    finished batches, from which an interrupted evaluation resumes
+<step>.partial/.resume/samples.jsonl    finished batches, from which an interrupted evaluation resumes
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...contracts import Task, TaskOptions
+from ...contracts import Comparison, File, Task, TaskOptions
 from ...errors import RqatError
+from ...evals.compare import rows_of, run_comparison
 from ...evals.harness import Evaluation, number_of_completions, run_task
 from ...generation.backend import Backend, open_model, writer_for
 from ...job import Job
 from ...model.checkpoint import load_checkpoint
 from ...model.load import default_dtype
+from ...model.vocabulary import check_vocabularies
 from ...packed.load import load_packed
-from ...stage import Finding, Look, Step
+from ...stage import Finding, Look, Step, Use
 from ...storage import write_json, write_json_lines
 from . import LM_EVAL, EvaluateKeys
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.json"
 SAMPLES_FILE = "samples.jsonl"
-PARTIAL_FILE = "samples.partial.jsonl"
 
 log = logging.getLogger("rqat")
 
@@ -48,8 +49,12 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     work = job.workdir(step)
     if keys.task.startswith(LM_EVAL):
         found = _lm_eval_task(job, step, keys)
+    elif step.parts["task"].card.compares:
+        found = _comparison(job, step, keys)
     else:
         task: Task = job.make(step, "task")
+        scratch = job.scratch(step)
+        scratch.mkdir(exist_ok=True)
         # Before the model is loaded: missing data is known at once.
         total = number_of_completions(task, keys.limit)
         model, tokenizer = load_variant(job, step, keys.backend)
@@ -62,7 +67,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 tokenizer,
                 limit=keys.limit,
                 batch=keys.batch,
-                partial=work / PARTIAL_FILE,
+                partial=scratch / SAMPLES_FILE,
                 report=bar.update,
                 writer=writer,
             )
@@ -71,7 +76,6 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         log.warning("%s: %s", step.name, note)
     results = {"variant": step.variant, "backend": "transformers", **found.results}
     write_evaluation(work, results, found.samples)
-    (work / PARTIAL_FILE).unlink(missing_ok=True)
     return results
 
 
@@ -93,6 +97,10 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
             yield step.finding("error", "task", error.message, error.hint)
         return
     task: Task = look.parts.make(step.parts["task"])
+    if isinstance(task, Comparison):
+        if next(task.rows(), None) is None:
+            yield step.finding("error", "rows", f"'{keys.task}' has no rows.", "Check its sources and its split.")
+        return
     if not len(task.problems()):
         yield step.finding("error", "task", f"'{keys.task}' has no problems.", "Check its options.")
 
@@ -119,6 +127,29 @@ def write_evaluation(folder: Path, results: Mapping[str, Any], samples: Sequence
     """Writes results.json and samples.jsonl."""
     write_json_lines(folder / SAMPLES_FILE, samples)
     write_json(folder / RESULTS_FILE, results)
+
+
+def _comparison(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
+    """Of a task that compares the step's model with its original."""
+    task: Comparison = job.make(step, "task")
+    rows = rows_of(task, keys.task, keys.limit)
+    backend: Backend = "packed" if keys.backend == "packed" else "transformers"
+    model, tokenizer = load_variant(job, step, backend)
+    original = model
+    if keys.original is not None or "start" in step.inputs:
+        named = keys.original or job.plan.model
+        original, words = open_model(named, device=job.device, offline=job.offline, backend="transformers")
+        check_vocabularies(words.get_vocab(), tokenizer.get_vocab())
+    with job.progress.task(_label(job, step, keys.task), len(rows)) as bar:
+        data = ", ".join(data_of(part) for part, _ in step.parts["task"].sources)
+        return run_comparison(task, keys.task, data, model, original, tokenizer, rows, bar.update)
+
+
+def data_of(use: Use) -> str:
+    """What a source is called in a report: with its file, and with what it is made of."""
+    files = [value.path.name for _, value in use.options if isinstance(value, File)]
+    inner = ", ".join(data_of(part) for part, _ in use.sources)
+    return " ".join([use.card.name, *files, *([f"({inner})"] if inner else [])])
 
 
 def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:

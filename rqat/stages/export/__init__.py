@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from ...errors import ModelError
+from ...errors import RqatError
 from ...estimate import Needs, Sizes, bits_of
 from ...keys import PluginKeys
+from ...model.layers import EMBEDDING
+from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
 
 
@@ -54,11 +56,28 @@ class Export(Stage):
                 yield step.finding("error", "", text, fix)
             made = look.plan.step(made.inputs["start"]) if "start" in made.inputs else None
 
+        if look.config is None:
+            return
+        try:
+            schemes = look.plan.schemes(step, look.config)
+        except RqatError:  # which another step tells
+            return
+        for name in _unpacked(step, schemes):
+            text = f"'{step.parts['exporter'].card.name}' writes {name}, quantized to {schemes[name]}, in 16 bits."
+            yield step.finding("note", "", text, "`export: rqat` packs it, for rqat itself to read.")
+
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
         parameters = sizes.config.parameters
         try:
-            bits = bits_of(plan.schemes(step, sizes.config), sizes.config)[1]
-        except ModelError:  # which pre-flight reports
+            schemes = plan.schemes(step, sizes.config)
+            held = {name: schemes[name] for name in schemes if name not in _unpacked(step, schemes)}
+            bits = bits_of(held, sizes.config, sizes.per_weight)[1] if held else 16
+        except RqatError:  # which pre-flight reports
             bits = 16
         return Needs(sizes.model + sizes.quantized, bits * parameters / 8)
+
+
+def _unpacked(step: Step, schemes: Mapping[str, Scheme]) -> list[str]:
+    """The quantized layers that a step's format holds in 16 bits."""
+    return [EMBEDDING] if EMBEDDING in schemes and not step.parts["exporter"].card.embedding else []

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from ... import __version__
 from ...contracts import Exporter
+from ...model.layers import EMBEDDING, HEAD
+from ...model.reader import CheckpointReader
 from ...scheme import ROW, Scheme
 
 
-def model_card(
-    base: str, layers: Mapping[str, Scheme], format_name: str, exporter: Exporter, skipped: Sequence[str]
-) -> str:
+def model_card(base: str, reader: CheckpointReader, format_name: str, exporter: Exporter, count: int) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
         base: the recipe's `model.path`; a folder's name is kept, its path is not.
-        layers: the scheme of every quantized layer.
+        reader: of the quantized model that was written.
         exporter: says how the format is loaded and served.
-        skipped: linear layers that were left as they were.
+        count: bytes of its weights.
     """
+    layers = reader.layers
     on_hub = base.count("/") == 1 and not base.startswith((".", "/", "~"))
     name = base if on_hub else PurePath(base.removeprefix("builtin:")).name
     schemes = sorted(set(layers.values()), key=list(layers.values()).count, reverse=True)
@@ -33,7 +33,9 @@ def model_card(
         f"`{name}` with {' and '.join(map(_described, schemes))}, in the",
         f"`{format_name}` checkpoint format. Made with rqat {__version__}.",
         "",
-        f"Left as they were: the embeddings, the norms{''.join(f', `{layer}`' for layer in skipped)}.",
+        f"{count / 1e6:,.1f} MB, {8 * count / reader.parameters:.2f} bits per parameter in all.",
+        f"Left as they were: {', '.join(_left(reader))}.",
+        *(f"Quantized to `{scheme}` and stored in 16 bits: `{name}`." for name, scheme in reader.unpacked.items()),
         "",
         "## Load it",
         "",
@@ -56,6 +58,14 @@ def model_card(
     if exporter.serving:
         lines += ["## Serve it", "", exporter.serving]
     return "\n".join(lines)
+
+
+def _left(reader: CheckpointReader) -> list[str]:
+    """What is as it was in the model before quantization."""
+    ends = {**reader.layers, **reader.unpacked}
+    shared = EMBEDDING in ends and bool(reader.config.get_text_config().tie_word_embeddings)
+    linears = [name for name in reader.skipped if not (shared and name == HEAD)]
+    return [*([] if EMBEDDING in ends else ["the embeddings"]), "the norms", *(f"`{name}`" for name in linears)]
 
 
 def _described(scheme: Scheme) -> str:

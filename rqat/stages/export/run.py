@@ -18,8 +18,9 @@ import torch
 
 from ...contracts import Exporter
 from ...errors import ModelError, PluginError
-from ...job import Job, Progress
+from ...job import Job, Progress, log
 from ...model.exported import check_layers, check_logits
+from ...model.layers import EMBEDDING
 from ...model.reader import CheckpointReader
 from ...model.transforms import load_transforms
 from ...registry import Card
@@ -65,7 +66,7 @@ def export_checkpoint(
         PluginError: a layer does not decode to what was exported, or nothing was written.
         NumericsError: the loaded model is not the one in memory.
     """
-    reader = CheckpointReader(start)
+    reader = CheckpointReader(start, unpacked=() if card.embedding else (EMBEDDING,))
     for problem in exporter.options.check(reader.context):
         if problem.level == "error":
             raise ModelError(problem.text, hint=problem.hint)
@@ -85,14 +86,19 @@ def export_checkpoint(
         raise PluginError(
             f"exporter '{card.name}' wrote no weights into '{folder}'.", hint="Report this to the plugin's author."
         )
-    write_text(folder / "README.md", model_card(base, reader.layers, card.name, exporter, reader.skipped))
+    for name, scheme in reader.unpacked.items():
+        log.warning("'%s' packs no embedding: %s, quantized to %s, is written in 16 bits.", card.name, name, scheme)
+    count = sum(path.stat().st_size for path in weights)
+    write_text(folder / "README.md", model_card(base, reader, card.name, exporter, count))
     facts: dict[str, Any] = {
         "format": card.name,
         "scheme": ", ".join(map(str, dict.fromkeys(reader.layers.values()))),
         "layers": len(reader.layers),
         "left_as_they_were": reader.skipped,
+        "in_16_bits": list(reader.unpacked),
         "float32_tensors": sum(reader.tensor(name).dtype == torch.float32 for name in reader.names),
-        "bytes": sum(path.stat().st_size for path in weights),
+        "bytes": count,
+        "bits_per_parameter": round(8 * count / reader.parameters, 4),
         "decoded": check_layers(folder, exporter, card.name, reader),
     }
     theirs = f"The format comes with {card.owner} {card.version}: report this to the plugin's author."

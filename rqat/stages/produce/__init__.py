@@ -57,7 +57,7 @@ class Produce(Stage):
         there = making.same(self, settings, parts)
         if there:
             return there
-        inputs = self.add_before(making, keys, place, *(part for part, _ in use.parts))
+        inputs = self.add_before(making, keys, place, *(part for part, _ in use.sources))
         return making.add(self, f"produce-{use.card.name}", BASE, settings, place, parts, inputs)
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:

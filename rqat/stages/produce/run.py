@@ -6,13 +6,15 @@ What a source writes lies in the step's folder, as it likes; interrupted, it is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ...contracts import Completion, LoadedModel, Row, Source
+from ...contracts import Completion, LoadedModel, Row, Source, Task, Verdict
 from ...errors import PluginError
 from ...generation.backend import writer_for
-from ...generation.complete import complete_rows
-from ...job import Job
+from ...generation.complete import Report, complete_rows
+from ...job import Bar, Job
 from ...model.load import load_model
 from ...stage import Finding, Look, Step
 from . import ROWS_AT_ONCE, ProduceSettings
@@ -36,7 +38,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     source: Source = job.make(step, "source")
     model, tokenizer = load_model(job.plan.model, device=job.device, offline=job.offline)
     folder = job.workdir(step)
-    told = source.produce(folder, loaded(job, model, tokenizer, f"produce {card.name}"), keys.split, keys.seed)
+    with loaded(job, model, tokenizer, f"produce {card.name}") as given:
+        told = source.produce(folder, given, keys.split, keys.seed)
     if not isinstance(told, Mapping):
         raise PluginError(f"{card}: produce returned {told!r}.", hint="Return a mapping of figures; it may be empty.")
     if not any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*")):
@@ -44,11 +47,14 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     return {"source": card.name, **told}
 
 
+@contextmanager
 def loaded(
     job: Job, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, label: str
-) -> LoadedModel:
-    """What a source is given; its completions show a progress bar."""
+) -> Iterator[LoadedModel]:
+    """What a source is given; its completions show a progress bar: one for each call, or one for all of a `total`."""
     writer = writer_for(model)
+    bars: list[Bar] = []
+    done = 0
 
     def complete(
         rows: Sequence[Row],
@@ -59,8 +65,11 @@ def loaded(
         top_p: float = 1.0,
         seed: int = 0,
         batch: int = ROWS_AT_ONCE,
+        total: int | None = None,
     ) -> list[list[Completion]]:
-        with job.progress.task(label, len(rows) * samples) as bar:
+        nonlocal done
+
+        def written(report: Report) -> list[list[Completion]]:
             return complete_rows(
                 model,
                 tokenizer,
@@ -72,23 +81,47 @@ def loaded(
                 seed=seed,
                 batch=batch,
                 writer=writer,
-                report=bar.update,
+                report=report,
             )
 
-    return LoadedModel(model, tokenizer, complete)
+        if total is None:
+            with job.progress.task(label, len(rows) * samples) as bar:
+                return written(bar.update)
+        if not bars:
+            bars.append(whole.enter_context(job.progress.task(label, total)))
+        before = done
+        found = written(lambda finished, note: bars[0].update(before + finished, note))
+        done += len(rows) * samples
+        return found
+
+    @cache
+    def task_called(name: str) -> Task:
+        card = job.registry.card("task", name)
+        made: Task = job.registry.make(card, job.registry.options(card, {}))
+        return made
+
+    def grade(task: str, completion: str, row: Row) -> Verdict:
+        return task_called(task).grade(completion, row["answer"], row)
+
+    with ExitStack() as whole:
+        yield LoadedModel(model, tokenizer, complete, grade)
 
 
 def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
-    """What is wrong with the sources that a source is made of: whether they can be read, and have rows.
+    """What is wrong with the sources that a source is made of: whether they can be read, and have rows; what it says.
 
     Raises:
         RqatError: they cannot be read.
     """
-    keys = step.settings
+    keys, use = step.settings, step.parts["source"]
     assert isinstance(keys, ProduceSettings)
     assert look.parts is not None
-    for part, _ in step.parts["source"].parts:
-        source: Source = look.parts.make(part)
-        if next(iter(source.rows(keys.split, keys.seed)), None) is None:
+    for part, _ in use.sources:
+        inner: Source = look.parts.make(part)
+        if next(iter(inner.rows(keys.split, keys.seed)), None) is None:
             text = f"'{part.card.name}' has no rows in its {keys.split} split."
             yield step.finding("error", "", text, "Check its options.")
+            return
+    source: Source = look.parts.make(use)
+    for problem in source.read_ahead(keys.split, keys.seed):
+        yield step.finding(problem.level, problem.key, problem.text, problem.hint)

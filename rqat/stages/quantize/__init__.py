@@ -10,7 +10,7 @@ from ...errors import RqatError
 from ...estimate import FLOAT32, Needs, Sizes
 from ...keys import Neutral, PluginKeys
 from ...model.config import ModelConfig, check_quantizable
-from ...model.layers import choose_layers
+from ...model.layers import EMBEDDING, choose_layers
 from ...problems import Place
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
@@ -97,10 +97,9 @@ class Quantize(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, QuantizeKeys)
-        chosen = choose_layers(
-            config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible, head=config.head
+        return choose_layers(
+            config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible, ends=config.ends
         )
-        return {name: plan.scheme.of(name) for name in chosen}
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
@@ -125,14 +124,15 @@ class Quantize(Stage):
         except RqatError as error:
             yield Finding("error", f"{place}: {error.message}", error.hint)
             return
-        if look.config.tied:
-            unless = ", unless a transform gives it one of its own" if step.settings.transforms else ""
-            yield Finding("note", f"{place}: lm_head shares the embedding's weight{unless}; both stay unquantized.")
         try:
             chosen = look.plan.schemes(step, look.config)
         except RqatError as error:
             yield _about_layers(step, look, error)
             return
+        if look.config.tied:
+            unless = ", unless a transform gives it one of its own" if step.settings.transforms else ""
+            what = "both are one layer" if EMBEDDING in chosen else "both stay unquantized"
+            yield Finding("note", f"{place}: lm_head shares the embedding's weight{unless}; {what}.")
         left = [name for name in look.config.linears if name not in chosen]
         if left:
             yield Finding("note", f"{step.name}: {len(left)} linear layers stay as they are: {', '.join(left)}.")

@@ -1,13 +1,12 @@
 """The model -> a quantized model, without training: codes, scales and zero points of every chosen layer.
 
 <step>/    a checkpoint (see model/checkpoint.py), and layers.json with one entry per layer
-<step>.partial/blocks/    finished blocks, until the step is done
+<step>.partial/.resume/    finished blocks, until the step is published
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -42,7 +41,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """Quantizes the plan's model with the step's quantizer.
 
     Returns:
-        number of layers, stored bits per weight, mean and worst error, notes, layers left as they were, seconds.
+        number of layers, stored bits per weight, bits per parameter in all and bytes of the whole model, mean and worst
+        error, notes, layers left as they were, seconds.
 
     Raises:
         RqatError: see `load_model` and `quantize_model`.
@@ -57,7 +57,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     batches = []
     if quantizer.needs and "calibration" in step.inputs:
         batches = token_batches(job.result_of(step.inputs["calibration"]) / CALIBRATION_FILE, job.device)
-    kept = work / "blocks"
+    kept = job.scratch(step)
     kept.mkdir(exist_ok=True)
     blocks = model.config.num_hidden_layers
     with job.progress.task(f"quantize {step.variant}", blocks) as bar:
@@ -74,14 +74,14 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     save_checkpoint(work, model, tokenizer, layers, transforms)
     keep_generation_settings(read_config(job.plan.model, offline=job.offline).fetch(offline=job.offline), work)
     write_json(work / "layers.json", [entry_of(report) for report in reports])
-    shutil.rmtree(kept)
     notes = {report.name: report.note for report in reports if report.note}
     for name, note in notes.items():
         log.warning("%s: %s", name, note)
     left = sum(name not in layers for name in layout_of(model.config.model_type).layer_names(blocks))
     if left:
         log.warning("%d linear layers were left as they are.", left)
-    return summary(reports) | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}
+    sizes = size_of(reports, sum(parameter.numel() for parameter in model.parameters()))
+    return summary(reports) | sizes | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def _transforms(job: Job, step: Step) -> Iterator[tuple[str, dict[str, Any], Transform]]:
@@ -109,6 +109,14 @@ def summary(reports: list[LayerReport]) -> dict[str, Any]:
         "error": sum(errors.values()) / len(errors) if errors else None,
         "worst": {"layer": worst, "error": errors[worst]} if worst else None,
     }
+
+
+def size_of(reports: list[LayerReport], parameters: int) -> dict[str, Any]:
+    """Bits per parameter in all, and bytes, of a model with so many parameters; what is not quantized has 16 bits."""
+    weights = [report.out_features * report.in_features for report in reports]
+    packed = sum(report.bits * weight for report, weight in zip(reports, weights, strict=True))
+    bits = packed + 16 * (parameters - sum(weights))
+    return {"bits_per_parameter": round(bits / parameters, 4), "bytes": round(bits / 8)}
 
 
 def token_batches(path: Path, device: str) -> list[TokenBatch]:

@@ -11,7 +11,7 @@ from ...estimate import Needs, Sizes
 from ...keys import Keys
 from ...model.config import ModelConfig
 from ...model.hub import QUANTIZED_FILE
-from ...model.layers import HEAD
+from ...model.layers import ENDS
 from ...model.stored_schemes import stored_schemes
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, bare_name
@@ -72,7 +72,7 @@ class Start(Stage):
         except ModelError as error:
             yield step.finding("error", "", error.message, error.hint)
             return
-        if look.config is not None and not set(layers) <= {*look.config.linears, HEAD}:
+        if look.config is not None and not set(layers) <= {*look.config.linears, *ENDS}:
             text = f"'{keys.path}' was made from another model than '{look.plan.model.path}': its layers differ."
             yield step.finding("error", "", text, "Name under `model` what that run started from.")
 

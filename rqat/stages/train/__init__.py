@@ -6,25 +6,38 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ...batches import UnevenBatch, sequences_at_once, split_batch
 from ...cards import Card
 from ...errors import ModelError, RqatError, nearest
 from ...estimate import FLOAT32, Needs, Sizes
-from ...figures import size
+from ...figures import duration_s, size
 from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
 from ...model.config import read_config
 from ...model.hub import QUANTIZED_FILE
+from ...model.layers import ENDS
 from ...model.vocabulary import check_vocabularies
-from ...optimizers import OPTIMIZERS, SCHEDULES
+from ...optimizers import MOMENTS, OPTIMIZERS, SCHEDULES
 from ...problems import Place
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..gate import Gate, GateKeys
 from ..produce import Produce
 
+LATENT_BYTES = 2
+"""Of a weight's place in its cell, as a train step leaves it for the next."""
+
 LOGITS_COPIES = 3
 """Arrays of logits alive at once in a loss: student, teacher or softmax, gradient; objectives that chunk need less."""
+
+
+def _often(value: int | str) -> int | str:
+    """A number of steps, or a duration."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, str) and duration_s(value):
+        return value
+    raise ValueError("is neither a number of steps nor a time such as 90s, 15m or 1h")
 
 
 class RewardKeys(PluginKeys):
@@ -72,11 +85,14 @@ class TrainKeys(PluginKeys):
         scale_lr: of the scales, relative to the scale itself. None freezes the scales.
         zero_lr: of the zero points, in codes. None freezes the zero points.
         other_lr: of everything that is not quantized, embeddings and lm_head left out. None freezes it.
+        train_embedding: train the embedding and the head, too, where they are quantized: as latent weights on their
+            grid, like every layer. False keeps them as they are.
         schedule: a transformers schedule name.
         warmup: share of the steps with a rising learning rate.
         weight_decay: of the latent weights.
         max_grad_norm: gradient clipping, global norm.
-        save_every: optimizer steps between checkpoints, from which an interrupted run resumes.
+        save_every: optimizer steps, or time (90s, 15m, 1h), between checkpoints, from which an interrupted run resumes;
+            they are written while training goes on. The last step always leaves one.
         gate: the cold-start gate, for objectives that are trained on rewards.
         seed: order of the data and sampling.
     """
@@ -101,13 +117,24 @@ class TrainKeys(PluginKeys):
     scale_lr: float | None = Field(default=None, gt=0)
     zero_lr: float | None = Field(default=None, gt=0)
     other_lr: float | None = Field(default=None, gt=0)
+    train_embedding: bool = False
     schedule: str = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    save_every: Annotated[int, Neutral("what an interruption costs")] = Field(default=50, ge=1)
+    save_every: Annotated[int | str, AfterValidator(_often), Neutral("what an interruption costs")] = "10m"
     gate: Annotated[GateKeys, Neutral("they count in the gate's own step")] = GateKeys()
     seed: int = 0
+
+    @property
+    def save_steps(self) -> int | None:
+        """Steps between checkpoints; None where the time decides."""
+        return self.save_every if isinstance(self.save_every, int) else None
+
+    @property
+    def save_s(self) -> float:
+        """Seconds between checkpoints, where the time decides."""
+        return duration_s(self.save_every) or 0.0 if isinstance(self.save_every, str) else 0.0
 
     def recomputes(self, device: str) -> bool:
         """Whether activations are computed again in the backward pass on a device."""
@@ -136,7 +163,10 @@ class Train(Stage):
         objective = making.use("objective", keys, place)
         source = making.use("source", keys.data, place.at("data"))
         parts = {"objective": objective, "source": source}
-        parts["task"] = making.named("task", keys.task, place.at("task")) if keys.task is not None else None
+        if any(card.compares for card in making.known("task") if card.name == keys.task):
+            making.problem(f"{place.at('task')}: '{keys.task}' compares models; it grades no completion.")
+        else:
+            parts["task"] = making.named("task", keys.task, place.at("task")) if keys.task is not None else None
         if keys.teacher is not None and objective is not None and not objective.card.teacher:
             learners = ", ".join(card.name for card in making.known("objective") if card.teacher)
             wanted = f"leave it out, or use one that does: {learners}"
@@ -162,8 +192,13 @@ class Train(Stage):
         """See `Stage`."""
         keys, card = step.settings, step.parts["objective"].card
         assert isinstance(keys, TrainKeys)
-        trained = sizes.quantized + (sizes.rest if keys.other_lr else 0)
-        optimizer = 3 * trained * FLOAT32  # latents and two moments
+        trained = sizes.quantized + (sizes.rest if keys.other_lr or keys.train_embedding else 0)
+        copies = 1 + MOMENTS.get(keys.optimizer, 2)  # latents and moments
+        groups = sizes.groups * FLOAT32
+        moved = (keys.scale_lr is not None) + (keys.zero_lr is not None)
+        # Beside the latents: where every scale started, scale and zero point as they are trained, and their moments.
+        optimizer = copies * trained * FLOAT32 + groups * (3 + moved * (copies - 1))
+        snapshot = optimizer if sizes.device == "cpu" else 0  # of what is being written while training goes on
         gradients = trained * sizes.width
         teacher = sizes.teacher(keys.teacher) if card.teacher else 0
         sequences = sequences_at_once(keys.batch, keys.micro_batch, sizes.processes)
@@ -171,8 +206,9 @@ class Train(Stage):
         logits = LOGITS_COPIES * tokens * sizes.config.vocab * FLOAT32
         kept = tokens * sizes.width * _activations(keys, sizes)
         cache = sizes.cache(sequences, keys.max_tokens) if card.writes else 0
-        memory = sizes.model + teacher + optimizer + gradients + logits + kept + cache
-        return Needs(memory, sizes.checkpoint + sizes.quantized * FLOAT32, optimizer + sizes.model)
+        memory = sizes.model + teacher + optimizer + snapshot + gradients + logits + kept + cache
+        # The last checkpoint, and the one that is being written.
+        return Needs(memory, sizes.checkpoint + sizes.quantized * LATENT_BYTES, 2 * optimizer)
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """See `Stage`."""
@@ -185,8 +221,10 @@ class Train(Stage):
                 near = nearest(value, known)
                 fix = f"Did you mean '{near}'?" if near else f"Known: {', '.join(known)}."
                 yield step.finding("error", name, f"'{value}' is not known.", fix)
-        if keys.save_every > keys.steps:
-            text = f"no checkpoint within {keys.steps} steps; interrupted, it starts over."
+        if keys.train_embedding:
+            yield from _ends(step, look)
+        if keys.save_steps is not None and keys.save_steps > keys.steps:
+            text = f"no checkpoint before the last of {keys.steps} steps; interrupted, it starts over. By time: 10m."
             yield step.finding("note", "save_every", text)
         if keys.teacher is not None:
             yield from _teacher(step, keys, keys.teacher, look)
@@ -219,6 +257,18 @@ def _activations(keys: TrainKeys, sizes: Sizes) -> int:
         return (blocks + 16) * hidden  # the input of every block, and one block at a time
     # What goes into and comes out of every linear layer, and of norms and rotations beside them.
     return sum(out + width for out, width in sizes.config.linears.values()) + 6 * blocks * hidden
+
+
+def _ends(step: Step, look: Look) -> Iterator[Finding]:
+    """Whether there is an embedding or a head on a grid to train."""
+    try:
+        layers = look.plan.schemes(step, look.config) if look.config else dict.fromkeys(ENDS)
+    except RqatError:
+        return  # which another step tells
+    if not any(end in layers for end in ENDS):
+        text = "neither the embedding nor the head is quantized, so there is nothing to train on a grid."
+        fix = "Leave it out, or give them a scheme: `scheme: {default: w2g128, lm_head: w4g128, embed_tokens: w4g128}`."
+        yield step.finding("error", "train_embedding", text, fix)
 
 
 def _lengths(step: Step, keys: TrainKeys, look: Look) -> Iterator[Finding]:

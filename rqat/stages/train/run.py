@@ -1,6 +1,6 @@
 """Trains a quantized model for one objective, with a TRL trainer and the optimizer that keeps it on the grid.
 
-trainer/checkpoint-*     while training; from the last complete one an interrupted run resumes
+.resume/checkpoint-*     until the step is published: from the last whole one an interrupted run resumes
 training.jsonl           a line per optimizer step
 latents.safetensors      where the latent weights stand in their cells, for a next train step
 model.safetensors ...    the trained model, as `rqat.model.checkpoint` writes it
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from ...train.optimizer import QuantizedOptimizer
     from . import TrainKeys
 
-TRAINER = "trainer"
-"""Folder of the Trainer's own checkpoints, removed when training is done."""
-
 LOG = "training.jsonl"
 
 
@@ -50,13 +47,13 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
     """
     from ...model.checkpoint import keep_generation_settings, save_checkpoint
-    from ...train.checkpoints import discard, last_complete
+    from ...train.checkpoints import last_complete
     from ...train.latents import save_latents
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
     why = _skipped(job, step)
-    checkpoint = None if why else last_complete(work / TRAINER, clean=job.processes.leads)
+    checkpoint = None if why else last_complete(job.scratch(step), clean=job.processes.leads)
     start = _start(job, start_folder)
     if why:
         if not job.processes.leads:
@@ -77,7 +74,6 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     save_checkpoint(work, start.model, start.tokenizer, layers, start.transforms)
     keep_generation_settings(start_folder, work)
     save_latents(work, optimizer.latents(), layers)
-    discard(work / TRAINER)
     return facts
 
 
@@ -125,17 +121,20 @@ def _train(
     from ...contracts import Training
     from ...generation.sampling import context_length, own_settings_hidden
     from ...quiet import quiet_training
-    from ...train.checkpoints import Checkpoints, Log, processes_of, step_of
+    from ...train.checkpoints import processes_of, step_of
     from ...train.data import completion_room, dropped_rows, prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
+    from ...train.rollouts import Rollouts
     from ...train.sampler_gap import sampler_gap
+    from ...train.saving import Saving
     from ...train.schedule import build_schedule, optimizer_class
     from ...train.teacher import load_teacher
+    from ...train.training_log import Log
 
     work, objective, processes = job.workdir(step), step.parts["objective"], job.processes
     card = objective.card
-    arguments = _arguments(keys, work / TRAINER, job.device, processes)
+    arguments = _arguments(keys, job.scratch(step), job.device, processes)
     with quiet_training():
         set_seed(keys.seed)
         max_tokens = min(keys.max_tokens, context_length(start.model))
@@ -155,6 +154,11 @@ def _train(
         if card.teacher:
             named = keys.teacher or job.plan.model
             teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline)
+        room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
+        rollouts = None
+        if card.writes:
+            backend: Any = getattr(objective.options, "rollouts", "auto")
+            rollouts = Rollouts(start.model, start.tokenizer, backend, limit=room, seed=keys.seed, rank=processes.rank)
         latents, where = _latents(job, start, start_folder, teacher if keys.teacher is None else None)
         optimizer = QuantizedOptimizer(
             start.model,
@@ -164,10 +168,10 @@ def _train(
             scale_lr=keys.scale_lr,
             zero_lr=keys.zero_lr,
             other_lr=keys.other_lr,
+            train_embedding=keys.train_embedding,
             weight_decay=keys.weight_decay,
             latents=latents,
         )
-        room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
         rewards, weights = _rewards(job, step, start, rows, room) if card.graded else ([], [])
         del latents  # they may hold the whole model before quantization
         seed = keys.seed + processes.rank
@@ -182,20 +186,31 @@ def _train(
                 )  # fmt: skip
                 seed += step_of(checkpoint) * max(before, processes.count)
         with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu(), own_settings_hidden(start.model):
-            callbacks: list[Any] = [Checkpoints(processes, optimizer.digest)]
+            scheduler = build_schedule(optimizer, keys)
+            saving = Saving(
+                job.scratch(step),
+                optimizer,
+                scheduler,
+                every_steps=keys.save_steps,
+                every_s=keys.save_s,
+                processes=processes,
+                log=work / LOG,
+            )
+            callbacks: list[Any] = [saving]
             if processes.leads:
-                callbacks.append(Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
+                callbacks.insert(0, Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
             trainer = job.make(step, "objective").build_trainer(
                 Training(
                     model=start.model,
                     tokenizer=copy.deepcopy(start.tokenizer),  # trainers give it a pad token, which would be exported
                     rows=rows.rows,
                     optimizer=optimizer,
-                    scheduler=build_schedule(optimizer, keys),
+                    scheduler=scheduler,
                     arguments=arguments,
                     max_tokens=max_tokens,
                     teacher=teacher,
                     max_completion_tokens=room,
+                    rollouts=rollouts,
                     rewards=rewards,
                     reward_weights=weights,
                     callbacks=callbacks,
@@ -203,10 +218,18 @@ def _train(
                 )
             )
             _without_printing(trainer)
-            if card.writes and processes.leads:
-                rows.facts["sampler_gap_nats"] = sampler_gap(start.model, start.tokenizer, rows.rows["prompt_ids"][:4])
+            saving.attach(trainer)
+            if rollouts is not None and processes.leads:
+                some = rows.rows["prompt_ids"][:4]
+                gap = sampler_gap(start.model, start.tokenizer, some, writer=rollouts.writer)
+                rows.facts["sampler_gap_nats"] = gap
             set_seed(seed)
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if checkpoint is not None and step_of(checkpoint) >= keys.steps:  # it has ended: only results are missing
+                trainer.state = saving.resume(checkpoint)
+                bar.update(keys.steps)
+            else:
+                with saving.guarding():
+                    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     lines = read_json_lines(work / LOG)
     last = lines[-1] if lines else {}
     return optimizer, {
@@ -255,8 +278,6 @@ def _latents(
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
     """Settings every TRL config takes; `batch` is that of all processes together."""
-    from ...train.checkpoints import KEPT
-
     micro, passes = split_batch(keys.batch, keys.micro_batch, processes.count)
     return {
         "output_dir": str(folder),
@@ -272,9 +293,7 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
         # The model is in bfloat16 already where that is wanted; autocast would only add casts.
         "bf16": False,
         "gradient_checkpointing": keys.recomputes(device),
-        "save_strategy": "steps",
-        "save_steps": keys.save_every,
-        "save_total_limit": KEPT,
+        "save_strategy": "no",  # `rqat.train.saving` does
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": "none",

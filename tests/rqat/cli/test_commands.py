@@ -42,6 +42,23 @@ def rqat(*arguments: object) -> Result:
     return result
 
 
+def test_runs_verify_names_what_was_changed(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert rqat("qat", "--recipe", recipe, "-o", run, "--until", "quantize-rtn").exit_code == 0
+    sound = rqat("runs", "verify", run)
+    assert sound.exit_code == 0, sound.stderr
+    assert "01-quantize-rtn: sound" in sound.stderr
+    config = run / "01-quantize-rtn" / "config.json"
+    config.write_text(config.read_text() + " ")
+    changed = rqat("runs", "verify", run)
+    assert changed.exit_code == 2
+    assert "01-quantize-rtn: config.json changed since it was written" in changed.stderr
+    assert "1 of 1 finished steps are not what was written" in changed.stderr
+    nothing = rqat("runs", "verify", tmp_path)
+    assert nothing.exit_code == 2
+    assert "holds no finished step" in nothing.stderr
+
+
 def test_plan_shows_every_step_default_owner_and_size(recipe: Path) -> None:
     result = rqat("plan", recipe)
     assert result.exit_code == 0, result.stderr

@@ -198,7 +198,8 @@ def test_sampling_follows_the_seed_and_the_distribution() -> None:
 
 
 def chosen(engine: Engine, logits: torch.Tensor, mode: Mode) -> torch.Tensor:
-    return draw(engine._scores(logits, mode), mode)
+    scores = logits.float() / engine._temperature
+    return draw(engine._nucleus(scores) if mode.choice == "nucleus" else scores, mode)
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:

@@ -24,11 +24,12 @@ from rqat_gptq.solver import Gptq
 from rqat_kernels.packed_linear import PackedLinear
 from rqat_rtn import Options as RtnOptions
 from rqat_rtn import RoundToNearest
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 
 MIXED = Schemes.parse(
     {"default": "w2g32", "*.down_proj": "w3g64", "*.1.self_attn.k_proj": "w4-row-sym", "lm_head": "w4g128"}
 )
+ENDS = {"model.embed_tokens": (128, 64), "lm_head": (128, 64)}
 LINEARS = {f"model.layers.{block}.{name}": (64, 96) for block in (0, 1) for name in ("mlp.up_proj", "mlp.down_proj")}
 
 
@@ -52,9 +53,13 @@ def mixed(folder: Path, quantizer: object = None) -> torch.nn.Module:
 def test_every_layer_is_divided_by_its_own_group() -> None:
     schemes = Schemes.parse({"default": "w2g96", "*.down_proj": "w3g64"})
     with pytest.raises(ModelError, match=r"2 layers .* groups of 64 do not divide: model.layers.0.mlp.down_proj"):
-        choose_layers(LINEARS, schemes)
-    assert choose_layers(LINEARS, schemes, indivisible="skip") == [name for name in LINEARS if "up_proj" in name]
-    assert choose_layers(LINEARS, Schemes.parse({"default": "w2g96", "*.down_proj": "w3g32"})) == list(LINEARS)
+        choose_layers(LINEARS, schemes, ends=ENDS)
+    left = choose_layers(LINEARS, schemes, indivisible="skip", ends=ENDS)
+    assert list(left) == [name for name in LINEARS if "up_proj" in name]
+    chosen = choose_layers(LINEARS, Schemes.parse({"default": "w2g96", "*.down_proj": "w3g32"}), ends=ENDS)
+    assert {name: str(scheme) for name, scheme in chosen.items()} == {
+        name: "w3g32" if "down" in name else "w2g96" for name in LINEARS
+    }
 
 
 @pytest.mark.parametrize(
@@ -62,22 +67,12 @@ def test_every_layer_is_divided_by_its_own_group() -> None:
     [
         ("*.down_porj", r"'\*.down_porj' matches no linear layer of the model. Did you mean '\*.down_proj'?"),
         ("lm_haed", "'lm_haed' matches no linear layer of the model. Did you mean 'lm_head'?"),
-        ("model.embed_tokens", "names the embedding, which is not quantized. Leave it out."),
-        ("lm_head", "names the output head, which is tied to the embedding"),
+        ("embed_token", "'embed_token' matches no linear layer of the model. Did you mean 'embed_tokens'?"),
     ],
 )
 def test_patterns_that_name_nothing_that_can_be_quantized_are_refused(pattern: str, message: str) -> None:
     with pytest.raises(ModelError, match=message.replace("?", r"\?")):
-        choose_layers(LINEARS, Schemes.parse({"default": "w2g32", pattern: "w4g32"}))
-
-
-def test_the_head_is_quantized_only_where_it_is_named() -> None:
-    for pattern, wanted in (("lm_head", True), ("lm_*", True), ("*", False), ("*.up_proj", False)):
-        schemes = Schemes.parse({"default": "w2g32", pattern: "w4g32"})
-        assert ("lm_head" in choose_layers(LINEARS, schemes, head=(128, 64))) is wanted
-    schemes = Schemes.parse({"default": "w2g32", "lm_head": "w4g32"})
-    assert choose_layers(LINEARS, schemes, head=(128, 64))[-1] == "lm_head"
-    assert choose_layers(LINEARS, schemes, head=(128, 64), skip=("lm_head",)) == list(LINEARS)
+        choose_layers(LINEARS, Schemes.parse({"default": "w2g32", pattern: "w4g32"}), ends=ENDS)
 
 
 def test_blocks_say_the_scheme_of_every_layer() -> None:
@@ -203,7 +198,9 @@ def test_layers_are_trained_each_on_its_own_grid_and_resumed(tmp_path: Path, sch
     for _ in range(2):
         model = tiny_model(tied=False)
         layers, _ = quantize_model(model, [], RoundToNearest(RtnOptions()), schemes)
-        made.append((model, QuantizedOptimizer(model, layers, lr=1e-2, scale_lr=1e-2, zero_lr=1e-2)))
+        made.append(
+            (model, QuantizedOptimizer(model, layers, lr=1e-2, scale_lr=1e-2, zero_lr=1e-2, train_embedding=True))
+        )
     (model, optimizer), (second_model, second) = made
     groups = [bucket.grid.scheme for bucket in optimizer.buckets]
     assert set(groups) == {schemes.of(name) for name in optimizer.quantized_layers()}
@@ -244,9 +241,3 @@ def test_a_state_of_other_schemes_is_not_resumed(tmp_path: Path) -> None:
         optimizers.append(QuantizedOptimizer(model, layers, lr=1e-2))
     with pytest.raises(Exception, match="does not fit this model: scheme"):
         optimizers[1].load_state_dict(optimizers[0].state_dict())
-
-
-def test_a_tied_head_is_refused_by_the_walk_too(tmp_path: Path) -> None:
-    save_tiny(tmp_path)
-    with pytest.raises(ModelError, match="tied to the embedding"):
-        quantize_model(tiny_model(), [], RoundToNearest(RtnOptions()), MIXED)

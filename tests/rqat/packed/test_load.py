@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import rqat
 from rqat import ModelError, Scheme
 from rqat.cli.app import build
-from rqat.cli.models import load_any
+from rqat.generation.backend import open_model
+from rqat.keys import ModelKeys
 from rqat.model.checkpoint import save_checkpoint
 from rqat.packed.load import load_packed
 from rqat.testing.tiny import decoded, rounded_layers, tiny_model
@@ -62,7 +63,7 @@ def tokens() -> torch.Tensor:
 def test_logits_are_those_of_transformers_to_the_bit(exports: Any, scheme: str, tied: bool) -> None:
     folder = exports(scheme, tied=tied)
     model, tokenizer = rqat.load_packed(folder)
-    expected, other = load_any(str(folder), offline=True)
+    expected, other = open_model(ModelKeys(path=str(folder)), device="cpu", offline=True)
     assert torch.equal(model(tokens()).logits, expected(tokens()).logits)
     assert tokenizer.get_vocab() == other.get_vocab()
     assert model.generation_config.to_dict() == expected.generation_config.to_dict()
@@ -75,7 +76,7 @@ def test_logits_are_those_of_transformers_to_the_bit(exports: Any, scheme: str, 
 @pytest.mark.parametrize("scheme", ["w2g32", "w3g64-sym", "w4-row", "w4g128-sym"])
 def test_gptq_needs_no_other_package_and_has_the_same_logits(exports: Any, scheme: str) -> None:
     packed, _ = load_packed(exports(scheme, "gptq"))
-    expected, _ = load_any(str(exports(scheme)), offline=True)
+    expected, _ = open_model(ModelKeys(path=str(exports(scheme))), device="cpu", offline=True)
     assert torch.equal(packed(tokens()).logits, expected(tokens()).logits)
 
 
@@ -87,7 +88,7 @@ def test_a_step_of_a_run_is_packed_too(tmp_path: Path) -> None:
             model.get_parameter(f"{name}.weight").copy_(decoded(layer))
     save_checkpoint(tmp_path, model, tokenizer, layers)
     packed, _ = load_packed(tmp_path)
-    expected, _ = load_any(str(tmp_path), offline=True)
+    expected, _ = open_model(ModelKeys(path=str(tmp_path)), device="cpu", offline=True)
     assert isinstance(packed.get_submodule("model.layers.0.mlp.up_proj"), PackedLinear)
     assert torch.equal(packed(tokens() % 99).logits, expected(tokens() % 99).logits)
 
@@ -96,7 +97,7 @@ def test_a_step_of_a_run_is_packed_too(tmp_path: Path) -> None:
 def test_bfloat16_on_the_cpu(exports: Any, scheme: str) -> None:
     """Few rows go through torch's int4 product: it rounds to bfloat16 (2**-9) at every layer, and offsets too."""
     packed, _ = load_packed(exports(scheme), dtype=torch.bfloat16)
-    exact, _ = load_any(str(exports(scheme)), offline=True)
+    exact, _ = open_model(ModelKeys(path=str(exports(scheme))), device="cpu", offline=True)
     for rows in (tokens()[:1, :3], tokens()):
         found, expected = packed(rows).logits.float(), exact(rows).logits
         assert (found - expected).norm() <= 0.03 * expected.norm()

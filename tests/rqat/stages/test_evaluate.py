@@ -1,6 +1,7 @@
 """The evaluate stage on a tiny model: files, figures, the quantized variant, going on after an interruption."""
 
 import json
+import shutil
 
 import pytest
 
@@ -45,7 +46,9 @@ def test_results_and_samples(job):
     assert {"accuracy", "low", "high", "seconds", "prompt_hash", "backend"} <= results.keys()
     assert len(rows) == 6
     assert {"prompt", "completion", "answer", "verdict", "tokens"} <= rows[0].keys()
-    assert sorted(path.name for path in job.workdir(step).iterdir()) == ["results.json", "samples.jsonl"]
+    assert sorted(path.name for path in job.workdir(step).iterdir()) == [
+        ".resume", "results.json", "samples.jsonl",
+    ]  # fmt: skip
 
 
 def test_an_interrupted_evaluation_ends_with_the_same_samples(job, monkeypatch):
@@ -54,6 +57,7 @@ def test_an_interrupted_evaluation_ends_with_the_same_samples(job, monkeypatch):
     evaluate.run(job, step)
     expected = (work / "samples.jsonl").read_bytes()
     (work / "samples.jsonl").unlink()
+    shutil.rmtree(job.scratch(step))
     original = harness.Generator.complete
     calls = []
 
@@ -66,7 +70,7 @@ def test_an_interrupted_evaluation_ends_with_the_same_samples(job, monkeypatch):
     monkeypatch.setattr(harness.Generator, "complete", complete)
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(job, step)
-    assert (work / "samples.partial.jsonl").exists()
+    assert (job.scratch(step) / "samples.jsonl").exists()
     evaluate.run(job, step)
     assert len(calls) == 3
     assert (work / "samples.jsonl").read_bytes() == expected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,11 +18,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from rqat.errors import DataError, NumericsError, RqatError, UnknownName
+from rqat.errors import DataError, NumericsError, RqatError, RunError, UnknownName
 from rqat.model.checkpoint import load_checkpoint
 from rqat.stages.train import run as train
 from rqat.storage import read_json_lines, write_json
-from rqat.train.checkpoints import COMPLETE
+from rqat.train import saving
+from rqat.train.checkpoints import last_complete, step_of
 from tests.tiny import tiny_tokenizer
 from tests.training import START, Sums, digests, train_step, write_start
 
@@ -32,7 +35,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {},
     "kd": {"sft_weight": 0.1},
     "grpo": {"generations": 2, "max_completion_tokens": 6},
+    "grpo by the engine": {"generations": 2, "max_completion_tokens": 6, "rollouts": "engine"},
 }
+"""By the name of the objective, and what else is said of it."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,7 @@ def unbroken(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def get(objective: str) -> tuple[Path, dict[str, Any]]:
         if objective not in done:
             folder = Path(shutil.copytree(start, tmp_path_factory.mktemp(objective) / "root"))
-            job, step = train_step(folder, objective, **options_of(objective))
+            job, step = train_step(folder, objective.split()[0], **options_of(objective))
             done[objective] = (job.workdir(step), train.run(job, step))
         return done[objective]
 
@@ -87,7 +92,6 @@ def test_trainers_leave_nothing_of_their_own_in_what_is_exported(objective: str,
 def test_leaves_a_checkpoint_a_log_and_facts(objective: str, start: Path, unbroken: Any) -> None:
     work, facts = unbroken(objective)
     assert {path.name for path in work.iterdir()} >= {"quantized.safetensors", "latents.safetensors", "training.jsonl"}
-    assert not (work / "trainer").exists()
     before, after = load_checkpoint(start / "run" / START), load_checkpoint(work)
     assert all(layer.scheme == before.layers[name].scheme for name, layer in after.layers.items())
     assert any(not torch.equal(before.layers[name].codes, after.layers[name].codes) for name in before.layers)
@@ -102,26 +106,30 @@ def test_leaves_a_checkpoint_a_log_and_facts(objective: str, start: Path, unbrok
     assert facts["steps"] == 8
     assert facts["final_loss"] == lines[-1]["loss"]
     assert facts["tokens"] == lines[-1]["tokens"] > 0
-    if objective == "grpo":
+    if objective.startswith("grpo"):
         assert facts["sampler_gap_nats"] < 1e-4
+        gap = "sampling/sampling_logp_difference"
+        assert all(0 <= line[f"{gap}/mean"] <= line[f"{gap}/p95"] <= line[f"{gap}/max"] < 1e-4 for line in lines)
+        assert all(abs(line["sampling/importance_sampling_ratio/max"] - 1) < 1e-4 for line in lines)
         assert {"reward", "completions/clipped_ratio", "repetition", "frac_reward_zero_std"} <= lines[0].keys()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["kd", "grpo"])
+@pytest.mark.parametrize("objective", ["kd", "grpo", "grpo by the engine"])
 def test_kill_at_any_moment_and_the_same_command_end_with_the_same_bytes(
     objective: str, root: Path, unbroken: Any
 ) -> None:
     options = options_of(objective)
-    job, step = train_step(root, objective, **options)
+    name = objective.split()[0]
+    job, step = train_step(root, name, **options)
     work = job.workdir(step)
-    half_written = work / "trainer" / "checkpoint-6"
+    half_written = job.scratch(step) / "checkpoint-6.partial"
     moments = [
         lambda: len(read_json_lines(work / "training.jsonl")) >= 4,
-        lambda: half_written.exists() and not (half_written / COMPLETE).exists(),
+        half_written.exists,
     ]
-    for moment in moments[: 1 if objective == "grpo" else 2]:
-        command = [sys.executable, "-m", "tests.training", str(root), objective, json.dumps(options)]
+    for moment in moments[: 1 if name == "grpo" else 2]:
+        command = [sys.executable, "-m", "tests.training", str(root), name, json.dumps(options)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             deadline = time.monotonic() + 120
             while not moment() and time.monotonic() < deadline and process.poll() is None:
@@ -155,26 +163,26 @@ class Stop(TrainerCallback):
 def test_resumes_from_the_last_complete_checkpoint(
     objective: str, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps 1 to 7, an incomplete checkpoint at 6, so it resumes after 3; then again with the one at 6 intact."""
-    job, step = train_step(root, objective, **options_of(objective))
+    """Steps 1 to 5, half a checkpoint at 6, so it resumes after 3; then to 7, so it resumes after 6."""
+    job, step = train_step(root, objective.split()[0], **options_of(objective))
     plugin = type(job.make(step, "objective"))
     build = plugin.build_trainer
 
-    def stopped(self: Any, training: Any) -> Any:
-        trainer = build(self, training)
-        trainer.add_callback(Stop(7))
-        return trainer
+    for after, kept in ((5, 3), (7, 6)):
 
-    with monkeypatch.context() as patch:
-        patch.setattr(plugin, "build_trainer", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(job, step)
-        checkpoints = job.workdir(step) / "trainer"
-        assert sorted(path.name for path in checkpoints.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
-        (checkpoints / "checkpoint-6" / COMPLETE).unlink()
-        (checkpoints / "checkpoint-6" / "optimizer.pt").write_bytes(b"cut off")
-        with pytest.raises(KeyboardInterrupt):
-            train.run(job, step)
+        def stopped(self: Any, training: Any, after: int = after) -> Any:
+            trainer = build(self, training)
+            trainer.add_callback(Stop(after))
+            return trainer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(plugin, "build_trainer", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                train.run(job, step)
+        assert [path.name for path in job.scratch(step).iterdir()] == [f"checkpoint-{kept}"]
+        if kept == 3:
+            (job.scratch(step) / "checkpoint-6.partial").mkdir()
+            (job.scratch(step) / "checkpoint-6.partial" / "state.json").write_text("cut o")
     facts = train.run(job, step)
     work, unbroken_facts = unbroken(objective)
     assert digests(job.workdir(step)) == digests(work)
@@ -281,7 +289,140 @@ def test_divergence_names_the_step_and_keeps_the_last_checkpoint(root: Path, mon
     monkeypatch.setattr(plugin, "build_trainer", poisoned)
     with pytest.raises(NumericsError, match="step 3"):
         train.run(job, step)
-    assert (job.workdir(step) / "trainer" / "checkpoint-2" / COMPLETE).exists()
+    assert step_of(last_complete(job.scratch(step))) == 2
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training_that_has_ended_is_not_done_again(
+    objective: str, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the results are saved, with no checkpoint asked for before the end: no step is repeated."""
+    job, step = train_step(root, objective, **options_of(objective, save_every="1h"))
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rqat.train.latents.save_latents", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(job, step)
+    begun: list[int] = []
+    patched = saving.Saving.on_pre_optimizer_step
+
+    def noted(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
+        begun.append(state.global_step)
+        patched(self, args, state, control, **given)
+
+    monkeypatch.setattr(saving.Saving, "on_pre_optimizer_step", noted)
+    facts = train.run(job, step)
+    work, unbroken_facts = unbroken(objective)
+    assert begun == []
+    assert digests(job.workdir(step)) == digests(work)
+    assert {**facts, "train_seconds": 0} == {**unbroken_facts, "train_seconds": 0}
+
+
+class Signalled(Exception):
+    """What the process does about a signal."""
+
+
+class Raise(TrainerCallback):
+    """Sends this process a signal: within the fifth step, before, amid or after its update."""
+
+    def __init__(self, number: int, at: str) -> None:
+        self.number, self.at = number, at
+
+    def _perhaps(self, at: str, done: int) -> None:
+        if at == self.at and done == (5 if at == "on_step_end" else 4):
+            signal.raise_signal(self.number)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._perhaps("on_step_begin", state.global_step)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._perhaps("on_pre_optimizer_step", state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._perhaps("on_step_end", state.global_step)
+
+
+@pytest.mark.parametrize(
+    ("objective", "number", "at", "saved"),
+    [
+        ("kd", signal.SIGTERM, "on_step_begin", 4),
+        ("sft", signal.SIGHUP, "on_pre_optimizer_step", 5),
+        ("grpo", signal.SIGINT, "on_step_begin", 4),
+        ("grpo", signal.SIGTERM, "on_step_end", 5),
+    ],
+)
+def test_a_signal_saves_the_last_whole_step(
+    objective: str, number: int, at: str, saved: int, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, step = train_step(root, objective, **options_of(objective, save_every="1h"))
+    plugin = type(job.make(step, "objective"))
+    build = plugin.build_trainer
+
+    def stopped(self: Any, training: Any) -> Any:
+        trainer = build(self, training)
+        trainer.add_callback(Raise(number, at))
+        return trainer
+
+    def handler(*_: Any) -> None:
+        raise Signalled
+
+    before = signal.signal(number, handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(plugin, "build_trainer", stopped)
+            with pytest.raises(Signalled):
+                train.run(job, step)
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+    assert step_of(last_complete(job.scratch(step))) == saved
+    train.run(job, step)
+    assert digests(job.workdir(step)) == digests(unbroken(objective)[0])
+
+
+def test_a_signal_does_not_wait_for_a_slow_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step = train_step(root, "kd", **options_of("kd", save_every="1h"))
+    plugin = type(job.make(step, "objective"))
+    build = plugin.build_trainer
+
+    def stopped(self: Any, training: Any) -> Any:
+        trainer = build(self, training)
+        trainer.add_callback(Raise(signal.SIGINT, "on_step_begin"))
+        return trainer
+
+    monkeypatch.setattr(plugin, "build_trainer", stopped)
+    monkeypatch.setattr(saving, "BYTES_PER_S", 1000.0)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(job, step)
+    assert last_complete(job.scratch(step)) is None
+
+
+def test_checkpoints_by_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step = train_step(root, "kd", **options_of("kd", steps=4, save_every="1.5s"))
+    clock = iter(range(1000))
+    monkeypatch.setattr(saving.time, "monotonic", lambda: float(next(clock)))
+    written: list[int] = []
+    write = saving.write_checkpoint
+    monkeypatch.setattr(
+        saving, "write_checkpoint", lambda folder, snapshot: (written.append(snapshot.step), write(folder, snapshot))
+    )
+    train.run(job, step)
+    assert written[-1] == 4
+    assert len(written) > 1
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step = train_step(root, "kd", **options_of("kd", save_every=2))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(saving, "write_checkpoint", full)
+    with pytest.raises(RunError, match="disk is full"):
+        train.run(job, step)
 
 
 @pytest.mark.parametrize(

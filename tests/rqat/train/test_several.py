@@ -16,14 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from rqat.errors import RqatError, RunError
 from rqat.model.checkpoint import load_checkpoint
 from rqat.processes import Processes
 from rqat.stages.train import run as train
-from rqat.storage import read_json_lines
-from rqat.train.checkpoints import COMPLETE, Checkpoints, last_complete, processes_of
+from rqat.storage import SCRATCH, read_json_lines
+from rqat.train.checkpoints import last_complete, processes_of
 from rqat.train.one_gpu import one_gpu
+from rqat.train.saving import Saving
 from tests.training import digests, train_step, write_start
 
 COMMON: dict[str, Any] = {
@@ -114,10 +116,9 @@ def test_killed_it_goes_on_with_the_same_bytes_or_in_another_number(
         assert process.wait(timeout=30) == 1
     with pytest.raises(ProcessLookupError):
         os.kill(follower, 0)
-    checkpoint = last_complete(work / "trainer")
+    checkpoint = last_complete(work / SCRATCH)
     assert checkpoint is not None
     assert checkpoint.name == "checkpoint-4"
-    assert (checkpoint / COMPLETE).exists()
     assert processes_of(checkpoint) == 2
 
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
@@ -160,15 +161,17 @@ class Answered(Processes):
     """Of three, two of which have answered."""
 
     def gather(self, text: str = "") -> list[str]:
-        return [text, "a", "b"]
+        return [text, *(json.dumps({"digest": digest}) for digest in "ab")]
 
 
 def test_processes_that_trained_other_weights_are_told_and_leave_no_checkpoint(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint-3"
-    folder.mkdir()
-    given: Any = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=3), None
+    optimizer: Any = SimpleNamespace(digest=lambda: "a")
+    scheduler: Any = SimpleNamespace(state_dict=dict)
+    saving = Saving(
+        tmp_path, optimizer, scheduler, every_steps=3, every_s=0, processes=Answered(0, 3), log=tmp_path / "log"
+    )
     with pytest.raises(RunError, match="step 3: processes 0 and 2 of 3 have different weights"):
-        Checkpoints(Answered(0, 3), lambda: "a").on_save(*given)
+        saving._end_step(TrainerState(global_step=3, max_steps=9))
     assert last_complete(tmp_path) is None
 
 

@@ -1,0 +1,67 @@
+"""Whether the files of a finished step are still what was written: at a glance, or byte for byte.
+
+manifest.json of a step has under `files` the sha256 of every file, and under `stamps` its size, its time and the sha256
+of its first bytes. A start looks at the stamps only, which reads next to nothing of gigabytes; a step that reads the
+files, and `rqat runs verify`, compare the whole hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from .storage import HEAD_BYTES, SCRATCH, read_json, sha256_of, stamp_of, write_json
+
+MANIFEST = "manifest.json"
+
+
+def sealed(folder: Path, *, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """`files` and `stamps` of a manifest, of all that is in a folder but its scratch.
+
+    Args:
+        without: names of files, directly in the folder, to leave out.
+    """
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    found = {name: path for name, path in paths.items() if name not in without and Path(name).parts[0] != SCRATCH}
+    return {
+        "files": {name: sha256_of(path) for name, path in found.items()},
+        "stamps": {name: stamp_of(path) for name, path in found.items()},
+    }
+
+
+def damaged(folder: Path, manifest: dict[str, Any], *, whole: bool) -> list[str]:
+    """Files of a finished step that are missing or not what its manifest says.
+
+    A file of another time is read to its end: it may have been copied. Where all have proved the same, the manifest
+    takes their new times, so that this is done once.
+
+    Args:
+        whole: compare every file's whole hash; else only where the stamp does not tell.
+    """
+    stamps = manifest.get("stamps", {})
+    wrong, touched = [], dict[str, Any]()
+    for name, digest in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(name)
+            continue
+        stamp, before = stamp_of(path), stamps.get(name)
+        small = stamp["bytes"] <= HEAD_BYTES  # its head is all of it
+        if stamp == before and (not whole or small):
+            continue
+        if (before and any(stamp[key] != before[key] for key in ("bytes", "head"))) or (
+            not (before and small) and sha256_of(path) != digest
+        ):
+            wrong.append(name)
+        elif stamp != before:
+            touched[name] = stamp
+    if touched and not wrong:
+        write_json(folder / MANIFEST, {**manifest, "stamps": {**stamps, **touched}})
+    return wrong
+
+
+def verified(folder: Path) -> list[str]:
+    """Files of the finished step in `folder` that are not, byte for byte, what was written."""
+    manifest = read_json(folder / MANIFEST)
+    return [MANIFEST] if not manifest or "files" not in manifest else damaged(folder, manifest, whole=True)

@@ -1,0 +1,74 @@
+"""One process at a time in a run folder: a lock on a file that also says whose it is.
+
+The lock (flock) ends with the process, however that ends; what is written in the file may be of one long gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from .errors import RunError
+from .storage import explained, read_json
+
+LOCK = ".lock"
+
+HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
+"""What flock answers when another process has the lock."""
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Creates the folder if need be and holds its lock; a folder that was made for this and stayed empty goes again.
+
+    Raises:
+        RunError: another process is at work in it, or its file system has no locks.
+    """
+    created = not folder.exists()
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / LOCK).open("a+", encoding="utf-8")
+    with handle:
+        _take(handle, folder)
+        try:
+            yield
+        finally:
+            if created and [entry.name for entry in folder.iterdir()] == [LOCK]:
+                shutil.rmtree(folder)
+
+
+def _take(handle: TextIO, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            raise RunError(
+                f"'{folder}' is in use by {_holder(folder)}.", hint="Wait for it to end, or choose another with -o."
+            ) from error
+        raise RunError(
+            f"'{folder}' cannot be locked (flock: {error.strerror}), so two runs could write there at once.",
+            hint="Choose a folder on a disk of this machine, or on a network disk that has locks, with -o.",
+        ) from error
+    with explained(folder):
+        handle.seek(0)
+        handle.truncate()
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        handle.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}) + "\n")
+        handle.flush()
+
+
+def _holder(folder: Path) -> str:
+    """The process that has the lock, as far as it has said so."""
+    told = read_json(folder / LOCK)
+    if not isinstance(told, dict) or "process" not in told:
+        return "another rqat process"
+    return f"process {told['process']} on {told.get('host', 'this machine')}, since {told.get('since', 'a moment ago')}"

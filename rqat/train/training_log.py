@@ -1,0 +1,76 @@
+"""training.jsonl: a log that a resumed run continues without a seam, and the progress display."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..errors import NumericsError
+from ..storage import append_json_line, read_json_lines, write_json_lines
+
+NOT_LOGGED = frozenset(
+    {"learning_rate", "epoch", "num_tokens", "num_input_tokens_seen", "total_flos", "step_time", "train_runtime"}
+    | {"train_tokens_per_second"}
+)
+"""Figures of the Trainer that stand in a line under our own names, or are clocks."""
+
+
+class Log(TrainerCallback):
+    """training.jsonl: one line per optimizer step; and the progress display.
+
+    Every line has `step`, `loss`, `lr`, `grad_norm`, `tokens` (seen so far) and `seconds` (of this step); an
+    objective's own figures stand beside them.
+
+    Args:
+        path: the file.
+        done: steps a resumed run has behind it; later lines of the interrupted run are cut off.
+        steps: of the whole run.
+        bar: a `job.Bar` to report to.
+    """
+
+    def __init__(self, path: Path, *, done: int, steps: int, bar: Any) -> None:
+        self.path, self.steps, self.bar = path, steps, bar
+        self.started: float | None = None
+        kept = [line for line in read_json_lines(path) if line["step"] <= done]
+        write_json_lines(path, kept)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Starts the step's clock."""
+        self.started = time.perf_counter()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        """Appends a line.
+
+        Raises:
+            NumericsError: the loss is not finite.
+        """
+        logs: dict[str, Any] = given["logs"]
+        if "loss" not in logs:  # the summary at the end
+            return
+        line = _line(state, logs, 0.0 if self.started is None else time.perf_counter() - self.started)
+        append_json_line(self.path, line)
+        if not abs(line["loss"]) < float("inf"):
+            raise NumericsError(
+                f"step {line['step']}: the loss is {line['loss']}.",
+                hint="Lower lr or scale_lr; the same command then starts this step anew, because its settings changed.",
+            )
+        # The loss of rollouts is near 0 by construction, whatever they learn; their figure is the mean reward.
+        figure = f"reward {line['reward']:.3f}" if "reward" in line else f"loss {line['loss']:.4g}"
+        self.bar.update(line["step"], figure)
+
+
+def _line(state: TrainerState, logs: dict[str, Any], seconds: float) -> dict[str, Any]:
+    known = {
+        "step": state.global_step,
+        "loss": float(logs["loss"]),
+        "lr": float(logs.get("learning_rate", 0.0)),
+        "grad_norm": float(logs.get("grad_norm", 0.0)),
+        "tokens": int(state.num_input_tokens_seen),
+        "seconds": round(seconds, 4),
+    }
+    left_out = {*known, *NOT_LOGGED}
+    own = {key: value for key, value in logs.items() if isinstance(value, int | float) and key not in left_out}
+    return {**known, **own}

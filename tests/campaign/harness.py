@@ -1,0 +1,295 @@
+"""The campaign's tools: the preloaded library, the server that runs commands, a recipe, how runs are compared."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import save_tiny
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+SAVE_EVERY = 2
+
+RECIPE = """
+name: small
+model: {model}
+scheme: w2g32
+calibration: {{source: own-rows, prompts: [{{source: arith}}], samples: 4, tokens: 48}}
+quantize: gptq
+train:
+  - {{objective: kd, data: arith, steps: 5, batch: 2, max_tokens: 160, lr: 1e-3, scale_lr: 1e-3, save_every: {every}}}
+  - objective: grpo
+    data: arith
+    task: arith
+    generations: 2
+    max_completion_tokens: 8
+    gate: {{action: warn, prompts: 2, samples: 2}}
+    steps: 3
+    batch: 4
+    max_tokens: 160
+    lr: 1e-3
+    save_every: {every}
+export: compressed-tensors
+evaluate:
+  - {{task: arith, limit: 4, max_new_tokens: 8, batch: 2}}
+"""
+
+START = """
+name: small
+model: {model}
+scheme: w2g32
+start: {start}
+evaluate:
+  - {{task: arith, limit: 2, max_new_tokens: 8, batch: 2}}
+"""
+"""What begins with the distilled model of the recipe above."""
+
+CLOCKS = frozenset({"seconds", "started", "train_seconds", "stamps", "tokens_per_s"})
+"""Keys whose values are times."""
+
+
+def compiled(folder: Path) -> Path:
+    """The preloaded library."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    assert compiler is not None
+    library = folder / "changes.so"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", "-o", library, HERE / "changes.c", "-ldl", "-lpthread"], check=True
+    )
+    return library
+
+
+class Server:
+    """`server.py` in a process of its own."""
+
+    def __init__(self, library: Path) -> None:
+        paths = os.pathsep.join(str(ROOT / name) for name in (".", "plugins", "kernels"))
+        environment = {**os.environ, "PYTHONPATH": paths, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
+        environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200"}
+        command = [sys.executable, "-m", "tests.campaign.server"]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._answer() == {"ready": True}
+
+    def run(self, **order: Any) -> dict[str, Any]:
+        """See `server.py`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        raise AssertionError(f"the server ended with {self._process.wait()}")
+
+
+@dataclass
+class Outcome:
+    """What a row of the campaign's table tells.
+
+    Attributes:
+        problems: what went wrong, by point.
+    """
+
+    name: str
+    tried: int = 0
+    repeated: int = 0
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lost = len({problem.partition(":")[0] for problem in self.problems})
+        return f"| {self.name} | {self.tried} | {self.tried - lost} | {self.repeated} | {self.seconds:.0f} |"
+
+
+HEAD = "| what | tried | survived | updates repeated at most | seconds |\n|---|---|---|---|---|"
+
+
+class Campaign:
+    """Runs of one recipe, interrupted in every way, against one that was left alone.
+
+    Args:
+        folder: to work in; made.
+        recipe: of the runs; `{model}` in it is a model in `folder`.
+        servers: that run commands, side by side.
+    """
+
+    def __init__(self, folder: Path, recipe: str, servers: list[Server], **values: Any) -> None:
+        folder.mkdir()
+        self.folder, self.servers = folder, servers
+        self._idle: queue.Queue[Server] = queue.Queue()
+        for server in servers:
+            self._idle.put(server)
+        self._together = ThreadPoolExecutor(len(servers))
+        self._numbers = itertools.count()
+        self.recipe = folder / "small.yaml"
+        save_tiny(folder / "model", hidden=32, layers=2)
+        self.recipe.write_text(recipe.format(model=folder / "model", every=SAVE_EVERY, **values))
+        self.points: list[int] = []
+
+    def command(self, place: Path, **order: Any) -> dict[str, Any]:
+        """The one command of the campaign, in `place/run`; adds `output` and `notes` to the server's answer."""
+        number = next(self._numbers)
+        log, notes = (self.folder / f"{what}-{number}" for what in ("log", "notes"))
+        argv = ["qat", "--recipe", str(self.recipe), "-o", str(place / "run"), "--offline"]
+        argv += ["--plugin", str(HERE / "own_rows.py")]
+        server = self._idle.get()
+        answer = server.run(argv=argv, folder=str(place / "run"), log=str(log), notes=str(notes), **order)
+        self._idle.put(server)
+        output, lines = log.read_text(errors="replace"), notes.read_text().splitlines() if notes.exists() else []
+        log.unlink()
+        notes.unlink(missing_ok=True)
+        return {**answer, "output": output, "notes": lines}
+
+    def leave_alone(self) -> None:
+        """The run that all others are compared with, with a copy of its folder after every change."""
+        place, copies = self.folder / "whole", self.folder / "copies"
+        place.mkdir()
+        copies.mkdir()
+        done = self.command(place, copies=str(copies))
+        assert done["code"] == 0, done["output"]
+        self.notes, self.points = done["notes"], done["points"]
+        self.expected = contents(place / "run")
+
+    def resumed(self, place: Path, before: list[str], outcome: Outcome, what: str) -> None:
+        """Gives the command again and compares; what is wrong goes into `outcome`.
+
+        Args:
+            before: notes of the run that was interrupted.
+        """
+        finished = {path.name for path in (place / "run").glob("*") if (path / "manifest.json").is_file()}
+        done = self.command(place)
+        outcome.tried += 1
+        if done["code"]:
+            outcome.problems.append(f"{what}: resumed with exit code {done['code']}: {done['output'][-600:]}")
+            return
+        found = contents(place / "run")
+        for name in sorted(found.keys() | self.expected.keys()):
+            if found.get(name) != self.expected.get(name):
+                there = (
+                    "differs"
+                    if name in found and name in self.expected
+                    else "is left over"
+                    if name in found
+                    else "is missing"
+                )
+                outcome.problems.append(f"{what}: {name} {there}")
+        again = finished & {note.split()[1] for note in done["notes"] if note.startswith("step")}
+        outcome.problems += [f"{what}: {name} was finished and is done again" for name in again]
+        repeated = [note for note in done["notes"] if note.startswith("update") and note in before]
+        for step in {note.split()[1] for note in repeated}:
+            count = sum(note.split()[1] == step for note in repeated)
+            outcome.repeated = max(outcome.repeated, count)
+            if count > SAVE_EVERY:
+                outcome.problems.append(f"{what}: {count} updates of {step} are repeated")
+
+    def crash(self, numbers: list[int]) -> Outcome:
+        """A process that ends after a change: the folder as it was then, and the same command."""
+
+        def try_one(number: int, outcome: Outcome) -> None:
+            place = self.folder / "copies" / f"{number:04}"
+            self.resumed(place, self.notes[: self.points[number - 1]], outcome, f"change {number}")
+            shutil.rmtree(place)
+
+        return self._each("killed after a change of the file system", numbers, try_one)
+
+    def refusable(self, code: int) -> int:
+        """How many writes there are that a disk can refuse in this way."""
+        place = self.folder / f"counted-{code}"
+        place.mkdir()
+        done = self.command(place, fail_from=1 << 30, fail_code=code)
+        shutil.rmtree(place)
+        return int(done["writes"])
+
+    def full_disk(self, numbers: list[int], code: int, name: str) -> Outcome:
+        """A disk that refuses all writes from the n-th on; then there is room again."""
+
+        def try_one(number: int, outcome: Outcome) -> None:
+            place = self.folder / f"full-{number}"
+            place.mkdir()
+            done = self.command(place, fail_from=number, fail_code=code)
+            what = f"write {number}"
+            errors = [line for line in done["output"].splitlines() if line.startswith("Error: ")]
+            if done["code"] != 3 or len(errors) != 1 or "Traceback" in done["output"]:
+                outcome.problems.append(f"{what}: exit code {done['code']}: {done['output'][-1500:]}")
+            self.resumed(place, done["notes"], outcome, what)
+            shutil.rmtree(place)
+
+        return self._each(f"{name} from a write on", numbers, try_one)
+
+    def signalled(self, moments: list[tuple[int, float]]) -> Outcome:
+        """A signal at some moment, in seconds after the start."""
+
+        def try_one(moment: tuple[int, float], outcome: Outcome) -> None:
+            sent, after_s = moment
+            place = self.folder / f"signal-{next(self._numbers)}"
+            place.mkdir()
+            done = self.command(place, signal=sent, after_s=after_s)
+            what = f"signal {sent} after {after_s:.2f} s"
+            if done["code"] not in (0, 128 + sent, -sent) or "Traceback" in done["output"]:
+                outcome.problems.append(f"{what}: exit code {done['code']}: {done['output'][-1500:]}")
+            self.resumed(place, done["notes"], outcome, what)
+            shutil.rmtree(place)
+
+        return self._each("a signal at a random moment", moments, try_one)
+
+    def _each(self, name: str, points: Sequence[Any], try_one: Callable[[Any, Outcome], None]) -> Outcome:
+        """Tries every point, as many at once as there are servers."""
+        outcome, began = Outcome(name), time.monotonic()
+        for _ in self._together.map(lambda point: try_one(point, outcome), points):
+            pass  # what one raises is raised here
+        outcome.seconds = time.monotonic() - began
+        return outcome
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a run folder holds, file by file, without what the clock has written."""
+    return {
+        str(path.relative_to(folder)): _content(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    } | {f"{path.relative_to(folder)}/": "" for path in folder.rglob("*") if path.is_dir()}
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".html":  # all it shows is in the other files, and so are times
+        return ""
+    if path.suffix == ".json":
+        return _timeless(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: sorted(inner) if key == "files" else _timeless(inner)
+            for key, inner in value.items()
+            if key not in CLOCKS
+        }
+    return [_timeless(inner) for inner in value] if isinstance(value, list) else value

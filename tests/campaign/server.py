@@ -1,0 +1,143 @@
+"""A process with everything imported that does one `rqat` command after the other, each in a fork of itself.
+
+Started with `changes.c` preloaded. It reads an order a line, as JSON, and answers each with a line:
+
+    {"argv": [...], "folder": "...", "log": "...", "notes": "...", "kill_after": 0, "fail_from": 0, "fail_code": 0,
+     "copies": "", "signal": 0, "after_s": 0}
+    {"code": 0, "changes": 17, "writes": 40, "points": [0, 0, 1, ...]}
+
+`notes` gets a line for every step of a run that begins, and for every update of a training. With `copies`, the folder
+is copied into a folder there after every change, and `points` says how many notes there were by then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Imports, says so, and does what it is told until its input ends."""
+    import_everything()
+    preloaded = ctypes.CDLL(os.environ.pop("LD_PRELOAD"))
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(done(preloaded, json.loads(line))), flush=True)
+
+
+def import_everything() -> None:
+    """All that a command would import, so that a fork begins with its work."""
+    import datasets  # noqa: F401
+    import trl  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
+    from trl import GRPOTrainer, SFTTrainer  # noqa: F401
+
+    import rqat.api
+    import rqat.cli.app
+    import rqat.report.page
+    from rqat.registry import BUILTIN  # noqa: F401
+    from rqat.stages import stages, work_of
+
+    for name in stages():
+        work_of(name)
+    rqat.cli.app._prepare_environment(offline=True, verbose=False)
+
+
+def done(preloaded: Any, order: dict[str, Any]) -> dict[str, Any]:
+    """Does one command in a fork and waits for it."""
+    asks, ask = os.pipe()
+    answer, answers = os.pipe()
+    counts, count = os.pipe()
+    child = os.fork()
+    if not child:
+        for end in (asks, answers, counts):
+            os.close(end)
+        work(preloaded, order, ask, answer, count)
+    for end in (ask, answer, count):
+        os.close(end)
+    points = copied(order, asks, answers) if order.get("copies") else []
+    if order.get("signal"):
+        time.sleep(order["after_s"])
+        os.kill(child, order["signal"])
+    told = b"".join(iter(lambda: os.read(counts, 4096), b""))  # up to the end of the child
+    _, status = os.waitpid(child, 0)
+    for end in (asks, answers, counts):
+        os.close(end)
+    changes, writes = json.loads(told) if told else (0, 0)
+    return {"code": os.waitstatus_to_exitcode(status), "changes": changes, "writes": writes, "points": points}
+
+
+def copied(order: dict[str, Any], asks: int, answers: int) -> list[int]:
+    """Copies the folder whenever the child has changed something; how many notes there were each time."""
+    points = []
+    folder, notes = Path(order["folder"]), Path(order["notes"])
+    while select.select([asks], [], [])[0] and os.read(asks, 1):
+        points.append(len(notes.read_text().splitlines()) if notes.exists() else 0)
+        copy = Path(order["copies"]) / f"{len(points):04}"
+        copy.mkdir()
+        if folder.exists():
+            shutil.copytree(folder, copy / folder.name, copy_function=shutil.copy2)
+        os.write(answers, b"1")
+    return points
+
+
+def work(preloaded: Any, order: dict[str, Any], ask: int, answer: int, count: int) -> None:
+    """In the fork: the command, as it would be from a shell. Never returns."""
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 1
+    try:
+        noted(order["notes"])
+        sys.argv = ["rqat", *order["argv"]]
+        fails = (order.get("kill_after", 0), order.get("fail_from", 0), order.get("fail_code", 0))
+        ends = (ask, answer) if order.get("copies") else (-1, -1)
+        long = ctypes.c_long
+        preloaded.campaign_arm(order["folder"].encode(), long(fails[0]), long(fails[1]), fails[2], *ends)
+        from rqat.cli.app import main as rqat
+
+        rqat()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.write(count, json.dumps([preloaded.campaign_changes(), preloaded.campaign_writes()]).encode())
+    os._exit(code)
+
+
+def noted(file: str) -> None:
+    """Has every step of a run and every update of a training leave a line in `file`."""
+    from rqat import pipeline
+    from rqat.train.saving import Saving
+
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    run_stage, update = pipeline.run_stage, Saving.on_pre_optimizer_step
+
+    def stage(job: Any, step: Any) -> Any:
+        os.write(handle, f"step {step.name}\n".encode())
+        return run_stage(job, step)
+
+    def updated(self: Any, args: Any, state: Any, control: Any, **given: Any) -> Any:
+        os.write(handle, f"update {self.folder.parent.stem} {state.global_step + 1}\n".encode())
+        return update(self, args, state, control, **given)
+
+    pipeline.run_stage = stage
+    Saving.on_pre_optimizer_step = updated  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()

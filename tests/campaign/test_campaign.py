@@ -1,0 +1,114 @@
+"""A small run with all stages, ended at every point and in every way; the same command then ends in the same bytes.
+
+    just campaign                     every point: about half an hour on two cores; prints a table
+    RQAT_CAMPAIGN_SHARE=20            one point of 20, each time others: RQAT_CAMPAIGN_SEED, which is printed
+
+The everyday suite takes a few points. What is killed of several processes is in tests/rqat/test_processes.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .harness import HEAD, RECIPE, START, Campaign, Outcome, Server, compiled, contents
+
+SHARE = int(os.environ.get("RQAT_CAMPAIGN_SHARE", "1"))
+SEED = int(os.environ.get("RQAT_CAMPAIGN_SEED", "0"))
+SIGNALS = 100
+
+LONGEST_S = 8.0
+"""About as long as the run takes that is signalled."""
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("gcc") or shutil.which("cc")), reason="no C compiler for the library that is preloaded"
+)
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Campaign]:
+    """With a run that was left alone."""
+    folder: Path = tmp_path_factory.mktemp("campaign")
+    library = compiled(folder)
+    whole = any(item.get_closest_marker("campaign") for item in request.session.items)
+    servers = [Server(library) for _ in range(min(2, os.cpu_count() or 1) if whole else 1)]
+    made = Campaign(folder / "small", RECIPE, servers)
+    made.leave_alone()
+    yield made
+    for server in servers:
+        server.close()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[Outcome]]:
+    """The rows of the campaign, printed at its end."""
+    rows: list[Outcome] = []
+    yield rows
+    print(f"\nseed {SEED}, one point of {SHARE}\n", HEAD, *rows, sep="\n")
+
+
+def share(points: int) -> list[int]:
+    """The points to try, counted from 1."""
+    return sorted(random.Random(SEED).sample(range(1, points + 1), -(-points // SHARE)))
+
+
+def judge(outcome: Outcome, table: list[Outcome]) -> None:
+    table.append(outcome)
+    assert outcome.tried
+    assert not outcome.problems, "\n".join(outcome.problems)
+
+
+@pytest.mark.slow
+def test_a_few_points_of_all(campaign: Campaign) -> None:
+    """Killed twice, a disk that is full, one that fails, and a signal in the midst of training."""
+    count = len(campaign.points)
+    assert count > 100
+    outcomes = [
+        campaign.crash([count // 4, count // 2]),
+        campaign.full_disk([70], errno.ENOSPC, "a full disk"),
+        campaign.full_disk([40], errno.EIO, "a failing disk"),
+        campaign.signalled([(signal.SIGTERM, 2.5)]),
+    ]
+    assert not [problem for outcome in outcomes for problem in outcome.problems]
+
+
+@pytest.mark.campaign
+def test_killed_after_every_change(campaign: Campaign, table: list[Outcome]) -> None:
+    judge(campaign.crash(share(len(campaign.points))), table)
+
+
+@pytest.mark.campaign
+def test_killed_after_every_change_of_a_run_that_starts_from_another(
+    campaign: Campaign, table: list[Outcome], tmp_path: Path
+) -> None:
+    """The other run's folder is read and not changed."""
+    [start] = (campaign.folder / "whole" / "run").glob("*-train-kd")
+    before = contents(start)
+    other = Campaign(tmp_path / "started", START, campaign.servers, start=start)
+    other.leave_alone()
+    outcome = other.crash(share(len(other.points)))
+    outcome.name += ", from another run's step"
+    judge(outcome, table)
+    assert contents(start) == before
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize(("code", "name"), [(errno.ENOSPC, "a full disk"), (errno.EIO, "a failing disk")])
+def test_no_write_from_any_on(campaign: Campaign, table: list[Outcome], code: int, name: str) -> None:
+    judge(campaign.full_disk(share(campaign.refusable(code)), code, name), table)
+
+
+@pytest.mark.campaign
+def test_a_signal_at_a_random_moment(campaign: Campaign, table: list[Outcome]) -> None:
+    chance = random.Random(SEED)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    moments = [(int(chance.choice(signals)), chance.uniform(0, LONGEST_S)) for _ in range(-(-SIGNALS // SHARE))]
+    judge(campaign.signalled(moments), table)

@@ -1,0 +1,269 @@
+"""The task `kl`: its figures by hand, which tokens count, and what a run and `rqat eval` make of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import yaml
+
+from rqat import DataError, RecipeError, TokenRow
+from rqat.evals.compare import compare, rows_of, tokenized
+from rqat.plan import Plan, build_plan
+from rqat.preflight import preflight
+from rqat.recipe import built_recipe
+from rqat.registry import Registry
+from rqat.storage import read_json, read_json_lines
+from rqat.testing import ComparisonSuite
+from tests.rqat.cli.test_commands import rqat
+from tests.tiny import CHARACTERS, save_tiny, tiny_model, tiny_tokenizer
+
+ARITH = [{"source": "arith"}]
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.discover()
+
+
+def task(registry: Registry, **options: Any) -> Any:
+    card = registry.card("task", "kl")
+    return registry.make(card, registry.options(card, {"rows": ARITH, **options}))
+
+
+def some_rows(count: int = 3, length: int = 40) -> list[TokenRow]:
+    generator = torch.Generator().manual_seed(0)
+    highest = len(CHARACTERS)
+    return [
+        TokenRow(tuple(torch.randint(3, highest, (length + i,), generator=generator).tolist()), 5 + i)
+        for i in range(count)
+    ]
+
+
+def by_hand(model: Any, original: Any, rows: list[TokenRow], vocabulary: int) -> tuple[float, float, int]:
+    divergence, surprise, count = 0.0, 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor([row.tokens])
+            p, q = (m(input_ids=ids).logits[0, :-1, :vocabulary].double().log_softmax(-1) for m in (original, model))
+            for position in range(row.prompt - 1, len(row.tokens) - 1):
+                divergence += float((p[position].exp() * (p[position] - q[position])).sum())
+                surprise -= float(q[position, row.tokens[position + 1]])
+                count += 1
+    return divergence / count, math.exp(surprise / count), count
+
+
+@pytest.mark.parametrize("piece", [1 << 24, 1 << 9])
+def test_figures_are_those_worked_out_by_hand(registry: Registry, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    made, words = task(registry), tiny_tokenizer()
+    model, original, rows = tiny_model(1), tiny_model(0), some_rows()
+    monkeypatch.setattr("rqat_kl.task.PIECE_ELEMENTS", piece)
+    figures, per_row = compare(made, model, original, words, rows)
+    kl, perplexity, count = by_hand(model, original, rows, len(words.get_vocab()))
+    assert kl > 0.01
+    # Softmaxes in float32 here, in float64 by hand.
+    assert figures["kl"] == pytest.approx(kl, rel=1e-4)
+    assert figures["perplexity"] == pytest.approx(perplexity, rel=1e-5)
+    assert [row["tokens"] for row in per_row] == [len(row.tokens) - row.prompt for row in rows]
+    assert sum(row["tokens"] * row["kl"] for row in per_row) / count == pytest.approx(figures["kl"])
+
+
+def test_a_model_beside_itself_and_as_it_was_before(registry: Registry) -> None:
+    model = tiny_model(0).train()
+    twin = tiny_model(0)
+    for original in (model, twin):
+        figures, _ = compare(task(registry), model, original, tiny_tokenizer(), some_rows())
+        assert figures["kl"] == 0
+    assert model.training
+    assert not twin.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_which_tokens_count(registry: Registry) -> None:
+    model, words = tiny_model(0), tiny_tokenizer()
+    rows = [TokenRow(tuple(range(3, 23)), 6), TokenRow(tuple(range(3, 10)), 7), TokenRow((5,), 0)]
+
+    def counted(**options: Any) -> list[int]:
+        return [int(row["tokens"]) for row in compare(task(registry, **options), model, model, words, rows)[1]]
+
+    assert counted() == [14, 0, 0]
+    assert counted(positions="all") == [19, 6, 0]
+    # Pieces of 8: tokens 6 and 7 of the first, then all but the first of each further one.
+    assert counted(tokens=8) == [2 + 7 + 3, 0, 0]
+    # 28 tokens in a row: sequences of 8 end in rows 0, 0 and 1.
+    assert counted(pack=True, tokens=8) == [14, 7, 0]
+    with pytest.raises(DataError, match="no token counts"):
+        compare(task(registry, pack=True, tokens=64), model, model, words, rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"rows": None}, "says nothing of the rows"),
+        ({"data": "x.txt"}, "data: stands beside rows"),
+        ({"rows": [{"source": "aritj"}]}, "'aritj' is not a source"),
+        ({"tokens": 1}, "has to be"),
+    ],
+)
+def test_mistakes_are_told(registry: Registry, options: dict[str, Any], says: str) -> None:
+    raw = {key: value for key, value in ({"rows": ARITH} | options).items() if value is not None}
+    with pytest.raises(RecipeError) as caught:
+        registry.options(registry.card("task", "kl"), raw)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "rows.jsonl"])
+def test_a_file_is_read_whole(registry: Registry, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    lines = [f"Paragraph {n}." for n in range(30)]
+    path.write_text("\n\n".join(lines) if name.endswith("txt") else "".join(f'{{"text": "{x}"}}\n' for x in lines))
+    card = registry.card("task", "kl")
+    made = registry.make(card, registry.options(card, {"data": str(path)}))
+    assert [row["text"] for row in rows_of(made, "kl", None)] == lines
+    assert len(rows_of(made, "kl", 4)) == 4
+    assert [row.prompt for row in tokenized(rows_of(made, "kl", 2), tiny_tokenizer())] == [0, 0]
+
+
+def test_rows_without_end_want_a_limit(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rqat.evals.compare.MOST_ROWS", 10)
+    with pytest.raises(DataError, match="10 rows or more"):
+        rows_of(task(registry), "kl", None)
+
+
+# ------------------------------------------------------------------------------------------------------ the plan
+
+
+def planned(registry: Registry, *evaluate: dict[str, Any], **more: Any) -> Plan:
+    recipe = {"name": "kl", "model": "builtin:tiny-reasoner", "quantize": "rtn", "export": None}
+    return build_plan(built_recipe(recipe | {"evaluate": list(evaluate)} | more, {}), registry)
+
+
+def test_it_counts_what_it_is_compared_with(registry: Registry, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other")
+
+    def print_of(**keys: Any) -> str:
+        plan = planned(registry, {"task": "kl", "rows": ARITH, **keys})
+        return plan.fingerprint(plan.steps[-1])
+
+    prints = {print_of(), print_of(original=str(other)), print_of(seed=1), print_of(limit=3), print_of(tokens=99)}
+    assert len(prints) == 5
+    assert print_of(variants=["rtn"]) in prints
+
+
+def test_traces_are_written_for_it_and_shared(registry: Registry) -> None:
+    traces = {"source": "traces", "prompts": "arith", "limit": 8}
+    plan = planned(registry, {"task": "kl", "rows": [traces]}, {"task": "kl", "rows": [traces], "tokens": 64})
+    assert [step.name for step in plan.steps] == [
+        "01-quantize-rtn",
+        "02-produce-traces",
+        "03-evaluate-kl-bf16",
+        "04-evaluate-kl-rtn",
+        "05-evaluate-kl-bf16-2",
+        "06-evaluate-kl-rtn-2",
+    ]
+    assert [step.reads for step in plan.steps[2:]] == [["02-produce-traces"]] * 4
+    assert plan.steps[1].settings.split == "validation"
+
+
+def test_what_compares_grades_nothing_and_what_grades_compares_nothing(registry: Registry) -> None:
+    with pytest.raises(RecipeError, match="'arith' compares no models; those that do: kl"):
+        planned(registry, {"task": "arith", "original": "builtin:tiny-reasoner"})
+    grpo = {"objective": "grpo", "data": "arith", "task": "kl", "steps": 1}
+    with pytest.raises(RecipeError, match="'kl' compares models; it grades no completion"):
+        planned(registry, train=[grpo])
+    traces = {"source": "traces", "prompts": "arith", "task": "kl"}
+    with pytest.raises(RecipeError, match="'kl' compares models; it grades no completion"):
+        planned(registry, calibration=traces)
+
+
+def test_an_original_that_is_not_there_is_told_before_the_run(registry: Registry) -> None:
+    plan = planned(registry, {"task": "kl", "rows": ARITH, "original": "./nowhere"})
+    assert any("original" in found.text and "./nowhere" in found.text for found in preflight(plan, offline=True))
+
+
+# ---------------------------------------------------------------------------------------------- with a real model
+
+
+@pytest.mark.slow
+def test_conformance(registry: Registry) -> None:
+    class Kl(ComparisonSuite):
+        name = "kl"
+        options: ClassVar = {"rows": ARITH}
+
+    Kl.registry = registry
+    suite = Kl()
+    for test in (name for name in dir(suite) if name.startswith("test_")):
+        getattr(suite, test)()
+
+
+@pytest.mark.slow
+def test_a_run_shows_every_variant(tmp_path: Path) -> None:
+    recipe, run = tmp_path / "kl.yaml", tmp_path / "run"
+    traces = {"source": "traces", "prompts": "arith", "limit": 6, "max_new_tokens": 64}
+    steps = {"steps": 2, "batch": 4, "max_tokens": 256}
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "name": "kl",
+                "model": "builtin:tiny-reasoner",
+                "quantize": "rtn",
+                "train": [{"objective": "kd", "data": "arith", **steps}],
+                "export": None,
+                "evaluate": [
+                    {"task": "kl", "rows": [traces]},
+                    {"task": "kl", "data": __file__, "limit": 5},
+                    {"task": "arith", "limit": 2, "max_new_tokens": 8},
+                ],
+            }
+        )
+    )
+    result = rqat("qat", "-r", recipe, "-o", run)
+    assert result.exit_code == 0, result.stderr
+    found = read_json(run / "summary.json")["compared"]
+    assert list(found) == ["kl on traces (arith)", "kl on text test_kl.py"]
+    for variants in found.values():
+        assert list(variants) == ["bf16", "rtn", "kd"]
+        assert variants["bf16"]["figures"]["kl"] == 0
+        assert variants["rtn"]["figures"]["kl"] > 0.01
+        assert variants["rtn"]["figures"]["perplexity"] > variants["bf16"]["figures"]["perplexity"] > 1
+    assert read_json(run / "summary.json")["task"] == "arith"
+    page = (run / "report.html").read_text()
+    assert page.count("<h2>Distance: kl on") == 2
+    assert "kl on text test_kl.py" in result.stdout
+    assert "perplexity" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    models = (save_tiny(tmp_path / "model", 1), "--original", save_tiny(tmp_path / "original", 0))
+    result = rqat("eval", "kl", *models, "--set", "rows=arith", "--limit", 3, "-o", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["figures"]["kl"] > 0.001
+    assert found["original"] == str(tmp_path / "original")
+    assert [row["index"] for row in read_json_lines(out / "samples.jsonl")] == [0, 1, 2]
+    shown = rqat("eval", "kl", tmp_path / "model", "--set", "rows=arith", "--limit", 3, "-o", out)
+    assert shown.exit_code == 0, shown.stderr
+    assert "perplexity" in shown.stdout
+    assert "3 of arith" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("kl", "builtin:tiny-reasoner"), "says nothing of the rows"),
+        (("kl", "builtin:tiny-reasoner", "--data", "nowhere.txt"), "there is no file 'nowhere.txt'"),
+        (("arith", "builtin:tiny-reasoner", "--original", "x"), "'arith' compares no models"),
+        (("kl", "builtin:tiny-reasoner", "--set", "rows=arith", "--original", "./nowhere"), "./nowhere"),
+    ],
+)
+def test_mistakes_of_the_command_leave_nothing(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+    result = rqat("eval", *words, "-o", tmp_path / "new" / "out")
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert list(tmp_path.iterdir()) == []
