@@ -29,6 +29,7 @@ from .errors import RunError
 from .intact import damaged, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
+from .lighter import ran_out
 from .run_folder import MANIFEST, MARK, SUMMARY, fates, settle
 from .run_lock import LOCK, only_one
 from .stage import Step
@@ -247,7 +248,12 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
     if job.workers > 1 and stage is not None and stage.several:
         return launch(job, step)
     _seed()
-    results: dict[str, Any] = work_of(step.stage).run(job, step)
+    try:
+        results: dict[str, Any] = work_of(step.stage).run(job, step)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's own
+            raise
+        raise ran_out(step, job.plan, job.device, error) from error
     return results
 
 

@@ -134,9 +134,9 @@ def _show_comparison(results: Mapping[str, Any]) -> None:
 
 
 def _print(title: str, rows: Sequence[tuple[str, Any]]) -> None:
-    typer.echo(title)
+    typer.echo(display.harmless(title))
     for name, value in rows:
-        typer.echo(f"  {name:<14}{value}")
+        typer.echo(f"  {name:<14}{display.harmless(str(value))}")
 
 
 def _refuse_foreign(folder: Path) -> None:

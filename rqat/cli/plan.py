@@ -134,7 +134,7 @@ def show_finding(found: Finding) -> None:
     """One line on stderr, or two when there is something to do."""
     colour = {"error": "red", "warning": "yellow"}.get(found.level)
     hint = f" {found.hint}" if found.hint else ""
-    display.note(f"{typer.style(found.level.capitalize(), fg=colour)}: {found.text}{hint}")
+    display.note(f"{typer.style(found.level.capitalize(), fg=colour)}: {display.harmless(found.text + hint)}")
 
 
 def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int]]:
@@ -198,7 +198,7 @@ def _show(
         lines = tuple(_described(step))
         same = shown.setdefault(lines, step.name)
         for line in lines if same == step.name else (f"  as {same}",):
-            typer.echo(line)
+            typer.echo(display.harmless(line))
 
 
 def _described(step: Step) -> Iterator[str]:

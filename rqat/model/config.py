@@ -284,6 +284,12 @@ def weight_files(folder: Path) -> list[Path]:
             names = sorted(set(index["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"'{folder / INDEX}' is damaged.", hint="Fetch the model again.") from error
+        outside = [str(name) for name in names if not is_inside(name)]
+        if outside:
+            raise ModelError(
+                f"'{folder / INDEX}' names {outside[0]!a}, which is not in its folder.",
+                hint="Do not trust this checkpoint; fetch it from where it was made.",
+            )
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"'{folder}' lacks {', '.join(missing)}.", hint="Fetch the model again; it is incomplete.")
@@ -296,6 +302,11 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(
         f"'{folder}' has no weights: {SINGLE} is missing.", hint="Fetch the model again; it is incomplete."
     )
+
+
+def is_inside(name: Any) -> bool:
+    """Whether a file's name, read from somebody's file, stays in the folder it is looked for in."""
+    return isinstance(name, str) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
