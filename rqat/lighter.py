@@ -39,7 +39,7 @@ def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> Run
     hint = f"{keys}. " if keys else ""
     return RunError(
         f"{step.name}: out of memory on {device}: {' '.join(str(error).split())[:160]}",
-        hint=f"{hint}What is saved stays; with another micro_batch or gradient_checkpointing the same command goes on from it.",
+        hint=f"{hint}With another micro_batch or gradient_checkpointing the same command goes on from what is saved.",
     )
 
 
