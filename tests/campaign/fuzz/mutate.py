@@ -16,18 +16,10 @@ ODD: tuple[Any, ...] = (
 )
 """Values that a reader may not expect."""
 
-SCRAPS = (b"\xff\xfe", b"\xef\xbb\xbf", b"\0", b"\r", b"\xed\xa0\x80", b"\\ud800", b"NaN", b"[" * 3000, b'{"a":' * 2000)
-SCRAPS += (
-    b"&a [*a]",
-    b"<<: *x",
-    b"!!python/object:os.system x",
-    b": :",
-    b"\t",
-    b"9" * 5000,
-    b"1e999",
-    b"\x80\x04.",
-    b"'",
-    b'"',
+SCRAPS = (
+    *(b"\xff\xfe", b"\xef\xbb\xbf", b"\0", b"\r", b"\xed\xa0\x80", b"\\ud800", b"NaN", b"[" * 3000, b'{"a":' * 2000),
+    *(b"&a [*a]", b"<<: *x", b"!!python/object:os.system x", b": :", b"\t", b"9" * 5000, b"1e999", b"\x80\x04."),
+    *(b"'", b'"'),
 )
 
 
@@ -113,7 +105,7 @@ def _changed(value: Any, rng: random.Random) -> Any:
         if kind == 0:
             return value[:at] + value[at + 1 :]
         if kind == 1:
-            return value[:at] + [value[at]] + value[at:]
+            return [*value[:at], value[at], *value[at:]]
         return [*value[:at], _changed(value[at], rng), *value[at + 1 :]]
     return rng.choice(ODD)
 
