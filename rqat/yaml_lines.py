@@ -33,6 +33,9 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value)
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value.replace(".inf", "inf")))
 
 
+TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+"""What a value may be said to be; others make objects."""
+
 MOST_VALUES = 20_000
 """Values in a document, those behind aliases counted wherever they are used; a recipe has a hundred."""
 
@@ -55,6 +58,9 @@ class _Reading:
         if len(keys) > DEEPEST:  # an anchor that contains itself would never end
             self.problems.append(f"{self._line(node)}: nested deeper than {DEEPEST} levels.")
             return None
+        if node.tag not in TAGS:
+            self.problems.append(f"{self._line(node)}: the tag {node.tag!r} is not taken here.")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
@@ -63,7 +69,12 @@ class _Reading:
             return [self.value(item, (*keys, index)) for index, item in enumerate(node.value)]
         try:
             return _Loader("").construct_object(node)
-        except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter of values that their tag does not fit
+        except (
+            yaml.YAMLError,
+            ValueError,
+            TypeError,
+            KeyError,
+        ) as error:  # the latter of values that their tag does not fit
             self.problems.append(f"{self._line(node)}: {getattr(error, 'problem', None) or error}.")
             return None
 

@@ -232,16 +232,15 @@ def _rendered(turns: Sequence[Message], row: Row, tokenizer: Tokenizer, place: s
     except jinja2.TemplateSyntaxError as error:
         where = f"line {error.lineno}: {error.message}"
         raise ModelError(f"The chat template is not valid: {where}", hint=TEMPLATE_HINT) from error
-    except (jinja2.UndefinedError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"{place}: the chat template fails: {_one_line(error)}",
-            hint=f"It may want other messages than text by a user. {TEMPLATE_HINT}",
-        ) from error
     except jinja2.TemplateError as error:
-        raise DataError(
-            f"{place}: the chat template refuses it: {_one_line(error)}",
-            hint="Change the row's messages or system prompt, or use another template.",
-        ) from error
+        if not isinstance(error, jinja2.UndefinedError):
+            raise DataError(
+                f"{place}: the chat template refuses it: {_one_line(error)}",
+                hint="Change the row's messages or system prompt, or use another template.",
+            ) from error
+        raise _failing(place, error) from error
+    except Exception as error:  # a template is a program: it may divide by zero
+        raise _failing(place, error) from error
     lost = next((turn for turn in _kept(turns) if _squeezed(turn["content"]) not in _squeezed(text)), None)
     if lost is not None:
         raise DataError(
@@ -249,6 +248,13 @@ def _rendered(turns: Sequence[Message], row: Row, tokenizer: Tokenizer, place: s
             hint="It may want content as a list of parts, or take no such role. " + TEMPLATE_HINT,
         )
     return text
+
+
+def _failing(place: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{place}: the chat template fails: {_one_line(error)}",
+        hint=f"It may want other messages than text by a user. {TEMPLATE_HINT}",
+    )
 
 
 def _kept(turns: Sequence[Message]) -> list[Message]:

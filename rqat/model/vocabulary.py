@@ -32,8 +32,14 @@ def read_vocabulary(folder: Path) -> dict[str, int] | None:
         return None
     more = _read(folder / "added_tokens.json")
     declared = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    more |= {token["content"]: int(index) for index, token in declared.items()}
-    return more | found
+    try:
+        more |= {token["content"]: int(index) for index, token in declared.items()}
+        merged: dict[str, int] = more | found
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / "tokenizer_config.json") from error
+    if not all(type(index) is int for index in merged.values()):
+        raise _damaged(whole if whole.is_file() else plain)
+    return merged
 
 
 def past_the_embedding(path: str, vocabulary: Mapping[str, int], rows: int) -> ModelError:
@@ -80,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path) from error
     if not isinstance(data, dict):
         raise _damaged(path)

@@ -170,7 +170,8 @@ def _training(run: RunFiles) -> str:
     for step in run.steps:
         lines = step.rows("training.jsonl")
         for key, title in CURVES.items():
-            points = [(float(line["step"]), float(line[key])) for line in lines if line.get(key) is not None]
+            both = ((line.get("step"), line.get(key)) for line in lines)
+            points = [(float(x), float(y)) for x, y in both if _is_number(x) and _is_number(y)]
             if len(points) > 1:
                 drawn.append(
                     charts.curves({step.variant: points}, title=f"{step.variant}: {title}", x_label="step", smooth=True)
@@ -180,6 +181,10 @@ def _training(run: RunFiles) -> str:
                 f'<p class="card">{escape(step.variant)} was skipped: {escape(str(step.results["skipped"]))}</p>'
             )
     return f"<section><h2>Training</h2>{''.join(drawn)}</section>" if drawn else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _layers(run: RunFiles) -> str:

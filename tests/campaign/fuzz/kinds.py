@@ -123,15 +123,15 @@ class Bench:
         preflight(build_plan(load_recipe(str(recipe), [text]), self.registry), offline=True)
 
     def _rows(self, path: Path) -> None:
-        rows = self._source("jsonl", path=path.rename(path.with_suffix(".jsonl")))
+        rows = self._source("jsonl", path=str(path.rename(path.with_suffix(".jsonl"))))
         encode_prompts([row for row in rows if "prompt" in row], tiny_tokenizer())
 
     def _hub(self, path: Path) -> None:
         path = path.rename(path.with_suffix(".parquet"))
         self._source("hub", name=str(path.parent))
 
-    def _source(self, name: str, **options: Any) -> list[Any]:
-        card = self.registry.card("source", name)
+    def _source(self, part: str, **options: Any) -> list[Any]:
+        card = self.registry.card("source", part)
         source = self.registry.make(card, self.registry.options(card, options, "data"))
         return list(source.rows("train", 0))
 
