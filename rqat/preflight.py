@@ -142,12 +142,13 @@ def bits(plan: Plan, config: ModelConfig) -> tuple[float, float] | None:
 
 def _trust(plan: Plan) -> Iterator[Finding]:
     """A recipe, which may be somebody else's, cannot ask for a checkpoint's code to be run."""
-    for keys, origin in plan.place.origins.items():
+    for keys in plan.place.origins:
         model: Any = plan.recipe
         for key in keys[:-1]:
             model = model[key] if isinstance(key, int) else getattr(model, str(key), None)
-        if keys[-1:] == ("trust_remote_code",) and not origin.startswith("-") and getattr(model, keys[-1], False):
-            place = plan.place.at(*keys)
+        place = plan.place.at(*keys)
+        # What the command line said is on no line.
+        if keys[-1:] == ("trust_remote_code",) and place.line and getattr(model, "trust_remote_code", False):
             text = f"{place}: a recipe cannot allow a checkpoint's own code to run; only you can."
             yield Finding("error", text, f"If you trust it, add: --set {place.dotted}=true")
 

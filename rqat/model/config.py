@@ -327,8 +327,9 @@ def check_numbers(place: str, raw: Mapping[str, Any]) -> None:
                 f"'{place}': {key} is {value!r:.60}, not a whole number from 1 to {most:,}.",
                 hint="Mend config.json, or fetch the model again.",
             )
-    for key, kind, what in (("model_type", str, "text"), ("architectures", list, "a list")):
-        if not isinstance(raw.get(key), kind | None):
+    kinds: dict[str, tuple[type, str]] = {"model_type": (str, "text"), "architectures": (list, "a list")}
+    for key, (kind, what) in kinds.items():
+        if raw.get(key) is not None and not isinstance(raw[key], kind):
             raise ModelError(f"'{place}': {key} is {raw[key]!r:.60}, not {what}.", hint="Fetch the model again.")
 
 

@@ -39,7 +39,7 @@ class StepFiles:
     @property
     def samples(self) -> list[dict[str, Any]]:
         """Rows of samples.jsonl that can be shown and compared; others, which no evaluation writes, are left out."""
-        kinds = {"index": int, "verdict": str, "prompt": str, "completion": str | None}
+        kinds: dict[str, Any] = {"index": int, "verdict": str, "prompt": str, "completion": str | None}
         return [
             row
             for row in self.rows("samples.jsonl")

@@ -243,7 +243,7 @@ def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.
     monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1000)
     helps = ("train.0.micro_batch=8 saves about ", "train.0.max_tokens=64 saves about ", "max_tokens=64 saves")
     on_cpu = found(plan_of(registry, model), "warning")
-    only(on_cpu, "of memory at 03-train-kd", "This machine has 1 kB of memory free", *helps)
+    only(on_cpu, "of memory at 03-train-kd", "This machine has 1", *helps)
     assert "gradient_checkpointing=true saves about " in on_cpu[0]
     on_gpu = found(plan_of(registry, model), "warning", device="cuda")
     only(on_gpu, "The GPU has", *helps)
