@@ -11,7 +11,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from rqat.generation.prompts import encode_prompts
@@ -20,6 +22,7 @@ from rqat.keys import ModelKeys
 from rqat.model.config import check_quantizable, read_config
 from rqat.model.extras import check_checkpoint, remarks
 from rqat.model.load import load_model, load_tokenizer
+from rqat.packed.load import why_not_packed
 from rqat.plan import build_plan
 from rqat.preflight import preflight
 from rqat.recipe import load_recipe
@@ -92,7 +95,7 @@ class Bench:
             "parquet": Kind(self._parquet(), mutated_bytes, self._hub),
             "problems": Kind(PROBLEMS, mutated_lines, self._problems),
             "config": Kind(files["config.json"], mutated_json, self._beside("config.json", self._look)),
-            "quantization_config": Kind(quantized, mutated_json, self._beside("config.json", self._look)),
+            "quantization_config": Kind(quantized, mutated_json, self._beside("config.json", self._opened)),
             "generation_config": Kind(
                 files["generation_config.json"], mutated_json, self._beside("generation_config.json", self._ends)
             ),
@@ -149,6 +152,13 @@ class Bench:
         config.vocabulary(offline=True)
         load_model(keys, offline=True)
 
+    def _opened(self, folder: Path) -> None:
+        config = read_config(ModelKeys(path=str(folder)), offline=True)
+        list(remarks(config))
+        check_checkpoint(config)
+        why_not_packed(config)
+        load_model(config.keys, offline=True, quantizable=False)
+
     def _ends(self, folder: Path) -> None:
         config = read_config(ModelKeys(path=str(folder)), offline=True)
         list(remarks(config))
@@ -187,14 +197,23 @@ class Bench:
         """What becomes of a run folder one of whose files is the one given."""
 
         def reading(path: Path) -> None:
-            recipe = path.with_name("good.yaml")
-            recipe.write_text(RECIPE.replace("MODEL", str(self.model)))
             folder = path.parent / "run"
             (folder / step).mkdir(parents=True)
             shutil.copyfile(path, folder / step / name)
-            fates(build_plan(load_recipe(str(recipe)), self.registry), folder)
+            fates(self._plan, folder)
 
         return reading
+
+    @cached_property
+    def _plan(self) -> Any:
+        """A plan whose steps have their fingerprints ready: they take longer than all else here."""
+        recipe = self.folder / "good.yaml"
+        recipe.write_text(RECIPE.replace("MODEL", str(self.model)))
+        plan = build_plan(load_recipe(str(recipe)), self.registry)
+        known = {step.name: (plan.facts(step), plan.fingerprint(step)) for step in plan.steps}
+        return SimpleNamespace(
+            steps=plan.steps, facts=lambda step: known[step.name][0], fingerprint=lambda step: known[step.name][1]
+        )
 
     def _report(self, path: Path) -> None:
         from rqat.report.page import page
@@ -229,7 +248,7 @@ class Bench:
         import pyarrow.parquet
 
         path = self.folder / "good.parquet"
-        pyarrow.parquet.write_table(pyarrow.table({"prompt": ["1+1="] * 3, "answer": ["2", None, "4"]}), path)
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": ["1+1="] * 3, "answer": ["2", "3", "4"]}), path)
         return path.read_bytes()
 
     def _manifest(self) -> str:
