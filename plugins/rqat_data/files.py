@@ -79,7 +79,7 @@ def records(path: Path) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield line, json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise rqat.DataError(
                 f"{path}:{line}: not JSON: {error}.", hint="Write one JSON object per line."
             ) from error

@@ -70,7 +70,7 @@ class MathTask(rqat.Task):
             if text.strip():
                 try:
                     yield f"{path}:{line}", json.loads(text)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise rqat.DataError(
                         f"{path}:{line}: not JSON: {error}.", hint="Write one object per line."
                     ) from error

@@ -353,7 +353,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         header.pop("__metadata__", None)
         tensors = {name: Tensor(tuple(map(int, entry["shape"])), str(entry["dtype"])) for name, entry in header.items()}
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise ModelError(
             f"'{path}' is not a readable safetensors file.", hint="It is damaged or was cut off; fetch it again."
         ) from error
