@@ -256,7 +256,7 @@ def test_out_of_memory_is_one_line_and_the_run_goes_on(model: Path, monkeypatch:
     import rqat.stages.train.run as train
 
     text = RECIPE.format(model=model)
-    text += "train: [{objective: sft, data: arith, steps: 2, batch: 4, max_tokens: 64}]\n"
+    text += "train: [{objective: sft, data: arith, steps: 2, batch: 4, max_tokens: 512}]\n"
     Path("mine.yaml").write_text(text)
     command = ["qat", "--recipe", "mine.yaml", "-o", "run"]
 

@@ -30,7 +30,7 @@ from ..quiet import quiet_loading
 from ..scheme import Scheme
 from ..storage import write_text
 from .hub import GENERATION_FILE, QUANTIZED_FILE
-from .load import default_dtype
+from .load import default_dtype, ends_alone
 from .stored_schemes import schemes_in
 from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
 from .transforms import Applied, attach_transforms, load_transforms, save_transforms
@@ -157,7 +157,8 @@ def assembled(
         raise damaged(folder, ", ".join(f"{name} {what}" for name, what in sorted(wrong.items())))
     model.config._name_or_path = str(folder)
     if (folder / GENERATION_FILE).exists():  # else it is derived from config.json, which knows one end token only
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        own = ends_alone(folder).get("generation_config")
+        model.generation_config = own or transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     model = model.to(device).eval()
     transforms = load_transforms(folder)
     attach_transforms(model, transforms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
 from .config import ModelConfig, check_quantizable, read_config
-from .extras import check_checkpoint, refuse_unasked, split_by_blocks
+from .extras import check_checkpoint, generation_settings, refuse_unasked, split_by_blocks
 from .vocabulary import past_the_embedding
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def load_model(
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=keys.trust_remote_code,
+            **ends_alone(folder),
         )
     model, loading = loaded
     if loading["missing_keys"] or loading["mismatched_keys"]:
@@ -94,6 +96,19 @@ def load_model(
     check_tokenizer(keys.path, model, tokenizer)
     check_finite(keys.path, model)
     return model.to(device).eval(), tokenizer
+
+
+def ends_alone(folder: Path) -> dict[str, Any]:
+    """Where transformers refuses a model's generation settings: its end tokens, to load it with; else nothing."""
+    from transformers import GenerationConfig
+
+    settings = generation_settings(folder)
+    try:
+        if settings:
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, AttributeError, OSError):
+        return {"generation_config": GenerationConfig(eos_token_id=settings.get("eos_token_id"))}
+    return {}
 
 
 def load_tokenizer(keys: ModelKeys, *, offline: bool = False) -> transformers.PreTrainedTokenizerBase:

@@ -300,7 +300,7 @@ def test_a_teacher_is_looked_at_before_any_work(registry: Registry, model: Path,
     assert texts("error") == []
     only(texts("warning"), "train.0.teacher", "is quantized itself (gptq)", "16 or 32 bits")
     (teacher / "config.json").write_text(json.dumps(config | {"vocab_size": 64}))
-    only(texts("error"), "train.0.teacher", "ids up to", "its embedding ends at 63")
+    only(texts("error"), "train.0.teacher", "past the model's vocabulary", "its embedding ends at 63")
     (teacher / "config.json").write_text(json.dumps(config))
     (teacher / "quantized.safetensors").touch()
     only(texts("error"), "train.0.teacher", "is a step of a run", "exported model")

@@ -152,7 +152,6 @@ def test_evaluation_gate_rollouts_and_generate_ask_and_sample_the_same(
         tokenizer.save_pretrained(folder)
         (folder / "generation_config.json").write_text(json.dumps(FOREIGN))
     model, read = load_model(ModelKeys(path=str(tmp_path / "model")))
-    assert model.generation_config.repetition_penalty == 9.0
     run_task(Problems(rqat.TaskOptions(max_new_tokens=2, temperature=1.0)), "sums", model, read)
     assert asked.taken() == expected
     keys: dict[str, Any] = {"max_tokens": 80, "max_completion_tokens": 4, "batch": 4, "generations": 2, "steps": 1}
@@ -202,10 +201,10 @@ def test_training_and_calibration_put_completions_behind_the_same_prompts(kind: 
 
 def test_a_date_in_a_template_is_the_same_on_every_day() -> None:
     found = encode_prompts([{"prompt": "hi"}], templated(DATED))[0].text
-    assert found == "[hi]\nToday Date: 26 Jul 2024 (2024-07-26), July>"
+    assert found == "[hi]Today Date: 26 Jul 2024 (2024-07-26), July>"
     named = templated("\n" + DATED.replace("{% if", "{{ date_string }}{% if"))
     row: Row = {"prompt": "hi", "template": {"date_string": "1 May"}}
-    assert encode_prompts([row], named)[0].text.startswith("\n[hi]\nToday Date: 1 May")
+    assert encode_prompts([row], named)[0].text.startswith("\n[hi]Today Date: 1 May")
 
 
 def test_text_that_is_no_text_is_told_with_its_place() -> None:
