@@ -8,6 +8,7 @@ from pathlib import Path
 from .errors import RqatError, RunError
 from .estimate import Sizes
 from .figures import size
+from .grids import bits_per_weight
 from .model.config import read_config
 from .stage import Planned, Step
 from .stages import stages
@@ -33,7 +34,7 @@ def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> Run
     """The error for a step that found no more memory on its device."""
     try:
         config = read_config(plan.model, offline=True)
-        keys = advice(step, plan, Sizes(plan.model, config, plan.scheme, device, offline=True))
+        keys = advice(step, plan, Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline=True))
     except RqatError:
         keys = ""
     hint = f"{keys}. " if keys else ""

@@ -60,7 +60,9 @@ def preflight(
     if config is not None:
         findings += _model(plan, config)
         estimates = estimate(plan, config, device, offline=offline, processes=processes)
-        findings += _memory(plan, estimates, Sizes(plan.model, config, plan.scheme, device, offline, processes), device)
+        findings += _memory(
+            plan, estimates, Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes), device
+        )
         if folder is not None:
             findings += _room(plan, estimates, folder, fresh=fresh)
     findings += _trust(plan)

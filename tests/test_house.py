@@ -62,7 +62,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("grids", "facts", "recipe", "registry", "stages", "stage", "cards", "problems", "shapes", "keys", "storage"),
         *("contracts", "scheme", "errors"),
     ),
-    "lighter": ("estimate", "stage", "stages", "shapes", "figures", "errors"),
+    "lighter": ("grids", "estimate", "stage", "stages", "shapes", "figures", "errors"),
     "preflight": (
         "lighter",
         *("run_folder", "storage"),

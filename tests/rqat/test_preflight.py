@@ -14,6 +14,7 @@ from rqat import lighter
 from rqat import preflight as preflight_module
 from rqat.estimate import LIBRARIES_BYTES, Sizes
 from rqat.figures import size
+from rqat.grids import bits_per_weight
 from rqat.lighter import advice
 from rqat.model.config import read_config
 from rqat.plan import Plan, build_plan
@@ -254,7 +255,7 @@ def test_what_is_saved_by_a_key_is_what_the_estimate_says(registry: Registry, mo
     plan = plan_of(registry, model)
     config = read_config(plan.model)
     step = next(step for step in plan.steps if step.stage == "train")
-    said = advice(step, plan, Sizes(plan.model, config, plan.scheme, "cpu"))
+    said = advice(step, plan, Sizes(plan.model, config, plan.scheme, bits_per_weight, "cpu"))
     before = {one.step: one.memory_bytes for one in estimate(plan, config)}
     for key in ("micro_batch=8", "gradient_checkpointing=true", "max_tokens=64"):
         after = {one.step: one.memory_bytes for one in estimate(plan_of(registry, model, f"train.0.{key}"), config)}
@@ -300,7 +301,7 @@ def test_a_teacher_is_looked_at_before_any_work(registry: Registry, model: Path,
     assert texts("error") == []
     only(texts("warning"), "train.0.teacher", "is quantized itself (gptq)", "16 or 32 bits")
     (teacher / "config.json").write_text(json.dumps(config | {"vocab_size": 64}))
-    only(texts("error"), "train.0.teacher", "past the model's vocabulary", "its embedding ends at 63")
+    only(texts("error"), "train.0.teacher", "past the model's vocabulary", "ends at 63")
     (teacher / "config.json").write_text(json.dumps(config))
     (teacher / "quantized.safetensors").touch()
     only(texts("error"), "train.0.teacher", "is a step of a run", "exported model")
