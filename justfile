@@ -33,6 +33,10 @@ quick *ARGS:
 campaign *ARGS:
     pytest -q -s -m campaign tests/campaign {{ARGS}}
 
+# changes good files of every kind and reads them: `just fuzz --seed 7`
+fuzz *ARGS:
+    python -m tests.campaign.fuzz.run --each 750 {{ARGS}}
+
 docs:
     mkdocs build --strict
 

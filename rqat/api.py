@@ -244,7 +244,7 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
     """
     if not isinstance(quantized, QuantizedModel):
         raise _not_quantized(quantized, "rqat.save")
-    target = writable_folder(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite).resolve()
     partial = target.with_name(f"{target.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -261,7 +261,7 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
     if quantized.trained_by is not None:
         save_latents(partial, quantized.trained_by.latents(), layers)
     publish(partial, target)
-    return target
+    return Path(folder)
 
 
 def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
@@ -307,7 +307,7 @@ def export(
     keys = keys_of("export", {"format": format, **options})
     card = registry.card("exporter", keys.format)
     exporter: Exporter = registry.make(card, registry.options(card, keys.options, "export"))
-    target = writable_folder(Path(folder), overwrite)
+    target = writable_folder(Path(folder), overwrite).resolve()
 
     def written(start: Path, base: str, place: str) -> dict[str, Any]:
         return export_checkpoint(start, target, exporter, card, base=base, device=place, progress=Silence())

@@ -100,6 +100,16 @@ class Sizes:
         return self._width(self.keys)
 
     @cached_property
+    def rest_stored(self) -> int:
+        """Bytes of all other parameters as steps and exports keep them: 16 bits, or 32 where the model has 32."""
+        others = (
+            tensor
+            for name, tensor in self.config.tensors.items()
+            if name.removesuffix(".weight") not in self.config.linears
+        )
+        return sum(math.prod(tensor.shape) * (FLOAT32 if tensor.dtype in ("F32", "F64") else 2) for tensor in others)
+
+    @cached_property
     def quantized(self) -> int:
         """Parameters in quantized layers."""
         return sum(out * width for out, width in self.config.linears.values())
@@ -122,7 +132,7 @@ class Sizes:
     @cached_property
     def checkpoint(self) -> int:
         """A quantized model on disk, as steps keep it."""
-        return self.quantized + 5 * self.groups + self.rest * 2
+        return self.quantized + 5 * self.groups + self.rest_stored
 
     def teacher(self, keys: ModelKeys | None) -> int:
         """A teacher in memory; None is the model before quantization."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from .registry import Registry
 
 log = logging.getLogger("rqat")
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collects what is warned of meanwhile, each text once: it stands in the manifest of the step that said it."""
+    told: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (text := record.getMessage()) not in told:
+                told.append(text)
+
+    listener = Listener(logging.WARNING)
+    log.addHandler(listener)
+    try:
+        yield told
+    finally:
+        log.removeHandler(listener)
 
 
 class Bar(Protocol):
@@ -57,6 +75,7 @@ class Job:
         offline: nothing may be fetched.
         progress: where long work reports to.
         workers: processes that a stage runs in which can run in several.
+        told: what was known of the plan before it ran; it stands in the run's manifest and in the report.
         processes: this one among those, while it does such a step; alone otherwise.
     """
 
@@ -68,6 +87,7 @@ class Job:
     progress: Progress = field(default_factory=Silence)
     processes: Processes = field(default_factory=Processes)
     workers: int = 1
+    told: Sequence[str] = ()
 
     def make(self, step: Step, role: str) -> Any:
         """Builds the part a step uses in `role` ("quantizer", "source", "objective", "task", "exporter")."""

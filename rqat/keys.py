@@ -77,7 +77,7 @@ class ModelKeys(Keys):
         path: folder, hub name, or `builtin:tiny-reasoner`.
         revision: hub revision; None is the default branch.
         dtype: dtype of the model in memory; `auto` is float32 on CPU and bfloat16 on CUDA.
-        trust_remote_code: run modelling code that comes with the checkpoint.
+        trust_remote_code: run modelling code that comes with the checkpoint; a recipe file cannot set it, `--set` can.
     """
 
     named_by: ClassVar[str] = "path"

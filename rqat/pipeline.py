@@ -27,8 +27,9 @@ from typing import Any
 from . import __version__
 from .errors import RunError
 from .intact import damaged, sealed
-from .job import Job, log
+from .job import Job, heard, log
 from .launcher import check_processes, launch
+from .lighter import ran_out
 from .run_folder import MANIFEST, MARK, SUMMARY, fates, settle
 from .run_lock import LOCK, only_one
 from .stage import Step
@@ -211,7 +212,8 @@ def _run_step(job: Job, step: Step) -> None:
     started = datetime.now(UTC)
     clock = time.perf_counter()
     with explained(work):
-        results = run_stage(job, step)
+        with heard() as told:
+            results = run_stage(job, step)
         written = sealed(work, without={MARK})
         write_json(
             work / MANIFEST,
@@ -222,6 +224,7 @@ def _run_step(job: Job, step: Step) -> None:
                 "fingerprint": fingerprint,
                 "facts": job.plan.facts(step),
                 "results": results,
+                "told": told,
                 **written,
                 "seconds": round(time.perf_counter() - clock, 3),
                 "started": started.isoformat(timespec="seconds"),
@@ -245,7 +248,12 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
     if job.workers > 1 and stage is not None and stage.several:
         return launch(job, step)
     _seed()
-    results: dict[str, Any] = work_of(step.stage).run(job, step)
+    try:
+        results: dict[str, Any] = work_of(step.stage).run(job, step)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's own
+            raise
+        raise ran_out(step, job.plan, job.device, error) from error
     return results
 
 

@@ -16,7 +16,9 @@ from .facts import files_of
 from .figures import size
 from .grids import bits_per_weight, cost_notes, grid_cards, part_problems
 from .keys import PluginKeys
+from .lighter import advice, free_bytes
 from .model.config import ModelConfig, read_config
+from .model.extras import check_checkpoint, remarks
 from .model.layers import EMBEDDING
 from .plan import Plan
 from .registry import Registry
@@ -59,9 +61,12 @@ def preflight(
     if config is not None:
         findings += _model(plan, config)
         estimates = estimate(plan, config, device, offline=offline, processes=processes)
-        findings += _memory(estimates, device)
+        findings += _memory(
+            plan, estimates, Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes), device
+        )
         if folder is not None:
             findings += _room(plan, estimates, folder, fresh=fresh)
+    findings += _trust(plan)
     findings += _files(plan)
     findings += _domains(plan)
     findings += _grids(plan, look)
@@ -152,22 +157,45 @@ def bits(plan: Plan, config: ModelConfig) -> tuple[float, float] | None:
     return bits_of(plan.schemes(making[0], config), config, bits_per_weight) if making else None
 
 
+def _trust(plan: Plan) -> Iterator[Finding]:
+    """A recipe, which may be somebody else's, cannot ask for a checkpoint's code to be run."""
+    for keys in plan.place.origins:
+        model: Any = plan.recipe
+        for key in keys[:-1]:
+            model = model[key] if isinstance(key, int) else getattr(model, str(key), None)
+        place = plan.place.at(*keys)
+        # What the command line said is on no line.
+        if keys[-1:] == ("trust_remote_code",) and place.line and getattr(model, "trust_remote_code", False):
+            text = f"{place}: a recipe cannot allow a checkpoint's own code to run; only you can."
+            yield Finding("error", text, f"If you trust it, add: --set {place.dotted}=true")
+
+
 def _model(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
+    place = plan.place.at("model")
     if config.folder is None:
-        text = f"{plan.place.at('model')}: '{plan.model.path}' will be fetched from the hub, {size(config.bytes)}."
-        yield Finding("note", text)
+        yield Finding("note", f"{place}: '{plan.model.path}' will be fetched from the hub, {size(config.bytes)}.")
+    try:
+        check_checkpoint(config)
+        if config.folder is not None:
+            config.vocabulary(offline=True)
+    except RqatError as error:
+        yield Finding("error", f"{place}: {error.message}", error.hint)
+        return
+    for problem in remarks(config):
+        yield Finding(problem.level, f"{place}: {problem.text}", problem.hint)
 
 
-def _memory(estimates: Sequence[Estimate], device: str) -> Iterator[Finding]:
+def _memory(plan: Plan, estimates: Sequence[Estimate], sizes: Sizes, device: str) -> Iterator[Finding]:
     """The largest memory, against what there is, and the disk space of the whole plan."""
     if not estimates:
         return
     largest, disk = max(estimates, key=lambda found: found.memory_bytes), _disk(estimates)
     text = f"about {size(largest.memory_bytes)} of memory at {largest.step}, {size(disk)} of disk in all (estimates)."
-    available = _available_bytes() if device == "cpu" else None
+    available = free_bytes(device)
     if available is not None and largest.memory_bytes > available:
-        fix = "Lower micro_batch, max_tokens, calibration.samples or evaluate.batch."
-        yield Finding("warning", f"{text} This machine has {size(available)} of memory free.", fix)
+        what = "This machine" if device == "cpu" else "The GPU"
+        fix = advice(plan.step(largest.step), plan, sizes) or "Use a smaller model, or a device with more memory."
+        yield Finding("warning", f"{text} {what} has {size(available)} of memory free.", f"{fix}.".replace("..", "."))
     else:
         yield Finding("note", text)
 
@@ -323,12 +351,3 @@ def _tokenizer(look: Look) -> Any:
     from .model.load import load_tokenizer
 
     return load_tokenizer(look.plan.model, offline=look.offline)
-
-
-def _available_bytes() -> int | None:
-    """Memory that is free for use, in bytes; None where the system does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None

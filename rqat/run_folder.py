@@ -99,7 +99,7 @@ def _not_there(plan: Planned, step: Step, folder: Path, finished: dict[str, Path
     before = next((path for path in others if _bare(path) == bare_name(step.name) and path.parent == folder), None)
     if before is None:
         return Fate(step.name, "new")
-    changes = difference((read_json(before / MANIFEST) or {}).get("facts", {}), plan.facts(step))
+    changes = difference(_written(before / MANIFEST).get("facts") or {}, plan.facts(step))
     return Fate(step.name, "again", "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else ""))
 
 
@@ -176,9 +176,9 @@ def _finished(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in [folder, *sorted(shelves, key=lambda path: -int(path.name))]:
         for path in _steps_in(place):
-            manifest = read_json(path / MANIFEST) if path.suffix != PARTIAL else None
-            if manifest and "fingerprint" in manifest:
-                found.setdefault(manifest["fingerprint"], path)
+            fingerprint = _written(path / MANIFEST).get("fingerprint") if path.suffix != PARTIAL else None
+            if isinstance(fingerprint, str):
+                found.setdefault(fingerprint, path)
     return found
 
 
@@ -204,7 +204,13 @@ def _bare(path: Path) -> str:
 
 def _mark(path: Path) -> str:
     """Fingerprint of the step that left an unfinished folder; the mark goes just before the folder gets its name."""
-    return str((read_json(path / MARK) or read_json(path / MANIFEST) or {}).get("fingerprint", ""))
+    return str((_written(path / MARK) or _written(path / MANIFEST)).get("fingerprint", ""))
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """A mapping in a JSON file; empty where there is none, or something else."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 def _next_shelf(folder: Path) -> Path:

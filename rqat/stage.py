@@ -11,7 +11,7 @@ name: a new stage is a new folder.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -111,6 +111,10 @@ class Step:
     def reads(self) -> list[str]:
         """Names of the steps in which the sources it reads have written their rows."""
         return [name for role, name in self.inputs.items() if role.partition("-")[0] == PRODUCED]
+
+    def with_settings(self, settings: Keys | PluginKeys) -> Step:
+        """The same step with other keys."""
+        return replace(self, settings=settings)
 
     def finding(self, level: Level, key: str, text: str, hint: str = "") -> Finding:
         """A finding about one of this step's keys, or about all of them ("")."""
@@ -286,6 +290,10 @@ class Stage:
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """Memory and disk a step takes: an upper bound."""
         return Needs()
+
+    def lighter(self, step: Step, device: str) -> dict[str, Any]:
+        """Values of a step's keys, by key, of which each alone makes it take less memory."""
+        return {}
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """What stands in a step's way, as far as it can be told in a moment."""

@@ -33,6 +33,13 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value)
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value.replace(".inf", "inf")))
 
 
+TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+"""What a value may be said to be; others make objects."""
+
+MOST_VALUES = 20_000
+"""Values in a document, those behind aliases counted wherever they are used; a recipe has a hundred."""
+
+
 @dataclass
 class _Reading:
     """One walk over a document's nodes."""
@@ -40,10 +47,19 @@ class _Reading:
     name: str
     origins: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    values: int = 0
 
     def value(self, node: yaml.Node, keys: KeyPath) -> Any:
+        self.values += 1
+        if self.values > MOST_VALUES:  # aliases of aliases of lists grow without bound in a file of a few lines
+            if self.values == MOST_VALUES + 1:
+                self.problems.append(f"{self._line(node)}: more than {MOST_VALUES} values, aliases included.")
+            return None
         if len(keys) > DEEPEST:  # an anchor that contains itself would never end
             self.problems.append(f"{self._line(node)}: nested deeper than {DEEPEST} levels.")
+            return None
+        if node.tag not in TAGS:
+            self.problems.append(f"{self._line(node)}: the tag {node.tag!r} is not taken here.")
             return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys)
@@ -53,7 +69,12 @@ class _Reading:
             return [self.value(item, (*keys, index)) for index, item in enumerate(node.value)]
         try:
             return _Loader("").construct_object(node)
-        except yaml.YAMLError as error:
+        except (
+            yaml.YAMLError,
+            ValueError,
+            TypeError,
+            KeyError,
+        ) as error:  # the latter of values that their tag does not fit
             self.problems.append(f"{self._line(node)}: {getattr(error, 'problem', None) or error}.")
             return None
 
@@ -118,5 +139,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
             raise RecipeError([f"{place}: a tab; YAML is indented with spaces."]) from None
         context = f" {error.context}" if error.context else ""
         raise RecipeError([f"{place}: is not YAML: {error.problem}{context}."]) from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise RecipeError([f"{name}: nested deeper than {DEEPEST} levels."]) from None
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError([f"{name}: is not YAML: {' '.join(str(error).split())}."]) from None

@@ -46,6 +46,18 @@ def test_every_link_between_pages_leads_somewhere():
     assert broken == []
 
 
+@pytest.mark.parametrize("page", ["compatibility", "security"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / "explain" / f"{page}.md").read_text())
+    assert len(named) >= 10
+    missing = [f"{path}::{test}" for path, test in named if f"def {test}(" not in _source(ROOT / path)]
+    assert missing == []
+
+
+def _source(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
 def test_every_included_file_exists():
     included = [
         (page.name, "".join(name).partition(":")[0])

@@ -62,7 +62,9 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("grids", "facts", "recipe", "registry", "stages", "stage", "cards", "problems", "shapes", "keys", "storage"),
         *("contracts", "scheme", "errors"),
     ),
+    "lighter": ("grids", "estimate", "stage", "stages", "shapes", "figures", "errors"),
     "preflight": (
+        "lighter",
         *("run_folder", "storage"),
         *("grids", "plan", "facts", "stages", "stage", "estimate", "cards", "registry", "model", "shapes", "keys"),
         *("figures", "contracts", "scheme", "errors"),
@@ -94,6 +96,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "run_lock": ("storage", "errors"),
     "run_folder": ("intact", "facts", "stage", "storage", "errors"),
     "pipeline": (
+        "lighter",
         *("intact", "run_lock", "run_folder"),
         *("launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
     ),
@@ -105,7 +108,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 that tell of a model without loading it.
 """
 
-SHAPES = {"config", "families", "hub", "layers", "stored_schemes", "vocabulary"}
+SHAPES = {"config", "extras", "families", "hub", "layers", "stored_schemes", "vocabulary"}
 """Of the files in rqat/model."""
 
 TOP = ("cli", "api", "__main__", "__init__")

@@ -42,8 +42,13 @@ class Text(rqat.Source):
         path = self.options.path.path
         text = read_text(path)
         separators = {"paragraph": r"\n[ \t]*(?:\n[ \t]*)+", "line": r"\n", "file": r"\Z"}
-        pieces = (piece.strip() for piece in re.split(separators[self.options.split_at], text))
-        found: list[rqat.Row] = [{"text": piece} for piece in pieces if len(piece) >= self.options.min_chars]
+        found: list[rqat.Row] = []
+        line = 1
+        for piece in re.split(f"({separators[self.options.split_at]})", text):
+            if len(piece.strip()) >= self.options.min_chars:
+                first = line + piece[: len(piece) - len(piece.lstrip())].count("\n")
+                found.append({"text": piece.strip(), "place": f"{path}:{first}"})
+            line += piece.count("\n")
         chosen = in_split(not_empty(found, f"'{path}'"), split, self.options.validation, f"'{path}'")
         return shuffled(not_empty(chosen, f"The split '{split}' of '{path}'"), seed, shuffle=self.options.shuffle)
 
@@ -74,7 +79,7 @@ def records(path: Path) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield line, json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise rqat.DataError(
                 f"{path}:{line}: not JSON: {error}.", hint="Write one JSON object per line."
             ) from error

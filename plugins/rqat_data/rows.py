@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -29,10 +30,17 @@ def make_row(record: Any, fields: Mapping[Any, str], place: Callable[[], str]) -
         if isinstance(value, int | float) and not isinstance(value, bool) and field == "answer":
             value = str(value)
         if not isinstance(value, str):
-            what = "is missing" if value is None else f"is not a text but {type(value).__name__}"
+            there = "is null" if holds(record, name) else "is missing"
+            what = there if value is None else f"is not a text but {type(value).__name__}"
             raise rqat.DataError(
                 f"{place()}: the field '{name}' {what}.",
                 hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Name others with `fields`.",
+            )
+        if found := re.search("[\ud800-\udfff]", value):
+            raise rqat.DataError(
+                f"{place()}: character {found.start() + 1} of the field '{name}' is half of a pair "
+                f"({ascii(found[0])[1:-1]}), which is no text.",
+                hint="It was cut in the middle or is in another encoding; mend the data.",
             )
         row[field] = value
     if not ("text" in row or "prompt" in row):
@@ -56,6 +64,13 @@ def inside(record: Mapping[str, Any], name: str) -> Any:
         else:
             return None
     return value
+
+
+def holds(record: Mapping[str, Any], name: str) -> bool:
+    """Whether a record has the field called `name`, be it null."""
+    outer, _, last = name.rpartition(".")
+    inner = inside(record, outer) if outer else record
+    return name in record or (isinstance(inner, Mapping) and last in inner)
 
 
 def identity(row: rqat.Row) -> str:

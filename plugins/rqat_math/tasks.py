@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,9 +55,11 @@ class MathTask(rqat.Task):
             raise rqat.DataError(
                 f"{place}: a problem needs the fields '{self.question}' and 'answer'.", hint="Check `data`."
             ) from error
+        if re.search("[\ud800-\udfff]", question + answer):
+            raise rqat.DataError(f"{place}: half of a pair (\\ud800 to \\udfff) is no text.", hint="Mend the data.")
         if self.options.instruction:
             question = f"{question}\n\n{self.options.instruction}"
-        return {"prompt": question, "answer": answer}
+        return {"prompt": question, "answer": answer, "place": place}
 
     def _records(self) -> Iterator[tuple[str, Any]]:
         path = self.options.data.path if self.options.data else self._beside()
@@ -67,7 +70,7 @@ class MathTask(rqat.Task):
             if text.strip():
                 try:
                     yield f"{path}:{line}", json.loads(text)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise rqat.DataError(
                         f"{path}:{line}: not JSON: {error}.", hint="Write one object per line."
                     ) from error

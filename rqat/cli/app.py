@@ -25,6 +25,7 @@ from ..errors import PluginError, RqatError
 from ..processes import WorkerFailed, work_alone
 from ..quiet import quiet_imports
 from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes, runs, traces
+from .display import harmless
 
 if TYPE_CHECKING:
     from ..discovery import BrokenPlugin
@@ -206,7 +207,7 @@ class _Lines(logging.Handler):
     """Writes to what stderr is at that moment, so that a line does not run through a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(f"{record.levelname.capitalize()}: {self.format(record)}", err=True)
+        typer.echo(f"{record.levelname.capitalize()}: {harmless(self.format(record))}", err=True)
 
 
 def _end_by_signals() -> None:
@@ -263,9 +264,9 @@ def _report(error: RqatError, *, verbose: bool = False) -> int:
     """
     if verbose and isinstance(error, PluginError) and error.__cause__ is not None:
         typer.echo("".join(traceback.format_exception(error.__cause__)), err=True)
-    typer.echo(f"{typer.style('Error', fg='red', bold=True)}: {error.message}", err=True)
+    typer.echo(f"{typer.style('Error', fg='red', bold=True)}: {harmless(error.message)}", err=True)
     if error.hint:
-        typer.echo(f"{typer.style('Hint', fg='cyan')}: {error.hint}", err=True)
+        typer.echo(f"{typer.style('Hint', fg='cyan')}: {harmless(error.hint)}", err=True)
     return error.exit_code
 
 

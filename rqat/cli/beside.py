@@ -1,4 +1,4 @@
-"""A hidden folder beside OUT, in which a command works until what it makes is whole."""
+"""A hidden folder beside OUT, or in it if OUT is there, in which a command works until what it makes is whole."""
 
 from __future__ import annotations
 
@@ -8,6 +8,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import RqatError
+from ..storage import explained, publish, sync_folder
+
+WORK = ".rqat"
+
+
+def work_of(out: Path) -> Path:
+    """Where a command works: in a folder that is there already, which may be another disk, or where the shell is."""
+    place = out.resolve()
+    return place / WORK if place.is_dir() else place.with_name(f".{place.name}{WORK}")
+
+
+def hand_over(made: Path, out: Path, last: str) -> None:
+    """Gives a finished folder the name `out`; a folder of that name stays and gets its files, `last` the last of them.
+
+    A folder that is there may be a link's target, the root of a disk, or where the user's shell is.
+    """
+    place = out.resolve()
+    if not place.is_dir():
+        publish(made, place)
+        return
+    with explained(place):
+        sync_folder(made)
+        for path in sorted(made.iterdir(), key=lambda path: path.name == last):
+            path.replace(place / path.name)
+        sync_folder(place)
 
 
 @contextmanager
@@ -18,7 +43,7 @@ def work_beside(out: Path, *, worth_keeping: str) -> Iterator[Path]:
         worth_keeping: pattern of files of which one has to be there for another attempt to have anything to start from,
             after an error that the user can put right.
     """
-    work = out.absolute().with_name(f".{out.name}.rqat")
+    work = work_of(out)
     made = [parent for parent in work.parents if not parent.exists()]
     try:
         yield work

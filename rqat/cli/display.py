@@ -6,6 +6,7 @@ Results go to stdout and everything about the run to stderr, so that `rqat ... -
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,12 +44,21 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
         drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))
+        drawn.add_row(*(Text(harmless(str(cell))) for cell in row))
     screen = console(err=err)
     with screen.capture() as captured:
         screen.print(drawn)
     for line in captured.get().splitlines():
         typer.echo(line.rstrip(), err=err)  # rich fills every line up with blanks
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that steer a terminal, or turn the direction of what follows; tab and line break are harmless."""
+
+
+def harmless(text: str) -> str:
+    """Text that a model, a file or a stranger wrote, with characters that steer a terminal spelled out: `\\x1b`."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def note(text: str = "") -> None:
@@ -58,7 +68,8 @@ def note(text: str = "") -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    written = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    typer.echo(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", written))
 
 
 def _is_number(cell: object) -> bool:

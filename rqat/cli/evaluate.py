@@ -15,7 +15,7 @@ from ..figures import percent, seconds
 from ..quiet import only_our_bars
 from ..storage import explained, read_json, write_json
 from . import display, options
-from .beside import work_beside
+from .beside import WORK, work_beside
 from .values import pairs
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ def evaluate(
     )
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder)
-    check(plan, folder, offline=context.obj.offline, notes=False)
+    told = check(plan, folder, offline=context.obj.offline, notes=False)
     check_data(plan, folder, context.obj.registry, fresh=True, offline=context.obj.offline)
     found = _run(plan, folder, context.obj.registry, offline=context.obj.offline)
+    found["told"] = told
     results = {"model": model, **found, "options": raw, "limit": limit} | ({"original": original} if original else {})
     write_json(folder / "results.json", results)
     if as_json:
@@ -133,16 +134,16 @@ def _show_comparison(results: Mapping[str, Any]) -> None:
 
 
 def _print(title: str, rows: Sequence[tuple[str, Any]]) -> None:
-    typer.echo(title)
+    typer.echo(display.harmless(title))
     for name, value in rows:
-        typer.echo(f"  {name:<14}{value}")
+        typer.echo(f"  {name:<14}{display.harmless(str(value))}")
 
 
 def _refuse_foreign(folder: Path) -> None:
     """Refuses a folder that holds anything but earlier results."""
     if folder.is_file():
         raise RunError(f"'{folder}' is a file.", hint="Choose a folder with -o.")
-    foreign = [path.name for path in folder.iterdir() if path.name not in OWN_FILES] if folder.is_dir() else []
+    foreign = [path.name for path in folder.iterdir() if path.name not in (*OWN_FILES, WORK)] if folder.is_dir() else []
     if foreign:
         raise RunError(
             f"'{folder}' holds '{foreign[0]}', which is no evaluation's.", hint="Choose another folder with -o."

@@ -58,7 +58,14 @@ def generate(
         )
     if max_new_tokens is not None and room < max_new_tokens:
         display.note(f"The context leaves room for {room} new tokens.")
-    streamer: Any = transformers.TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+    class Harmless(transformers.TextStreamer):  # type: ignore[misc]
+        """Prints what a model writes; characters that steer a terminal are spelled out."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(display.harmless(text), stream_end)
+
+    streamer: Any = Harmless(tokenizer, skip_prompt=True, skip_special_tokens=True)
     streamer.put(torch.tensor(encoded.tokens))
     limit = min(max_new_tokens or 1024, room)
     generator = Generator(loaded, tokenizer, Sampling(limit, temperature, top_p), writer_for(loaded, backend))

@@ -68,27 +68,33 @@ def plan(
 
 def check(
     made: Plan, folder: Path, *, offline: bool, fresh: bool = False, processes: int = 1, notes: bool = True
-) -> None:
+) -> list[str]:
     """Looks for everything that would stop a plan later; warnings are shown, and notes unless `notes` is false.
 
     Args:
         fresh: what the folder holds is thrown away before.
+
+    Returns:
+        warnings and notes, one line each.
 
     Raises:
         RqatError: every error, all at once.
     """
     from ..preflight import preflight
 
-    errors = []
+    errors, told = [], []
     found_all = preflight(
         made, folder=folder, fresh=fresh, offline=offline, device=likely_device(), processes=processes
     )
     for found in found_all:
         if found.level == "error":
             errors.append(found)
-        elif notes or found.level != "note":
+            continue
+        told.append(f"{found.text} {found.hint}".rstrip())
+        if notes or found.level != "note":
             show_finding(found)
     _refuse(errors)
+    return told
 
 
 def check_data(made: Plan, folder: Path, registry: Registry, *, fresh: bool = False, offline: bool = False) -> None:
@@ -128,7 +134,7 @@ def show_finding(found: Finding) -> None:
     """One line on stderr, or two when there is something to do."""
     colour = {"error": "red", "warning": "yellow"}.get(found.level)
     hint = f" {found.hint}" if found.hint else ""
-    display.note(f"{typer.style(found.level.capitalize(), fg=colour)}: {found.text}{hint}")
+    display.note(f"{typer.style(found.level.capitalize(), fg=colour)}: {display.harmless(found.text + hint)}")
 
 
 def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int]]:
@@ -192,7 +198,7 @@ def _show(
         lines = tuple(_described(step))
         same = shown.setdefault(lines, step.name)
         for line in lines if same == step.name else (f"  as {same}",):
-            typer.echo(line)
+            typer.echo(display.harmless(line))
 
 
 def _described(step: Step) -> Iterator[str]:

@@ -46,7 +46,7 @@ def qat(
     again = [step_called(plan, step, "--redo") for step in redo or ()]
     workers = processes or _all_gpus()
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
-    check(plan, folder, offline=context.obj.offline, fresh=fresh, processes=workers)
+    told = check(plan, folder, offline=context.obj.offline, fresh=fresh, processes=workers)
     check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
     device = default_device()
     display.note(f"Device: {device}{_others(device, workers)}")
@@ -59,6 +59,7 @@ def qat(
         offline=context.obj.offline,
         progress=display.Bars(),
         workers=workers,
+        told=told,
     )
     outcome = run_pipeline(job, fresh=fresh, until=last, redo=again)
     if not outcome.ran:

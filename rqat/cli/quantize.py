@@ -15,7 +15,7 @@ from ..errors import RunError
 from ..figures import seconds
 from ..quiet import only_our_bars
 from . import display, options
-from .beside import work_beside
+from .beside import WORK, hand_over, work_beside
 from .values import pairs, source
 
 if TYPE_CHECKING:
@@ -104,17 +104,17 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     from .plan import check
 
     with work_beside(out, worth_keeping="*/manifest.json") as work:
-        check(plan, work, offline=offline)
+        told = check(plan, work, offline=offline)
         device = default_device()
         only_our_bars()
-        job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars())
+        job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars(), told=told)
         run_pipeline(job)
         return _published(job, out)
 
 
 def _published(job: Job, out: Path) -> dict[str, Any]:
     """Gives the finished checkpoint its name, with a record of how it came about, which is returned."""
-    from ..storage import publish, read_json, write_json
+    from ..storage import read_json, write_json
 
     plan = job.plan
     export = plan.steps[-1]
@@ -126,11 +126,12 @@ def _published(job: Job, out: Path) -> dict[str, Any]:
         "scheme": str(plan.scheme),
         "fingerprint": plan.fingerprint(export),
         "facts": plan.facts(export),
+        "told": [*job.told, *(text for manifest in manifests.values() for text in manifest.get("told", ()))],
         "steps": {name: manifest["results"] for name, manifest in manifests.items()},
         "seconds": round(sum(manifest["seconds"] for manifest in manifests.values()), 3),
     }
     write_json(checkpoint / RECORD, record)
-    publish(checkpoint, out.absolute())
+    hand_over(checkpoint, out, RECORD)
     return record
 
 
@@ -147,9 +148,9 @@ def _finished(out: Path, plan: Plan) -> dict[str, Any] | None:
         return None
     if not out.is_dir():
         raise RunError(f"'{out}' is a file.", hint="Choose another folder with -o.")
-    if not any(out.iterdir()):
-        return None
     record = read_json(out / RECORD)
+    if not any(out.iterdir()) or (not record and (out / WORK).is_dir()):  # nothing, or what an interruption left
+        return None
     if not record or "fingerprint" not in record:
         raise RunError(f"'{out}' holds something else already.", hint="Choose an empty or new folder with -o.")
     export = plan.steps[-1]

@@ -72,7 +72,9 @@ def run_task(
     if not problems:
         raise DataError(f"The task '{name}' has no problems.", hint="Check its options.")
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
-    prompts = encode_prompts(problems, tokenizer, options.chat, lambda index: f"Problem {index}")
+    prompts = encode_prompts(
+        problems, tokenizer, options.chat, lambda index: problems[index].get("place") or f"Problem {index}"
+    )
     batches, notes = plan_batches(prompts, batch, sampling, context_length(model))
     generator = Generator(model, tokenizer, sampling, writer)
     saved = _Saved(partial, generator.writer.name)

@@ -7,6 +7,7 @@ of ours that includes the task's own.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import re
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..contracts import TaskOptions
 from ..errors import DataError, UnknownName, nearest
+from ..generation.prompts import dated
+from ..generation.sampling import foreign_settings
 from ..quiet import hush
 from .harness import Evaluation
 from .stats import bootstrap, wilson
@@ -65,7 +68,9 @@ def run_lm_eval_task(
     file = find_task(name, known)
     hush("lm_eval")
     began = time.perf_counter()
-    lm = _fitting(HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+    asked = copy.copy(tokenizer)
+    asked.chat_template = dated(tokenizer) if tokenizer.chat_template else None
+    lm = _fitting(HFLM)(pretrained=model, tokenizer=asked, batch_size=batch)
     with _manager(name, file, given.get("data")) as manager, _explained(name):
         found = lm_eval.simple_evaluate(
             model=lm,
@@ -82,6 +87,8 @@ def run_lm_eval_task(
     results["seconds"] = round(time.perf_counter() - began, 3)
     results["generation"] = {"batch": batch, "chat": _chat(given, tokenizer), **_generation(given)}
     results["notes"] = lm.notes
+    if foreign := foreign_settings(model):
+        results["notes"].append(f"lm-eval samples with the checkpoint's own settings where a task has none: {foreign}.")
     return Evaluation(results, _samples(found, results["metric"]))
 
 

@@ -14,12 +14,15 @@ everything up to `</think>` of a message, which is most of a reasoning trace.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..contracts import Message, Row
 from ..errors import DataError, ModelError
+from ..model.extras import DATE
 
 if TYPE_CHECKING:
     import transformers
@@ -36,6 +39,10 @@ THINK = "<think>"
 
 OWN_SETTINGS = {"tokenize", "add_generation_prompt", "continue_final_message", "return_dict", "chat_template"}
 """Settings of a template that are not a row's to choose."""
+
+DAY = datetime(2024, 7, 26)
+"""What a template that asks for the day's date is told, so that a prompt is the same on every day; the day that the
+templates of Llama 3 take where nobody tells them one."""
 
 TEMPLATE_HINT = "Mend chat_template.jinja beside the model (or chat_template in its tokenizer_config.json)."
 
@@ -94,6 +101,8 @@ def encode_examples(
     prompts = [Prompt("", tuple(start))] * len(rows)
     for index, prompt in zip(asked, encoded, strict=True):
         prompts[index] = prompt
+    for index, row in enumerate(rows):
+        _check_text(completion_of(row), place(index))
     texts = [
         completion.lstrip().removeprefix(THINK).lstrip("\n") if prompt.opens_thinking else completion
         for prompt, completion in zip(prompts, map(completion_of, rows), strict=True)
@@ -130,6 +139,21 @@ def for_trainer(row: Row, tokenizer: Tokenizer) -> Any:
     return turns if tokenizer.chat_template else turns[-1]["content"] if turns else ""
 
 
+def dated(tokenizer: Tokenizer) -> str | None:
+    """The chat template, told that it is `DAY` if it asks; None for a tokenizer without one.
+
+    transformers lets nobody set `strftime_now`; a macro of that name in front of the template stands before it.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template is None or DATE not in template:
+        return template
+    replaced = "".join(f"|replace('%{code}', '{DAY.strftime(f'%{code}')}')" for code in "aAbBdeHIjmMpSyY")
+    # Behind a block a line break would be left out, behind a variable it is not.
+    return f"{{% macro {DATE}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
+
+
 def prompt_hash(prompts: Sequence[Prompt]) -> str:
     """Hex digest of all prompts in order; equal hashes mean that models were asked the same."""
     return hashlib.sha256("\x00".join(prompt.text for prompt in prompts).encode()).hexdigest()
@@ -150,6 +174,7 @@ def _text(row: Row, tokenizer: Tokenizer, templated: bool, place: str) -> str:
                 f"{place}: the content of a message is {type(turn.get('content')).__name__}, not text.",
                 hint="Every message has a role and a content, both text.",
             )
+        _check_text(turn["content"], place)
     if not any(turn["content"].strip() for turn in turns if turn["role"] != "system"):
         raise _empty(place)
     if templated:
@@ -162,6 +187,14 @@ def _text(row: Row, tokenizer: Tokenizer, templated: bool, place: str) -> str:
             hint="Put everything into `prompt`, or use a model whose tokenizer has a chat template.",
         )
     return turns[-1]["content"]
+
+
+def _check_text(text: str, place: str) -> None:
+    if found := re.search("[\ud800-\udfff]", text):
+        raise DataError(
+            f"{place}: character {found.start() + 1} is half of a pair ({ascii(found[0])[1:-1]}), which is no text.",
+            hint="It was cut in the middle or is in another encoding; mend the data.",
+        )
 
 
 def _empty(place: str) -> DataError:
@@ -191,20 +224,23 @@ def _rendered(turns: Sequence[Message], row: Row, tokenizer: Tokenizer, place: s
         )
     try:
         asked = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-        text = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **settings))
+        text = str(
+            tokenizer.apply_chat_template(
+                asked, tokenize=False, add_generation_prompt=True, chat_template=dated(tokenizer), **settings
+            )
+        )
     except jinja2.TemplateSyntaxError as error:
         where = f"line {error.lineno}: {error.message}"
         raise ModelError(f"The chat template is not valid: {where}", hint=TEMPLATE_HINT) from error
-    except (jinja2.UndefinedError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"{place}: the chat template fails: {_one_line(error)}",
-            hint=f"It may want other messages than text by a user. {TEMPLATE_HINT}",
-        ) from error
     except jinja2.TemplateError as error:
-        raise DataError(
-            f"{place}: the chat template refuses it: {_one_line(error)}",
-            hint="Change the row's messages or system prompt, or use another template.",
-        ) from error
+        if not isinstance(error, jinja2.UndefinedError):
+            raise DataError(
+                f"{place}: the chat template refuses it: {_one_line(error)}",
+                hint="Change the row's messages or system prompt, or use another template.",
+            ) from error
+        raise _failing(place, error) from error
+    except Exception as error:  # a template is a program: it may divide by zero
+        raise _failing(place, error) from error
     lost = next((turn for turn in _kept(turns) if _squeezed(turn["content"]) not in _squeezed(text)), None)
     if lost is not None:
         raise DataError(
@@ -212,6 +248,13 @@ def _rendered(turns: Sequence[Message], row: Row, tokenizer: Tokenizer, place: s
             hint="It may want content as a list of parts, or take no such role. " + TEMPLATE_HINT,
         )
     return text
+
+
+def _failing(place: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{place}: the chat template fails: {_one_line(error)}",
+        hint=f"It may want other messages than text by a user. {TEMPLATE_HINT}",
+    )
 
 
 def _kept(turns: Sequence[Message]) -> list[Message]:

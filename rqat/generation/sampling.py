@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+from ..model.extras import NO_SAMPLING
 
 if TYPE_CHECKING:
     import transformers
@@ -43,7 +44,9 @@ def end_tokens(model: transformers.PreTrainedModel, tokenizer: transformers.PreT
     ends = {*_own_ends(model), tokenizer.eos_token_id} - {None}
     if not ends:
         raise ModelError("The model has no end token.", hint="Set eos_token_id in its generation_config.json.")
-    return frozenset(int(end) for end in ends)
+    if not all(isinstance(end, int) for end in ends):
+        raise ModelError(f"End tokens have to be ids; the model has {ends}.", hint="Mend its generation_config.json.")
+    return frozenset(ends)
 
 
 def context_length(model: transformers.PreTrainedModel) -> int:
@@ -61,6 +64,13 @@ def until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
 def seed_of(*parts: object) -> int:
     """A seed of 48 bits that stands for all of `parts`."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:6], "big")
+
+
+def foreign_settings(model: transformers.PreTrainedModel) -> str:
+    """The checkpoint's own generation settings that change what is sampled, as text; "" where there are none."""
+    own = getattr(model, "generation_config", None)
+    found = {} if own is None else own.to_diff_dict()
+    return ", ".join(f"{key} {value}" for key, value in found.items() if key not in NO_SAMPLING)
 
 
 @contextmanager

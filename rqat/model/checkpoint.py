@@ -13,6 +13,7 @@ The same model gives the same bytes: safetensors orders tensors by itself, and t
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,9 @@ from ..errors import ModelError, RqatError
 from ..grids import grid_of
 from ..quiet import quiet_loading
 from ..scheme import Scheme
-from .hub import QUANTIZED_FILE
-from .load import default_dtype
+from ..storage import write_text
+from .hub import GENERATION_FILE, QUANTIZED_FILE
+from .load import default_dtype, ends_alone
 from .stored_schemes import schemes_in
 from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
 from .transforms import Applied, attach_transforms, load_transforms, save_transforms
@@ -40,7 +42,6 @@ FORMAT = 1
 """Version of this layout, written into quantized.safetensors."""
 
 DENSE_FILE = "model.safetensors"
-GENERATION_FILE = "generation_config.json"
 
 
 @dataclass
@@ -98,8 +99,15 @@ def save_checkpoint(
     config.dtype = next(tensor.dtype for tensor in dense.values() if tensor.is_floating_point())
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
-        model.generation_config.save_pretrained(folder)
+        # Not by save_pretrained, which refuses settings of which one makes another idle, as many checkpoints have them.
+        write_text(folder / GENERATION_FILE, model.generation_config.to_json_string())
     tokenizer.save_pretrained(folder)
+
+
+def keep_generation_settings(source: Path, folder: Path) -> None:
+    """Takes over a model's own generation_config.json as it is: transformers leaves out what it does not know."""
+    if (source / GENERATION_FILE).is_file():
+        shutil.copyfile(source / GENERATION_FILE, folder / GENERATION_FILE)
 
 
 def load_checkpoint(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:
@@ -149,7 +157,8 @@ def assembled(
         raise damaged(folder, ", ".join(f"{name} {what}" for name, what in sorted(wrong.items())))
     model.config._name_or_path = str(folder)
     if (folder / GENERATION_FILE).exists():  # else it is derived from config.json, which knows one end token only
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        own = ends_alone(folder).get("generation_config")
+        model.generation_config = own or transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     model = model.to(device).eval()
     transforms = load_transforms(folder)
     attach_transforms(model, transforms)

@@ -17,11 +17,29 @@ from typing import Any
 from ..errors import ModelError
 from ..keys import ModelKeys
 from .families import FAMILIES, Layout, layout_of
-from .hub import INDEX, QUANTIZED_FILE, SINGLE, TOKENIZERS, fetch, read_remote, resolve
-from .vocabulary import read_vocabulary
+from .hub import (
+    INDEX,
+    QUANTIZED_FILE,
+    SINGLE,
+    TOKENIZERS,
+    complete,
+    fetch,
+    read_remote,
+    refuse_pointers,
+    resolve,
+)
+from .vocabulary import past_the_embedding, read_vocabulary
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _LARGEST_HEADER = 100_000_000
+
+SIZES = {
+    "num_hidden_layers": 10_000,
+    **dict.fromkeys(("hidden_size", "intermediate_size", "head_dim"), 1 << 24),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 1 << 16),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings"), 1 << 31),
+}
+"""Sizes in config.json that are computed with, and what they are at most."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +183,8 @@ class ModelConfig:
         files = (*TOKENIZERS, "tokenizer_config.json", "added_tokens.json")
         found = read_vocabulary(self.folder or fetch(self.keys, offline=offline, only=files))
         highest = max(found.values(), default=-1) if found else -1
-        if self.vocab and highest >= self.vocab:
-            raise ModelError(
-                f"The tokenizer of '{self.keys.path}' has ids up to {highest}; its embedding ends at {self.vocab - 1}.",
-                hint="The tokenizer belongs to another model; put the right one beside the weights.",
-            )
+        if found and self.vocab and highest >= self.vocab:
+            raise past_the_embedding(self.keys.path, found, self.vocab)
         return found
 
 
@@ -183,6 +198,7 @@ def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:
     folder = resolve(keys)
     if folder is None:
         raw, headers = read_remote(keys, offline=offline)
+        check_numbers(f"config.json of '{keys.path}'", raw)
         return ModelConfig(keys, None, raw, {name: Tensor(*header) for name, header in headers.items()})
     config = folder / "config.json"
     if not config.is_file():
@@ -196,12 +212,16 @@ def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:
             f"'{keys.path}' is not a model: it has no config.json.{adapter}",
             hint="Name a folder in Hugging Face format; merge an adapter into its base model first.",
         )
+    refuse_pointers(folder)
+    if not offline:
+        complete(keys.path, folder)
     try:
         raw = json.loads(config.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("not a mapping")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"'{config}' cannot be read: {error}.", hint="Fetch the model again.") from error
+    check_numbers(str(config), raw)
     if raw.get("auto_map") and not keys.trust_remote_code and raw.get("model_type") not in FAMILIES:
         raise ModelError(
             f"'{keys.path}' needs modelling code that comes with the checkpoint, which is not run unasked.",
@@ -272,8 +292,14 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             names = sorted(set(index["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"'{folder / INDEX}' is damaged.", hint="Fetch the model again.") from error
+        outside = [str(name) for name in names if not is_inside(name)]
+        if outside:
+            raise ModelError(
+                f"'{folder / INDEX}' names {outside[0]!a}, which is not in its folder.",
+                hint="Do not trust this checkpoint; fetch it from where it was made.",
+            )
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"'{folder}' lacks {', '.join(missing)}.", hint="Fetch the model again; it is incomplete.")
@@ -286,6 +312,30 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(
         f"'{folder}' has no weights: {SINGLE} is missing.", hint="Fetch the model again; it is incomplete."
     )
+
+
+def check_numbers(place: str, raw: Mapping[str, Any]) -> None:
+    """Refuses a config.json whose sizes are none, before anything is computed with them.
+
+    Raises:
+        ModelError: names the key and its value.
+    """
+    for key, most in SIZES.items():
+        value = raw.get(key)
+        if value is not None and (type(value) is not int or not 0 < value <= most):
+            raise ModelError(
+                f"'{place}': {key} is {value!r:.60}, not a whole number from 1 to {most:,}.",
+                hint="Mend config.json, or fetch the model again.",
+            )
+    kinds: dict[str, tuple[type, str]] = {"model_type": (str, "text"), "architectures": (list, "a list")}
+    for key, (kind, what) in kinds.items():
+        if raw.get(key) is not None and not isinstance(raw[key], kind):
+            raise ModelError(f"'{place}': {key} is {raw[key]!r:.60}, not {what}.", hint="Fetch the model again.")
+
+
+def is_inside(name: Any) -> bool:
+    """Whether a file's name, read from somebody's file, stays in the folder it is looked for in."""
+    return isinstance(name, str) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -301,9 +351,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        tensors = {name: Tensor(tuple(entry["shape"]), str(entry["dtype"])) for name, entry in header.items()}
+        tensors = {name: Tensor(tuple(map(int, entry["shape"])), str(entry["dtype"])) for name, entry in header.items()}
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise ModelError(
             f"'{path}' is not a readable safetensors file.", hint="It is damaged or was cut off; fetch it again."
         ) from error

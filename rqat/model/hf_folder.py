@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..errors import PluginError
 from ..storage import read_json, write_json
-from .checkpoint import GENERATION_FILE
-from .hub import INDEX, SINGLE
+from .hub import GENERATION_FILE, INDEX, SINGLE
 from .tensors import save_tensors
 
 if TYPE_CHECKING:

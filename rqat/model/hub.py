@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ BUILTIN = "builtin:"
 ASSETS = Path(__file__).parent.parent / "assets"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+GENERATION_FILE = "generation_config.json"
 QUANTIZED_FILE = "quantized.safetensors"
 """Which a step of a run has beside its other weights, and no model for others does."""
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 """A folder with none of these has no tokenizer."""
+
+LFS = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that git put in place of a large one."""
+
+TELLING = ("tokenizer_config.json", GENERATION_FILE, "chat_template.jinja")
+"""Files that decide how a model is asked or stopped, and that it works without: a missing one is not noticed."""
 
 FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """What is fetched from the hub; `*.py` besides when `trust_remote_code` is set."""
@@ -100,6 +108,58 @@ def missing_files(folder: Path | None) -> list[str]:
     if not any((folder / name).is_file() for name in TOKENIZERS):
         missing.append("tokenizer.json")
     return missing
+
+
+def uncertain_files(folder: Path) -> list[str]:
+    """Which of `TELLING` a folder of the hub's cache lacks although nothing says that the model has none."""
+    if folder.parent.name != "snapshots" or not folder.parent.parent.name.startswith("models--"):
+        return []
+    lacking = [name for name in TELLING if not (folder / name).is_file() and not _absent(folder, name).is_file()]
+    if "chat_template.jinja" in lacking and b'"chat_template"' in _bytes(folder / "tokenizer_config.json"):
+        lacking.remove("chat_template.jinja")
+    return lacking
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Refuses a folder in which git left pointers in place of files.
+
+    Raises:
+        ModelError: names them.
+    """
+    small = (path for path in sorted(folder.iterdir()) if path.is_file() and path.stat().st_size < 1024)
+    pointers = [path.name for path in small if path.suffix != ".md" and _bytes(path).startswith(LFS)]
+    if pointers:
+        raise ModelError(
+            f"'{folder}' holds Git LFS pointers in place of {', '.join(pointers)}.",
+            hint=f"Fetch the files themselves: git -C {folder} lfs pull",
+        )
+
+
+@cache
+def complete(path: str, folder: Path) -> None:
+    """Asks the hub for what is uncertain of the model `path` in the cache, once; without network nothing happens."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    for name in () if HF_HUB_OFFLINE else uncertain_files(folder):
+        try:
+            hf_hub_download(path, name, revision=folder.name)
+        except LocalEntryNotFoundError:
+            return  # no network; the plan says what is uncertain
+        except EntryNotFoundError:
+            continue  # huggingface_hub has noted it
+        except (HfHubHTTPError, OSError):
+            return
+
+
+def _absent(folder: Path, name: str) -> Path:
+    """Where the hub's cache notes that a model has no such file."""
+    return folder.parent.parent / ".no_exist" / folder.name / name
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _cache_folder(keys: ModelKeys) -> Path | None:

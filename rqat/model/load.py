@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,9 @@ from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
 from .config import ModelConfig, check_quantizable, read_config
+from .extras import check_checkpoint, generation_settings, refuse_unasked, split_by_blocks
 from .stored_schemes import NATIVE
+from .vocabulary import past_the_embedding
 
 if TYPE_CHECKING:
     import transformers
@@ -77,6 +80,7 @@ def load_model(
     config = read_config(keys, offline=offline)
     if quantizable:
         check_quantizable(config)
+    check_checkpoint(config)
     check_loader(config)
     tokenizer = load_tokenizer(keys, offline=offline)
     folder = config.fetch(offline=offline)
@@ -91,6 +95,7 @@ def load_model(
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=keys.trust_remote_code,
+            **ends_alone(folder),
         )
     model, loading = loaded
     if loading["missing_keys"] or loading["mismatched_keys"]:
@@ -100,9 +105,26 @@ def load_model(
             f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}.",
             hint="The checkpoint is incomplete; fetch it again.",
         )
+    if config.quantization is None:
+        inside, _ = split_by_blocks(loading["unexpected_keys"], config)  # the others are told in the plan
+        if inside:
+            refuse_unasked(keys.path, inside)
     check_tokenizer(keys.path, model, tokenizer)
     check_finite(keys.path, model)
     return model.to(device).eval(), tokenizer
+
+
+def ends_alone(folder: Path) -> dict[str, Any]:
+    """Where transformers refuses a model's generation settings: its end tokens, to load it with; else nothing."""
+    from transformers import GenerationConfig
+
+    settings = generation_settings(folder)
+    try:
+        if settings:
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, AttributeError, OSError):
+        return {"generation_config": GenerationConfig(eos_token_id=settings.get("eos_token_id"))}
+    return {}
 
 
 def load_tokenizer(keys: ModelKeys, *, offline: bool = False) -> transformers.PreTrainedTokenizerBase:
@@ -155,12 +177,8 @@ def check_tokenizer(
 ) -> None:
     """Refuses a tokenizer with ids the model has no embedding for."""
     vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= vocabulary:
-        raise ModelError(
-            f"The tokenizer of '{path}' has ids up to {highest}; the model's vocabulary ends at {vocabulary - 1}.",
-            hint="The tokenizer belongs to another model; put the right one beside the weights.",
-        )
+    if max(tokenizer.get_vocab().values(), default=-1) >= vocabulary:
+        raise past_the_embedding(path, tokenizer.get_vocab(), vocabulary)
 
 
 def check_finite(path: str, model: transformers.PreTrainedModel) -> None:

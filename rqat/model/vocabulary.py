@@ -32,8 +32,34 @@ def read_vocabulary(folder: Path) -> dict[str, int] | None:
         return None
     more = _read(folder / "added_tokens.json")
     declared = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    more |= {token["content"]: int(index) for index, token in declared.items()}
-    return more | found
+    try:
+        more |= {token["content"]: int(index) for index, token in declared.items()}
+        merged: dict[str, int] = more | found
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / "tokenizer_config.json") from error
+    if not all(type(index) is int for index in merged.values()):
+        raise _damaged(whole if whole.is_file() else plain)
+    return merged
+
+
+def past_the_embedding(path: str, vocabulary: Mapping[str, int], rows: int) -> ModelError:
+    """The error for a tokenizer with ids that an embedding of so many rows has no row for."""
+    beyond = sorted(
+        (token for token, index in vocabulary.items() if index >= rows), key=lambda token: vocabulary[token]
+    )
+    few = len(beyond) <= 16
+    named = ", ".join(f"{token!r} ({vocabulary[token]})" for token in beyond[:3]) + (" ..." if len(beyond) > 3 else "")
+    hint = (
+        "Tokens were added and the embedding was not: take them out of the tokenizer (the end token can pad), "
+        "or call model.resize_token_embeddings(len(tokenizer)) and save both."
+        if few
+        else "The tokenizer belongs to another model; put the right one beside the weights."
+    )
+    return ModelError(
+        f"The tokenizer of '{path}' has {len(beyond)} tokens past the model's vocabulary, which ends at {rows - 1}: "
+        f"{named}.",
+        hint=hint,
+    )
 
 
 def check_vocabularies(teacher: Mapping[str, int], student: Mapping[str, int]) -> None:
@@ -60,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path) from error
     if not isinstance(data, dict):
         raise _damaged(path)

@@ -21,7 +21,7 @@ def write(job: Job) -> dict[str, Any]:
     from .summary import summary_of
 
     run = read_run(job)
-    summary, manifest = summary_of(run), manifest_of(run)
+    summary, manifest = summary_of(run), manifest_of(run, job.told)
     write_json(job.folder / "manifest.json", manifest)
     write_text(job.folder / "report.html", page(run, summary, manifest))
     # Last: the pipeline takes a run without a summary for one whose report is still to be written.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ PACKAGES = (
 )
 
 
-def manifest_of(run: RunFiles) -> dict[str, Any]:
-    """Everything needed to tell how a run came about."""
+def manifest_of(run: RunFiles, told: Sequence[str]) -> dict[str, Any]:
+    """Everything needed to tell how a run came about; `told`: what was known of the plan before it ran."""
     return {
         "name": run.name,
         "scheme": run.scheme,
         "rqat": __version__,
         "recipe": run.recipe,
+        "told": [*told],
         "steps": [step.manifest for step in run.steps],
         "seconds": round(sum(step.seconds for step in run.steps), 3),
         "packages": versions(),

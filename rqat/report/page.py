@@ -37,6 +37,7 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
         _training(run),
         _layers(run),
         *(_checks(run, stage) for stage in stages().values() if stage.title),
+        _told(run, manifest),
         _origin(run, manifest),
     ]
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
@@ -44,6 +45,7 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         + "\n".join(filter(None, parts))
         + "\n</body>\n</html>\n"
@@ -168,7 +170,8 @@ def _training(run: RunFiles) -> str:
     for step in run.steps:
         lines = step.rows("training.jsonl")
         for key, title in CURVES.items():
-            points = [(float(line["step"]), float(line[key])) for line in lines if line.get(key) is not None]
+            both = ((line.get("step"), line.get(key)) for line in lines)
+            points = [(float(x), float(y)) for x, y in both if _is_number(x) and _is_number(y)]
             if len(points) > 1:
                 drawn.append(
                     charts.curves({step.variant: points}, title=f"{step.variant}: {title}", x_label="step", smooth=True)
@@ -178,6 +181,10 @@ def _training(run: RunFiles) -> str:
                 f'<p class="card">{escape(step.variant)} was skipped: {escape(str(step.results["skipped"]))}</p>'
             )
     return f"<section><h2>Training</h2>{''.join(drawn)}</section>" if drawn else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _layers(run: RunFiles) -> str:
@@ -217,6 +224,13 @@ def _checks(run: RunFiles, stage: Stage) -> str:
     if not tables:
         return ""
     return f'<section><h2>{stage.title}</h2><p class="soft">{stage.about}</p>{"".join(tables)}</section>'
+
+
+def _told(run: RunFiles, manifest: Mapping[str, Any]) -> str:
+    """What was warned of: in the plan, and while the steps ran."""
+    texts = [*manifest["told"], *(text for step in run.steps for text in step.manifest.get("told", ()))]
+    lines = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(texts))
+    return f"<section><h2>What was told</h2><ul>{lines}</ul></section>" if lines else ""
 
 
 def _origin(run: RunFiles, manifest: Mapping[str, Any]) -> str:

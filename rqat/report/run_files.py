@@ -36,6 +36,16 @@ class StepFiles:
         """A JSON-lines file of this step; empty when it is not there, and up to the first damaged line."""
         return read_json_lines(self.folder / file)
 
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """Rows of samples.jsonl that can be shown and compared; others, which no evaluation writes, are left out."""
+        kinds: dict[str, Any] = {"index": int, "verdict": str, "prompt": str, "completion": str | None}
+        return [
+            row
+            for row in self.rows("samples.jsonl")
+            if all(key in row and isinstance(row[key], kind) for key, kind in kinds.items())
+        ]
+
 
 @dataclass
 class RunFiles:

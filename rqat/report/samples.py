@@ -34,7 +34,7 @@ def pick(run: RunFiles, task: str) -> list[Shown]:
     variants: dict[str, dict[int, dict[str, Any]]] = {}
     for step in run.evaluations:
         if step.results["task"] == task:
-            rows = step.rows("samples.jsonl")
+            rows = step.samples
             variants[step.variant] = {row["index"]: row for row in reversed(rows)}
     if not variants:
         return []
@@ -52,7 +52,7 @@ def pick(run: RunFiles, task: str) -> list[Shown]:
             index,
             why,
             variants[last][index]["prompt"],
-            str(variants[last][index]["answer"]),
+            str(variants[last][index].get("answer")),
             {a: variants[a][index] for a in variants},
         )
         for index, why in chosen.items()

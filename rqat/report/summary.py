@@ -87,6 +87,9 @@ def _compare(now: StepFiles, before: StepFiles) -> dict[str, Any] | None:
     prompts = [step.results.get("prompt_hash") for step in (now, before)]
     if None in prompts or prompts[0] != prompts[1]:
         return None
-    result = paired(scores(now.rows("samples.jsonl")), scores(before.rows("samples.jsonl")))
+    mine, theirs = scores(now.samples), scores(before.samples)
+    if len(mine) != len(theirs):  # a file was damaged
+        return None
+    result = paired(mine, theirs)
     says = NOT_SHOWN if not result.shown else BETTER if result.difference > 0 else WORSE
     return {**asdict(result), "says": says}

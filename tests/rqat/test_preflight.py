@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
+from rqat import lighter
 from rqat import preflight as preflight_module
-from rqat.estimate import LIBRARIES_BYTES
+from rqat.estimate import LIBRARIES_BYTES, Sizes
+from rqat.figures import size
+from rqat.grids import bits_per_weight
+from rqat.lighter import advice
 from rqat.model.config import read_config
 from rqat.plan import Plan, build_plan
 from rqat.preflight import Finding, estimate, preflight, read_data
@@ -239,9 +243,33 @@ def test_a_training_checkpoint_is_what_the_optimizer_holds(registry: Registry, m
 
 
 def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(preflight_module, "_available_bytes", lambda: 1000)
-    only(found(plan_of(registry, model), "warning"), "of memory at 03-train-kd", "Lower micro_batch")
-    assert not found(plan_of(registry, model), "warning", device="cuda")
+    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1000)
+    helps = ("train.0.micro_batch=8 saves about ", "train.0.max_tokens=64 saves about ", "max_tokens=64 saves")
+    on_cpu = found(plan_of(registry, model), "warning")
+    only(on_cpu, "of memory at 03-train-kd", "This machine has 1", *helps)
+    assert "gradient_checkpointing=true saves about " in on_cpu[0]
+    on_gpu = found(plan_of(registry, model), "warning", device="cuda")
+    only(on_gpu, "The GPU has", *helps)
+    assert "gradient_checkpointing" not in on_gpu[0]  # which is on there
+
+
+def test_what_is_saved_by_a_key_is_what_the_estimate_says(registry: Registry, model: Path) -> None:
+    plan = plan_of(registry, model)
+    config = read_config(plan.model)
+    step = next(step for step in plan.steps if step.stage == "train")
+    said = advice(step, plan, Sizes(plan.model, config, plan.scheme, bits_per_weight, "cpu"))
+    before = {one.step: one.memory_bytes for one in estimate(plan, config)}
+    for key in ("micro_batch=8", "gradient_checkpointing=true", "max_tokens=64"):
+        after = {one.step: one.memory_bytes for one in estimate(plan_of(registry, model, f"train.0.{key}"), config)}
+        assert f"train.0.{key} saves about {size(before[step.name] - after[step.name])}" in said
+
+
+def test_the_free_memory_of_the_smallest_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lighter, "QUERY", ("printf", "81000\\n40000\\n"))
+    assert lighter.free_bytes("cuda") == 40000 << 20
+    monkeypatch.setattr(lighter, "QUERY", ("no-such-command",))
+    assert lighter.free_bytes("cuda") is None
+    assert (lighter.free_bytes("cpu") or 0) > 1 << 20
 
 
 def test_estimates_grow_with_what_they_depend_on(registry: Registry, model: Path):
@@ -275,7 +303,7 @@ def test_a_teacher_is_looked_at_before_any_work(registry: Registry, model: Path,
     assert texts("error") == []
     only(texts("warning"), "train.0.teacher", "is quantized itself (gptq)", "16 or 32 bits")
     (teacher / "config.json").write_text(json.dumps(config | {"vocab_size": 64}))
-    only(texts("error"), "train.0.teacher", "ids up to", "its embedding ends at 63")
+    only(texts("error"), "train.0.teacher", "past the model's vocabulary", "ends at 63")
     (teacher / "config.json").write_text(json.dumps(config))
     (teacher / "quantized.safetensors").touch()
     only(texts("error"), "train.0.teacher", "is a step of a run", "exported model")

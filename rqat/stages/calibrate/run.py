@@ -145,7 +145,7 @@ def sequences_of(
     """
     stream: list[int] = []
     for number, row in enumerate(rows, start=1):
-        ids = tokenize(row, tokenizer, f"row {number} of the calibration data")
+        ids = tokenize(row, tokenizer, row.get("place") or f"row {number} of the calibration data")
         if not pack:
             yield ids[:tokens]
             continue

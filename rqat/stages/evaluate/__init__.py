@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
@@ -116,6 +116,12 @@ class Evaluate(Stage):
         if not keys.task.startswith(LM_EVAL):
             tokens = min(tokens, getattr(step.parts["task"].options, "max_new_tokens", tokens) + 512)
         return Needs(sizes.model + sizes.cache(keys.batch, tokens))
+
+    def lighter(self, step: Step, device: str) -> dict[str, Any]:
+        """See `Stage`."""
+        keys = step.settings
+        assert isinstance(keys, EvaluateKeys)
+        return {"batch": keys.batch // 2} if keys.batch > 1 else {}
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """See `Stage`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 
 from ... import __version__
@@ -21,8 +22,9 @@ def model_card(base: str, reader: CheckpointReader, format_name: str, exporter: 
         count: bytes of its weights.
     """
     layers = reader.layers
-    on_hub = base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base, re.ASCII) is not None
     name = base if on_hub else PurePath(base.removeprefix("builtin:")).name
+    name = re.sub(r"[^\w./+ -]", "_", name)  # it may hold markup
     schemes = sorted(set(layers.values()), key=list(layers.values()).count, reverse=True)
     lines = ["---", "library_name: transformers"]
     if on_hub:

@@ -21,7 +21,8 @@ from ...job import Job
 from ...model.activations import TokenBatch
 from ...model.block_store import LayerReport
 from ...model.blocks import quantize_model
-from ...model.checkpoint import save_checkpoint
+from ...model.checkpoint import keep_generation_settings, save_checkpoint
+from ...model.config import read_config
 from ...model.families import layout_of
 from ...model.load import load_model
 from ...model.transforms import apply_transforms
@@ -71,6 +72,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             resume_dir=kept,
         )
     save_checkpoint(work, model, tokenizer, layers, transforms)
+    keep_generation_settings(read_config(job.plan.model, offline=job.offline).fetch(offline=job.offline), work)
     write_json(work / "layers.json", [entry_of(report) for report in reports])
     notes = {report.name: report.note for report in reports if report.note}
     for name, note in notes.items():

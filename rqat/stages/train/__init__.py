@@ -213,6 +213,20 @@ class Train(Stage):
         # The last checkpoint, and the one that is being written.
         return Needs(memory, sizes.checkpoint + sizes.quantized * LATENT_BYTES, 2 * optimizer)
 
+    def lighter(self, step: Step, device: str) -> dict[str, Any]:
+        """See `Stage`."""
+        keys = step.settings
+        assert isinstance(keys, TrainKeys)
+        found: dict[str, Any] = {}
+        together = keys.micro_batch or keys.batch
+        if smaller := next((size for size in range(together // 2, 0, -1) if keys.batch % size == 0), 0):
+            found["micro_batch"] = smaller
+        if not keys.recomputes(device):
+            found["gradient_checkpointing"] = True
+        if keys.max_tokens > 2:
+            found["max_tokens"] = keys.max_tokens // 2
+        return found
+
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """See `Stage`."""
         keys = step.settings

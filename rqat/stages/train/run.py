@@ -48,7 +48,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
     """
-    from ...model.checkpoint import save_checkpoint
+    from ...model.checkpoint import keep_generation_settings, save_checkpoint
     from ...train.checkpoints import last_complete
     from ...train.latents import save_latents
 
@@ -62,6 +62,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             return {}
         log.warning("%s: skipped, %s", step.name, why)
         save_checkpoint(work, start.model, start.tokenizer, start.layers, start.transforms)
+        keep_generation_settings(start_folder, work)
         _copy_latents(start_folder, work)
         return {"skipped": why}
 
@@ -73,6 +74,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     start.model.config, start.model.generation_config = configs
     layers = optimizer.quantized_layers()
     save_checkpoint(work, start.model, start.tokenizer, layers, start.transforms)
+    keep_generation_settings(start_folder, work)
     save_latents(work, optimizer.latents(), layers)
     return facts
 
@@ -202,7 +204,7 @@ def _train(
                 callbacks.insert(0, Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
             training = Training(
                 model=start.model,
-                tokenizer=start.tokenizer,
+                tokenizer=copy.deepcopy(start.tokenizer),  # trainers give it a pad token, which would be exported
                 rows=rows.rows,
                 optimizer=optimizer,
                 scheduler=scheduler,

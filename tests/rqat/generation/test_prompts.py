@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from rqat.errors import DataError, ModelError
 from rqat.evals.harness import run_task
 from rqat.generation.prompts import encode_examples, encode_prompts, prompt_hash
 from rqat.generation.transformers_writer import TransformersWriter
+from rqat.keys import ModelKeys
+from rqat.model.load import load_model
 from rqat.stages.calibrate.run import tokenize
 from rqat.stages.gate import run as gate
 from rqat.stages.train import run as train
@@ -29,6 +32,10 @@ ROLES = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] | trim }};{% 
 THINKING = (
     "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% else %}<think>\n{% endif %}"
+)
+DATED = (
+    "{% for m in messages %}[{{ m['content'] }}]{% endfor %}\nToday Date: "
+    "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y (%Y-%m-%d), %B') }}{% endif %}>"
 )
 PARTS = "{% for m in messages %}{% for p in m['content'] %}{{ p.text }}{% endfor %}{% endfor %}>"
 
@@ -49,6 +56,12 @@ def templated(template: Any, tokenizer: Any = None) -> Any:
     return tokenizer
 
 
+def padded_with(token: str | None) -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = token
+    return tokenizer
+
+
 KINDS = {
     "plain": tiny_tokenizer,
     "ending": ending,
@@ -56,17 +69,50 @@ KINDS = {
     "template": lambda: templated(PLAIN),
     "template, ending": lambda: templated(PLAIN, ending(start=True)),
     "template that opens thinking": lambda: templated(THINKING),
+    "template that adds a system prompt": lambda: templated("be brief;" + ROLES),
+    "template that writes the date": lambda: templated(DATED),
+    "several templates": lambda: templated({"default": PLAIN, "tool_use": PARTS}),
+    "no pad token": lambda: padded_with(None),
+    "pad is the end token": lambda: padded_with("<eos>"),
+    "pad is a real token": lambda: padded_with("1"),
 }
+
+FOREIGN = {
+    "eos_token_id": [1, 40],
+    "temperature": 5.0,
+    "top_k": 1,
+    "min_p": 0.9,
+    "repetition_penalty": 9.0,
+    "no_repeat_ngram_size": 2,
+    "min_new_tokens": 3,
+    "max_length": 3,
+    "suppress_tokens": list(range(3, 90)),
+    "forced_eos_token_id": 5,
+    "num_beams": 2,
+}
+"""A generation_config.json of which only the end tokens may count."""
 
 
 # --------------------------------------------------------------------------------------------- the same for everybody
 
 
 class Asked:
-    """Remembers what a writer, or transformers' `generate`, was asked."""
+    """Remembers what a writer, or transformers' `generate`, was asked, and by which rules tokens were chosen."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.prompts: set[tuple[int, ...]] = set()
+        self.rules: set[tuple[Any, ...]] = set()
+        kind = type(tiny_model())
+        processors = kind._get_logits_processor
+
+        def chosen(model: Any, generation_config: Any, *arguments: Any, **more: Any) -> Any:
+            found = processors(model, generation_config, *arguments, **more)
+            rules = tuple(type(one).__name__ for one in found)
+            ends = frozenset(generation_config.eos_token_id or ())
+            self.rules.add((generation_config.do_sample, generation_config.num_beams, ends, rules))
+            return found
+
+        monkeypatch.setattr(kind, "_get_logits_processor", chosen)
         write = TransformersWriter.write
 
         def noted(writer: Any, prompts: Any, *arguments: Any, **more: Any) -> Any:
@@ -91,21 +137,23 @@ class Problems(rqat.Task):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_gate_rollouts_and_generate_ask_the_same(
+def test_evaluation_gate_rollouts_and_generate_ask_and_sample_the_same(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With `FOREIGN` as every checkpoint's generation settings."""
     tokenizer = KINDS[kind]()
     rows = list(Sums(3).rows("train", 0))
     expected = {prompt.tokens for prompt in encode_prompts(rows, tokenizer)}
     assert not any(ids[-1] == tokenizer.eos_token_id for ids in expected)
     asked = Asked(monkeypatch)
 
-    run_task(Problems(rqat.TaskOptions(max_new_tokens=2)), "sums", tiny_model(), tokenizer)
-    assert asked.taken() == expected
-
     write_start(tmp_path)
     for folder in (tmp_path / "run" / "01-quantize-rtn", tmp_path / "model"):
         tokenizer.save_pretrained(folder)
+        (folder / "generation_config.json").write_text(json.dumps(FOREIGN))
+    model, read = load_model(ModelKeys(path=str(tmp_path / "model")))
+    run_task(Problems(rqat.TaskOptions(max_new_tokens=2, temperature=1.0)), "sums", model, read)
+    assert asked.taken() == expected
     keys: dict[str, Any] = {"max_tokens": 80, "max_completion_tokens": 4, "batch": 4, "generations": 2, "steps": 1}
     gate.run(*train_step(tmp_path, "grpo", source=Sums(3), stage="gate", gate={"prompts": 3, "samples": 2}, **keys))
     assert asked.taken() == expected
@@ -127,10 +175,13 @@ def test_evaluation_gate_rollouts_and_generate_ask_the_same(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for row in rows:
         done = CliRunner().invoke(
-            build(), ["generate", str(tmp_path / "model"), row["prompt"], "--max-new-tokens", "2"]
+            build(),
+            ["generate", str(tmp_path / "model"), row["prompt"], "--max-new-tokens", "2", "--temperature", "1"],
         )
         assert done.exit_code == 0, done.output
     assert asked.taken() == expected
+    # Nothing of the checkpoint but its end tokens, and the same for all.
+    assert asked.rules == {(True, 1, frozenset({1, 40}), ())}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,6 +197,22 @@ def test_training_and_calibration_put_completions_behind_the_same_prompts(kind: 
 
 
 # -------------------------------------------------------------------------------------------------------------- rows
+
+
+def test_a_date_in_a_template_is_the_same_on_every_day() -> None:
+    found = encode_prompts([{"prompt": "hi"}], templated(DATED))[0].text
+    assert found == "[hi]Today Date: 26 Jul 2024 (2024-07-26), July>"
+    named = templated("\n" + DATED.replace("{% if", "{{ date_string }}{% if"))
+    row: Row = {"prompt": "hi", "template": {"date_string": "1 May"}}
+    assert encode_prompts([row], named)[0].text.startswith("\n[hi]Today Date: 1 May")
+
+
+def test_text_that_is_no_text_is_told_with_its_place() -> None:
+    rows: list[Row] = [{"prompt": "good", "completion": "good"}, {"prompt": "ab\ud800c", "completion": "x"}]
+    with pytest.raises(DataError, match=r"row 2: character 3 is half of a pair \(\\ud800\)"):
+        encode_prompts(rows, tiny_tokenizer())
+    with pytest.raises(DataError, match=r"row 2: character 1 is half of a pair \(\\udfff\)"):
+        encode_examples([rows[0], {"text": "\udfff"}], tiny_tokenizer())
 
 
 def test_chat_template_is_used_when_there_is_one() -> None:

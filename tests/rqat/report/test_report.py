@@ -96,7 +96,9 @@ def job(tmp_path):
         (folder / "manifest.json").write_text(json.dumps(manifest | {"results": results}))
         plan_steps.append(SimpleNamespace(name=folder.name, stage=stage, variant=variant))
     plan = SimpleNamespace(recipe=recipe, scheme=Scheme.parse("w2g64"), steps=plan_steps)
-    return SimpleNamespace(plan=plan, folder=tmp_path, device="cpu", result_of=lambda name: tmp_path / name)
+    return SimpleNamespace(
+        plan=plan, folder=tmp_path, device="cpu", told=["rows < wrote"], result_of=lambda name: tmp_path / name
+    )
 
 
 def test_summary_has_every_arm_of_the_first_task(job):

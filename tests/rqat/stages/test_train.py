@@ -26,6 +26,7 @@ from rqat.stages.train import run as train
 from rqat.storage import read_json_lines, write_json
 from rqat.train import saving
 from rqat.train.checkpoints import last_complete, step_of
+from tests.tiny import tiny_tokenizer
 from tests.training import START, Sums, digests, train_step, write_start
 
 COMMON: dict[str, Any] = {
@@ -71,6 +72,22 @@ def unbroken(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         return done[objective]
 
     return get
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("pad", [None, "<pad>"])
+def test_trainers_leave_nothing_of_their_own_in_what_is_exported(objective: str, pad: str | None, root: Path) -> None:
+    """They give the tokenizer a pad token, switch the cache off and set end tokens."""
+    before = root / "run" / START
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(before)
+    (before / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5], "top_p": 0.3, "unheard": 1}))
+    job, step = train_step(root, objective, **options_of(objective, steps=1))
+    train.run(job, step)
+    after = job.workdir(step)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"):
+        assert json.loads((after / name).read_text()) == json.loads((before / name).read_text()), name
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

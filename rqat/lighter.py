@@ -1,0 +1,56 @@
+"""Which keys make a step take less memory, and by how much: said in the plan, and where memory ran out."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from .errors import RqatError, RunError
+from .estimate import Sizes
+from .figures import size
+from .grids import bits_per_weight
+from .model.config import read_config
+from .stage import Planned, Step
+from .stages import stages
+
+QUERY = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+
+
+def advice(step: Step, plan: Planned, sizes: Sizes) -> str:
+    """The keys of a step that help, each with a smaller value and what that saves by the estimate; "" for none."""
+    stage = stages()[step.stage]
+    before = stage.estimate(step, plan, sizes).memory
+    found = []
+    for key, value in stage.lighter(step, sizes.device).items():
+        changed = step.with_settings(step.settings.model_copy(update={key: value}))
+        saved = before - stage.estimate(changed, plan, sizes).memory
+        if saved > 0:
+            shown = str(value).lower() if isinstance(value, bool) else value
+            found.append((saved, f"{step.place.at(key).dotted or key}={shown} saves about {size(int(saved))}"))
+    return "; ".join(text for _, text in sorted(found, key=lambda one: -one[0]))
+
+
+def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> RunError:
+    """The error for a step that found no more memory on its device."""
+    try:
+        config = read_config(plan.model, offline=True)
+        keys = advice(step, plan, Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline=True))
+    except RqatError:
+        keys = ""
+    hint = f"{keys}. " if keys else ""
+    return RunError(
+        f"{step.name}: out of memory on {device}: {' '.join(str(error).split())[:160]}",
+        hint=f"{hint}With another micro_batch or gradient_checkpointing the same command goes on from what is saved.",
+    )
+
+
+def free_bytes(device: str) -> int | None:
+    """Memory that is free for use on a device; None where the system does not say. Imports no torch."""
+    try:
+        if device == "cpu":
+            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        told = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True).stdout
+        return min(int(line) for line in told.split()) << 20
+    except (OSError, StopIteration, ValueError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,195 @@
+"""What a checkpoint holds beside what is used of it, known from its files alone: told before anything is done with it.
+
+Tensors that config.json does not ask for, generation settings that do not count here, a chat template that writes the
+day's date, and files that a copy from the hub may lack. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ..contracts import Problem
+from ..errors import ModelError
+from .config import ModelConfig
+from .families import FAMILIES
+from .hub import GENERATION_FILE, uncertain_files
+
+NO_SAMPLING = frozenset(
+    {"_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
+)
+"""What generation_config.json may hold that does not change which tokens are written, and the end tokens, which count
+here as well."""
+
+OLD_SETTINGS = frozenset(
+    {"do_sample", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size"}
+    | {"num_beams", "length_penalty", "min_length", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"}
+)
+"""Generation settings that config.json may hold, too."""
+
+UNUSED = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$")
+"""Tensors that older versions of transformers saved and compute anew; nobody misses them."""
+
+NO_WRITER = re.compile(r"For(?:Sequence|Token|Image|Audio)\w*Classification|ForQuestionAnswering|RewardModel")
+"""Architectures with another head than one that writes text."""
+
+DATE = "strftime_now"
+"""What a chat template calls for the day's date."""
+
+
+def remarks(config: ModelConfig) -> Iterator[Problem]:
+    """What a user is told of a model: warnings and notes, each with what to do."""
+    if left := unasked(config):
+        yield Problem(
+            f"'{config.keys.path}' holds {_listed(left)}, which its config.json does not ask for; they are left out, "
+            "of the export as well.",
+            "If they matter, this is not the right kind of checkpoint for rqat.",
+            level="warning",
+        )
+    if config.folder is None:
+        return
+    if missing := uncertain_files(config.folder):
+        yield Problem(
+            f"the local cache of '{config.keys.path}' has no {' and no '.join(missing)}, and does not say whether the "
+            "hub has; without it the model is asked in another way.",
+            f"Fetch it once: hf download {config.keys.path}",
+            level="warning",
+        )
+    if settings := _unused_settings(config):
+        yield Problem(
+            f"its generation settings are {', '.join(settings)}; not used here, where only the recipe's keys "
+            "count, and exported as they are.",
+            level="note",
+        )
+    if DATE in template_text(config.folder):
+        yield Problem(
+            "its chat template writes the day's date; here it is always 26 Jul 2024, so that every day gives the same "
+            "result.",
+            "A server writes its own.",
+            level="note",
+        )
+
+
+def check_checkpoint(config: ModelConfig) -> None:
+    """Refuses what would be computed without parts of it, or stopped by another rule than it says.
+
+    Raises:
+        ModelError: it has another head than one that writes text, or tensors within its blocks that its config.json
+            does not ask for; its generation_config.json is damaged.
+    """
+    for name in config.raw.get("architectures") or ():
+        if NO_WRITER.search(str(name)):
+            raise ModelError(
+                f"'{config.keys.path}' is a {name}, which writes no text.", hint="Name a causal language model."
+            )
+    if config.quantization is None and (inside := [name for name in unasked(config) if _in_a_block(name, config)]):
+        refuse_unasked(config.keys.path, inside)
+    if config.folder is not None:
+        generation_settings(config.folder)
+
+
+def refuse_unasked(path: str, names: list[str]) -> None:
+    """Refuses a model that would be computed without these tensors of its blocks."""
+    raise ModelError(
+        f"'{path}' has {_listed(names)} within its blocks, which its config.json does not ask for: without them it is "
+        "another model.",
+        hint="Mend config.json (attention_bias, mlp_bias, model_type), or fetch the model again.",
+    )
+
+
+def unasked(config: ModelConfig) -> list[str]:
+    """Names of tensors that a model of a known family does not have; none where the family is not known."""
+    if config.model_type not in FAMILIES or config.quantization is not None:
+        return []
+    layout = config.layout
+    linears = [name for group in layout.inputs for name in group.names]
+    norms = [layout.attention_norm, layout.mlp_norm, *layout.head_norms]
+    inside = {f"{name}.weight" for name in (*linears, *norms)} | {f"{name}.bias" for name in _biased(config)}
+    asked = {f"{name}.weight" for name in (layout.embeddings, layout.norm, layout.head)}
+    asked |= {f"{layout.block(index)}.{name}" for index, name in product(range(config.blocks), inside)}
+    return sorted(name for name in config.tensors if name not in asked and not UNUSED.search(name))
+
+
+def split_by_blocks(names: Iterable[str], config: ModelConfig) -> tuple[list[str], list[str]]:
+    """Names of tensors within a model's blocks, and of the others; those that nobody misses are in neither."""
+    counted = sorted(name for name in names if not UNUSED.search(name))
+    return [n for n in counted if _in_a_block(n, config)], [n for n in counted if not _in_a_block(n, config)]
+
+
+def generation_settings(folder: Path) -> dict[str, Any]:
+    """generation_config.json; empty where there is none.
+
+    Raises:
+        ModelError: it is damaged, or its end tokens are no ids: both would be passed over in silence.
+    """
+    path = folder / GENERATION_FILE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"'{path}' cannot be read: {error}.", hint="Fetch the model again.") from error
+    ends = found.get("eos_token_id") if isinstance(found, dict) else "no mapping"
+    if not all(
+        type(end) is int and end >= 0 for end in (ends if isinstance(ends, list) else [ends]) if end is not None
+    ):
+        what = f"eos_token_id is {ends!r}" if isinstance(found, dict) else "it is no mapping"
+        raise ModelError(f"'{path}': {what}.", hint="An end token is an id, or a list of ids.")
+    return found
+
+
+def template_text(folder: Path) -> str:
+    """All chat templates of a tokenizer, as text; "" where there is none."""
+    found = [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.jinja") if path.is_file()]
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        found.append(json.dumps(settings.get("chat_template") or ""))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        pass  # which loading the tokenizer tells
+    return "\n".join(found)
+
+
+def _unused_settings(config: ModelConfig) -> list[str]:
+    assert config.folder is not None
+    try:
+        found = generation_settings(config.folder)
+    except ModelError:  # which checking the model tells
+        return []
+    # Before there was a file of their own they stood in config.json, where transformers still finds them.
+    found = {key: value for key, value in config.raw.items() if key in OLD_SETTINGS} | found
+    return [
+        f"{key} {_short(value)}"
+        for key, value in found.items()
+        if not (value is None or value is False or value in ([], {}))
+        and key not in NO_SAMPLING
+        and not key.startswith(("output_", "return_"))
+    ]
+
+
+def _biased(config: ModelConfig) -> list[str]:
+    """Linear layers of a block that have a bias, by the name inside the block."""
+    layout, raw = config.layout, config.raw
+    attention = raw.get("attention_bias", config.model_type == "seed_oss")
+    found = list(layout.qkv) if attention or config.model_type == "qwen2" else []
+    if raw.get("attention_out_bias", attention and config.model_type != "seed_oss"):
+        found.append(layout.out)
+    return found + ([*layout.gate_up, layout.down] if raw.get("mlp_bias") else [])
+
+
+def _in_a_block(name: str, config: ModelConfig) -> bool:
+    found = re.match(re.escape(config.layout.blocks) + r"\.(\d+)\.", name)
+    return found is not None and int(found[1]) < config.blocks
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 30 else f"{text[:27]}..."
