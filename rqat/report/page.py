@@ -23,6 +23,9 @@ CURVES = {
 }
 """Figures of training.jsonl that are drawn, where they are there."""
 
+WATCHED = "watch/"
+"""Begins the names of figures that a comparison found during the training."""
+
 LONGEST_TEXT = 6000
 """Characters of a completion that are shown."""
 
@@ -164,7 +167,9 @@ def _training(run: RunFiles) -> str:
     drawn = []
     for step in run.steps:
         lines = step.rows("training.jsonl")
-        for key, title in CURVES.items():
+        watched = dict.fromkeys(key for line in lines for key in line if key.startswith(WATCHED))
+        titles = {key: f"{key.removeprefix(WATCHED)} beside the model before quantization" for key in watched}
+        for key, title in (CURVES | titles).items():
             points = [(float(line["step"]), float(line[key])) for line in lines if line.get(key) is not None]
             if len(points) > 1:
                 drawn.append(
