@@ -148,10 +148,19 @@ def load_sweep(path: Path, registry: Registry) -> Sweep:
             problems.append(f"{place.at('recipe')}: cell {name}: {error.message}")
             continue
         cells.append(Cell(name, values, overrides, plan, {step.name: plan.fingerprint(step) for step in plan.steps}))
+    if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
+        known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
+        problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")
     problems += [f"{path}: two cells are called {name}." for name in _twice([cell.name for cell in cells])]
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return Sweep(keys.name or path.stem, recipe, swept, tuple(cells), keys.stop, keys.slurm)
+
+
+def _watched(cells: Sequence[Cell]) -> list[str]:
+    """Figures that trainings of any cell watch."""
+    uses = (step.parts.get("watch") for cell in cells for step in cell.plan.steps)
+    return list(dict.fromkeys(figure for use in uses if use is not None for figure in use.card.compares))
 
 
 def _contradictions(keys: SweepKeys, place: Place) -> Iterator[str]:

@@ -96,6 +96,11 @@ def test_the_shortest_ending_that_no_other_key_has() -> None:
         ({"matrx": {}}, "'matrx' is not a key. Did you mean 'matrix'?"),
         ({"matrix": {"train.0.lr": [1]}, "recipe": "nobody"}, "mine.yaml:1 recipe: 'nobody' is not a recipe"),
         ({"matrix": {"train.0.lr": [1]}, "stop": {"factor": 0.5}}, "stop.factor"),
+        ({"matrix": {"train.0.lr": [1]}, "stop": "kl"}, "mine.yaml:5 stop: no cell watches 'kl'. Watched: none"),
+        (
+            {"matrix": {"train.0.lr": [1]}, "stop": "kll", "set": {"train.0.watch": {"task": "kl", "rows": "arith"}}},
+            "no cell watches 'kll'. Watched: kl, perplexity.",
+        ),
         ({"matrix": {"train.0.lr": [1]}, "name": "a/b"}, "'a/b' names a folder"),
     ],
 )

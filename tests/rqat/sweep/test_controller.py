@@ -27,6 +27,7 @@ from tests.rqat.cli.test_commands import rqat
 from tests.rqat.sweep.test_cells import RECIPE, written
 
 KD, BASE, RTN, LAST = "02-train-kd", "03-evaluate-kl-bf16", "04-evaluate-kl-rtn", "05-evaluate-kl-kd"
+WATCH = {"train.0.watch": {"task": "kl", "rows": "arith"}}
 LR = {"train.0.lr": [1e-4, 1e-3, 1e-2]}
 
 
@@ -109,7 +110,7 @@ def made(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(controller, "LOOK_S", 0)
 
     def make(places: int = 1, **sweep: Any) -> tuple[Controller, Pretending]:
-        loaded = load_sweep(written(tmp_path, {"matrix": LR, **sweep}), registry)
+        loaded = load_sweep(written(tmp_path, {"matrix": LR, "set": WATCH, **sweep}), registry)
         folders = Folders(tmp_path / "out")
         executor = Pretending(loaded, folders, places)
         return Controller(loaded, folders, executor, registry, lambda line: None), executor
@@ -301,7 +302,7 @@ def test_without_submitit_a_cluster_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_plan_says_what_is_shared_and_what_it_costs(tmp_path: Path) -> None:
-    file = written(tmp_path, {"matrix": LR, "stop": "kl"})
+    file = written(tmp_path, {"matrix": LR, "stop": "kl", "set": WATCH})
     result = rqat("sweep", file, "-o", tmp_path / "out", "--plan")
     assert result.exit_code == 0, result.stderr
     assert "3 cells of 15 steps in all; 9 are different, 9 are to be run." in result.stdout
