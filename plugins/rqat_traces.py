@@ -11,6 +11,7 @@ written once, in a step of their own, and read by every step that names the sour
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,10 @@ FILE = "traces.jsonl"
 
 LOOKED_AT = 2000
 """Prompts that are read before a run to see whether they can be asked."""
+
+HINT = "Allow more (max_new_tokens), ask for less (keep), or look at what the model writes."
+
+log = logging.getLogger("rqat")
 
 Condition = Literal["finished", "not-looping", "correct"]
 
@@ -176,10 +181,10 @@ class Traces(rqat.Source):
         why = {reason: dropped[reason] for reason in REASONS.values() if dropped[reason]}
         if not kept:
             shown = ", ".join(f"{count} {reason}" for reason, count in why.items()) or "there are no prompts"
-            raise rqat.DataError(
-                f"traces: none of {len(lines)} completions is kept: {shown}.",
-                hint="Allow more (max_new_tokens), ask for less (keep), or look at what the model writes.",
-            )
+            raise rqat.DataError(f"traces: none of {len(lines)} completions is kept: {shown}.", hint=HINT)
+        if why:
+            shown = ", ".join(f"{count} {reason}" for reason, count in why.items())
+            log.warning("traces: %d of %d completions are left out: %s.", len(lines) - kept, len(lines), shown)
         verdicts = Counter(line["verdict"] for line in lines if line["verdict"] is not None)
         return {
             "prompts": prompts,

@@ -79,8 +79,12 @@ class Plan:
             "stage": step.stage,
             "model": model if stage.of_model == "all" else {stage.of_model: model[stage.of_model]},
             "settings": settings_facts(step),
-            "parts": {role: part_facts(use) for role, use in sorted(step.parts.items())},
-            "inputs": {role: self.fingerprint(self.step(name)) for role, name in sorted(step.inputs.items())},
+            "parts": {role: part_facts(use) for role, use in sorted(step.parts.items()) if role not in stage.beside},
+            "inputs": {
+                role: self.fingerprint(self.step(name))
+                for role, name in sorted(step.inputs.items())
+                if role.rpartition("-")[2] not in stage.beside
+            },
         }
         if stage.of_scheme:
             grids = grid_cards(Registry.current(), self.scheme.different)

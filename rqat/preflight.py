@@ -96,7 +96,7 @@ def read_data(
     for step in plan.steps:
         alike = (step.stage, id(step.settings))
         # What a step will read of other steps is not there yet; the sources those are made of are read in their place.
-        skipped = step.name in done or alike in seen or step.reads
+        skipped = step.name in done or alike in seen or _reads_unwritten(step)
         reads = None if skipped else getattr(work_of(step.stage), "read_ahead", None)
         seen.add(alike)
         if reads is None:
@@ -118,6 +118,12 @@ def _classes(plan: Plan, registry: Registry, done: Collection[str]) -> Iterator[
                 registry.load_class(use.card)
             except RqatError as error:
                 yield step.finding("error", "", error.message, error.hint)
+
+
+def _reads_unwritten(step: Step) -> bool:
+    """Whether a step learns from rows that another step is still to write."""
+    roles = [role for role, name in step.inputs.items() if name in step.reads]
+    return any(role.rpartition("-")[2] not in stages()[step.stage].beside for role in roles)
 
 
 def estimate(

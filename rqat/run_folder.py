@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -71,13 +72,13 @@ def fates(plan: Planned, folder: Path, *, redo: Collection[str] = ()) -> list[Fa
     Args:
         redo: names of steps that are done again, with all that depends on them, although their results are there.
     """
-    finished = _finished(folder)
+    done = finished(folder)
     again = dependents(plan, redo)
     prints = {step.name: plan.fingerprint(step) for step in plan.steps}
     wanted = set(prints.values())
     found = []
     for step in plan.steps:
-        kept = finished.get(prints[step.name])
+        kept = done.get(prints[step.name])
         if kept is not None and step.name not in again:
             inside = kept.relative_to(folder)
             where = f"taken back from {inside.parent}" if inside.parts[0] == OLD else ""
@@ -87,15 +88,15 @@ def fates(plan: Planned, folder: Path, *, redo: Collection[str] = ()) -> list[Fa
             asked = step.name in redo
             found.append(Fate(step.name, "again", "asked for" if asked else "what it starts from is done again"))
         else:
-            found.append(_not_there(plan, step, folder, finished, wanted))
+            found.append(_not_there(plan, step, folder, done, wanted))
     return found
 
 
-def _not_there(plan: Planned, step: Step, folder: Path, finished: dict[str, Path], wanted: set[str]) -> Fate:
+def _not_there(plan: Planned, step: Step, folder: Path, done: dict[str, Path], wanted: set[str]) -> Fate:
     """The fate of a step whose result is not there: what was done in its place, and in what that differs."""
     if begun(plan, step, folder) is not None:
         return Fate(step.name, "new", "interrupted; resumes")
-    others = [path for fingerprint, path in finished.items() if fingerprint not in wanted]
+    others = [path for fingerprint, path in done.items() if fingerprint not in wanted]
     before = next((path for path in others if _bare(path) == bare_name(step.name) and path.parent == folder), None)
     if before is None:
         return Fate(step.name, "new")
@@ -170,16 +171,31 @@ def finished_steps(folder: Path) -> list[Path]:
     return [path for path in _steps_in(folder) if path.suffix != PARTIAL and (path / MANIFEST).is_file()]
 
 
-def _finished(folder: Path) -> dict[str, Path]:
+def finished(folder: Path) -> dict[str, Path]:
     """Folders of finished steps by fingerprint; those in their places come before those set aside, newest first."""
     shelves = [path for path in (folder / OLD).glob("*") if path.name.isdigit()]
     found: dict[str, Path] = {}
     for place in [folder, *sorted(shelves, key=lambda path: -int(path.name))]:
         for path in _steps_in(place):
-            fingerprint = _written(path / MANIFEST).get("fingerprint") if path.suffix != PARTIAL else None
-            if isinstance(fingerprint, str):
+            fingerprint = _recorded(path / MANIFEST) if path.suffix != PARTIAL else ""
+            if fingerprint:
                 found.setdefault(fingerprint, path)
     return found
+
+
+def _recorded(manifest: Path) -> str:
+    """The fingerprint in a manifest; "" where there is none."""
+    try:
+        stat = manifest.stat()
+    except OSError:
+        return ""
+    return _read_once(manifest, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _read_once(manifest: Path, inode: int, modified_ns: int, size_bytes: int) -> str:
+    fingerprint = _written(manifest).get("fingerprint")
+    return fingerprint if isinstance(fingerprint, str) else ""
 
 
 def _steps_in(folder: Path) -> list[Path]:

@@ -267,6 +267,7 @@ class Stage:
         only_if_used: a step of it that no other needs is left out.
         of_model: what of the model decides its results: all of it, or the tokenizer alone.
         of_scheme: whether the weight grid decides its results.
+        beside: roles of parts, and endings of roles of inputs, that cannot change its results: they look on.
         checkpoint: folder, within a finished step, of a checkpoint for others to load; "" where there is none.
         title: heading under which the report shows the figures of its steps; "" leaves them out.
         about: a line below it.
@@ -280,6 +281,7 @@ class Stage:
     only_if_used: ClassVar[bool] = False
     of_model: ClassVar[Literal["all", "tokenizer"]] = "all"
     of_scheme: ClassVar[bool] = False
+    beside: ClassVar[frozenset[str]] = frozenset()
     checkpoint: ClassVar[str] = ""
     title: ClassVar[str] = ""
     about: ClassVar[str] = ""

@@ -100,6 +100,10 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("intact", "run_lock", "run_folder"),
         *("launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
     ),
+    "sweep": (
+        *("pipeline", "run_folder", "report", "job", "plan", "recipe", "registry", "stage", "keys", "problems"),
+        *("yaml_lines", "storage", "figures", "errors"),
+    ),
     "worker": ("quiet", "pipeline", "launcher", "job", "plan", "processes", "recipe", "registry", "storage", "errors"),
 }
 """For every part of rqat, the parts it may import. `cli` may import all of them; the version may be read by all.

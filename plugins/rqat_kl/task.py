@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -116,16 +117,29 @@ class _Logits:
     def __init__(self, model: transformers.PreTrainedModel, tokens: Sequence[int], first: int, vocabulary: int) -> None:
         ids = torch.tensor([list(tokens)], device=model.device)
         config = model.config.get_text_config()
-        inner: Any = model
         self._width = vocabulary
         self._head: Callable[[Tensor], Tensor] = lambda logits: logits
         if any(getattr(config, name, None) not in (None, 1, 1.0) for name in NOT_LINEAR):
-            found = inner(input_ids=ids, use_cache=False).logits
+            found = model(input_ids=ids, use_cache=False).logits
         else:
-            found = inner.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            self._head = inner.get_output_embeddings()
+            found = _hidden(model, ids)
+            self._head = model.get_output_embeddings()
         self._states: Tensor = found[0, first:-1]
 
     def log_softmax(self, rows: slice) -> Tensor:
         """`(T, V)` float32."""
         return self._head(self._states[rows])[:, : self._width].float().log_softmax(-1)
+
+
+def _hidden(model: transformers.PreTrainedModel, ids: Tensor) -> Tensor:
+    """Last hidden states `(B, T, d)`, by way of the whole model: compressed layers open up when it is called."""
+    inner: Any = model
+    seen: list[Any] = []
+    fewest = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+    handle = inner.base_model.register_forward_hook(lambda module, given, output: seen.append(output))
+    try:
+        inner(input_ids=ids, use_cache=False, **fewest)
+    finally:
+        handle.remove()
+    hidden: Tensor = seen[-1][0]
+    return hidden

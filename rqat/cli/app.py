@@ -24,14 +24,14 @@ from ..discovery import add_paths
 from ..errors import PluginError, RqatError
 from ..processes import WorkerFailed, work_alone
 from ..quiet import quiet_imports
-from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes, runs, traces
+from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes, runs, sweep, traces
 from .display import harmless
 
 if TYPE_CHECKING:
     from ..discovery import BrokenPlugin
     from ..registry import Registry
 
-RESUMABLE = frozenset({"qat", "quantize", "eval", "traces"})
+RESUMABLE = frozenset({"qat", "quantize", "sweep", "eval", "traces"})
 """Commands that resume where they stopped when they are given again."""
 
 
@@ -149,6 +149,7 @@ def build() -> typer.Typer:
 
     app.command("quantize")(quantize.quantize)
     app.command("qat")(qat.qat)
+    app.command("sweep")(sweep.sweep)
     app.command("eval")(evaluate.evaluate)
     app.command("traces")(traces.traces)
     app.command("generate")(generate.generate)

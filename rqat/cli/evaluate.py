@@ -74,6 +74,8 @@ def evaluate(
     found["told"] = told
     results = {"model": model, **found, "options": raw, "limit": limit} | ({"original": original} if original else {})
     write_json(folder / "results.json", results)
+    if "figures" in results and original is None:
+        display.note("Compared with itself; --original names the model before quantization.")
     if as_json:
         display.print_json(results)
     else:

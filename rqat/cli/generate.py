@@ -59,7 +59,7 @@ def generate(
     if max_new_tokens is not None and room < max_new_tokens:
         display.note(f"The context leaves room for {room} new tokens.")
 
-    class Harmless(transformers.TextStreamer):  # type: ignore[misc]
+    class Harmless(transformers.TextStreamer):
         """Prints what a model writes; characters that steer a terminal are spelled out."""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -23,6 +23,9 @@ CURVES = {
 }
 """Figures of training.jsonl that are drawn, where they are there."""
 
+WATCHED = "watch/"
+"""Begins the names of figures that a comparison found during the training."""
+
 LONGEST_TEXT = 6000
 """Characters of a completion that are shown."""
 
@@ -169,7 +172,9 @@ def _training(run: RunFiles) -> str:
     drawn = []
     for step in run.steps:
         lines = step.rows("training.jsonl")
-        for key, title in CURVES.items():
+        watched = dict.fromkeys(key for line in lines for key in line if key.startswith(WATCHED))
+        titles = {key: f"{key.removeprefix(WATCHED)} beside the model before quantization" for key in watched}
+        for key, title in (CURVES | titles).items():
             both = ((line.get("step"), line.get(key)) for line in lines)
             points = [(float(x), float(y)) for x, y in both if _is_number(x) and _is_number(y)]
             if len(points) > 1:

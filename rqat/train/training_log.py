@@ -34,12 +34,17 @@ class Log(TrainerCallback):
     def __init__(self, path: Path, *, done: int, steps: int, bar: Any) -> None:
         self.path, self.steps, self.bar = path, steps, bar
         self.started: float | None = None
+        self.seconds = 0.0
         kept = [line for line in read_json_lines(path) if line["step"] <= done]
         write_json_lines(path, kept)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Starts the step's clock."""
         self.started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stops it: what others do before the line is written is no part of the step."""
+        self.seconds = 0.0 if self.started is None else time.perf_counter() - self.started
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Appends a line.
@@ -50,7 +55,7 @@ class Log(TrainerCallback):
         logs: dict[str, Any] = given["logs"]
         if "loss" not in logs:  # the summary at the end
             return
-        line = _line(state, logs, 0.0 if self.started is None else time.perf_counter() - self.started)
+        line = _line(state, logs, self.seconds)
         append_json_line(self.path, line)
         if not abs(line["loss"]) < float("inf"):
             raise NumericsError(

@@ -267,3 +267,55 @@ def test_mistakes_of_the_command_leave_nothing(tmp_path: Path, words: tuple[str,
     assert result.exit_code == 2
     assert says in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------- beside the training
+
+
+WATCHED = {
+    "objective": "kd",
+    "data": "arith",
+    "steps": 5,
+    "batch": 4,
+    "max_tokens": 256,
+    "save_every": 2,
+    "watch": {"task": "kl", "rows": ARITH, "every": 2, "limit": 3},
+}
+
+
+def test_looking_on_decides_nothing(registry: Registry) -> None:
+    without = {key: value for key, value in WATCHED.items() if key != "watch"}
+    traces = [{"source": "traces", "prompts": "arith", "limit": 4}]
+    plans = [
+        planned(registry, train=[without | watch])
+        for watch in ({}, {"watch": WATCHED["watch"]}, {"watch": {"task": "kl", "rows": traces}})
+    ]
+    assert len({plan.fingerprint(plan.steps[-1]) for plan in plans}) == 1
+    assert [step.name for step in plans[2].steps] == ["01-quantize-rtn", "02-produce-traces", "03-train-kd"]
+    assert plans[2].steps[-1].reads == ["02-produce-traces"]
+
+
+def test_what_cannot_look_on_is_told(registry: Registry) -> None:
+    with pytest.raises(RecipeError, match=r"train.0.watch: 'arith' compares no models; those that do: kl"):
+        planned(registry, train=[WATCHED | {"watch": "arith"}])
+    with pytest.raises(RecipeError, match="says nothing of the rows"):
+        planned(registry, train=[WATCHED | {"watch": "kl"}])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["kd", "sft"])
+def test_looking_on_changes_no_weight(tmp_path: Path, objective: str) -> None:
+    weights = []
+    for name, watch in (("without", None), ("with", WATCHED["watch"])):
+        recipe = {"name": name, "model": "builtin:tiny-reasoner", "quantize": "rtn", "export": None}
+        train = WATCHED | {"objective": objective, "watch": watch}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe | {"train": [train]}))
+        result = rqat("qat", "-r", tmp_path / f"{name}.yaml", "-o", tmp_path / name)
+        assert result.exit_code == 0, result.stderr
+        step = tmp_path / name / f"02-train-{objective}"
+        weights.append([(step / file).read_bytes() for file in ("quantized.safetensors", "latents.safetensors")])
+    assert weights[0] == weights[1]
+    lines = read_json_lines(step / "training.jsonl")
+    assert [line["step"] for line in lines if "watch/kl" in line] == [2, 4, 5]
+    assert all(line["watch/kl"] > 0 and line["watch/perplexity"] > 1 for line in lines if "watch/kl" in line)
+    assert "kl beside the model before quantization" in (tmp_path / "with" / "report.html").read_text()

@@ -105,7 +105,7 @@ def test_mistakes_are_told(registry: Registry, options: dict[str, Any], says: st
     assert says in str(caught.value)
 
 
-def test_what_is_kept_and_what_is_told(registry: Registry, tmp_path: Path) -> None:
+def test_what_is_kept_and_what_is_told(registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def spoil(place: tuple[int, int], c: Completion) -> Completion:
         if place == (0, 0):
             return Completion(c.text, c.tokens, False, 96, looping=True)
@@ -126,6 +126,7 @@ def test_what_is_kept_and_what_is_told(registry: Registry, tmp_path: Path) -> No
         "tokens": 9,
         "verdicts": {"correct": 5, "wrong": 1},
     }
+    assert "3 of 6 completions are left out: 1 looping, 1 unfinished, 1 not correct." in caplog.text
     made.folder = tmp_path
     rows = list(made.rows("train", 0))
     # The first samples of all prompts, then the second ones.

@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError
 
 from ...cards import Card
-from ...contracts import ComparisonOptions, TaskOptions
+from ...contracts import TaskOptions
 from ...errors import RqatError, UnknownName
 from ...estimate import Needs, Sizes
-from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
+from ...keys import ModelKeys, Neutral, PluginKeys
 from ...model.config import read_config
 from ...problems import Place, problems_of
 from ...stage import BASE, PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
@@ -72,25 +72,12 @@ class Evaluate(Stage):
             those = ", ".join(card.name for card in making.known("task") if card.compares)
             making.problem(f"{place.at('original')}: '{keys.task}' compares no models; those that do: {those}.")
         label = re.sub(r"[^\w.-]+", "-", keys.task)
-        produced = self._produced(making, use, place) if use is not None else {}
+        written = Produce().add_for(making, use, place) if use is not None else []
+        produced = {f"{PRODUCED}-{number}": name for number, name in enumerate(written, 1)}
         for variant in known:
             if keys.variants is None or variant in keys.variants:
                 inputs = {"start": making.made[variant]} if variant in making.made else {}
                 making.add(self, f"evaluate-{label}-{variant}", variant, keys, place, {"task": use}, inputs | produced)
-
-    def _produced(self, making: Making, use: Use, place: Place) -> dict[str, str]:
-        """The steps that write what a task's sources read, as inputs."""
-        if not isinstance(use.options, ComparisonOptions):
-            return {}
-        options = use.options
-        read = (
-            Produce().add_before(
-                making, DataKeys(source=part.card.name, split=options.split, seed=options.seed), place, part
-            )
-            for part, _ in use.sources
-        )
-        steps = dict.fromkeys(name for inputs in read for name in inputs.values())
-        return {PRODUCED if not number else f"{PRODUCED}-{number + 1}": name for number, name in enumerate(steps)}
 
     def _of_lm_eval(self, making: Making, keys: EvaluateKeys, place: Place) -> Use | None:
         """A task of lm-eval's own as a part; its card is made here, and nothing is behind it."""

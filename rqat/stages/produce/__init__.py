@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from ...contracts import Split
+from ...contracts import ComparisonOptions, Split
 from ...estimate import Needs, Sizes
 from ...keys import DataKeys, Keys, Neutral
 from ...problems import Place
@@ -50,6 +50,17 @@ class Produce(Stage):
             if use.card.model:
                 found[PRODUCED if not found else f"{PRODUCED}-{len(found) + 1}"] = self._add(making, keys, place, use)
         return found
+
+    def add_for(self, making: Making, task: Use, place: Place) -> list[str]:
+        """Adds such steps for the sources of a task that compares models; their names."""
+        if not isinstance(task.options, ComparisonOptions):
+            return []
+        split, seed = task.options.split, task.options.seed
+        found: dict[str, None] = {}
+        for part, _ in task.sources:
+            keys = DataKeys(source=part.card.name, split=split, seed=seed)
+            found |= dict.fromkeys(self.add_before(making, keys, place, part).values())
+        return list(found)
 
     def _add(self, making: Making, keys: DataKeys, place: Place, use: Use) -> str:
         settings = ProduceSettings(source=use.card.name, split=keys.split, seed=keys.seed)

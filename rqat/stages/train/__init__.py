@@ -20,7 +20,7 @@ from ...model.layers import ENDS
 from ...model.vocabulary import check_vocabularies
 from ...optimizers import MOMENTS, OPTIMIZERS, SCHEDULES
 from ...problems import Place
-from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
+from ...stage import PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..gate import Gate, GateKeys
 from ..produce import Produce
 
@@ -63,6 +63,23 @@ REWARDS = {"correct": RewardKeys()}
 """What an objective is trained on when its recipe names no rewards."""
 
 
+class WatchKeys(PluginKeys):
+    """A task that compares models, asked while training goes on; what remains are its options.
+
+    Attributes:
+        task: name of the task, such as `kl`.
+        every: optimizer steps from one look to the next.
+        limit: use the first `limit` rows only. None is all.
+    """
+
+    named_by: ClassVar[str] = "task"
+    kinds: ClassVar[tuple[str, ...]] = ("task",)
+
+    task: str
+    every: int = Field(default=10, ge=1)
+    limit: int | None = Field(default=32, ge=1)
+
+
 class TrainKeys(PluginKeys):
     """One objective; what remains are its options.
 
@@ -96,6 +113,8 @@ class TrainKeys(PluginKeys):
         save_every: optimizer steps, or time (90s, 15m, 1h), between checkpoints, from which an interrupted run resumes;
             they are written while training goes on. The last step always leaves one.
         gate: the cold-start gate, for objectives that are trained on rewards.
+        watch: a comparison with the model before quantization, on held-out rows, every few steps; its figures stand in
+            training.jsonl and in the report.
         seed: order of the data and sampling.
     """
 
@@ -127,6 +146,7 @@ class TrainKeys(PluginKeys):
     max_grad_norm: float = Field(default=1.0, gt=0)
     save_every: Annotated[int | str, AfterValidator(_often), Neutral("what an interruption costs")] = "10m"
     gate: Annotated[GateKeys, Neutral("they count in the gate's own step")] = GateKeys()
+    watch: Annotated[WatchKeys | None, Neutral("what is looked at, beside the training")] = None
     seed: int = 0
 
     @property
@@ -152,6 +172,7 @@ class Train(Stage):
     several = True
     makes_model = True
     of_scheme = True
+    beside = frozenset({"watch"})
 
     def add(self, making: Making) -> None:
         """See `Stage`."""
@@ -180,16 +201,21 @@ class Train(Stage):
             parts["objective"] = objective = replace(objective, parts=_rewards(making, keys, place, objective.card))
         if objective is not None and objective.card.graded:
             if keys.task is None:
-                known = ", ".join(card.name for card in making.known("task"))
+                known = ", ".join(card.name for card in making.known("task") if not card.compares)
                 wanted = f"add `task: ...`, known: {known}"
                 making.problem(f"{place}: '{keys.objective}' is rewarded by a task's grader; {wanted}.")
             inputs["gate"] = Gate().add_before(making, keys, place, variant, parts, inputs)
+        if keys.watch is not None:
+            parts["watch"], watched = _watched(making, keys.watch, place.at("watch"))
+            inputs |= watched
         making.made[variant] = making.add(self, f"train-{variant}", variant, keys, place, parts, inputs)
         making.last = variant
 
     def shown(self, step: Step) -> dict[str, Any]:
         """See `Stage`; the gate shows its own keys."""
-        return {key: value for key, value in super().shown(step).items() if key not in ("gate", "task", "rewards")}
+        return {
+            key: value for key, value in super().shown(step).items() if key not in ("gate", "task", "rewards", "watch")
+        }
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
@@ -204,6 +230,8 @@ class Train(Stage):
         snapshot = optimizer if sizes.device == "cpu" else 0  # of what is being written while training goes on
         gradients = trained * sizes.width
         teacher = sizes.teacher(keys.teacher) if card.teacher else 0
+        if keys.watch is not None and not (card.teacher and keys.teacher is None):
+            teacher += sizes.teacher(None)
         sequences = sequences_at_once(keys.batch, keys.micro_batch, sizes.processes)
         tokens = sequences * keys.max_tokens
         logits = LOGITS_COPIES * tokens * sizes.config.vocab * FLOAT32
@@ -247,6 +275,17 @@ class Train(Stage):
             yield from _teacher(step, keys, keys.teacher, look)
         if not look.plan.recipe.evaluate:
             yield Finding("note", "nothing is evaluated: the report will show losses only.", "Add `evaluate:`.")
+
+
+def _watched(making: Making, keys: WatchKeys, place: Place) -> tuple[Use | None, dict[str, str]]:
+    """The task that looks on, and the steps that write what it reads."""
+    known = [card.name for card in making.known("task") if card.compares]
+    if keys.task not in known:
+        making.problem(f"{place}: '{keys.task}' compares no models; those that do: {', '.join(known)}.")
+        return None, {}
+    use = making.use("task", keys, place)
+    written = Produce().add_for(making, use, place) if use is not None else []
+    return use, {f"{PRODUCED}-{number}-watch": name for number, name in enumerate(written)}
 
 
 def _rewards(making: Making, keys: TrainKeys, place: Place, card: Card) -> tuple[tuple[Use, float], ...]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ...model.checkpoint import Checkpoint
     from ...train.data import Prepared
     from ...train.optimizer import QuantizedOptimizer
-    from . import TrainKeys
+    from . import TrainKeys, WatchKeys
 
 LOG = "training.jsonl"
 
@@ -99,6 +99,10 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
         return
     longest = min(keys.max_tokens, look.config.context or keys.max_tokens)
     tokenizer = load_tokenizer(look.plan.model, offline=look.offline)
+    watch = step.parts.get("watch")
+    there = watch is not None and not any(use.card.model for use in watch.all())
+    if watch is not None and there and next(look.parts.make(watch).rows(), None) is None:
+        yield step.finding("error", "watch", f"'{watch.card.name}' has no rows.", "Check its sources and its split.")
     for problem in check_rows(rows, tokenizer, writes=card.writes, graded=card.graded, max_tokens=longest):
         yield step.finding(problem.level, problem.key, problem.text, problem.hint)
 
@@ -202,6 +206,9 @@ def _train(
             callbacks: list[Any] = [saving]
             if processes.leads:
                 callbacks.insert(0, Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
+                if keys.watch is not None:
+                    original = teacher if keys.teacher is None else None
+                    callbacks.insert(0, _watch(job, step, keys.watch, start, original))
             training = Training(
                 model=start.model,
                 tokenizer=copy.deepcopy(start.tokenizer),  # trainers give it a pad token, which would be exported
@@ -243,6 +250,21 @@ def _train(
         "train_seconds": round(sum(line["seconds"] for line in lines), 3),
         **rows.facts,
     }
+
+
+def _watch(
+    job: Job, step: Step, keys: WatchKeys, start: Checkpoint, original: transformers.PreTrainedModel | None
+) -> Any:
+    """The callback that looks on; `original`: the model before quantization, if it is in memory already."""
+    from ...evals.compare import rows_of, tokenized
+    from ...train.teacher import load_teacher
+    from .watch import Watch
+
+    task = job.make(step, "watch")
+    rows = tokenized(rows_of(task, keys.task, keys.limit), start.tokenizer)
+    if original is None:
+        original = load_teacher(job.plan.model, start.tokenizer, device=job.device, offline=job.offline)
+    return Watch(task, keys.every, start.model, original, start.tokenizer, rows)
 
 
 def _rewards(

@@ -1,0 +1,227 @@
+"""A sweep's file, and the cells it stands for.
+
+recipe: quickstart            a shipped recipe or a file, relative to this one
+set: {train.kd.steps: 60}     keys of every cell, as `--set` takes them
+matrix:                       every combination of these values is a cell
+  train.kd.lr: [1e-5, 1e-4]
+  train.kd.scale_lr: [1e-4, 1e-3]
+cells:                        in place of the matrix, or multiplied with it: cells written out
+  - {quantize: gptq}
+  - {quantize: rtn, train.kd.lr: 1e-3}
+stop: {figure: kl, after: 20, factor: 1.5}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, ValidationError
+
+from ..errors import RecipeError, RqatError
+from ..keys import Keys
+from ..plan import Plan, build_plan
+from ..problems import Place, problems_of
+from ..recipe import find_recipe, load_recipe
+from ..registry import Registry
+from ..stage import Step
+from ..yaml_lines import read_yaml
+
+LONGEST_NAME = 80
+"""Characters of a cell's name, which names its folder."""
+
+
+class StopKeys(Keys):
+    """When a cell is given up: a figure that its training watches is far worse than another cell's at the same step.
+
+    Attributes:
+        figure: which of the watched ones; less is better.
+        after: optimizer steps every cell is left.
+        factor: how many times the best value of all cells at that step is too much.
+    """
+
+    named_by: ClassVar[str] = "figure"
+
+    figure: str = "kl"
+    after: int = Field(default=20, ge=1)
+    factor: float = Field(default=1.5, gt=1)
+
+
+class SweepKeys(Keys):
+    """A sweep's file.
+
+    Attributes:
+        name: its folder is `runs/<name>` unless `-o` says otherwise. None is the file's name.
+        recipe: a shipped recipe or a file, relative to this one.
+        set: keys of the recipe with the value they have in every cell.
+        matrix: keys of the recipe with the values to combine.
+        cells: cells written out, each a mapping of keys to values; each is combined with the whole matrix.
+        stop: when a cell is given up. None is never.
+        slurm: settings of every job on a cluster, as submitit takes them (`{slurm_partition: gpu, timeout_min: 60}`).
+    """
+
+    name: str | None = None
+    recipe: str
+    set: dict[str, Any] = Field(default_factory=dict)
+    matrix: dict[str, list[Any]] = Field(default_factory=dict)
+    cells: list[dict[str, Any]] = Field(default_factory=list)
+    stop: StopKeys | None = None
+    slurm: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder, made of its values.
+        values: what it has of its own, by key of the recipe.
+        overrides: those and the values of every cell, as `--set` takes them.
+        prints: fingerprints of the plan's steps, by name.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    overrides: tuple[str, ...]
+    plan: Plan
+    prints: Mapping[str, str]
+
+    def step(self, name: str) -> Step:
+        """The step called `name`."""
+        return self.plan.step(name)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All cells, in the order they were written.
+
+    Attributes:
+        recipe: the recipe's file.
+        keys: of the recipe, those that differ between cells.
+    """
+
+    name: str
+    recipe: Path
+    keys: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    stop: StopKeys | None
+    slurm: Mapping[str, Any]
+
+
+def load_sweep(path: Path, registry: Registry) -> Sweep:
+    """Reads a sweep's file and plans every cell.
+
+    Raises:
+        RecipeError: every problem of the file and of all cells, each once.
+        ModelError: the model of a cell cannot be read.
+    """
+    data, origins = read_yaml(path, str(path))
+    place = Place(origins)
+    if isinstance(data.get("stop"), str):
+        data["stop"] = {"figure": data["stop"]}
+    try:
+        keys = SweepKeys.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(problems_of(error, SweepKeys, place)) from None
+    recipe = find_recipe(keys.recipe, beside=path.parent, where=place.at("recipe"))
+    problems = list(_contradictions(keys, place))
+    if problems:
+        raise RecipeError(problems)
+    combined = list(_combined(keys))
+    swept = tuple(dict.fromkeys(key for values in combined for key in values))
+    cells: list[Cell] = []
+    for values in combined:
+        overrides = tuple(f"{key}={json.dumps(value)}" for key, value in {**keys.set, **values}.items())
+        name = _name(values, swept)
+        try:
+            plan = build_plan(load_recipe(recipe, overrides), registry)
+        except RecipeError as error:
+            problems += [_in_file(problem, values, keys, place) for problem in error.problems]
+            continue
+        except RqatError as error:
+            problems.append(f"{place.at('recipe')}: cell {name}: {error.message}")
+            continue
+        cells.append(Cell(name, values, overrides, plan, {step.name: plan.fingerprint(step) for step in plan.steps}))
+    if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
+        known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
+        problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")
+    problems += [f"{path}: two cells are called {name}." for name in _twice([cell.name for cell in cells])]
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    return Sweep(keys.name or path.stem, recipe, swept, tuple(cells), keys.stop, keys.slurm)
+
+
+def _watched(cells: Sequence[Cell]) -> list[str]:
+    """Figures that trainings of any cell watch."""
+    uses = (step.parts.get("watch") for cell in cells for step in cell.plan.steps)
+    return list(dict.fromkeys(figure for use in uses if use is not None for figure in use.card.compares))
+
+
+def _contradictions(keys: SweepKeys, place: Place) -> Iterator[str]:
+    if not re.fullmatch(r"\w[\w.-]*", keys.name or "x"):
+        yield f"{place.at('name')}: '{keys.name}' names a folder: letters, digits, '.', '_' and '-'."
+    if not keys.matrix and not keys.cells:
+        yield f"{place}: there is neither a matrix nor a list of cells. Write `matrix: {{train.0.lr: [1e-5, 1e-4]}}`."
+    for key, values in keys.matrix.items():
+        if not values:
+            yield f"{place.at('matrix', key)}: no value."
+        elif len({json.dumps(value) for value in values}) < len(values):
+            yield f"{place.at('matrix', key)}: a value stands there twice."
+    for index, cell in enumerate(keys.cells):
+        for key in sorted(set(cell) & set(keys.matrix)):
+            yield f"{place.at('cells', index, key)}: stands in the matrix, too; choose one."
+    for key in sorted(set(keys.set) & {*keys.matrix, *(key for cell in keys.cells for key in cell)}):
+        yield f"{place.at('set', key)}: is what the cells differ in; leave it out here."
+
+
+def _in_file(problem: str, values: Mapping[str, Any], keys: SweepKeys, place: Place) -> str:
+    """What is wrong with a key of a cell, at its place in the sweep's file."""
+    for key in sorted({*keys.set, *values}, key=len, reverse=True):
+        if not problem.startswith(f"--set {key}"):
+            continue
+        index = next((number for number, cell in enumerate(keys.cells) if cell.get(key, ...) == values.get(key)), 0)
+        inside = ("matrix", key) if key in keys.matrix else ("set", key) if key in keys.set else ("cells", index, key)
+        return f"{place.at(*inside)}{problem.removeprefix(f'--set {key}')}"
+    return problem
+
+
+def _combined(keys: SweepKeys) -> Iterator[dict[str, Any]]:
+    for cell in keys.cells or [{}]:
+        for values in itertools.product(*keys.matrix.values()):
+            yield {**cell, **dict(zip(keys.matrix, values, strict=True))}
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """For every dotted key its shortest ending that no other has: "lr" of "train.kd.lr"."""
+    found = {}
+    for key in keys:
+        parts = key.split(".")
+        endings = (".".join(parts[start:]) for start in reversed(range(len(parts))))
+        others = [other for other in keys if other != key]
+        found[key] = next(e for e in endings if e == key or not any(f".{o}".endswith(f".{e}") for o in others))
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value as names and tables have it."""
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def _name(values: Mapping[str, Any], keys: Sequence[str]) -> str:
+    short = short_keys(keys)
+    whole = "_".join(f"{short[key]}={shown(value)}" for key, value in values.items()) or "all"
+    plain = re.sub(r"[^\w.=+-]+", "-", whole).strip("-.")
+    if len(plain) <= LONGEST_NAME and plain == whole:
+        return plain
+    digest = hashlib.sha256(json.dumps(dict(values)).encode()).hexdigest()[:8]
+    return f"{plain[:LONGEST_NAME]}-{digest}"
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]

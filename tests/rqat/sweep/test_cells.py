@@ -1,0 +1,118 @@
+"""A sweep's file: which cells it stands for, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rqat.errors import RqatError
+from rqat.registry import Registry
+from rqat.sweep.cells import Sweep, load_sweep, short_keys
+
+RECIPE: dict[str, Any] = {
+    "name": "base",
+    "model": "builtin:tiny-reasoner",
+    "quantize": "rtn",
+    "train": [{"objective": "kd", "data": "arith", "steps": 4, "batch": 4, "max_tokens": 256}],
+    "export": None,
+    "evaluate": [{"task": "kl", "rows": [{"source": "arith"}], "limit": 4}],
+}
+
+
+def written(folder: Path, sweep: dict[str, Any], recipe: dict[str, Any] = RECIPE) -> Path:
+    """Writes a recipe and a sweep of it; the sweep's file."""
+    (folder / "base.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({"recipe": "base.yaml", **sweep}, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.discover()
+
+
+def loaded(registry: Registry, folder: Path, **sweep: Any) -> Sweep:
+    return load_sweep(written(folder, sweep), registry)
+
+
+def test_every_combination_is_a_cell(registry: Registry, tmp_path: Path) -> None:
+    made = loaded(
+        registry,
+        tmp_path,
+        set={"train.0.steps": 2},
+        matrix={"train.kd.lr": [1e-5, 1e-4], "scheme": ["w2g128", "w3g128"]},
+    )
+    assert made.name == "mine"
+    assert made.keys == ("train.kd.lr", "scheme")
+    assert [cell.name for cell in made.cells] == [
+        "lr=1e-05_scheme=w2g128",
+        "lr=1e-05_scheme=w3g128",
+        "lr=0.0001_scheme=w2g128",
+        "lr=0.0001_scheme=w3g128",
+    ]
+    assert [cell.plan.recipe.train[0].lr for cell in made.cells] == [1e-5, 1e-5, 1e-4, 1e-4]
+    assert {cell.plan.recipe.train[0].steps for cell in made.cells} == {2}
+    # Steps that do not depend on the learning rate are the same in both rows of the matrix.
+    first, third = made.cells[0].prints, made.cells[2].prints
+    assert [name for name in first if first[name] != third[name]] == ["02-train-kd", "05-evaluate-kl-kd"]
+
+
+def test_cells_may_be_written_out_and_multiplied(registry: Registry, tmp_path: Path) -> None:
+    cells = [{"quantize": "rtn"}, {"quantize": {"method": "gptq"}, "calibration": "arith"}]
+    made = loaded(registry, tmp_path, cells=cells)
+    assert [cell.plan.recipe.quantize.method for cell in made.cells] == ["rtn", "gptq"]
+    assert made.cells[0].name == "quantize=rtn"
+    assert all(set(cell.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789=-_.+") for cell in made.cells)
+    both = loaded(registry, tmp_path, cells=cells, matrix={"train.0.lr": [1e-4, 1e-3, 1e-2]})
+    assert len(both.cells) == 6
+    assert len({cell.name for cell in both.cells}) == 6
+
+
+def test_the_shortest_ending_that_no_other_key_has() -> None:
+    assert short_keys(["train.0.lr", "train.1.lr", "scheme", "train.0.scale_lr"]) == {
+        "train.0.lr": "0.lr",
+        "train.1.lr": "1.lr",
+        "scheme": "scheme",
+        "train.0.scale_lr": "scale_lr",
+    }
+
+
+@pytest.mark.parametrize(
+    ("sweep", "says"),
+    [
+        ({}, "mine.yaml: there is neither a matrix nor a list of cells"),
+        ({"matrix": {"train.0.lr": []}}, "mine.yaml:3 matrix.train.0.lr: no value"),
+        ({"matrix": {"train.0.lr": [1, 1]}}, "a value stands there twice"),
+        ({"matrix": {"train.0.rl": [1]}}, "'rl'"),
+        ({"matrix": {"train.0.lr": [0.1, "x"]}}, "mine.yaml:3 matrix.train.0.lr: 'x' is not a number"),
+        ({"matrix": {"train.0.lr": [1]}, "cells": [{"train.0.lr": 2}]}, "stands in the matrix, too"),
+        ({"matrix": {"train.0.lr": [1]}, "set": {"train.0.lr": 2}}, "is what the cells differ in"),
+        ({"cells": [{"scheme": "w2g128"}, {"scheme": "w9"}]}, "mine.yaml:4 cells.1.scheme"),
+        ({"matrix": {"train.3.lr": [1]}}, "'train' has no entry '3'"),
+        ({"matrx": {}}, "'matrx' is not a key. Did you mean 'matrix'?"),
+        ({"matrix": {"train.0.lr": [1]}, "recipe": "nobody"}, "mine.yaml:1 recipe: 'nobody' is not a recipe"),
+        ({"matrix": {"train.0.lr": [1]}, "stop": {"factor": 0.5}}, "stop.factor"),
+        ({"matrix": {"train.0.lr": [1]}, "stop": "kl"}, "mine.yaml:5 stop: no cell watches 'kl'. Watched: none"),
+        (
+            {"matrix": {"train.0.lr": [1]}, "stop": "kll", "set": {"train.0.watch": {"task": "kl", "rows": "arith"}}},
+            "no cell watches 'kll'. Watched: kl, perplexity.",
+        ),
+        ({"matrix": {"train.0.lr": [1]}, "name": "a/b"}, "'a/b' names a folder"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(
+    registry: Registry, tmp_path: Path, sweep: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(RqatError) as caught:
+        loaded(registry, tmp_path, **sweep)
+    assert says in str(caught.value).replace(f"{tmp_path}/", "")
+
+
+def test_the_example_of_the_documentation_plans(registry: Registry) -> None:
+    made = load_sweep(Path(__file__).parents[3] / "docs" / "examples" / "sweep.yaml", registry)
+    assert len(made.cells) == 4
+    assert len({fingerprint for cell in made.cells for fingerprint in cell.prints.values()}) == 9 + 3 * 4
