@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..figures import percent, seconds
 from ..stage import BASE, Stage
@@ -188,7 +188,7 @@ def _training(run: RunFiles) -> str:
     return f"<section><h2>Training</h2>{''.join(drawn)}</section>" if drawn else ""
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
