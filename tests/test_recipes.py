@@ -29,7 +29,7 @@ def test_recipes_are_found_in_a_checkout():
 def test_it_plans(registry: Registry, name: str):
     plan = build_plan(load_recipe(name), registry)
     assert plan.recipe.name == name, "a recipe is called what its file is called"
-    stages = [step.stage for step in plan.steps]
+    stages = [step.stage for step in plan.steps if step.stage != "produce"]  # data, each before its first reader
     assert stages == sorted(stages, key=["calibrate", "quantize", "gate", "train", "export", "evaluate"].index) or (
         stages.index("train") < stages.index("gate")
     )

@@ -100,7 +100,7 @@ class TrainKeys(PluginKeys):
         optimizer: name of a torch.optim class.
         lr: learning rate of the latent weights.
         lr_in: what it is counted in. `weights`: one number for all. `codes`: steps of the grid; groups of small weights
-            then change their codes as fast as those of large ones (5e-3 is a usual value).
+            then change their codes as fast as those of large ones. 2e-3 was too high where it was tried.
         scale_lr: of the scales, relative to the scale itself. None freezes the scales.
         zero_lr: of the zero points, in codes. None freezes the zero points.
         other_lr: of everything that is not quantized, embeddings and lm_head left out. None freezes it.
