@@ -158,7 +158,7 @@ class Controller:
                 self._finish(cell)
                 continue
             until = chosen[-1] if chosen[-1] != cell.plan.steps[-1].name else ""
-            shared = f"; taken from others: {', '.join(brought)}" if brought else ""
+            shared = f"; steps taken from other cells: {len(brought)}" if brought else ""
             self.tell(f"{cell.name}: runs {', '.join(chosen)}{shared}")
             running = self.executor.start(cell.name, self.command(cell, until))
             self._work[cell.name] = _Work(running, {cell.prints[name] for name in chosen})
