@@ -89,9 +89,9 @@ def traces(
 def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
     """Lets the model write beside `out`, where an interrupted command resumes, and puts what is kept there."""
     from ..job import Job
+    from ..model.load import default_device
     from ..pipeline import run_pipeline
     from ..storage import explained, read_json
-    from .models import default_device
 
     with work_beside(out, worth_keeping="*.partial/*.jsonl") as work:
         only_our_bars()
