@@ -278,6 +278,7 @@ WATCHED = {
     "steps": 5,
     "batch": 4,
     "max_tokens": 256,
+    "lr": 1e-2,
     "save_every": 2,
     "watch": {"task": "kl", "rows": ARITH, "every": 2, "limit": 3},
 }
@@ -315,6 +316,7 @@ def test_looking_on_changes_no_weight(tmp_path: Path, objective: str) -> None:
         step = tmp_path / name / f"02-train-{objective}"
         weights.append([(step / file).read_bytes() for file in ("quantized.safetensors", "latents.safetensors")])
     assert weights[0] == weights[1]
+    assert weights[0][0] != (tmp_path / "with" / "01-quantize-rtn" / "quantized.safetensors").read_bytes()
     lines = read_json_lines(step / "training.jsonl")
     assert [line["step"] for line in lines if "watch/kl" in line] == [2, 4, 5]
     assert all(line["watch/kl"] > 0 and line["watch/perplexity"] > 1 for line in lines if "watch/kl" in line)
