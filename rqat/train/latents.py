@@ -52,7 +52,7 @@ def load_latents(folder: Path, layers: Mapping[str, QuantizedWeight]) -> dict[st
 
 
 class SourceLatents(Mapping[str, Tensor]):
-    """Latents from the weights before quantization, by layer, computed when asked for.
+    """Latents from the weights before quantization, by layer, computed when asked for, on the device of `source`.
 
     Args:
         source: the model before quantization.
@@ -63,8 +63,8 @@ class SourceLatents(Mapping[str, Tensor]):
         self.source, self.layers = source, layers
 
     def __getitem__(self, name: str) -> Tensor:
-        weight = self.source.get_parameter(f"{name}.weight").detach().cpu().float()
-        centre, scale = _centre(self.layers[name])
+        weight = self.source.get_parameter(f"{name}.weight").detach().float()
+        centre, scale = _centre(self.layers[name].to(weight.device))
         offset = (weight.view(centre.shape) / scale - centre).clamp_(-REACH, REACH)
         return ((centre + offset) * scale).view(weight.shape)
 
