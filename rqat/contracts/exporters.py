@@ -52,11 +52,14 @@ class Exporter:
         loader_packages: what must be installed, beside transformers, to load the checkpoint with `from_pretrained`;
             where it is, the export stage does so and compares logits. None: transformers cannot load it.
         loader_tolerance: largest difference allowed then, as a share of the largest logit, in float32 on the CPU.
+        loader_dtype: name of the torch dtype that decoded weights are stored in, for a format without codes; they are
+            compared with weights rounded to it. Empty: the file holds codes.
         serving: Markdown for the README.md beside the checkpoint: how to serve it, and what servers do not support.
     """
 
     loader_packages: ClassVar[tuple[str, ...] | None] = None
     loader_tolerance: ClassVar[float] = 0.0
+    loader_dtype: ClassVar[str] = ""
     serving: ClassVar[str] = ""
 
     def __init__(self, options: Any) -> None:

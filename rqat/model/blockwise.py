@@ -58,7 +58,7 @@ def largest_difference(folder: Path, exporter: Exporter, reader: CheckpointReade
         packed = exporter.config(layers, [*skipped, layout.head]) if layers else None
         tensors = ((name, stored.read(name)) for name in stored.names)
         found = _run(_of_one_block(config, block, packed), layout, tensors, block, hidden)
-        plain = _weights_of(reader, inside)
+        plain = _weights_of(exporter, reader, inside)
         hidden = _run(_of_one_block(config, block, None), layout, plain, block, hidden)
         difference, scale = float((found - hidden).abs().max()), float(hidden.abs().max())
         if not difference / scale <= worst / largest:  # "not", so that NaN counts as the worst
@@ -66,13 +66,14 @@ def largest_difference(folder: Path, exporter: Exporter, reader: CheckpointReade
     return worst, largest
 
 
-def _weights_of(reader: CheckpointReader, inside: str) -> Iterable[tuple[str, Tensor]]:
-    """What a block of the checkpoint computes with."""
+def _weights_of(exporter: Exporter, reader: CheckpointReader, inside: str) -> Iterable[tuple[str, Tensor]]:
+    """What a block of the checkpoint computes with, rounded as the exporter rounds it."""
+    dtype = getattr(torch, exporter.loader_dtype or "float32")
     yield from ((name, reader.tensor(name)) for name in reader.names)
     for name in reader.layers:
         if name.startswith(inside):
             layer = reader.layer(name)
-            yield f"{name}.weight", decoded(layer, torch.float32)
+            yield f"{name}.weight", decoded(layer, dtype).float()
 
 
 def _of_one_block(config: dict[str, Any], block: int, quantization: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 BATCH, TOKENS = 2, 24
 """Shape of the random input on which logits are compared."""
-
-UNPACKED_TOLERANCE = 0.02
-"""The same where the embedding was rounded to bfloat16: a value of a grid may need more than eight significant bits."""
 
 DEVICE_TOLERANCE = 2.0**-5
 """Largest difference of logits, as a share of the largest one, off the CPU: there the model computes in bfloat16 (eight
@@ -97,7 +95,7 @@ def check_logits(
         # Loaders draw progress bars of their own, each through another library.
         with quiet_loading(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             if whole:
-                what, (difference, largest) = "logits", _of_logits(folder, reader, device)
+                what, (difference, largest) = "logits", _of_logits(folder, exporter, reader, device)
             else:
                 what, how = "hidden states", f"{how}, block by block"
                 difference, largest = largest_difference(folder, exporter, reader, device)
@@ -106,9 +104,8 @@ def check_logits(
             f"'{folder}' was written, but {how} does not load it: {' '.join(str(error).split())[:300]}.",
             hint=hint,
         ) from error
-    share = max(exporter.loader_tolerance, UNPACKED_TOLERANCE) if reader.unpacked else exporter.loader_tolerance
-    share = share if device == "cpu" else max(share, DEVICE_TOLERANCE)
-    tolerance = share * largest
+    share = exporter.loader_tolerance
+    tolerance = largest * (share if device == "cpu" else max(share, DEVICE_TOLERANCE))
     if not difference <= tolerance:
         raise NumericsError(
             f"'{folder}' is not the model that was exported: its {what} differ by up to {difference:.3g} "
@@ -124,11 +121,14 @@ def fits_twice(reader: CheckpointReader, device: str) -> bool:
     return free is None or 2 * reader.parameters * default_dtype(device).itemsize <= free
 
 
-def _of_logits(folder: Path, reader: CheckpointReader, device: str) -> tuple[float, float]:
+def _of_logits(folder: Path, exporter: Exporter, reader: CheckpointReader, device: str) -> tuple[float, float]:
     """The largest difference of logits, and the largest logit."""
     import transformers
 
     checkpoint = load_checkpoint(reader.folder, device=device)
+    _round(checkpoint.model, reader.unpacked, torch.bfloat16)
+    if exporter.loader_dtype:
+        _round(checkpoint.model, reader.layers, getattr(torch, exporter.loader_dtype))
     dtype, expected = checkpoint.model.dtype, logits_of(checkpoint.model)
     torch.nn.Module.to(checkpoint.model, "meta")  # frees its memory before the exported one is loaded
     model: Any
@@ -138,6 +138,14 @@ def _of_logits(folder: Path, reader: CheckpointReader, device: str) -> tuple[flo
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     found = logits_of(model.to(device).eval())
     return float((found - expected).abs().max()), float(expected.abs().max())
+
+
+@torch.no_grad()
+def _round(model: torch.nn.Module, layers: Iterable[str], dtype: torch.dtype) -> None:
+    """Rounds weights to what a file holds of them: a value of a grid may need more bits than a dtype has."""
+    for name in layers:
+        weight = model.get_parameter(f"{name}.weight")
+        weight.copy_(weight.to(dtype))
 
 
 def logits_of(model: transformers.PreTrainedModel) -> Tensor:

@@ -219,8 +219,7 @@ def test_a_model_too_large_to_load_twice_is_checked_block_by_block(
     job, step, _ = prepare(tmp_path, "w4g64", skip=skip, format_name=format_name)
     facts = export.run(job, step)
     assert facts["reload"] == f"transformers {transformers.__version__}, block by block"
-    assert facts["max_abs_diff"] <= facts["tolerance"]
-    assert (facts["max_abs_diff"] == 0.0) is (format_name == "compressed-tensors")
+    assert facts["max_abs_diff"] == 0.0
 
 
 @pytest.mark.parametrize("block", [0, 1])
@@ -247,8 +246,7 @@ def test_plain_16_bit_weights(tmp_path: Path, spelling: str) -> None:
     """Everything loads them: config.json says nothing of quantization."""
     job, step, model = prepare(tmp_path, spelling, format_name="bf16")
     facts = export.run(job, step)
-    print(spelling, facts["max_abs_diff"], facts["tolerance"])
-    assert facts["max_abs_diff"] <= facts["tolerance"] / 2
+    assert facts["max_abs_diff"] == 0.0, "compared with weights that are rounded as the file's"
     assert "quantization_config" not in json.loads((exported(job, step) / "config.json").read_text())
     stored = load_file(exported(job, step) / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
