@@ -45,34 +45,36 @@ def fit_hqq(
         lp_norm: `p`, above 0 and at most 1.
         iterations: at most so many steps.
     """
-    scale = scale.float()
-    share = weight.float().reshape(*scale.shape, -1) / scale[..., None]
-    passed = best = zero.float().clone()
-    least, last = _norm(_error(share, best, max_code), lp_norm), torch.full_like(scale, torch.inf)
+    share = (weight.float().reshape(*scale.shape, -1) / scale.float()[..., None]).flatten(0, 1)
+    best = zero.float().flatten().clone()
+    least = _norm(_error(share, best, max_code), lp_norm)
+    left, passed, last = torch.arange(len(best), device=best.device), best, torch.full_like(best, torch.inf)
     beta = BETA
     for _ in range(iterations):
         error = _error(share, passed, max_code)
         norm = _norm(error, lp_norm)
-        going = norm < last
-        if not going.any():
+        going = norm < last  # the others have ended and are left out from here on
+        left, passed, last, share, error = (part[going] for part in (left, passed, norm, share, error))
+        if not len(left):
             break
-        last = norm
         kept = error.sign() * (error.abs() - error.abs().pow(lp_norm - 1) / beta).clamp(min=0)
-        passed = torch.where(going, passed - (error - kept).mean(-1), passed)
+        passed = passed - (error - kept).mean(-1)
         beta *= KAPPA
         tried = passed.round().clamp(0, max_code) if whole else passed
-        norm = _norm(_error(share, tried, max_code), lp_norm)
-        best = torch.where(norm < least, tried, best)
-        least = torch.minimum(norm, least)
-    return best
+        new = tried != best[left]  # whole zero points seldom are
+        tried, at = tried[new], left[new]
+        norm = _norm(_error(share[new], tried, max_code), lp_norm)
+        best[at] = torch.where(norm < least[at], tried, best[at])
+        least[at] = torch.minimum(norm, least[at])
+    return best.view(scale.shape)
 
 
 def _error(share: Tensor, zero: Tensor, max_code: int) -> Tensor:
-    """Rounding errors `(O, G, g)` in units of the scale."""
+    """Rounding errors `(R, g)`, in units of the scale, of `share (R, g)` with zero points `(R,)`."""
     at = share + zero[..., None]
     return at - at.round().clamp(0, max_code)
 
 
 def _norm(error: Tensor, lp_norm: float) -> Tensor:
-    """`(O, G)`."""
+    """`(R,)`."""
     return error.abs().pow(lp_norm).sum(-1)
