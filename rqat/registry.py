@@ -40,6 +40,7 @@ BUILTIN = (
     "rqat_uniform",
     "rqat_seq",
     "rqat_rtn",
+    "rqat_hqq",
     "rqat_gptq",
     "rqat_awq",
     "rqat_sft",

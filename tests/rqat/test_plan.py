@@ -137,10 +137,11 @@ def test_every_problem_is_told_with_its_line(registry: Registry, tmp_path: Path)
     )
     with pytest.raises(RecipeError) as caught:
         build_plan(load_recipe(path), registry)
+    quantizers = ", ".join(card.name for card in registry.cards("quantizer"))
     expected = {
         3: "'w5' asks for 5 bits",
         1: "'a/b' cannot be a name",
-        5: "'gtpq' is not a quantizer. Known: awq, gptq, rtn. Did you mean 'gptq'?",
+        5: f"'gtpq' is not a quantizer. Known: {quantizers}. Did you mean 'gptq'?",
         7: "'clp' is not a key of compare.0. Did you mean 'clip'?",
         12: "'temprature' is not a key of train.0. Did you mean 'temperature'?",
         10: "'arit' is not a source.",
