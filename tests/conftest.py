@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 # Two busy BLAS threads on two cores wait for each other longer than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,3 +30,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join([*_PATHS, *filter(None, [os.environ.g
 _BESIDE = Path(__file__).parents[2] / "shared" / "data"
 if "RQAT_DATA" not in os.environ and _BESIDE.is_dir():
     os.environ["RQAT_DATA"] = str(_BESIDE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (`-n`), files with slow tests come first, so that none is left when all others are done."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
