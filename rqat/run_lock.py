@@ -31,7 +31,7 @@ def only_one(folder: Path) -> Iterator[None]:
     """Creates the folder if need be and holds its lock; a folder that was made for this and stayed empty goes again.
 
     Raises:
-        RunError: another process is at work in it, or its file system has no locks.
+        RunError: another process is at work in it, its file system has no locks, or somebody removed it meanwhile.
     """
     created = not folder.exists()
     with explained(folder):
@@ -41,8 +41,14 @@ def only_one(folder: Path) -> Iterator[None]:
         _take(handle, folder)
         try:
             yield
+        except Exception as error:
+            if folder.is_dir():
+                raise
+            raise RunError(
+                f"'{folder}' was removed while this command was at work in it.", hint="The same command starts over."
+            ) from error
         finally:
-            if created and [entry.name for entry in folder.iterdir()] == [LOCK]:
+            if created and folder.is_dir() and [entry.name for entry in folder.iterdir()] == [LOCK]:
                 shutil.rmtree(folder)
 
 

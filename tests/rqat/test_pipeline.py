@@ -355,3 +355,11 @@ def test_difference_names_the_key_and_both_values():
     assert "steps" in lines[0]
     assert "3" in lines[0]
     assert "4" in lines[0]
+
+
+def test_a_folder_that_somebody_removes_meanwhile_is_one_line(toy, tmp_path):
+    toy.before = lambda work: shutil.rmtree(tmp_path / "run")
+    with pytest.raises(RunError, match="was removed while this command was at work in it"):
+        run_pipeline(job_of(tmp_path / "run", 1))
+    toy.before = lambda work: None
+    assert run_pipeline(job_of(tmp_path / "run", 1)).ran
