@@ -29,6 +29,7 @@ from ..grids import grid_of
 from ..quiet import quiet_loading
 from ..scheme import Scheme
 from ..storage import write_text
+from .hf_folder import save_tokenizer
 from .hub import GENERATION_FILE, QUANTIZED_FILE
 from .load import default_dtype, ends_alone
 from .stored_schemes import schemes_in
@@ -101,7 +102,7 @@ def save_checkpoint(
     if getattr(model, "generation_config", None) is not None:
         # Not by save_pretrained, which refuses settings of which one makes another idle, as many checkpoints have them.
         write_text(folder / GENERATION_FILE, model.generation_config.to_json_string())
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
 
 
 def keep_generation_settings(source: Path, folder: Path) -> None:

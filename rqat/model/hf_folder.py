@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SHARD = 5 * 10**9
 """Bytes of tensors in one file, at most; one shard is held in memory at a time."""
 
+HOW_LOADED = ("is_local", "local_files_only")
+"""Settings of `from_pretrained` that transformers would write into tokenizer_config.json."""
+
 
 class ShardWriter:
     """Takes tensors one after the other and writes them into `model.safetensors`, or into numbered shards.
@@ -101,9 +104,16 @@ def write_config(start: Path, folder: Path, quantization: dict[str, Any] | None)
         shutil.copy(start / GENERATION_FILE, folder)
 
 
+def save_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, folder: Path) -> None:
+    """Saves a tokenizer as it is, without what transformers has noted in it about how it was opened."""
+    for key in HOW_LOADED:
+        getattr(tokenizer, "init_kwargs", {}).pop(key, None)
+    tokenizer.save_pretrained(folder)
+
+
 def write_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, folder: Path) -> None:
     """Saves a tokenizer under the names that transformers 4 knows too; transformers 5 reads both."""
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     path = folder / "tokenizer_config.json"
     settings = read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":
