@@ -138,11 +138,14 @@ def refuse_pointers(folder: Path) -> None:
 @cache
 def complete(path: str, folder: Path) -> None:
     """Asks the hub for what is uncertain of the model `path` in the cache, once; without network nothing happens."""
+    uncertain = uncertain_files(folder)
+    if not uncertain:
+        return
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    for name in () if HF_HUB_OFFLINE else uncertain_files(folder):
+    for name in () if HF_HUB_OFFLINE else uncertain:
         try:
             hf_hub_download(path, name, revision=folder.name)
         except LocalEntryNotFoundError:

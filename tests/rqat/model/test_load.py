@@ -53,7 +53,7 @@ NORM, UP = "model.layers.1.self_attn.q_norm.weight", "model.layers.1.mlp.up_proj
         (change(NORM, lambda t: None), ModelError, f"asks for: {NORM}"),
         (change(UP, lambda t: t[:-1].contiguous()), ModelError, "cannot be loaded"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), ModelError, "The tokenizer of"),
-        (lambda f: save_tiny(f, vocab=64), ModelError, "has ids up to 95; the model's vocabulary ends at 63"),
+        (lambda f: save_tiny(f, vocab=64), ModelError, "has 32 tokens past the model's vocabulary, which ends at 63"),
     ],
 )
 def test_damage_is_told(folder: Path, damage: Callable[[Path], object], error: type[RqatError], message: str) -> None:

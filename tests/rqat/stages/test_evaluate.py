@@ -61,11 +61,11 @@ def test_an_interrupted_evaluation_ends_with_the_same_samples(job, monkeypatch):
     original = harness.Generator.complete
     calls = []
 
-    def complete(self, *args):
+    def complete(self, *args, **options):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(self, *args)
+        return original(self, *args, **options)
 
     monkeypatch.setattr(harness.Generator, "complete", complete)
     with pytest.raises(KeyboardInterrupt):
