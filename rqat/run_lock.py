@@ -52,6 +52,19 @@ def only_one(folder: Path) -> Iterator[None]:
                 shutil.rmtree(folder)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process is at work in a folder."""
+    path = folder / LOCK
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def _take(handle: TextIO, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,6 +23,9 @@ from .model.config import ModelConfig
 from .problems import Place
 from .scheme import Scheme, Schemes
 
+WATCHED = "watch/"
+"""Begins the names of figures in training.jsonl that a comparison found during the training."""
+
 BASE = "bf16"
 """The variant of the model as it was before quantization."""
 

@@ -101,8 +101,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
     ),
     "sweep": (
-        *("pipeline", "run_folder", "report", "job", "plan", "recipe", "registry", "stage", "keys", "problems"),
-        *("yaml_lines", "storage", "figures", "errors"),
+        *("pipeline", "run_folder", "run_lock", "report", "job", "plan", "recipe", "registry", "stage", "keys"),
+        *("problems", "yaml_lines", "storage", "figures", "errors"),
     ),
     "worker": ("quiet", "pipeline", "launcher", "job", "plan", "processes", "recipe", "registry", "storage", "errors"),
 }
@@ -112,7 +112,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 that tell of a model without loading it.
 """
 
-SHAPES = {"config", "extras", "families", "hub", "layers", "stored_schemes", "vocabulary"}
+SHAPES = {"config", "extras", "families", "hub", "layers", "memory", "stored_schemes", "vocabulary"}
 """Of the files in rqat/model."""
 
 TOP = ("cli", "api", "__main__", "__init__")

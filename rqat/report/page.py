@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..figures import percent, seconds
-from ..stage import BASE, Stage
+from ..stage import BASE, WATCHED, Stage
 from ..stages import stages
 from . import charts
 from .run_files import RunFiles, StepFiles
@@ -22,9 +22,6 @@ CURVES = {
     "completions/clipped_ratio": "Share of completions cut off",
 }
 """Figures of training.jsonl that are drawn, where they are there."""
-
-WATCHED = "watch/"
-"""Begins the names of figures that a comparison found during the training."""
 
 LONGEST_TEXT = 6000
 """Characters of a completion that are shown."""
@@ -43,13 +40,17 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
         _told(run, manifest),
         _origin(run, manifest),
     ]
+    return document(f"{run.name}: {run.scheme}", parts)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """An HTML page of its own, of parts that are HTML; nothing in it is run or fetched."""
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    title = escape(f"{run.name}: {run.scheme}")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         + "\n".join(filter(None, parts))
         + "\n</body>\n</html>\n"
     )

@@ -6,7 +6,6 @@ for that step alone: it is then linked into its folder, and the cell goes on fro
 
 from __future__ import annotations
 
-import fcntl
 import math
 import sys
 import time
@@ -15,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import RunError
 from ..job import Job
-from ..pipeline import LOCK, run_pipeline
+from ..pipeline import run_pipeline
 from ..registry import Registry
 from ..run_folder import finished
-from ..stage import bare_name
+from ..run_lock import is_held, only_one
+from ..stage import WATCHED, bare_name
 from ..storage import PARTIAL, read_json, read_json_lines, write_json
 from .cells import Cell, StopKeys, Sweep
 from .executors import Executor, Running
@@ -28,9 +27,6 @@ from .shared import bring, pool
 
 LOOK_S = 0.5
 """Seconds between two looks at what runs."""
-
-WATCHED = "watch/"
-"""Begins the names of watched figures in training.jsonl."""
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
 
@@ -94,13 +90,7 @@ class Controller:
         Raises:
             RunError: another sweep is at work in this folder.
         """
-        self.folders.root.mkdir(parents=True, exist_ok=True)
-        with (self.folders.root / LOCK).open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                hint = "Wait for it, or use -o."
-                raise RunError(f"'{self.folders.root}' is in use by another rqat process.", hint=hint) from error
+        with only_one(self.folders.root):
             try:
                 while self._left():
                     self._collect()
@@ -177,18 +167,11 @@ class Controller:
 
     def _in_use(self, cell: Cell) -> bool:
         """Whether a process of an earlier attempt is still at work in a cell's folder, as jobs of a cluster may be."""
-        path = self.folders.cell(cell) / LOCK
-        if not path.is_file():
-            return False
-        with path.open() as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if cell.name not in self._elsewhere:
-                    self.tell(f"{cell.name}: another process is at work on it; waits")
-                self._elsewhere.add(cell.name)
-                return True
-        return False
+        held = is_held(self.folders.cell(cell))
+        if held and cell.name not in self._elsewhere:
+            self.tell(f"{cell.name}: another process is at work on it; waits")
+            self._elsewhere.add(cell.name)
+        return held
 
     def _cell(self, name: str) -> Cell:
         return next(cell for cell in self.sweep.cells if cell.name == name)

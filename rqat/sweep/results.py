@@ -13,10 +13,12 @@ from typing import Any
 
 from ..figures import seconds
 from ..report import charts
+from ..report.page import document
 from ..run_folder import MANIFEST
+from ..stage import WATCHED
 from ..storage import PARTIAL, read_json, read_json_lines, write_text
 from .cells import Cell, Sweep, short_keys, shown
-from .controller import WATCHED, Folders
+from .controller import Folders
 
 COUNTS = ("n", "low", "high")
 """What stands beside an accuracy in the CSV."""
@@ -108,14 +110,7 @@ def page_of(sweep: Sweep, rows: Sequence[Row]) -> str:
         *_watched(rows),
         *_against(sweep, rows),
     ]
-    style = Path(charts.__file__).with_name("style.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(sweep.name)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(filter(None, parts))
-        + "\n</body>\n</html>\n"
-    )
+    return document(sweep.name, parts)
 
 
 def _watched(rows: Sequence[Row]) -> list[str]:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ...contracts import Comparison, TokenRow
 from ...evals.compare import compare
+from ...stage import WATCHED
 
 if TYPE_CHECKING:
     import transformers
@@ -44,4 +45,4 @@ class Watch(TrainerCallback):
         if "loss" not in logs or (step % self.every and step != state.max_steps):
             return
         figures, _ = compare(self.task, self.model, self.original, self.tokenizer, self.rows)
-        logs |= {f"watch/{name}": value for name, value in figures.items()}
+        logs |= {f"{WATCHED}{name}": value for name, value in figures.items()}

@@ -269,6 +269,7 @@ def test_killed_in_the_middle_only_what_is_missing_is_run(tmp_path: Path) -> Non
     assert all(float(row["kl on arith.kd.kl"]) > 0 and float(row["watched.kd.kl"]) > 0 for row in rows)
     assert rows[0]["kl on arith.rtn.kl"] == rows[1]["kl on arith.rtn.kl"]
     assert "kl (kl on arith) over lr" in (out / "sweep.html").read_text()
+    assert "Content-Security-Policy" in (out / "sweep.html").read_text()
     assert "0.001" in result.stdout
 
     again = rqat("sweep", file, "-o", out, "--json")
