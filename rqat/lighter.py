@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 from .errors import RqatError, RunError
 from .estimate import Sizes
 from .figures import size
 from .grids import bits_per_weight
 from .model.config import read_config
+from .model.memory import available_bytes
 from .stage import Planned, Step
 from .stages import stages
 
@@ -46,11 +46,10 @@ def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> Run
 
 def free_bytes(device: str) -> int | None:
     """Memory that is free for use on a device; None where the system does not say. Imports no torch."""
+    if device == "cpu":
+        return available_bytes()
     try:
-        if device == "cpu":
-            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
         told = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True).stdout
         return min(int(line) for line in told.split()) << 20
-    except (OSError, StopIteration, ValueError, subprocess.SubprocessError):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
