@@ -18,6 +18,7 @@ from rqat.train.data import prepare_rows
 from rqat.train.rollouts import Rollouts
 from rqat_grpo import Options
 from rqat_grpo.objective import Grpo
+from rqat_grpo.rollouts import quantile
 from rqat_grpo.watch import Watch
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import Sums, digests, train_step, write_start
@@ -156,3 +157,17 @@ def test_settings_of_the_checkpoint_do_not_change_rollouts(tmp_path: Path) -> No
         written = json.loads((job.workdir(step) / "generation_config.json").read_text())
         assert more.items() <= written.items()
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 20, 1001])
+def test_the_quantile_is_torchs(count: int) -> None:
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    for share in (0.0, 0.5, 0.95, 1.0):
+        torch.testing.assert_close(quantile(values, share), values.quantile(share), rtol=1e-6, atol=1e-6)
+
+
+def test_a_quantile_of_more_tokens_than_torch_takes() -> None:
+    count = (1 << 24) + 1
+    with pytest.raises(RuntimeError, match="too large"):
+        torch.arange(count).float().quantile(0.5)
+    assert quantile(torch.arange(count, dtype=torch.float32), 0.5) == count // 2
