@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import RqatError
+from ..quiet import only_our_bars
 from ..storage import explained, publish, sync_folder
+from . import display
+
+if TYPE_CHECKING:
+    from ..job import Job
+    from ..plan import Plan
+    from ..registry import Registry
 
 WORK = ".rqat"
 
@@ -55,3 +63,15 @@ def work_beside(out: Path, *, worth_keeping: str) -> Iterator[Path]:
                     parent.rmdir()
         raise
     shutil.rmtree(work, ignore_errors=True)
+
+
+def run_in(work: Path, plan: Plan, registry: Registry, *, offline: bool, told: Sequence[str] = ()) -> Job:
+    """Runs a plan in a folder, on the best device there is, and shows how far it is; the finished job."""
+    from ..job import Job
+    from ..model.load import default_device
+    from ..pipeline import run_pipeline
+
+    only_our_bars()
+    job = Job(plan, work, registry, device=default_device(), offline=offline, progress=display.Bars(), told=told)
+    run_pipeline(job)
+    return job

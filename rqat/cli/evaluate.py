@@ -12,10 +12,9 @@ import typer
 
 from ..errors import RqatError, RunError
 from ..figures import percent, seconds
-from ..quiet import only_our_bars
 from ..storage import explained, read_json, write_json
 from . import display, options
-from .beside import WORK, work_beside
+from .beside import WORK, run_in, work_beside
 from .values import pairs
 
 if TYPE_CHECKING:
@@ -85,14 +84,8 @@ def evaluate(
 
 def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
     """Evaluates beside `out`, where an interrupted evaluation resumes, and moves the samples there; the figures."""
-    from ..job import Job
-    from ..model.load import default_device
-    from ..pipeline import run_pipeline
-
     with work_beside(out, worth_keeping="*.partial/.resume/*.jsonl") as work:
-        only_our_bars()
-        job = Job(plan, work, registry, device=default_device(), offline=offline, progress=display.Bars())
-        run_pipeline(job)
+        job = run_in(work, plan, registry, offline=offline)
         made = job.result_of(plan.steps[-1].name)
         results: dict[str, Any] = read_json(made / "results.json")
         with explained(out):

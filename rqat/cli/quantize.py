@@ -13,9 +13,8 @@ import typer
 
 from ..errors import RunError
 from ..figures import seconds
-from ..quiet import only_our_bars
 from . import display, options
-from .beside import WORK, hand_over, work_beside
+from .beside import WORK, hand_over, run_in, work_beside
 from .values import pairs, source
 
 if TYPE_CHECKING:
@@ -98,18 +97,11 @@ def quantize(
 
 def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
     """Runs the plan beside `out`, then gives its last step that name."""
-    from ..job import Job
-    from ..model.load import default_device
-    from ..pipeline import run_pipeline
     from .plan import check
 
     with work_beside(out, worth_keeping="*/manifest.json") as work:
         told = check(plan, work, offline=offline)
-        device = default_device()
-        only_our_bars()
-        job = Job(plan, work, registry, device=device, offline=offline, progress=display.Bars(), told=told)
-        run_pipeline(job)
-        return _published(job, out)
+        return _published(run_in(work, plan, registry, offline=offline, told=told), out)
 
 
 def _published(job: Job, out: Path) -> dict[str, Any]:

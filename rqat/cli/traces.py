@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import RunError
-from ..quiet import only_our_bars
 from ..storage import write_json_lines
 from . import display, options
-from .beside import work_beside
+from .beside import run_in, work_beside
 from .values import source
 
 if TYPE_CHECKING:
@@ -88,15 +87,10 @@ def traces(
 
 def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
     """Lets the model write beside `out`, where an interrupted command resumes, and puts what is kept there."""
-    from ..job import Job
-    from ..model.load import default_device
-    from ..pipeline import run_pipeline
     from ..storage import explained, read_json
 
     with work_beside(out, worth_keeping="*.partial/*.jsonl") as work:
-        only_our_bars()
-        job = Job(plan, work, registry, device=default_device(), offline=offline, progress=display.Bars())
-        run_pipeline(job)
+        job = run_in(work, plan, registry, offline=offline)
         step = plan.steps[-1]
         keys: Any = step.settings
         use = step.parts["source"]
