@@ -28,7 +28,8 @@ from .keys import ModelKeys
 from .model.activations import TokenBatch
 from .model.blocks import quantize_model
 from .model.checkpoint import save_checkpoint
-from .model.load import default_device, device_called, load_model
+from .model.devices import default_device, device_called
+from .model.load import load_model
 from .model.native import load_quantized
 from .model.transforms import Applied, apply_transforms
 from .registry import Registry

@@ -68,7 +68,7 @@ def work_beside(out: Path, *, worth_keeping: str) -> Iterator[Path]:
 def run_in(work: Path, plan: Plan, registry: Registry, *, offline: bool, told: Sequence[str] = ()) -> Job:
     """Runs a plan in a folder, on the best device there is, and shows how far it is; the finished job."""
     from ..job import Job
-    from ..model.load import default_device
+    from ..model.devices import default_device
     from ..pipeline import run_pipeline
 
     only_our_bars()

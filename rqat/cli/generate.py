@@ -37,7 +37,7 @@ def generate(
     from ..generation.prompts import encode_prompts
     from ..generation.sampling import Sampling, context_length
     from ..keys import ModelKeys
-    from ..model.load import default_device
+    from ..model.devices import default_device
 
     if prompt == "-":
         prompt = typer.get_text_stream("stdin").read()

@@ -33,7 +33,7 @@ def qat(
 ) -> None:
     """Run a recipe. What its run folder holds already is not done again; what belongs to another plan is set aside."""
     from ..job import Job
-    from ..model.load import default_device
+    from ..model.devices import default_device
     from ..pipeline import run_pipeline
     from ..plan import build_plan
     from ..recipe import load_recipe

@@ -13,8 +13,9 @@ from rqat_kernels.packed_linear import PackedLinear
 from ..errors import ModelError
 from ..model.checkpoint import load_checkpoint
 from ..model.config import read_config
+from ..model.devices import default_dtype
 from ..model.hub import QUANTIZED_FILE
-from ..model.load import default_dtype, load_model
+from ..model.load import load_model
 from ..packed.fused import is_bare, is_plain
 from ..packed.load import load_packed, why_not_packed
 from .engine import Engine

@@ -19,9 +19,9 @@ from ..contracts import Exporter
 from ..errors import NumericsError
 from ..storage import read_json, write_json
 from .checkpoint import decoded
+from .devices import default_dtype
 from .families import Layout, layout_of
 from .hf_folder import ShardWriter
-from .load import default_dtype
 from .reader import CheckpointReader
 from .stored import StoredTensors
 

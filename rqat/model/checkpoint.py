@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,9 +29,10 @@ from ..grids import grid_of
 from ..quiet import quiet_loading
 from ..scheme import Scheme
 from ..storage import write_text
+from .devices import default_dtype
+from .extras import generation_settings
 from .hf_folder import save_tokenizer
 from .hub import GENERATION_FILE, QUANTIZED_FILE
-from .load import default_dtype, ends_alone
 from .stored_schemes import schemes_in
 from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
 from .transforms import Applied, attach_transforms, load_transforms, save_transforms
@@ -164,6 +165,19 @@ def assembled(
     transforms = load_transforms(folder)
     attach_transforms(model, transforms)
     return Checkpoint(model, tokenizer, layers, transforms)
+
+
+def ends_alone(folder: Path) -> dict[str, Any]:
+    """Where transformers refuses a model's generation settings: its end tokens, to load it with; else nothing."""
+    from transformers import GenerationConfig
+
+    settings = generation_settings(folder)
+    try:
+        if settings:
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, AttributeError, OSError):
+        return {"generation_config": GenerationConfig(eos_token_id=settings.get("eos_token_id"))}
+    return {}
 
 
 def decoded(layer: QuantizedWeight, dtype: torch.dtype) -> Tensor:

@@ -22,7 +22,7 @@ from ..errors import ModelError, NumericsError, PluginError
 from ..quiet import quiet_loading
 from .blockwise import largest_difference
 from .checkpoint import load_checkpoint
-from .load import default_dtype
+from .devices import default_dtype
 from .memory import available_bytes
 from .native import is_native, load_native
 from .reader import CheckpointReader

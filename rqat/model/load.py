@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +12,11 @@ import torch
 from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
+from .checkpoint import ends_alone
 from .config import ModelConfig, check_quantizable, read_config
-from .extras import check_checkpoint, generation_settings, refuse_unasked, split_by_blocks
+from .devices import default_dtype
+from .extras import check_checkpoint, refuse_unasked, split_by_blocks
+from .native import load_native
 from .stored_schemes import NATIVE
 from .vocabulary import past_the_embedding
 
@@ -27,39 +29,6 @@ LOADERS = {
     "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
 }
 """What transformers needs to load a quantized checkpoint: for its `quant_method`, distributions and their modules."""
-
-
-def default_device() -> str:
-    """ "cuda" where there is a CUDA device, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def device_called(name: str | None) -> torch.device:
-    """The device called so, or the best there is.
-
-    Raises:
-        ModelError: there is none.
-    """
-    if name is None:
-        return torch.device(default_device())
-    try:
-        device = torch.device(name)
-        there = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
-    except RuntimeError:
-        there = False
-    if not there:
-        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise ModelError(f"There is no device '{name}' here.", hint=f"Known: {', '.join(known)}.")
-    return device
-
-
-def default_dtype(device: str, name: str = "auto") -> torch.dtype:
-    """The dtype of a model in memory: what `name` says; `auto` is float32 on the CPU and bfloat16 on CUDA."""
-    if name == "auto":
-        name = "bfloat16" if device.startswith("cuda") else "float32"
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def load_model(
@@ -85,8 +54,6 @@ def load_model(
     tokenizer = load_tokenizer(keys, offline=offline)
     folder = config.fetch(offline=offline)
     if (config.quantization or {}).get("quant_method") == NATIVE:
-        from .native import load_native  # which needs this module
-
         return load_native(folder, device=device, dtype=default_dtype(device, keys.dtype)).model, tokenizer
     with _explained(keys.path, "model"), quiet_loading():
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -112,19 +79,6 @@ def load_model(
     check_tokenizer(keys.path, model, tokenizer)
     check_finite(keys.path, model)
     return model.to(device).eval(), tokenizer
-
-
-def ends_alone(folder: Path) -> dict[str, Any]:
-    """Where transformers refuses a model's generation settings: its end tokens, to load it with; else nothing."""
-    from transformers import GenerationConfig
-
-    settings = generation_settings(folder)
-    try:
-        if settings:
-            GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, TypeError, AttributeError, OSError):
-        return {"generation_config": GenerationConfig(eos_token_id=settings.get("eos_token_id"))}
-    return {}
 
 
 def load_tokenizer(keys: ModelKeys, *, offline: bool = False) -> transformers.PreTrainedTokenizerBase:

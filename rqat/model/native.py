@@ -19,7 +19,7 @@ from ..registry import Registry
 from ..scheme import Scheme
 from ..storage import read_json
 from .checkpoint import Checkpoint, assembled, load_checkpoint
-from .load import default_dtype
+from .devices import default_dtype
 from .stored import StoredTensors
 from .stored_schemes import NATIVE
 from .tensors import damaged

@@ -21,10 +21,11 @@ from ..errors import ModelError
 from ..keys import ModelKeys
 from ..model.checkpoint import DENSE_FILE, decoded, load_layers, scheme_of
 from ..model.config import ModelConfig, read_config
+from ..model.devices import default_dtype, device_called
 from ..model.families import FAMILIES
 from ..model.hub import GENERATION_FILE, QUANTIZED_FILE
 from ..model.layers import EMBEDDING, ENDS, HEAD
-from ..model.load import check_finite, check_tokenizer, default_dtype, device_called, load_tokenizer
+from ..model.load import check_finite, check_tokenizer, load_tokenizer
 from ..model.native import is_native, read_native
 from ..model.stored import StoredTensors
 from ..model.stored_schemes import NATIVE

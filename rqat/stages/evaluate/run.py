@@ -19,7 +19,7 @@ from ...evals.harness import Evaluation, number_of_completions, run_task
 from ...generation.backend import Backend, open_model, writer_for
 from ...job import Job
 from ...model.checkpoint import load_checkpoint
-from ...model.load import default_dtype
+from ...model.devices import default_dtype
 from ...model.vocabulary import check_vocabularies
 from ...packed.load import load_packed
 from ...stage import Finding, Look, Step, Use

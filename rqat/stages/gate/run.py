@@ -32,7 +32,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     from ...generation.prompts import Prompt
     from ...generation.sampling import Sampling, context_length
     from ...model.checkpoint import load_checkpoint
-    from ...model.load import default_dtype
+    from ...model.devices import default_dtype
     from ...quiet import quiet_training
     from ...train.data import completion_room, prepare_rows
     from ...train.gate import judge, measure, stop_if_failed

@@ -109,7 +109,7 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
 
 def _start(job: Job, folder: Path) -> Checkpoint:
     from ...model.checkpoint import load_checkpoint
-    from ...model.load import default_dtype
+    from ...model.devices import default_dtype
 
     return load_checkpoint(folder, device=job.device, dtype=default_dtype(job.device, job.plan.model.dtype))
 
