@@ -5,7 +5,7 @@ cell, an objective with a small learning rate would have to carry it half a cell
 
 - a train step leaves `latents.safetensors`: for each layer the offset `(w - w_hat) / s` in float16, clamped to half a
   scale; the next train step resumes from there;
-- the first train step starts from the weights before quantization, clamped to `REACH` cells around their codes' values.
+- the first train step starts from the weights before quantization, clamped to `reach` cells around their codes' values.
   GPTQ moves many weights out of the cell they came from; those would start on its border, and half of them would flip
   back with the first update. Measured on the tiny reasoner (w2g128, GPTQ, 40 steps of kd at lr 5e-4, held-out KL 0.0198
   before): 0.0196 from the middle of the cells, 0.0323 from reach 0.5, 0.0086 from reach 0.4.
@@ -26,7 +26,7 @@ from ..model.checkpoint import decoded
 FILE = "latents.safetensors"
 
 REACH = 0.4
-"""Farthest a latent weight starts from its code's value, in units of the scale; the border is at 0.5."""
+"""Farthest a latent weight starts from its code's value, unless told, in units of the scale; the border is at 0.5."""
 
 
 def save_latents(folder: Path, latents: Mapping[str, Tensor], layers: Mapping[str, QuantizedWeight]) -> None:
@@ -57,15 +57,16 @@ class SourceLatents(Mapping[str, Tensor]):
     Args:
         source: the model before quantization.
         layers: codes, scales and zero points of its quantized form.
+        reach: farthest that one starts from its code's value, in units of the scale.
     """
 
-    def __init__(self, source: nn.Module, layers: Mapping[str, QuantizedWeight]) -> None:
-        self.source, self.layers = source, layers
+    def __init__(self, source: nn.Module, layers: Mapping[str, QuantizedWeight], *, reach: float = REACH) -> None:
+        self.source, self.layers, self.reach = source, layers, reach
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self.source.get_parameter(f"{name}.weight").detach().float()
         centre, scale = _centre(self.layers[name].to(weight.device))
-        offset = (weight.view(centre.shape) / scale - centre).clamp_(-REACH, REACH)
+        offset = (weight.view(centre.shape) / scale - centre).clamp_(-self.reach, self.reach)
         return ((centre + offset) * scale).view(weight.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -89,15 +90,16 @@ def is_source_of(source: nn.Module, model: nn.Module, layers: Mapping[str, Quant
 
 
 def first_latents(
-    source: nn.Module, model: nn.Module, layers: Mapping[str, QuantizedWeight]
+    source: nn.Module, model: nn.Module, layers: Mapping[str, QuantizedWeight], *, reach: float = REACH
 ) -> tuple[Mapping[str, Tensor], str]:
     """Where the latent weights of a model start that has not been trained yet, and what that is called.
 
     Args:
         source: the model before quantization.
+        reach: see `SourceLatents`; 0 starts all of them in the middle of their cells.
     """
-    if is_source_of(source, model, layers):
-        return SourceLatents(source, layers), "the weights before quantization"
+    if reach and is_source_of(source, model, layers):
+        return SourceLatents(source, layers, reach=reach), "the weights before quantization"
     return {}, "the middle of their cells"
 
 

@@ -101,6 +101,9 @@ class TrainKeys(PluginKeys):
         lr: learning rate of the latent weights.
         lr_in: what it is counted in. `weights`: one number for all. `codes`: steps of the grid; groups of small weights
             then change their codes as fast as those of large ones. 2e-3 was too high where it was tried.
+        latent_reach: how far from its code's value a latent weight may start, in steps of the grid: it starts at the
+            weight before quantization, or as near to it as this allows. 0 is the middle of its cell, 0.5 its border. It
+            counts for the first train step alone; later ones start from the latent weights of the one before.
         scale_lr: of the scales, relative to the scale itself. None freezes the scales.
         zero_lr: of the zero points, in codes. None freezes the zero points.
         other_lr: of everything that is not quantized, embeddings and lm_head left out. None freezes it.
@@ -136,6 +139,7 @@ class TrainKeys(PluginKeys):
     optimizer: str = "AdamW"
     lr: float = Field(default=2e-5, gt=0)
     lr_in: Literal["weights", "codes"] = "weights"
+    latent_reach: float = Field(default=0.4, ge=0, le=0.5)
     scale_lr: float | None = Field(default=None, gt=0)
     zero_lr: float | None = Field(default=None, gt=0)
     other_lr: float | None = Field(default=None, gt=0)

@@ -165,7 +165,8 @@ def _train(
         backend: Any = getattr(getattr(objective.options, "rollouts", None), "engine", "auto")
         if card.writes and backend in BACKENDS:
             rollouts = Rollouts(start.model, start.tokenizer, backend, limit=room, seed=keys.seed, rank=processes.rank)
-        latents, where = _latents(job, start, start_folder, teacher if keys.teacher is None else None)
+        unquantized = teacher if keys.teacher is None else None
+        latents, where = _latents(job, start, start_folder, unquantized, keys.latent_reach)
         optimizer = QuantizedOptimizer(
             start.model,
             start.layers,
@@ -281,12 +282,13 @@ def _rewards(
 
 
 def _latents(
-    job: Job, start: Checkpoint, folder: Path, source: transformers.PreTrainedModel | None
+    job: Job, start: Checkpoint, folder: Path, source: transformers.PreTrainedModel | None, reach: float
 ) -> tuple[Mapping[str, Tensor], str]:
     """Where the latent weights start, and what that is called in the facts; see `rqat.train.latents`.
 
     Args:
         source: the model before quantization if it is in memory already; else it is loaded when needed.
+        reach: how far from their codes' values they may start, where no training came before.
     """
     from ...model.load import load_model
     from ...model.transforms import apply_transforms
@@ -298,7 +300,7 @@ def _latents(
     if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
         source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
         apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
-    return first_latents(source, start.model, start.layers)
+    return first_latents(source, start.model, start.layers, reach=reach)
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:

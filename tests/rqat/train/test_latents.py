@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from rqat.scheme import Scheme
-from rqat.train.latents import REACH, SourceLatents, is_source_of, load_latents, save_latents
+from rqat.train.latents import REACH, SourceLatents, first_latents, is_source_of, load_latents, save_latents
 from rqat.train.optimizer import QuantizedOptimizer
 from tests.toys import backward, built, quantized, toy
 
@@ -57,6 +58,28 @@ def test_start_from_the_weights_before_quantization_but_off_the_borders() -> Non
         there = torch.isclose(latents[name], source.get_submodule(name).weight, rtol=0, atol=1e-6)
         assert there.view_as(near)[near].all()
         assert near.float().mean() > 0.5
+
+
+@pytest.mark.parametrize("reach", [0.1, 0.25])
+def test_the_start_stays_within_the_reach_that_is_asked_for(reach: float) -> None:
+    layers = quantized(toy(), Scheme.parse("w2g16"))
+    source = toy()
+    latents, where = first_latents(source, toy(), layers, reach=reach)
+    assert where == "the weights before quantization"
+    model = toy()
+    assert QuantizedOptimizer(model, layers, lr=1e-3, latents=latents).steps_done == 0
+    farthest = 0.0
+    for name, layer in layers.items():
+        out, groups = layer.scale.shape
+        moved = latents[name] - model.get_submodule(name).weight
+        farthest = max(farthest, float((moved.view(out, groups, -1) / layer.scale[..., None]).abs().max()))
+    assert farthest == pytest.approx(reach, abs=1e-5)
+
+
+def test_no_reach_is_the_middle_of_every_cell() -> None:
+    latents, where = first_latents(toy(), toy(), quantized(toy(), Scheme.parse("w2g16")), reach=0)
+    assert not latents
+    assert where == "the middle of their cells"
 
 
 def test_a_model_with_scales_folded_into_it_has_no_comparable_source() -> None:
