@@ -33,7 +33,8 @@ def sweep(
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="[default: runs/<sweep's name>]")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Cells that run side by side.  [default: one per GPU, or one]")
+        int | None,
+        typer.Option(min=1, help="Cells that run side by side; GPUs are shared out.  [default: one per GPU, or one]"),
     ] = None,
     cluster: Annotated[
         str | None, typer.Option(metavar="NAME", help="Run cells as jobs through submitit: slurm, or local.")
@@ -87,9 +88,6 @@ def _executor(made: Sweep, folders: Folders, jobs: int | None, cluster: str | No
     if likely_device() == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = [name.strip() for name in visible.split(",")] if visible else list(map(str, range(_gpus())))
-        if jobs is not None and jobs > len(gpus) > 0:
-            there = "is 1 GPU" if len(gpus) == 1 else f"are {len(gpus)} GPUs"
-            raise RqatError(f"--jobs {jobs}: there {there}.", hint=f"Use --jobs {len(gpus)}.")
     return Local(folders.logs, jobs or max(1, len(gpus)), gpus)
 
 

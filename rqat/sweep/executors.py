@@ -1,4 +1,4 @@
-"""What runs a cell's command: a process on this machine, one for each GPU; or a job of a cluster, through submitit."""
+"""What runs a cell's command: a process on this machine, with a GPU or a share of one; or a cluster's job."""
 
 from __future__ import annotations
 
@@ -44,20 +44,24 @@ class Executor(Protocol):
 class Local:
     """Processes on this machine.
 
+    Side by side, each is told to use its share of the cores: several that use them all hold each other up.
+
     Args:
         logs: folder of what they print.
-        gpus: numbers of the GPUs, each for one process at a time; none leaves the processes what there is.
+        places: how many run at the same time; more of them than GPUs share these out, in turn.
+        gpus: numbers of the GPUs; none leaves the processes what there is.
     """
 
     def __init__(self, logs: Path, places: int, gpus: Sequence[str] = ()) -> None:
         self.logs, self.places = logs, places
-        self._free = list(gpus[:places])
+        self._free = [gpus[place % len(gpus)] for place in range(places)] if gpus else []
+        self._threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))} if places > 1 else {}
 
     def start(self, name: str, command: Sequence[str]) -> Running:
         """See `Executor`."""
         gpu = self._free.pop(0) if self._free else None
         self.logs.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        environment = self._threads | os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         with (self.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, preexec_fn=_die_with_parent

@@ -22,6 +22,7 @@ from rqat.storage import append_json_line, read_json, write_json
 from rqat.sweep import controller
 from rqat.sweep.cells import Cell, StopKeys, Sweep, load_sweep
 from rqat.sweep.controller import Controller, Folders, too_bad
+from rqat.sweep.executors import Local
 from rqat.sweep.shared import bring, pool
 from tests.rqat.cli.test_commands import rqat
 from tests.rqat.sweep.test_cells import RECIPE, written
@@ -280,6 +281,28 @@ def test_killed_in_the_middle_only_what_is_missing_is_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_more_cells_than_gpus_share_them_and_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    executor = Local(tmp_path, 3, ["4", "7"])
+    told = ["sh", "-c", "echo $CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS"]
+    for name in "abc":
+        running = executor.start(name, told)
+    while running.code() is None:
+        time.sleep(0.01)
+    seen = [_settled(tmp_path / f"{name}.log") for name in "abc"]
+    assert seen == ["4 5", "7 5", "4 5"]
+
+
+def _settled(log: Path) -> str:
+    """What a process printed, once it has."""
+    for _ in range(500):
+        if text := log.read_text().strip():
+            return text
+        time.sleep(0.01)
+    raise AssertionError(f"nothing in {log}")
+
+
 def test_jobs_of_a_cluster(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     recipe = RECIPE | {"train": []}
@@ -328,7 +351,6 @@ def test_what_stands_in_the_way_of_cells_is_told_before_any_runs(tmp_path: Path)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_processes_end_with_the_sweep(tmp_path: Path) -> None:
-    from rqat.sweep.executors import Local
 
     child = os.fork()
     if child == 0:

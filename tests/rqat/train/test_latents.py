@@ -71,7 +71,7 @@ def test_the_start_stays_within_the_reach_that_is_asked_for(reach: float) -> Non
     farthest = 0.0
     for name, layer in layers.items():
         out, groups = layer.scale.shape
-        moved = latents[name] - model.get_submodule(name).weight
+        moved = latents[name] - model.get_submodule(name).weight.detach()
         farthest = max(farthest, float((moved.view(out, groups, -1) / layer.scale[..., None]).abs().max()))
     assert farthest == pytest.approx(reach, abs=1e-5)
 
