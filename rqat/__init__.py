@@ -73,6 +73,7 @@ if TYPE_CHECKING:
 
     from .api import QuantizedModel, evaluate, export, load, quantize, save
     from .train.optimizer import QuantizedOptimizer
+    from .train.teacher import check_linear_head, scaled_logits
 
 __version__ = "0.1.0"
 
@@ -137,6 +138,7 @@ __all__ = [
     "UnknownName",
     "Verdict",
     "__version__",
+    "check_linear_head",
     "evaluate",
     "export",
     "grid_of",
@@ -146,12 +148,14 @@ __all__ = [
     "load_packed",
     "quantize",
     "save",
+    "scaled_logits",
 ]
 
 
 _FETCHED = {
     ".api": ("QuantizedModel", "evaluate", "export", "load", "quantize", "save"),
     ".train.optimizer": ("QuantizedOptimizer",),
+    ".train.teacher": ("check_linear_head", "scaled_logits"),
 }
 """What is fetched when it is first named, since it imports torch, by the module it is in."""
 

@@ -94,7 +94,7 @@ class Card:
     bits: tuple[int, ...] = (2, 3, 4, 8)
     slower: float = 9.0
     zero_bits: int | None = None
-    teacher: bool = False
+    teacher: bool | tuple[str, ...] = False
     writes: bool = False
     graded: bool = False
     domain: str = ""
@@ -119,6 +119,11 @@ class Card:
         except ImportError:
             return ""
         return str(spec.origin) if spec is not None and spec.origin else ""
+
+    def has_teacher(self, options: Options) -> bool:
+        """Whether it, an objective, learns from a teacher when it has these options."""
+        named = self.teacher
+        return named if isinstance(named, bool) else any(getattr(options, name) for name in named)
 
     def belongs_to(self, plugin: str) -> bool:
         """Whether `plugin` is the module or the distribution it came with, in any spelling."""
@@ -198,11 +203,22 @@ def _card(hook: str, plugin: tuple[str, str, str], given: tuple[Any, ...], value
     for word, default in known.items():
         if isinstance(default, tuple) and values.get(word) is not None:
             values[word] = _listed(name, word, values[word])
+        elif word == "teacher" and not isinstance(values.get(word, default), bool):
+            values[word] = _options_named(name, values[word], values.get("options") or KINDS[kind].options)
         elif isinstance(default, (str, bool)) and not isinstance(values.get(word, default), type(default)):
             wanted = "text" if isinstance(default, str) else "True or False"
             raise PluginError(f"'{name}' says {word}={values[word]!r}; it is {wanted}")
     values["options"] = values.get("options") or KINDS[kind].options
     return Card(kind, name, module=plugin[0], owner=plugin[1], version=plugin[2], **values)
+
+
+def _options_named(name: str, given: Any, options: type[Options]) -> tuple[str, ...]:
+    """Options one of which has to be set for the card to hold."""
+    named = _listed(name, "teacher", given)
+    for option in named:
+        if option not in options.model_fields:
+            raise PluginError(f"'{name}' says teacher={given!r}; it is True, False or names of options, not {option!r}")
+    return named
 
 
 def _unknown_keyword(word: str, name: Any, known: Mapping[str, Any]) -> str:

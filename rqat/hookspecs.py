@@ -122,7 +122,8 @@ class RegisterObjective(Protocol):
     """Registers an objective.
 
     Args:
-        teacher: it learns from a teacher, by default the model before quantization.
+        teacher: it learns from a teacher, by default the model before quantization: always, or where one of the named
+            options is set (`teacher=("kd_weight",)`).
         writes: it learns from completions that it writes itself: rows need a prompt and nothing else.
         graded: it is trained on rewards: rows need an answer, the recipe a task, and the cold-start gate stands before.
     """
@@ -135,7 +136,7 @@ class RegisterObjective(Protocol):
         options: type[Options] = Options,
         summary: str = "",
         paper: str = "",
-        teacher: bool = False,
+        teacher: bool | tuple[str, ...] = False,
         writes: bool = False,
         graded: bool = False,
     ) -> None: ...

@@ -75,6 +75,11 @@ class Use:
     place: Place = field(default_factory=Place, compare=False)
 
     @property
+    def teacher(self) -> bool:
+        """Whether it, an objective with these options, learns from a teacher."""
+        return self.card.has_teacher(self.options)
+
+    @property
     def sources(self) -> list[tuple[Use, float]]:
         """The sources among its parts, with their weights."""
         return [(part, weight) for part, weight in self.parts if part.card.kind == "source"]

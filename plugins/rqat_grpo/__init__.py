@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import rqat
+from rqat_kernels.divergences import DIVERGENCES
+
+if TYPE_CHECKING:
+    Known = str
+else:
+    Known = Literal[tuple(DIVERGENCES)]
 
 VLLM = "vllm>=0.22,<=0.31"
 """Releases of vLLM that TRL 1.16 admits (`trl.import_utils.is_vllm_available`)."""
@@ -42,8 +48,9 @@ class Rollouts(BaseModel):
 class Options(rqat.Options):
     """How completions are sampled, how the policy moves, and when to stop.
 
-    Completions earn what `train.rewards` says, by default 1 when the task's grader calls them correct; there is no
-    reference model (beta = 0). `train.batch` counts completions: each step samples `batch / generations` prompts.
+    Completions earn what `train.rewards` says, by default 1 when the task's grader calls them correct. `train.batch`
+    counts completions: each step samples `batch / generations` prompts. A teacher, by default the model before
+    quantization, is loaded where `kd_weight` or `beta` asks for one.
 
     Attributes:
         generations: completions per prompt; an advantage compares the completions of one prompt.
@@ -62,6 +69,12 @@ class Options(rqat.Options):
         correction: how the difference between sampler and trainer is made up for: the ratio of their probabilities, of
             each token or of the whole completion, multiplies the loss; above 3 it is cut to 3 (truncate) or counts
             nothing (mask). token_truncate is truncated importance sampling (github.com/huggingface/trl/pull/3867).
+        kd_weight: adds so much of the divergence from the teacher, on every token of the completions, to the loss:
+            on-policy distillation (arXiv 2306.13649) beside the rewards.
+        divergence: which one; see `kd`.
+        kd_beta: the teacher's share in the mixture that some compare with; see `kd`.
+        beta: weight of the KL to the teacher that GRPO itself knows, estimated from the sampled tokens alone
+            (arXiv 2402.03300, eq. 4).
         gap_bound: warn when, at the 95 % quantile of a step's tokens, the log-probabilities of sampler and trainer are
             further apart than this, in nats.
         patience: steps over which the three bounds below are judged.
@@ -80,6 +93,10 @@ class Options(rqat.Options):
     mask_truncated: bool = False
     rollouts: Rollouts = Rollouts()
     correction: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "token_truncate"
+    kd_weight: float = Field(default=0.0, ge=0)
+    divergence: Known = "reverse"
+    kd_beta: float = Field(default=0.5, gt=0, lt=1)
+    beta: float = Field(default=0.0, ge=0)
     gap_bound: float = Field(default=0.2, gt=0)
     patience: int = Field(default=20, ge=1)
     truncation_bound: float = Field(default=0.9, ge=0, le=1)
@@ -128,6 +145,7 @@ def register_objectives(register: rqat.RegisterObjective) -> None:
         load=".objective:Grpo",
         summary="reinforcement learning from verified answers",
         paper="2402.03300",
+        teacher=("kd_weight", "beta"),
         writes=True,
         graded=True,
     )

@@ -10,6 +10,7 @@ import rqat
 
 from . import Options
 from .rollouts import Trainer
+from .teacher import Distilled
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -21,19 +22,20 @@ RATIO_BOUND = 3.0
 
 
 class Grpo(rqat.Objective):
-    """Group-relative policy optimization without a reference model."""
+    """Group-relative policy optimization, with a teacher where its options ask for one."""
 
     options: Options
 
     def build_trainer(self, training: rqat.Training) -> transformers.Trainer:
         options = self.options
         assert training.rewards, "an objective that is graded gets rewards"
+        distilled = self._distilled(training)
         server: dict[str, Any] = {}
         if options.rollouts.engine == "vllm":
             server = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": options.rollouts.url}
         config = GRPOConfig(
             **training.arguments,
-            beta=0.0,
+            beta=0.0,  # TRL would load a reference model of its own; see `Trainer`
             num_generations=options.generations,
             num_iterations=1,
             temperature=options.temperature,
@@ -55,6 +57,9 @@ class Grpo(rqat.Objective):
         try:
             return Trainer(
                 rollouts=None if server else training.rollouts,
+                distilled=distilled,
+                reference=training.teacher if options.beta else None,
+                reference_weight=options.beta,
                 model=training.model,
                 reward_funcs=training.rewards,
                 args=config,
@@ -70,3 +75,13 @@ class Grpo(rqat.Objective):
                 f"grpo: the vLLM server at {options.rollouts.url} cannot write the completions: {error}",
                 hint="docs/howto/several-gpus.md says how it is started.",
             ) from error
+
+    def _distilled(self, training: rqat.Training) -> Distilled | None:
+        options = self.options
+        if not options.kd_weight:
+            return None
+        assert training.teacher is not None, "an objective that learns from a teacher gets one"
+        for model in (training.model, training.teacher):
+            rqat.check_linear_head(model)
+        vocabulary = max(training.tokenizer.get_vocab().values()) + 1
+        return Distilled(training.teacher, options.kd_weight, options.divergence, options.kd_beta, vocabulary)

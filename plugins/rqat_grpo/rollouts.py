@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import trl
 from torch import Tensor
+from trl.trainer.utils import add_fused_lm_head
 
 import rqat
+
+from .teacher import Distilled, last_hidden_states
 
 GAP = "sampling/sampling_logp_difference"
 """What TRL calls the distance, in nats, of sampler and trainer."""
@@ -28,16 +32,31 @@ class Trainer(trl.GRPOTrainer):
 
     Args:
         rollouts: writes completions; see `rqat.Rollouts`. None: TRL has them written by a vLLM server.
+        distilled: what is learned from a teacher beside the rewards.
+        reference: the model that TRL's own KL is taken to, in place of a copy of the student that it would load.
+        reference_weight: of that KL, TRL's `beta`.
     """
 
     _asked: list[list[int]] | None = None
     _learned: dict[str, Any] | None = None
 
-    def __init__(self, *, rollouts: rqat.Rollouts | None, **given: Any) -> None:
+    def __init__(
+        self,
+        *,
+        rollouts: rqat.Rollouts | None,
+        distilled: Distilled | None = None,
+        reference: Any = None,
+        reference_weight: float = 0.0,
+        **given: Any,
+    ) -> None:
         super().__init__(**given)
-        self._rollouts = rollouts
+        self._rollouts, self._distilled = rollouts, distilled
+        if reference is not None:
+            add_fused_lm_head(reference, temperature=self.temperature)
+            self.ref_model, self.beta = reference, reference_weight
         self._apart: list[Tensor] = []
         self._ratios: list[Tensor] = []
+        self._divergences: list[Tensor] = []
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._asked = [list(row["prompt_ids"]) for row in inputs]
@@ -70,8 +89,19 @@ class Trainer(trl.GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self.use_vllm = True  # the loss is multiplied by `importance_sampling_ratio`
         self._learned = inputs
-        loss: Tensor = super()._compute_loss(model, inputs)
+        student = self.accelerator.unwrap_model(model)
+        watched: Any = last_hidden_states(student) if self._distilled is not None else nullcontext([])
+        with watched as hidden:
+            loss: Tensor = super()._compute_loss(model, inputs)
         self._learned = None
+        if self._distilled is not None:
+            # As many tokens as TRL divides by: those of the step, or of the part of it that is computed at once.
+            arguments: Any = self.args
+            passes = self.current_gradient_accumulation_steps / arguments.steps_per_generation
+            count = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes * passes
+            divergence = self._distilled.loss(student, hidden[-1], inputs, count)
+            loss = loss + self._distilled.weight * divergence
+            self._divergences.append(divergence.detach())
         return loss
 
     def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> tuple[Tensor, Any, Any]:
@@ -107,6 +137,10 @@ class Trainer(trl.GRPOTrainer):
             named_figures = {f"{GAP}/mean": mean[0], f"{GAP}/p95": worst[1], f"{GAP}/max": worst[2]}
             for name, figure in {**named_figures, f"{RATIO}/mean": mean[3]}.items():
                 self._metrics["train"][name].append(figure)
+        if self._divergences and "loss" in logs:
+            found = self.accelerator.gather(torch.stack(self._divergences).sum()[None])
+            self._divergences = []
+            self._metrics["train"]["distillation/divergence"].append(found.mean().item())
         super().log(logs, *more, **named)
 
 

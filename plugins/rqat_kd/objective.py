@@ -18,9 +18,6 @@ from . import Options
 if TYPE_CHECKING:
     import transformers
 
-NOT_LINEAR = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Config entries of models whose logits are more than `hidden @ head.T`."""
-
 
 class Distillation(rqat.Objective):
     """Divergence from the teacher's next-token distribution, averaged over tokens.
@@ -34,7 +31,7 @@ class Distillation(rqat.Objective):
         if training.teacher is None:
             raise rqat.ModelError("distillation needs a teacher.", hint="Give Training one.")
         for model in (training.model, training.teacher):
-            _check_head(model)
+            rqat.check_linear_head(model)
         rows = training.rows
         if self.options.positions == "all":
             rows = rows.remove_columns("labels").add_column("labels", rows["input_ids"][:])
@@ -131,15 +128,3 @@ def _hidden(model: transformers.PreTrainedModel, input_ids: Tensor, places: Tens
     with torch.set_grad_enabled(train):
         hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[places]
-
-
-def _check_head(model: transformers.PreTrainedModel) -> None:
-    config = model.config.get_text_config()
-    found = [name for name in NOT_LINEAR if getattr(config, name, None) not in (None, 1, 1.0)]
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        found.append("a bias of lm_head")
-    if found:
-        raise rqat.ModelError(
-            f"{type(model).__name__} has {', '.join(found)}: its logits are not hidden states times head weights.",
-            hint="Train with objective: sft, or name another teacher.",
-        )

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 PIECE_ELEMENTS = 1 << 24
 """Logits that exist at once, of each model: 64 MiB in float32."""
 
-NOT_LINEAR = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Config entries of models whose logits are more than the head of the last hidden state."""
-
 
 class Kl(rqat.Comparison):
     """Over the tokens of the tokenizer only: rows of the head beyond them, which pad the vocabulary, mean nothing.
@@ -116,10 +113,9 @@ class _Logits:
 
     def __init__(self, model: transformers.PreTrainedModel, tokens: Sequence[int], first: int, vocabulary: int) -> None:
         ids = torch.tensor([list(tokens)], device=model.device)
-        config = model.config.get_text_config()
         self._width = vocabulary
         self._head: Callable[[Tensor], Tensor] = lambda logits: logits
-        if any(getattr(config, name, None) not in (None, 1, 1.0) for name in NOT_LINEAR):
+        if rqat.scaled_logits(model):
             found = model(input_ids=ids, use_cache=False).logits
         else:
             found = _hidden(model, ids)

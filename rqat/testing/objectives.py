@@ -135,7 +135,7 @@ class ObjectiveSuite(Suite):
         )
         options = self._registry.options(self.card, self.options)
         room = completion_room(prepared.rows, max_tokens, options) if self.card.writes else 0
-        teacher = tiny_model()[0].requires_grad_(False) if self.card.teacher else None
+        teacher = tiny_model()[0].requires_grad_(False) if self.card.has_teacher(options) else None
         with tempfile.TemporaryDirectory() as folder:
             arguments = {
                 "output_dir": folder,

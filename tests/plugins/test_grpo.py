@@ -66,6 +66,7 @@ def test_a_run_without_signal_is_stopped() -> None:
     judge(silent, silent, {}, silent, silent)
     with pytest.raises(RqatError, match="step 4: no group of completions carried signal over the last 3 steps"):
         judge({}, silent, silent, silent)
+    judge({}, silent, silent, silent, kd_weight=0.5)  # there is a teacher to learn from
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,100 @@ def test_the_ratio_of_trainer_and_sampler(mode: str, expected: list[list[float]]
     inputs = {"sampling_per_token_logps": sampled, "completion_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
     torch.testing.assert_close(trainer._ratio(trained, inputs), torch.tensor(expected))
     torch.testing.assert_close(trainer._apart[0].exp(), torch.tensor([2.0, 2.0, 4.0, 1.0, 1.0]))
+
+
+def built(tmp_path: Path, **options: Any) -> Any:
+    """A trainer whose teacher is another model than its student."""
+    given = training(rewards=[lambda **_: []], reward_weights=[1.0], max_completion_tokens=17)
+    given.arguments |= {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
+    given.optimizer = torch.optim.SGD(given.model.parameters(), lr=0.1)
+    given.teacher = tiny_model(seed=1).requires_grad_(False)
+    trainer = Grpo(Options(generations=4, **options)).build_trainer(given)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    return trainer
+
+
+def micro_batch(advantages: list[float]) -> dict[str, Any]:
+    """Two prompts, the first padded, with completions, the second of which is padded; five tokens count."""
+    ids = torch.arange(3, 13).view(2, 5)
+    prompt_mask, completion_mask = torch.tensor([[0, 1], [1, 1]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    return {
+        "prompt_ids": ids[:, :2] * prompt_mask,
+        "prompt_mask": prompt_mask,
+        "completion_ids": ids[:, 2:] * completion_mask,
+        "completion_mask": completion_mask,
+        "advantages": torch.tensor(advantages),
+        "num_items_in_batch": torch.tensor(5.0),
+        "sampling_per_token_logps": torch.full((2, 3), -3.0),
+    }
+
+
+def plain_divergence(student: Any, teacher: Any, inputs: dict[str, Any], divergence: str) -> torch.Tensor:
+    """The mean over what counts, written down as plainly as it can be."""
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    width = max(tiny_tokenizer().get_vocab().values()) + 1
+    mine, theirs = (
+        model(input_ids=ids, attention_mask=mask).logits[:, 1:-1, :width].log_softmax(-1)
+        for model in (student, teacher)
+    )
+    p, q = (theirs, mine) if divergence == "forward" else (mine, theirs)
+    return ((p.exp() * (p - q)).sum(-1) * inputs["completion_mask"]).sum() / inputs["num_items_in_batch"]
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse"])
+def test_the_teachers_distributions_count_on_the_students_tokens(divergence: str, tmp_path: Path) -> None:
+    inputs = micro_batch([0.0, 0.0])
+    trainer = built(tmp_path, kd_weight=2.0, divergence=divergence)
+    loss = trainer._compute_loss(trainer.model, inputs)
+    expected = 2 * plain_divergence(trainer.model, trainer._distilled.teacher, inputs, divergence)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+    name = "model.layers.1.mlp.up_proj.weight"
+    [mine] = torch.autograd.grad(loss, [trainer.model.get_parameter(name)])
+    [theirs] = torch.autograd.grad(expected, [trainer.model.get_parameter(name)])
+    assert theirs.abs().max() > 0
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-7)
+    trainer.log({"loss": 0.0})
+    assert trainer.state.log_history[-1]["distillation/divergence"] == pytest.approx(expected.item() / 2, rel=1e-4)
+
+
+def test_it_is_added_to_what_the_rewards_say(tmp_path: Path) -> None:
+    inputs = micro_batch([1.0, -1.0])
+    plain = built(tmp_path)
+    alone = plain._compute_loss(plain.model, dict(inputs)).item()
+    trainer = built(tmp_path, kd_weight=0.5)
+    divergence = plain_divergence(trainer.model, trainer._distilled.teacher, inputs, "reverse").item()
+    both = trainer._compute_loss(trainer.model, dict(inputs)).item()
+    assert alone != 0
+    assert both == pytest.approx(alone + 0.5 * divergence, rel=1e-4)
+
+
+def test_trls_own_kl_is_taken_to_the_teacher(tmp_path: Path) -> None:
+    trainer = built(tmp_path, beta=0.1)
+    assert trainer.beta == 0.1
+    inputs = micro_batch([0.0, 0.0])
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    scored = trainer._get_per_token_logps_and_entropies(trainer.ref_model, ids, mask, 3)[0]
+    plain = tiny_model(seed=1)(input_ids=ids, attention_mask=mask).logits[:, 1:-1].log_softmax(-1)
+    there = inputs["completion_mask"].bool()
+    torch.testing.assert_close(scored[there], plain.gather(-1, ids[:, 2:, None])[..., 0][there], rtol=1e-4, atol=1e-5)
+    loss = trainer._compute_loss(trainer.model, inputs | {"ref_per_token_logps": scored.detach()})
+    assert loss.item() > 0  # the estimate is never negative
+
+
+@pytest.mark.slow
+def test_training_with_a_teacher_brings_the_student_nearer_to_it(tmp_path: Path) -> None:
+    write_start(tmp_path)
+    keys: dict[str, Any] = {"batch": 8, "generations": 2, "steps": 8, "max_tokens": 64, "max_completion_tokens": 12}
+    keys |= {"lr": 1e-5, "scale_lr": 1e-2, "schedule": "constant", "rewards": {"correct": 0.0}}
+    job, step = train_step(tmp_path, "grpo", source=Sums(4), kd_weight=1.0, **keys)
+    train.run(job, step)
+    log = [json.loads(line) for line in (job.workdir(step) / "training.jsonl").read_text().splitlines()]
+    seen = [line["distillation/divergence"] for line in log]
+    assert len(seen) == 8
+    assert sum(seen[-3:]) < 0.9 * sum(seen[:3]), seen
 
 
 @pytest.mark.slow

@@ -136,6 +136,20 @@ def test_a_broken_plugin_is_reported_and_stops_nothing_else(site: Path, code: st
         registry.card("quantizer", "acme")
 
 
+@pytest.mark.parametrize(
+    ("teacher", "complaint"),
+    [('("strength", "weight")', "names of options, not 'weight'"), ('"strength"', "write teacher=('strength',)")],
+)
+def test_a_teacher_that_an_option_asks_for(site: Path, teacher: str, complaint: str):
+    objective = acme().replace("register_quantizers", "register_objectives")
+    write_plugin(site, "rqat-acme", objective.replace("summary", 'teacher=("strength",), summary'))
+    card = Registry.discover().card("objective", "acme")
+    assert card.has_teacher(card.options(strength=1.0))
+    assert not card.has_teacher(card.options(strength=0.0))
+    write_plugin(site, "rqat-wrong", objective.replace("summary", f"teacher={teacher}, summary"))
+    assert complaint in errors(Registry.discover())
+
+
 def test_a_plugin_that_registers_a_name_twice(site: Path):
     write_plugin(site, "rqat-acme", acme() + "    register('acme', load=':Other')\n")
     registry = Registry.discover()

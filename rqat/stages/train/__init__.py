@@ -195,9 +195,11 @@ class Train(Stage):
             making.problem(f"{place.at('task')}: '{keys.task}' compares models; it grades no completion.")
         else:
             parts["task"] = making.named("task", keys.task, place.at("task")) if keys.task is not None else None
-        if keys.teacher is not None and objective is not None and not objective.card.teacher:
-            learners = ", ".join(card.name for card in making.known("objective") if card.teacher)
-            wanted = f"leave it out, or use one that does: {learners}"
+        if keys.teacher is not None and objective is not None and not objective.teacher:
+            learners = ", ".join(card.name for card in making.known("objective") if card.teacher is True)
+            named = objective.card.teacher
+            switch = f"set {' or '.join(named)}, " if isinstance(named, tuple) else ""
+            wanted = f"{switch}leave it out, or use one that does: {learners}"
             making.problem(f"{place.at('teacher')}: '{keys.objective}' learns from no teacher; {wanted}.")
         inputs = {"start": making.made[making.last]}
         inputs |= Produce().add_before(making, keys.data, place.at("data"), source)
@@ -223,7 +225,7 @@ class Train(Stage):
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
-        keys, card = step.settings, step.parts["objective"].card
+        keys, objective = step.settings, step.parts["objective"]
         assert isinstance(keys, TrainKeys)
         trained = sizes.quantized + (sizes.rest if keys.other_lr or keys.train_embedding else 0)
         copies = 1 + MOMENTS.get(keys.optimizer, 2)  # latents and moments
@@ -233,14 +235,14 @@ class Train(Stage):
         optimizer = copies * trained * FLOAT32 + groups * (3 + moved * (copies - 1))
         snapshot = optimizer if sizes.device == "cpu" else 0  # of what is being written while training goes on
         gradients = trained * sizes.width
-        teacher = sizes.teacher(keys.teacher) if card.teacher else 0
-        if keys.watch is not None and not (card.teacher and keys.teacher is None):
+        teacher = sizes.teacher(keys.teacher) if objective.teacher else 0
+        if keys.watch is not None and not (objective.teacher and keys.teacher is None):
             teacher += sizes.teacher(None)
         sequences = sequences_at_once(keys.batch, keys.micro_batch, sizes.processes)
         tokens = sequences * keys.max_tokens
         logits = LOGITS_COPIES * tokens * sizes.config.vocab * FLOAT32
         kept = tokens * sizes.width * _activations(keys, sizes)
-        cache = sizes.cache(sequences, keys.max_tokens) if card.writes else 0
+        cache = sizes.cache(sequences, keys.max_tokens) if objective.card.writes else 0
         memory = sizes.model + teacher + optimizer + snapshot + gradients + logits + kept + cache
         # The last checkpoint, and the one that is being written.
         return Needs(memory, sizes.checkpoint + sizes.quantized * LATENT_BYTES, 2 * optimizer)

@@ -157,7 +157,7 @@ def _train(
         if rows.facts["rows_dropped_too_long"] and processes.leads:
             log.warning("%s: %s", step.name, dropped_rows(rows.facts, max_tokens))
         teacher = None
-        if card.teacher:
+        if objective.teacher:
             named = keys.teacher or job.plan.model
             teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline)
         room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0

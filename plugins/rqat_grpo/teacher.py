@@ -1,0 +1,74 @@
+"""What GRPO learns from a teacher: its distributions on the completions that the student wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rqat_kernels.linear_kl import linear_kl
+
+if TYPE_CHECKING:
+    import transformers
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """On-policy distillation (arXiv 2306.13649): the divergence from a teacher on the student's own tokens.
+
+    Attributes:
+        teacher: frozen.
+        weight: of the divergence in the loss.
+        divergence: a name of `rqat_kernels.divergences`.
+        beta: the teacher's share in the mixture, for those that mix.
+        vocabulary: number of tokens.
+    """
+
+    teacher: transformers.PreTrainedModel
+    weight: float
+    divergence: str
+    beta: float
+    vocabulary: int
+
+    def loss(self, student: transformers.PreTrainedModel, hidden: Tensor, inputs: Any, count: Tensor) -> Tensor:
+        """The divergence summed over the tokens that are learned from, over `count`; not yet weighted.
+
+        Args:
+            hidden: last hidden states of the student `(B, P + C, d)`, with their graph.
+            inputs: of a micro-batch of TRL's GRPO trainer: prompts `(B, P)` padded on the left, completions `(B, C)`
+                on the right, and their masks.
+            count: tokens of the whole batch.
+        """
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        counted = mask.bool()
+        counted[:, : inputs["prompt_ids"].shape[1]] = False
+        # Counted once: a GPU has to be waited for, to know how many there are. A place predicts the token behind it.
+        places = counted[:, 1:].nonzero(as_tuple=True)
+        with torch.no_grad():
+            theirs = self.teacher.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return linear_kl(
+            hidden[places],
+            student.get_output_embeddings().weight,
+            theirs[places],
+            self.teacher.get_output_embeddings().weight,
+            divergence=self.divergence,
+            beta=self.beta,
+            count=count,
+            vocabulary=self.vocabulary,
+        )
+
+
+@contextmanager
+def last_hidden_states(model: transformers.PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Collects what the model without its head puts out, of every forward pass inside."""
+    found: list[Tensor] = []
+    handle = model.base_model.register_forward_hook(lambda *call: found.append(call[-1].last_hidden_state))
+    try:
+        yield found
+    finally:
+        handle.remove()
