@@ -39,6 +39,7 @@ from .contracts import (
     SharedInput,
     Source,
     Split,
+    Start,
     Statistic,
     Streams,
     Task,
@@ -128,6 +129,7 @@ __all__ = [
     "SharedInput",
     "Source",
     "Split",
+    "Start",
     "Statistic",
     "Streams",
     "Task",
@@ -147,6 +149,7 @@ __all__ = [
     "load",
     "load_packed",
     "quantize",
+    "quantizer_of",
     "save",
     "scaled_logits",
 ]
@@ -177,6 +180,22 @@ def grid_of(scheme: Scheme) -> Grid:
     from .grids import grid_of as found
 
     return found(scheme)
+
+
+def quantizer_of(start: Start) -> Quantizer:
+    """The quantizer that an option of type `rqat.Start` names, built with its options.
+
+    Raises:
+        UnknownName: nobody offers a quantizer of that name.
+        RecipeError: an option that it does not have, or of a wrong value.
+        PluginError: its plugin is broken.
+    """
+    from .registry import Registry
+
+    registry = Registry.current()
+    card = registry.card("quantizer", start.method)
+    made: Quantizer = registry.make(card, registry.options(card, start.options))
+    return made
 
 
 def load_packed(

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from .cards import Card
-from .contracts import File, Options, Part
+from .contracts import File, Options, Part, Start
 from .keys import ModelKeys, Neutral, PluginKeys
 from .model.hub import fetch, resolve
 from .stage import Step, Use
@@ -101,7 +101,10 @@ def _option(value: Any) -> Any:
 
 
 def _is_parts(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and any(isinstance(item, Part) for item in value)
+    """Whether an option names other parts, which stand among the facts with the defaults of their own options."""
+    return isinstance(value, Start) or (
+        isinstance(value, (list, tuple)) and any(isinstance(item, Part) for item in value)
+    )
 
 
 def files_of(options: Options) -> Iterator[tuple[str, File]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import __version__
 from .cards import Card, Kind
-from .contracts.options import graders_of, parts_of
+from .contracts.options import graders_of, parts_of, starts_of
 from .errors import RecipeError, RqatError
 from .facts import card_facts, model_facts, part_facts, settings_facts
 from .grids import grid_cards, scheme_problems
@@ -224,6 +224,9 @@ class _Making:
         for _, _, part in parts_of(use.options):
             card = self._registry.card("source", part.source)
             parts.append((self._with_parts(Use(card, self._registry.options(card, part.options))), part.weight))
+        for _, start in starts_of(use.options):
+            card = self._registry.card("quantizer", start.method)
+            parts.append((self._with_parts(Use(card, self._registry.options(card, start.options))), 1.0))
         for _, task in graders_of(use.options):
             card = self._registry.card("task", task)
             parts.append((Use(card, self._registry.options(card, {})), 1.0))

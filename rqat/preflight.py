@@ -278,7 +278,7 @@ def _grids(plan: Plan, look: Look) -> Iterator[Finding]:
     """Parts that cannot do a scheme's grid, what a grid has against it, and what training without kernels costs."""
     registry, schemes = Registry.current(), plan.scheme.different
     for step in plan.steps:
-        for use in step.parts.values():
+        for use in (inner for part in step.parts.values() for inner in part.all()):
             for problem in part_problems(registry, use.card, schemes):
                 yield step.finding(problem.level, problem.key, problem.text, problem.hint)
         if "quantizer" in step.parts:

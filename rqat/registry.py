@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from . import hookspecs
 from .cards import KINDS, Card, Kind, check_class, kind_of, registrar
 from .contracts import Options, Part, Source
-from .contracts.options import graders_of, parts_of
+from .contracts.options import graders_of, parts_of, starts_of
 from .discovery import BrokenPlugin, Discovery, Plugin, one_line
 from .errors import PluginError, RecipeError, UnknownName, nearest
 from .problems import Place, problems_of
@@ -43,6 +43,7 @@ BUILTIN = (
     "rqat_hqq",
     "rqat_gptq",
     "rqat_awq",
+    "rqat_block_ap",
     "rqat_sft",
     "rqat_kd",
     "rqat_grpo",
@@ -216,6 +217,13 @@ class Registry:
             inside = place.at(name, index)
             try:
                 self.options(self.card("source", part.source, inside.at("source")), part.options, inside)
+            except RecipeError as error:
+                problems += error.problems
+            except (UnknownName, PluginError) as error:
+                problems.append(str(error))
+        for name, start in starts_of(options):
+            try:
+                self.options(self.card("quantizer", start.method, place.at(name)), start.options, place.at(name))
             except RecipeError as error:
                 problems += error.problems
             except (UnknownName, PluginError) as error:

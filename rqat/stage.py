@@ -65,7 +65,8 @@ class Use:
 
     Attributes:
         parts: of a source made of others: those, with their weights, in order, and then the tasks whose graders it
-            uses; of an objective that is trained on rewards: the rewards, with their weights, in order.
+            uses; of a quantizer those it starts from; of an objective that is trained on rewards: the rewards, with
+            their weights, in order.
         place: where its options are written.
     """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 from ..scheme import Scheme
@@ -134,6 +134,33 @@ class Part(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Start(BaseModel):
+    """A quantizer that another one starts from, as a type of options: `gptq`, or `{method: gptq, damp: 0.05}`.
+
+    It has to be there and to take these options, and its source counts in the fingerprint. `rqat.quantizer_of` makes
+    it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    method: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, given: Any) -> Any:
+        return {"method": given} if isinstance(given, str) else given
+
+    def __repr__(self) -> str:
+        return repr({"method": self.method, **self.options} if self.options else self.method)
+
+    __str__ = __repr__
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the named quantizer, not yet validated."""
+        return dict(self.model_extra or {})
+
+
 def parts_of(options: Options) -> Iterator[tuple[str, int, Part]]:
     """Every `Part` in a source's options, with the option's name and its index."""
     for name, value in options:
@@ -144,3 +171,8 @@ def parts_of(options: Options) -> Iterator[tuple[str, int, Part]]:
 def graders_of(options: Options) -> Iterator[tuple[str, Grader]]:
     """Every `Grader` in options, with the option's name."""
     yield from ((name, value) for name, value in options if isinstance(value, Grader))
+
+
+def starts_of(options: Options) -> Iterator[tuple[str, Start]]:
+    """Every `Start` in a quantizer's options, with the option's name."""
+    yield from ((name, value) for name, value in options if isinstance(value, Start))

@@ -64,7 +64,8 @@ class Streams:
         original_inputs: the same in the model before quantization.
         original_outputs: what the original block makes of `original_inputs`.
         masks: `(B, T)` bool, False at padding; None where there is none.
-        run: calls the block, as it is now, on one batch: `run(number, hidden) -> hidden`; gradients flow.
+        run: calls the block, as it is now, on one batch or on some of its sequences: `run(number, hidden) -> hidden`;
+            gradients flow.
     """
 
     inputs: Sequence[torch.Tensor]
@@ -116,7 +117,8 @@ class Quantizer(ABC):
         needs: statistics to collect at the input of every layer; exactly these are there when `quantize_linear` runs.
         tied_ends: it also quantizes a weight that is the model's embedding and its head in one, by what the head reads
             in the model before quantization. Without it such a weight, as an embedding always, is rounded to the
-            nearest values of its grid, fitted for the least squared error.
+            nearest values of its grid, fitted for the least squared error; and so is a head of its own where the
+            quantizer needs streams, which there are none of behind the last block: with it, `Block.streams` is None.
     """
 
     needs: ClassVar[frozenset[Statistic]] = frozenset()

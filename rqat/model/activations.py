@@ -112,7 +112,9 @@ class Activations:
         """Hidden states around the block that `advance` and `remember` have reached."""
 
         def run(number: int, hidden: Tensor) -> Tensor:
-            return _hidden_of(block.module(hidden.to(self._device), **self._keywords_here(self._batches[number])))
+            with torch.no_grad():
+                keywords = self._keywords_here(TokenBatch(self._batches[number].input_ids[: len(hidden)]))
+            return _hidden_of(block.module(hidden.to(self._device), **keywords))
 
         masks = [batch.attention_mask for batch in self._batches]
         return Streams(self._hidden, self._original, self._outputs, masks, run)

@@ -164,13 +164,13 @@ def _statistics(
             return None
         collected = activations.collect_end(block) if quantizer.needs else LinearStats()
         return dict.fromkeys(block.names(), collected)
-    if not block.name and "streams" in quantizer.needs:
+    if not block.name and "streams" in quantizer.needs and not quantizer.tied_ends:
         return None
     if not (quantizer.needs and block.inputs):
         return {name: LinearStats() for name in block.names()}
     activations.advance(index)
     stats = activations.collect(block)
-    if "streams" in quantizer.needs:
+    if "streams" in quantizer.needs and block.name:
         block.streams = activations.streams(block)
     return stats
 

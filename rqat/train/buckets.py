@@ -152,6 +152,7 @@ def plan_buckets(
     latents: Mapping[str, Tensor],
     *,
     flat: bool,
+    reach: float = 0.5,
 ) -> list[Bucket]:
     """Stacks neighbouring layers of one scheme, group size, device and dtype up to `LARGEST` weights; singly unless
     `flat`.
@@ -170,7 +171,7 @@ def plan_buckets(
             runs.append([name])
             size = weight.numel()
         key_of_last = key
-    return [_bucket(names, weights, layers, latents, flat=flat) for names in runs]
+    return [_bucket(names, weights, layers, latents, flat=flat, reach=reach) for names in runs]
 
 
 @torch.no_grad()
@@ -181,6 +182,7 @@ def _bucket(
     latents: Mapping[str, Tensor],
     *,
     flat: bool,
+    reach: float,
 ) -> Bucket:
     grid = grid_of(scheme_of(layers[names[0]]))
     own = [weights[name] for name in names]
@@ -195,7 +197,7 @@ def _bucket(
         latent = grid.decode(codes, scale, zero)
         if name in latents:
             start = _checked_latent(name, latents[name], weight).to(device, dtype).reshape(-1, group)
-            latent = into_cells(start, codes, scale, zero, grid)
+            latent = into_cells(start, codes, scale, zero, grid, reach=reach)
         rows.append(latent)
         scales.append(scale)
         zeros.append(zero)

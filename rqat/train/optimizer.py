@@ -58,6 +58,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         weight_decay: of the latent weights.
         latents: start of the latent weights by layer, `(O, I)` in float32 or wider; they are clamped into the cells of
             their codes, so that the first forward pass is still the quantized model. Missing ones start at `w_hat`.
+        reach: farthest a latent starts from its code's value, in steps of the grid; the border is at 0.5.
 
     Raises:
         ModelError: a layer that is not in the model, is tied to something else, or has another shape.
@@ -78,6 +79,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         train_embedding: bool = False,
         weight_decay: float = 0.0,
         latents: Mapping[str, Tensor] | None = None,
+        reach: float = 0.5,
     ) -> None:
         _check_arguments(model, inner, {"lr": lr, "scale_lr": scale_lr, "zero_lr": zero_lr, "other_lr": other_lr})
         if inner.__name__ in UNSUITABLE:
@@ -93,7 +95,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         weights = _weights_of(model, layers)
         self._order = list(weights)
         weights = {name: weights[name] for name in weights if name not in self.frozen}
-        self.buckets = plan_buckets(weights, layers, latents or {}, flat=OPTIMIZERS.get(inner.__name__, False))
+        self.buckets = plan_buckets(
+            weights, layers, latents or {}, flat=OPTIMIZERS.get(inner.__name__, False), reach=reach
+        )
         self.others = _other_parameters(model, weights) if other_lr is not None else {}
         trained = {id(p) for p in [*weights.values(), *self.others.values()]}
         for parameter in model.parameters():

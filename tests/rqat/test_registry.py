@@ -88,7 +88,7 @@ def test_an_unknown_name_is_told_with_the_nearest():
     with pytest.raises(UnknownName) as caught:
         registry.card("quantizer", "gtpq", "mine.yaml:7 quantize.method")
     known = ", ".join(card.name for card in registry.cards("quantizer"))
-    assert "awq, gptq, " in known
+    assert "awq, block-ap, gptq, " in known
     assert str(caught.value) == (
         f"mine.yaml:7 quantize.method: 'gtpq' is not a quantizer. Known: {known}. Did you mean 'gptq'?"
     )

@@ -108,10 +108,16 @@ class Quantize(Stage):
             calibration = plan.step(step.inputs["calibration"]).settings
             assert isinstance(calibration, CalibrationKeys)
             tokens = calibration.all_tokens
-        hidden_states = 2 * tokens * sizes.config.hidden * sizes.width
+        needs = step.parts["quantizer"].card.needs
+        # Of a quantizer that compares, those of the original model, its outputs, and targets of its own.
+        streams = 2 + (2 if {"cross", "streams"} & set(needs) else 0)
+        hidden_states = streams * tokens * sizes.config.hidden * sizes.width
         widest = max((width for _, width in sizes.config.linears.values()), default=0)
-        hessians = 4 * widest**2 * FLOAT32 if step.parts["quantizer"].card.needs else 0
-        return Needs(sizes.model + sizes.quantized + hidden_states + hessians, sizes.checkpoint)
+        hessians = 4 * widest**2 * FLOAT32 if needs else 0
+        # A block that is trained: latents, two moments and two temporaries in float32, a gradient and two copies.
+        block = sizes.quantized / max(1, sizes.config.blocks)
+        trained = block * (5 * FLOAT32 + 3 * sizes.width) if "streams" in needs else 0
+        return Needs(sizes.model + sizes.quantized + hidden_states + hessians + trained, sizes.checkpoint)
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """See `Stage`."""
