@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from typing import Any
 
@@ -52,6 +53,7 @@ class Trainer(trl.GRPOTrainer):
         super().__init__(**given)
         self._rollouts, self._distilled = rollouts, distilled
         if reference is not None:
+            reference = copy.copy(reference)  # TRL gives it another `forward`, and the teacher may be used again
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model, self.beta = reference, reference_weight
         self._apart: list[Tensor] = []
