@@ -116,3 +116,16 @@ def test_the_example_of_the_documentation_plans(registry: Registry) -> None:
     made = load_sweep(Path(__file__).parents[3] / "docs" / "examples" / "sweep.yaml", registry)
     assert len(made.cells) == 4
     assert len({fingerprint for cell in made.cells for fingerprint in cell.prints.values()}) == 9 + 3 * 4
+
+
+def test_the_screening_of_a_real_model(registry: Registry, tmp_path: Path) -> None:
+    """Planned for the embedded model: fingerprints need weights."""
+    text = (Path(__file__).parents[3] / "docs" / "examples" / "screen-kd.yaml").read_text()
+    file = tmp_path / "screen-kd.yaml"
+    file.write_text(text.replace("set:\n", "set:\n  model: builtin:tiny-reasoner\n"))
+    made = load_sweep(file, registry)
+    shared, own = {name.split("-", 1)[1] for name in made.cells[0].prints}, ("train-kd", "evaluate-kl-kd")
+    assert {"produce-traces", "quantize-gptq", *own} <= shared
+    assert len({fingerprint for cell in made.cells for fingerprint in cell.prints.values()}) == (
+        len(shared) - len(own) + 10 * len(own)
+    )
