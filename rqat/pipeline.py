@@ -26,11 +26,11 @@ from typing import Any
 
 from . import __version__
 from .errors import RunError
-from .intact import damaged, sealed
+from .intact import damaged, is_manifest, read_manifest, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
 from .lighter import ran_out
-from .run_folder import MANIFEST, MARK, SUMMARY, fates, settle
+from .run_folder import MANIFEST, MARK, SUMMARY, fates, refuse_links, settle
 from .run_lock import LOCK, only_one
 from .stage import Step
 from .stages import stages, work_of
@@ -68,12 +68,13 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
         redo: names of steps to do again, with what depends on them.
 
     Raises:
-        RunError: the folder holds something else, or another process is running in it; the disk is full or not
-            writable.
+        RunError: the folder holds something else, or a link that leads out of it, or another process is running in it;
+            the disk is full or not writable.
         RqatError: whatever a stage reports. What was finished stays, and the same command resumes from there.
     """
     if job.workers > 1:
         check_processes(job.workers, job.device)
+    refuse_links(job.folder)
     with only_one(job.folder):
         _refuse_foreign_folder(job)
         sweep(job.folder)
@@ -134,7 +135,7 @@ def _tell_versions(job: Job) -> None:
     """Says, once for all kept steps, which libraries they were made with where those are others now."""
     now, before = _versions(), dict[str, str]()
     for step in job.plan.steps:
-        manifest = read_json(job.result_of(step.name) / MANIFEST) or {}
+        manifest = read_manifest(job.result_of(step.name)) or {}
         before |= {name: its for name, its in manifest.get("versions", {}).items() if its != now.get(name, its)}
     if before:
         changed = ", ".join(f"{name} {its} (now {now[name]})" for name, its in before.items())
@@ -201,7 +202,7 @@ def _run_step(job: Job, step: Step) -> None:
     fingerprint = job.plan.fingerprint(step)
     with explained(work):
         manifest = read_json(work / MANIFEST)  # there when it was interrupted while being published
-        if manifest and manifest["fingerprint"] == fingerprint and not damaged(work, manifest, whole=True):
+        if is_manifest(manifest) and manifest["fingerprint"] == fingerprint and not damaged(work, manifest, whole=True):
             _publish(work, final)
             return
         work.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -35,7 +36,7 @@ def main() -> None:
     with reporting():
         file = Path(sys.argv[1])
         order = read_json(file)
-        threading.Thread(target=_end_without, args=[order["parent"]], daemon=True).start()
+        threading.Thread(target=_end_without, args=[order["parent"], file.parent], daemon=True).start()
         job, step = job_of(order)
         job.processes = Processes.join(job.device)
         if job.processes.leads:
@@ -85,10 +86,14 @@ def reporting() -> Iterator[None]:
         os._exit(code)
 
 
-def _end_without(parent: int) -> None:
-    """In a thread: ends this process when the one that started it is gone, whatever it is waiting for."""
+def _end_without(parent: int, folder: Path) -> None:
+    """In a thread: ends this process when the one that started it is gone, whatever it is waiting for.
+
+    What that one has left in its temporary `folder` goes, too.
+    """
     while os.getppid() == parent:
         time.sleep(LOOK_S)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

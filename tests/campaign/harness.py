@@ -112,17 +112,19 @@ class Outcome:
     """What a row of the campaign's table tells.
 
     Attributes:
+        lost: points that were not tried because they are the same as one that went wrong.
         problems: what went wrong, by point.
     """
 
     name: str
     tried: int = 0
+    lost: int = 0
     repeated: int = 0
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lost = len({problem.partition(":")[0] for problem in self.problems})
+        lost = self.lost + len({problem.partition(":")[0] for problem in self.problems})
         return f"| {self.name} | {self.tried} | {self.tried - lost} | {self.repeated} | {self.seconds:.0f} |"
 
 
@@ -208,14 +210,32 @@ class Campaign:
                 outcome.problems.append(f"{what}: {count} updates of {step} are repeated")
 
     def crash(self, numbers: list[int]) -> Outcome:
-        """A process that ends after a change: the folder as it was then, and the same command."""
+        """A process that ends after a change: the folder as it was then, and the same command.
+
+        A change that leaves the folder as it was (an fsync, the close of a file that is written already) is as good as
+        the one before: of such a series the last is tried, by when most had been done that could be repeated.
+        """
+        chosen, alike = set(numbers), dict[int, int]()
+        copies = [self.folder / "copies" / f"{number:04}" for number in range(1, len(self.points) + 1)]
+        before, series = "", list[int]()
+        for number, copy in enumerate(copies, 1):
+            state = state_of(copy)
+            if state != before:
+                series = []
+            before = state
+            if number in chosen:
+                alike.pop(series[-1] if series else 0, None)
+                series.append(number)
+                alike[number] = len(series)
 
         def try_one(number: int, outcome: Outcome) -> None:
-            place = self.folder / "copies" / f"{number:04}"
+            place = copies[number - 1]
             self.resumed(place, self.notes[: self.points[number - 1]], outcome, f"change {number}")
+            outcome.tried += alike[number] - 1
+            outcome.lost += (alike[number] - 1) * any(said.startswith(f"change {number}:") for said in outcome.problems)
             shutil.rmtree(place)
 
-        return self._each("killed after a change of the file system", numbers, try_one)
+        return self._each("killed after a change of the file system", sorted(alike), try_one)
 
     def refusable(self, code: int) -> int:
         """How many writes there are that a disk can refuse in this way."""
@@ -272,6 +292,16 @@ class Campaign:
             for one in tried:
                 one.cancel()
         return outcome
+
+
+def state_of(folder: Path) -> str:
+    """A digest of all that a process can find in a folder: names, times and bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        digest.update(f"{path.relative_to(folder)}\0".encode())
+        if path.is_file():
+            digest.update(f"{path.stat().st_mtime_ns}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def contents(folder: Path) -> dict[str, Any]:

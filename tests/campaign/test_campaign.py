@@ -4,7 +4,7 @@
     RQAT_CAMPAIGN_SHARE=20            one point of 20: others with another RQAT_CAMPAIGN_SEED, which is printed
     RQAT_CAMPAIGN_SERVERS=1           as many runs side by side; two unless said otherwise
 
-The everyday suite takes a few points. What is killed of several processes is in tests/rqat/test_processes.py.
+The everyday suite takes a few points; of several processes, tests/rqat/test_processes.py does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from pathlib import Path
 import pytest
 
 from .harness import HEAD, RECIPE, START, Campaign, Outcome, Server, compiled, contents
+from .several import Two, moments
 
 SHARE = int(os.environ.get("RQAT_CAMPAIGN_SHARE", "1"))
 SEED = int(os.environ.get("RQAT_CAMPAIGN_SEED", "0"))
 SERVERS = int(os.environ.get("RQAT_CAMPAIGN_SERVERS", str(min(2, os.cpu_count() or 1))))
 SIGNALS = 100
+KILLS = 6
+"""Of one of two processes, and as many of the one that started them, for each of two objectives."""
 
 LONGEST_S = 8.0
 """About as long as the run takes that is signalled."""
@@ -114,3 +117,19 @@ def test_a_signal_at_a_random_moment(campaign: Campaign, table: list[Outcome]) -
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     moments = [(int(chance.choice(signals)), chance.uniform(0, LONGEST_S)) for _ in range(-(-SIGNALS // SHARE))]
     judge(campaign.signalled(moments), table)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("objective", ["kd", "grpo"])
+def test_one_of_two_processes_killed_and_the_one_that_started_them(
+    table: list[Outcome], tmp_path: Path, objective: str
+) -> None:
+    """The same bytes after the same command; no process and no temporary file is left over."""
+    two, count = Two(tmp_path / "two", objective), -(-KILLS // SHARE)
+    outcomes = [
+        two.killed("one of two processes killed", moments(SEED, count, parent=False)),
+        two.killed("the parent of two processes killed", moments(SEED, count, parent=True)),
+    ]
+    table += outcomes
+    problems = [problem for outcome in outcomes for problem in outcome.problems]
+    assert not problems, "\n".join(problems)

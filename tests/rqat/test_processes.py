@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ from rqat.processes import RANKS, Processes, WorkerFailed, work_alone
 from rqat.recipe import load_recipe
 from rqat.registry import Registry
 from rqat.storage import read_json
+from tests.campaign.several import is_there, workers_of
 from tests.training import digests
 
 TIMEOUT_S = 120
@@ -58,24 +58,6 @@ def qat(folder: Path, overrides: tuple[str, ...], processes: int = 2) -> list[st
 def started(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """A command's exit code and what it printed."""
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, **environment})
-
-
-def workers_of(parent: int) -> list[int]:
-    """Process ids of the workers that a process has started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # any process may end meanwhile
-            started_by = int(status.read_text().rpartition(")")[2].split()[1])
-            if started_by == parent and b"rqat.worker" in (status.parent / "cmdline").read_bytes():
-                found.append(int(status.parent.name))
-    return sorted(found)
-
-
-def is_there(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 class Running:
