@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from rqat.cli.app import build
 from rqat.errors import RqatError
 from rqat.train.saving import Saving
+from tests.tiny import save_tiny
 
 from .kinds import Bench, Kind
 from .mutate import mutated_bytes, mutated_json, mutated_lines, mutated_safetensors
@@ -39,7 +40,8 @@ class Commands:
     """Kinds of files, over runs that are made once."""
 
     def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+        self.folder = bench.folder
+        self.model = save_tiny(bench.folder / "plain")
         self.finished = self._made("finished", QUANTIZE + EVALUATE)
         self.interrupted = self._made("interrupted", QUANTIZE + TRAIN, interrupted=True)
         [self.quantized] = self.finished.glob("run/*-quantize-rtn")
@@ -48,7 +50,7 @@ class Commands:
 
     def kinds(self) -> dict[str, Kind]:
         """By name: the command, and what it reads."""
-        model, json_file = self.bench.model, mutated_json
+        model, json_file = self.model, mutated_json
         made = {
             "quantize config": (model / "config.json", json_file, self._quantize),
             "quantize tokenizer": (model / "tokenizer.json", json_file, self._quantize),
@@ -86,13 +88,13 @@ class Commands:
 
     def _quantize(self, place: Path, replaced: Path) -> None:
         command = ["quantize", str(place / "model"), "--method", "rtn", "--scheme", "w4g64", "-o", str(place / "out")]
-        _replace(self.bench.model, place / "model", replaced, place / "input")
+        _replace(self.model, place / "model", replaced, place / "input")
         _checked(command, place)
 
     def _start(self, place: Path, replaced: Path) -> None:
         _replace(self.quantized, place / "start", replaced, place / "input")
         recipe = place / "mine.yaml"
-        recipe.write_text(START.format(model=self.bench.model, start=place / "start"))
+        recipe.write_text(START.format(model=self.model, start=place / "start"))
         _checked(["qat", "--recipe", str(recipe), "-o", str(place / "run")], place)
 
     def _again(self, before: Path) -> Callable[[Path, Path], None]:
@@ -108,9 +110,9 @@ class Commands:
 
     def _made(self, name: str, recipe: str, *, interrupted: bool = False) -> Path:
         """A run; interrupted before the third step of its training."""
-        place = self.bench.folder / name
+        place = self.folder / name
         place.mkdir()
-        (place / "mine.yaml").write_text(recipe.format(model=self.bench.model))
+        (place / "mine.yaml").write_text(recipe.format(model=self.model))
         command = ["qat", "--recipe", str(place / "mine.yaml"), "-o", str(place / "run")]
 
         def stop(saving: Saving, args: object, state: TrainerState, *_: object, **more: object) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import hypothesis.strategies as st
-import yaml
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
 from rqat.recipe import json_schema
+from rqat.yaml_lines import parse_value
 
 from .kinds import RECIPE
 from .mutate import ODD
@@ -77,7 +77,7 @@ def of_schema(schema: Mapping[str, Any], known: Mapping[str, Any], depth: int = 
 def recipes(model: str) -> st.SearchStrategy[bytes]:
     """The good recipe with some sections made anew."""
     schema = json_schema()
-    good = yaml.safe_load(RECIPE.replace("MODEL", model))
+    good = parse_value(RECIPE.replace("MODEL", model), "recipe")
     sections = {
         key: of_schema(one, schema["$defs"]) for key, one in schema["properties"].items() if key not in ("extends",)
     }
