@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import RunError
+from .errors import RqatError, RunError
 from .intact import damaged, is_manifest, read_manifest, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
@@ -213,7 +213,7 @@ def _run_step(job: Job, step: Step) -> None:
     started = datetime.now(UTC)
     clock = time.perf_counter()
     with explained(work):
-        with heard() as told:
+        with heard() as told, _nothing_left(work):
             results = run_stage(job, step)
         written = sealed(work, without={MARK})
         write_json(
@@ -234,6 +234,17 @@ def _run_step(job: Job, step: Step) -> None:
             },
         )
         _publish(work, final)
+
+
+@contextmanager
+def _nothing_left(work: Path) -> Iterator[None]:
+    """Around the work of a step: when that is refused, and nothing is there to go on from, its folder goes."""
+    try:
+        yield
+    except RqatError:
+        if not (work / SCRATCH).exists():
+            shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _publish(work: Path, final: Path) -> None:

@@ -24,6 +24,9 @@ SCRATCH = ".resume"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """What a full or failing disk is reported with."""
 
+LONE = "backslashreplace"
+"""What becomes of half a surrogate pair, which UTF-8 has no bytes for: in JSON, the escape that it is read from."""
+
 HEAD_BYTES = 1 << 16
 """Of a file that are looked at to tell, without reading all of it, whether it is still the same."""
 
@@ -74,7 +77,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path):
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8", errors=LONE) as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -103,7 +106,7 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
 
 def append_json_line(path: Path, row: Any) -> None:
     """Adds a line to a JSON-lines file; a kill may cut it off."""
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors=LONE) as file:
         file.write(_line(row))
 
 

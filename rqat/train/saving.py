@@ -25,7 +25,16 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..errors import RunError
 from ..processes import Processes
 from ..storage import explained, sync_file
-from .checkpoints import TRAINER_STATE, Snapshot, put_together, read_checkpoint, taken_apart, whole, write_checkpoint
+from .checkpoints import (
+    TRAINER_STATE,
+    Snapshot,
+    put_together,
+    read_checkpoint,
+    step_of,
+    taken_apart,
+    whole,
+    write_checkpoint,
+)
 from .optimizer import QuantizedOptimizer
 from .random_states import random_state, set_random_state
 
@@ -39,6 +48,9 @@ SMALL_S = 0.5
 
 BYTES_PER_S = 5e8
 """Of writing, before it has been measured."""
+
+COUNTERS = ("epoch", "global_step", "max_steps", "num_train_epochs", "num_input_tokens_seen", "total_flos")
+"""Of the Trainer, which it computes with."""
 
 REPLACED = ("_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state")
 """What a Trainer would read of a checkpoint, partly by pickle; its own counters, which are JSON, it does read."""
@@ -317,7 +329,11 @@ class Saving(TrainerCallback):
 
 def _trainer_state(checkpoint: Path) -> TrainerState:
     with whole(checkpoint):
-        return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        wrong = [name for name in COUNTERS if type(getattr(state, name)) not in (int, float)]
+        if wrong or state.global_step != step_of(checkpoint):
+            raise ValueError(f"its {wrong[0] if wrong else 'global_step'} is none")
+        return state
 
 
 def _tensors(state: dict[str, Any]) -> list[Tensor]:

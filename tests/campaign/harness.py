@@ -24,6 +24,9 @@ HERE = Path(__file__).parent
 
 SAVE_EVERY = 2
 
+LOCKING = 2
+"""Writes of a command to the lock of its folder, before all others."""
+
 RECIPE = """
 name: small
 model: {model}
@@ -229,7 +232,8 @@ class Campaign:
                 alike[number] = len(series)
 
         def try_one(number: int, outcome: Outcome) -> None:
-            place = copies[number - 1]
+            place = self.folder / f"crashed-{number}"
+            shutil.copytree(copies[number - 1], place)
             self.resumed(place, self.notes[: self.points[number - 1]], outcome, f"change {number}")
             outcome.tried += alike[number] - 1
             outcome.lost += (alike[number] - 1) * any(said.startswith(f"change {number}:") for said in outcome.problems)
@@ -237,29 +241,48 @@ class Campaign:
 
         return self._each("killed after a change of the file system", sorted(alike), try_one)
 
-    def refusable(self, code: int) -> int:
-        """How many writes there are that a disk can refuse in this way."""
+    def refusable(self, code: int) -> list[tuple[int, int]]:
+        """All writes that a disk can refuse in this way: of which step, and which since the command was given.
+
+        Each step has its own command, which finds those before it finished: the other writes are the same.
+        """
         place = self.folder / f"counted-{code}"
         place.mkdir()
         done = self.command(place, fail_from=1 << 30, fail_code=code)
         shutil.rmtree(place)
-        return int(done["writes"])
+        begun = [int(note.split()[2]) for note in done["notes"] if note.startswith("step")]
+        ends = [*begun[1:], int(done["writes"])]
+        points = [(0, number) for number in range(1, ends[0] + 1)]
+        for step, (start, end) in enumerate(zip(begun[1:], ends[1:], strict=True), 1):
+            points += [(step, number) for number in range(LOCKING + 1, begun[0] + end - start + 1)]
+        return points
 
-    def full_disk(self, numbers: list[int], code: int, name: str) -> Outcome:
-        """A disk that refuses all writes from the n-th on; then there is room again."""
+    def before_step(self, number: int) -> tuple[Path, list[str]]:
+        """The folder as it was before a step of the run that was left alone, and the notes until then."""
+        begun = [index for index, note in enumerate(self.notes) if note.startswith("step")]
+        last = max((at for at, told in enumerate(self.points, 1) if told <= begun[number]), default=0)
+        return self.folder / "copies" / f"{last:04}", self.notes[: begun[number]]
 
-        def try_one(number: int, outcome: Outcome) -> None:
-            place = self.folder / f"full-{number}"
-            place.mkdir()
+    def full_disk(self, points: Sequence[tuple[int, int]], code: int, name: str) -> Outcome:
+        """A disk that refuses all writes from one on; then there is room again."""
+
+        def try_one(point: tuple[int, int], outcome: Outcome) -> None:
+            step, number = point
+            place = self.folder / f"full-{code}-{step}-{number}"
+            copy, before = self.before_step(step)
+            if step:
+                shutil.copytree(copy, place)
+            else:
+                place.mkdir()
             done = self.command(place, fail_from=number, fail_code=code)
-            what = f"write {number}"
+            what = f"write {number} of step {step}"
             errors = [line for line in done["output"].splitlines() if line.startswith("Error: ")]
             if done["code"] != 3 or len(errors) != 1 or "Traceback" in done["output"]:
                 outcome.problems.append(f"{what}: exit code {done['code']}: {done['output'][-1500:]}")
-            self.resumed(place, done["notes"], outcome, what)
+            self.resumed(place, before + done["notes"], outcome, what)
             shutil.rmtree(place)
 
-        return self._each(f"{name} from a write on", numbers, try_one)
+        return self._each(f"{name} from a write on", points, try_one)
 
     def signalled(self, moments: list[tuple[int, float]]) -> Outcome:
         """A signal at some moment, in seconds after the start."""

@@ -14,8 +14,9 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ SHARE = int(os.environ.get("RQAT_CAMPAIGN_SHARE", "1"))
 SEED = int(os.environ.get("RQAT_CAMPAIGN_SEED", "0"))
 SERVERS = int(os.environ.get("RQAT_CAMPAIGN_SERVERS", str(min(2, os.cpu_count() or 1))))
 SIGNALS = 100
-KILLS = 6
+KILLS = 3
 """Of one of two processes, and as many of the one that started them, for each of two objectives."""
 
 LONGEST_S = 8.0
@@ -60,9 +61,14 @@ def table() -> Iterator[list[Outcome]]:
     print(f"\nseed {SEED}, one point of {SHARE}\n", HEAD, *rows, sep="\n")
 
 
-def share(points: int) -> list[int]:
-    """The points to try, counted from 1."""
-    return sorted(random.Random(SEED).sample(range(1, points + 1), -(-points // SHARE)))
+def share(points: Sequence[Any]) -> list[Any]:
+    """The points to try."""
+    return sorted(random.Random(SEED).sample(points, -(-len(points) // SHARE)))
+
+
+def numbers(campaign: Campaign) -> range:
+    """Of the changes of the run that was left alone."""
+    return range(1, len(campaign.points) + 1)
 
 
 def judge(outcome: Outcome, table: list[Outcome]) -> None:
@@ -78,8 +84,8 @@ def test_a_few_points_of_all(campaign: Campaign) -> None:
     assert count > 100
     outcomes = [
         campaign.crash([count // 4, count // 2]),
-        campaign.full_disk([70], errno.ENOSPC, "a full disk"),
-        campaign.full_disk([40], errno.EIO, "a failing disk"),
+        campaign.full_disk([(5, 12)], errno.ENOSPC, "a full disk"),
+        campaign.full_disk([(0, 3), (3, 9)], errno.EIO, "a failing disk"),
         campaign.signalled([(signal.SIGTERM, 2.5)]),
     ]
     assert not [problem for outcome in outcomes for problem in outcome.problems]
@@ -87,7 +93,7 @@ def test_a_few_points_of_all(campaign: Campaign) -> None:
 
 @pytest.mark.campaign
 def test_killed_after_every_change(campaign: Campaign, table: list[Outcome]) -> None:
-    judge(campaign.crash(share(len(campaign.points))), table)
+    judge(campaign.crash(share(numbers(campaign))), table)
 
 
 @pytest.mark.campaign
@@ -99,7 +105,7 @@ def test_killed_after_every_change_of_a_run_that_starts_from_another(
     before = contents(start)
     other = Campaign(tmp_path / "started", START, campaign.servers, start=start)
     other.leave_alone()
-    outcome = other.crash(share(len(other.points)))
+    outcome = other.crash(share(numbers(other)))
     outcome.name += ", from another run's step"
     judge(outcome, table)
     assert contents(start) == before

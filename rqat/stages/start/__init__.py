@@ -9,8 +9,9 @@ from typing import ClassVar
 from ...contracts import File
 from ...errors import ModelError
 from ...estimate import Needs, Sizes
-from ...keys import Keys
-from ...model.config import ModelConfig
+from ...keys import Keys, ModelKeys
+from ...model.config import ModelConfig, read_config, read_header
+from ...model.hub import QUANTIZED_FILE
 from ...model.layers import ENDS
 from ...model.stored_schemes import stored_schemes
 from ...scheme import Scheme
@@ -78,6 +79,9 @@ class Start(Stage):
             return
         try:
             layers = self.schemes(step, look.plan, look.config)  # type: ignore[arg-type]
+            read_config(ModelKeys(path=str(keys.path.path)), offline=True)
+            if (keys.path.path / QUANTIZED_FILE).is_file():
+                read_header(keys.path.path / QUANTIZED_FILE)
         except ModelError as error:
             yield step.finding("error", "", error.message, error.hint)
             return

@@ -25,7 +25,7 @@ from .mutate import mutated_bytes, mutated_json, mutated_lines, mutated_safetens
 
 QUANTIZE = "name: mine\nmodel: {model}\nscheme: w4g64\nquantize: rtn\nexport: null\n"
 EVALUATE = "evaluate: [{{task: arith, limit: 2, max_new_tokens: 4}}]\n"
-TRAIN = "train: [{{objective: sft, data: arith, steps: 3, batch: 2, max_tokens: 64, save_every: 1}}]\n"
+TRAIN = "train: [{{objective: sft, data: arith, steps: 3, batch: 2, max_tokens: 512, save_every: 1}}]\n"
 START = "name: mine\nmodel: {model}\nscheme: w4g64\nstart: {start}\nexport: null\n" + EVALUATE
 
 SHARE = 0.1
@@ -52,26 +52,26 @@ class Commands:
         """By name: the command, and what it reads."""
         model, json_file = self.model, mutated_json
         made = {
-            "quantize config": (model / "config.json", json_file, self._quantize),
-            "quantize tokenizer": (model / "tokenizer.json", json_file, self._quantize),
-            "quantize tokenizer_config": (model / "tokenizer_config.json", json_file, self._quantize),
-            "quantize weights": (model / "model.safetensors", mutated_safetensors, self._quantize),
-            "start config": (self.quantized / "config.json", json_file, self._start),
-            "start manifest": (self.quantized / "manifest.json", json_file, self._start),
-            "start codes": (self.quantized / "quantized.safetensors", mutated_safetensors, self._start),
-            "start weights": (self.quantized / "model.safetensors", mutated_bytes, self._start),
-            "finished manifest": (self.quantized / "manifest.json", json_file, self._again(self.finished)),
-            "finished results": (self.evaluated / "manifest.json", json_file, self._again(self.finished)),
-            "finished samples": (self.evaluated / "samples.jsonl", mutated_lines, self._again(self.finished)),
-            "finished summary": (self.finished / "run" / "summary.json", json_file, self._again(self.finished)),
-            "resumed state": (self.checkpoint / "state.json", json_file, self._again(self.interrupted)),
-            "resumed counters": (self.checkpoint / "trainer_state.json", json_file, self._again(self.interrupted)),
-            "resumed index": (
+            "quantize-config": (model / "config.json", json_file, self._quantize),
+            "quantize-tokenizer": (model / "tokenizer.json", json_file, self._quantize),
+            "quantize-tokenizer_config": (model / "tokenizer_config.json", json_file, self._quantize),
+            "quantize-weights": (model / "model.safetensors", mutated_safetensors, self._quantize),
+            "start-config": (self.quantized / "config.json", json_file, self._start),
+            "start-manifest": (self.quantized / "manifest.json", json_file, self._start),
+            "start-codes": (self.quantized / "quantized.safetensors", mutated_safetensors, self._start),
+            "start-weights": (self.quantized / "model.safetensors", mutated_bytes, self._start),
+            "finished-manifest": (self.quantized / "manifest.json", json_file, self._again(self.finished)),
+            "finished-results": (self.evaluated / "manifest.json", json_file, self._again(self.finished)),
+            "finished-samples": (self.evaluated / "samples.jsonl", mutated_lines, self._again(self.finished)),
+            "finished-summary": (self.finished / "run" / "summary.json", json_file, self._again(self.finished)),
+            "resumed-state": (self.checkpoint / "state.json", json_file, self._again(self.interrupted)),
+            "resumed-counters": (self.checkpoint / "trainer_state.json", json_file, self._again(self.interrupted)),
+            "resumed-index": (
                 self.checkpoint / "model.safetensors.index.json",
                 json_file,
                 self._again(self.interrupted),
             ),
-            "resumed log": (
+            "resumed-log": (
                 next(self.interrupted.rglob("training.jsonl")),
                 mutated_lines,
                 self._again(self.interrupted),
@@ -95,7 +95,8 @@ class Commands:
         _replace(self.quantized, place / "start", replaced, place / "input")
         recipe = place / "mine.yaml"
         recipe.write_text(START.format(model=self.model, start=place / "start"))
-        _checked(["qat", "--recipe", str(recipe), "-o", str(place / "run")], place)
+        # The copy of what is started from is a step of its own, and stays where a later one refuses what is in it.
+        _checked(["qat", "--recipe", str(recipe), "-o", str(place / "run")], place, moves=True)
 
     def _again(self, before: Path) -> Callable[[Path, Path], None]:
         def reading(place: Path, replaced: Path) -> None:

@@ -112,8 +112,8 @@ def changes() -> st.SearchStrategy[bytes]:
 # ---------------------------------------------------------------------------------------------------------- rows
 
 
-def rows(keys: tuple[str, ...]) -> st.SearchStrategy[bytes]:
-    """JSON lines whose rows have some of `keys`, as texts or chats for the most part."""
+def rows(keys: tuple[str, ...], more: tuple[str, ...]) -> st.SearchStrategy[bytes]:
+    """JSON lines whose rows have `keys`, and some of `more`, as texts or chats for the most part."""
     content = st.text(max_size=40) | st.sampled_from(["1+1=", "\\frac{1}{2}", "2", "<think>", "\\boxed{", "½"])
     message = st.fixed_dictionaries(
         {
@@ -121,8 +121,9 @@ def rows(keys: tuple[str, ...]) -> st.SearchStrategy[bytes]:
             "content": now_and_then(content),
         }
     )
-    value = now_and_then(content | st.lists(message, min_size=1, max_size=3))
-    row = st.dictionaries(st.sampled_from(keys), value, min_size=1, max_size=4)
+    value = now_and_then(content | content | st.lists(message, min_size=1, max_size=3))
+    given = st.fixed_dictionaries(dict.fromkeys(keys, now_and_then(content)), optional=dict.fromkeys(more, value))
+    row = now_and_then(given, st.dictionaries(st.sampled_from(keys + more), value, min_size=1, max_size=4))
     lines = st.lists(now_and_then(row).map(json.dumps), min_size=1, max_size=4)
     return st.builds(str.join, st.sampled_from(["\n", "\r\n", "\n\n"]), lines).map(_bytes)
 
@@ -164,7 +165,7 @@ def manifests() -> st.SearchStrategy[bytes]:
 
 def templates() -> st.SearchStrategy[bytes]:
     """Chat templates: blocks within blocks, of expressions that may or may not hold."""
-    names = ("messages", "messages[0]", "m", "m.content", "m['role']", "m.content[:3]", "bos_token", "x", "loop.index0")
+    names = ("messages", "messages[0]", "m", "m.content", "m['role']", "m.content[:3]", "x", "loop.index0", "y")
     names += ("add_generation_prompt", "tools", "messages|length", "''.__class__", "range(9)", "1", "'a'", "none")
     atom = st.sampled_from(names)
     filters = ("trim", "upper", "tojson", "length", "join", "list", "first", "int", "items", "default('x')", "select")
@@ -193,7 +194,9 @@ def templates() -> st.SearchStrategy[bytes]:
         ),
         max_leaves=6,
     )
-    return blocks.map(_bytes)
+    # Most of them within a loop that writes what was asked, else all would be refused for losing it.
+    around = "{{% set x = 'x' %}}{{% for m in messages %}}{{{{ m.content }}}}{}{{% endfor %}}"
+    return now_and_then(st.builds(around.format, blocks), blocks).map(_bytes)
 
 
 # ---------------------------------------------------------------------------------------------------------- all
@@ -208,8 +211,8 @@ def strategies(model: str) -> dict[str, st.SearchStrategy[bytes]]:
     return {
         "recipe": recipes(model),
         "set": changes(),
-        "jsonl": rows(("prompt", "completion", "answer", "text", "messages", "system", "id")),
-        "problems": rows(("problem", "question", "answer", "solution", "level", "unique_id")),
+        "jsonl": rows(("prompt",), ("completion", "answer", "text", "messages", "system", "id")),
+        "problems": rows(("problem", "answer"), ("question", "solution", "level", "unique_id")),
         "template": templates(),
         "manifest": manifests(),
         "step": manifests(),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign.fuzz.kinds import Bench
+from tests.campaign.fuzz.commands import Commands
+from tests.campaign.fuzz.kinds import Bench, Kind
 from tests.campaign.fuzz.run import CORPUS, inputs, try_one
 
 LIGHT = ("recipe", "set", "jsonl", "problems", "template", "manifest", "step", "results")
@@ -18,6 +19,11 @@ LIGHT = ("recipe", "set", "jsonl", "problems", "template", "manifest", "step", "
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def kinds(bench: Bench) -> dict[str, Kind]:
+    return {**bench.kinds(), **Commands(bench).kinds()}
 
 
 def test_good_files_are_read_well(bench: Bench) -> None:
@@ -30,8 +36,8 @@ def test_good_files_are_read_well(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_what_was_found_once_is_mended(path: Path, bench: Bench) -> None:
-    verdict, trace = try_one(bench.kinds()[path.parent.name], path.read_bytes())
+def test_what_was_found_once_is_mended(path: Path, kinds: dict[str, Kind]) -> None:
+    verdict, trace = try_one(kinds[path.parent.name], path.read_bytes())
     assert verdict in ("valid", "refused"), trace
 
 
