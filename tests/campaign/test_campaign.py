@@ -84,7 +84,7 @@ def test_a_few_points_of_all(campaign: Campaign) -> None:
     assert count > 100
     outcomes = [
         campaign.crash([count // 4, count // 2]),
-        campaign.full_disk([(5, 12)], errno.ENOSPC, "a full disk"),
+        campaign.full_disk([(0, 3), (5, 12)], errno.ENOSPC, "a full disk"),
         campaign.full_disk([(0, 3), (3, 9)], errno.EIO, "a failing disk"),
         campaign.signalled([(signal.SIGTERM, 2.5)]),
     ]

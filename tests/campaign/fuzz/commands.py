@@ -28,7 +28,7 @@ EVALUATE = "evaluate: [{{task: arith, limit: 2, max_new_tokens: 4}}]\n"
 TRAIN = "train: [{{objective: sft, data: arith, steps: 3, batch: 2, max_tokens: 512, save_every: 1}}]\n"
 START = "name: mine\nmodel: {model}\nscheme: w4g64\nstart: {start}\nexport: null\n" + EVALUATE
 
-SHARE = 0.1
+SHARE = 0.04
 """Of the inputs that other kinds get."""
 
 
