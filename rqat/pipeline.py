@@ -91,12 +91,21 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
             results.make(step)
             if step.name == until:
                 break
-        outcome.summary = read_json(job.folder / SUMMARY) or {}
-        if outcome.ran or outcome.aside or not outcome.summary:
+        outcome.summary = {} if outcome.ran or outcome.aside else _summary(job.folder)
+        if not outcome.summary:
             from .report import write
 
             outcome.summary = write(job)
         return outcome
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run; empty where there is none, or it is not what was written."""
+    from .report import digest_of
+
+    summary, manifest = read_json(folder / SUMMARY), read_json(folder / MANIFEST)
+    sound = isinstance(manifest, dict) and manifest.get("summary") == digest_of(summary)
+    return summary if sound and isinstance(summary, dict) else {}
 
 
 def _refuse_foreign_folder(job: Job) -> None:

@@ -49,9 +49,6 @@ SMALL_S = 0.5
 BYTES_PER_S = 5e8
 """Of writing, before it has been measured."""
 
-COUNTERS = ("epoch", "global_step", "max_steps", "num_train_epochs", "num_input_tokens_seen", "total_flos")
-"""Of the Trainer, which it computes with."""
-
 REPLACED = ("_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state")
 """What a Trainer would read of a checkpoint, partly by pickle; its own counters, which are JSON, it does read."""
 
@@ -330,7 +327,9 @@ class Saving(TrainerCallback):
 def _trainer_state(checkpoint: Path) -> TrainerState:
     with whole(checkpoint):
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-        wrong = [name for name in COUNTERS if type(getattr(state, name)) not in (int, float)]
+        fresh = TrainerState()
+        numbers = (name for name, value in vars(fresh).items() if type(value) in (int, float))
+        wrong = [name for name in numbers if type(getattr(state, name)) not in (int, float)]
         if wrong or state.global_step != step_of(checkpoint):
             raise ValueError(f"its {wrong[0] if wrong else 'global_step'} is none")
         return state

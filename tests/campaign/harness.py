@@ -61,8 +61,8 @@ evaluate:
 """
 """What begins with the distilled model of the recipe above."""
 
-CLOCKS = frozenset({"seconds", "started", "train_seconds", "stamps", "tokens_per_s"})
-"""Keys whose values are times."""
+CLOCKS = frozenset({"seconds", "started", "train_seconds", "stamps", "tokens_per_s", "summary"})
+"""Keys whose values are times, or digests of some."""
 
 
 def compiled(folder: Path) -> Path:

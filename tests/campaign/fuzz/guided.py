@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["rqat", "rqat_data", "rqat_math", "rqat
     from .run import CORPUS, quiet, try_one
 
 LONGEST = 20_000
-"""Bytes of an input."""
+"""Bytes of an input, but where a good one has more."""
 
 
 def main(name: str, count: int, seed: int, folder: Path) -> None:
@@ -33,7 +33,7 @@ def main(name: str, count: int, seed: int, folder: Path) -> None:
     seeds = folder / "seeds"
     seeds.mkdir(parents=True)
     good = kind.good if isinstance(kind.good, bytes) else kind.good.encode()
-    for number, data in enumerate([good[:LONGEST], *(path.read_bytes() for path in (CORPUS / name).glob("*"))]):
+    for number, data in enumerate([good, *(path.read_bytes() for path in (CORPUS / name).glob("*"))]):
         (seeds / str(number)).write_bytes(data)
     counts: Counter[str] = Counter()
     places: set[str] = set()
@@ -51,7 +51,13 @@ def main(name: str, count: int, seed: int, folder: Path) -> None:
         if counts["inputs"] % 20 == 0 or counts["inputs"] >= count:
             (folder / "counts.json").write_text(json.dumps(counts))
 
-    arguments = [f"-runs={count}", f"-seed={seed + 1}", f"-max_len={LONGEST}", "-timeout=0", "-rss_limit_mb=0"]
+    arguments = [
+        f"-runs={count}",
+        f"-seed={seed + 1}",
+        f"-max_len={max(LONGEST, len(good))}",
+        "-timeout=0",
+        "-rss_limit_mb=0",
+    ]
     atheris.Setup([sys.argv[0], *arguments, "-verbosity=0", str(seeds)], one)
     atheris.Fuzz()
 
