@@ -156,12 +156,16 @@ class Campaign:
         self.recipe.write_text(recipe.format(model=folder / "model", every=SAVE_EVERY, **values))
         self.points: list[int] = []
 
-    def command(self, place: Path, **order: Any) -> dict[str, Any]:
-        """The one command of the campaign, in `place/run`; adds `output` and `notes` to the server's answer."""
+    def command(self, place: Path, until: str = "", **order: Any) -> dict[str, Any]:
+        """The one command of the campaign, in `place/run`; adds `output` and `notes` to the server's answer.
+
+        Args:
+            until: name of the last step to do; "" is all.
+        """
         number = next(self._numbers)
         log, notes = (self.folder / f"{what}-{number}" for what in ("log", "notes"))
         argv = ["qat", "--recipe", str(self.recipe), "-o", str(place / "run"), "--offline"]
-        argv += ["--plugin", str(HERE / "own_rows.py")]
+        argv += ["--plugin", str(HERE / "own_rows.py"), *(["--until", until] if until else [])]
         server = self._idle.get()
         answer = server.run(argv=argv, folder=str(place / "run"), log=str(log), notes=str(notes), **order)
         self._idle.put(server)
@@ -180,24 +184,27 @@ class Campaign:
         self.notes, self.points = done["notes"], done["points"]
         self.expected = contents(place / "run")
 
-    def resumed(self, place: Path, before: list[str], outcome: Outcome, what: str) -> None:
+    def resumed(self, place: Path, before: list[str], outcome: Outcome, what: str, *, step: int | None = None) -> None:
         """Gives the command again and compares; what is wrong goes into `outcome`.
 
         Args:
             before: notes of the run that was interrupted.
+            step: number of the last step to do and to compare: the folder is then as it was there in the run that was
+                left alone, and what follows is what followed. None does all.
         """
+        until, expected = self._up_to(step)
         finished = {path.name for path in (place / "run").glob("*") if (path / "manifest.json").is_file()}
-        done = self.command(place)
+        done = self.command(place, until)
         outcome.tried += 1
         if done["code"]:
             outcome.problems.append(f"{what}: resumed with exit code {done['code']}: {done['output'][-600:]}")
             return
-        found = contents(place / "run")
-        for name in sorted(found.keys() | self.expected.keys()):
-            if found.get(name) != self.expected.get(name):
+        found = _steps_of(contents(place / "run")) if until else contents(place / "run")
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
                 there = (
                     "differs"
-                    if name in found and name in self.expected
+                    if name in found and name in expected
                     else "is left over"
                     if name in found
                     else "is missing"
@@ -263,6 +270,14 @@ class Campaign:
         last = max((at for at, told in enumerate(self.points, 1) if told <= begun[number]), default=0)
         return self.folder / "copies" / f"{last:04}", self.notes[: begun[number]]
 
+    def _up_to(self, number: int | None) -> tuple[str, dict[str, Any]]:
+        """Name of a step, unless it is the last, and what the folder holds of steps when it is done."""
+        begun = [note.split()[1] for note in self.notes if note.startswith("step")]
+        if number is None or number + 1 >= len(begun):
+            return "", self.expected
+        copy, _ = self.before_step(number + 1)
+        return begun[number], _steps_of(contents(copy / "run"))
+
     def full_disk(self, points: Sequence[tuple[int, int]], code: int, name: str) -> Outcome:
         """A disk that refuses all writes from one on; then there is room again."""
 
@@ -279,7 +294,7 @@ class Campaign:
             errors = [line for line in done["output"].splitlines() if line.startswith("Error: ")]
             if done["code"] != 3 or len(errors) != 1 or "Traceback" in done["output"]:
                 outcome.problems.append(f"{what}: exit code {done['code']}: {done['output'][-1500:]}")
-            self.resumed(place, before + done["notes"], outcome, what)
+            self.resumed(place, before + done["notes"], outcome, what, step=step)
             shutil.rmtree(place)
 
         return self._each(f"{name} from a write on", points, try_one)
@@ -334,6 +349,11 @@ def contents(folder: Path) -> dict[str, Any]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".lock"
     } | {f"{path.relative_to(folder)}/": "" for path in folder.rglob("*") if path.is_dir()}
+
+
+def _steps_of(found: dict[str, Any]) -> dict[str, Any]:
+    """What belongs to finished steps, of what a run folder holds."""
+    return {name: content for name, content in found.items() if "/" in name and ".partial/" not in name}
 
 
 def _content(path: Path) -> Any:
