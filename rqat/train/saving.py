@@ -327,9 +327,11 @@ class Saving(TrainerCallback):
 def _trainer_state(checkpoint: Path) -> TrainerState:
     with whole(checkpoint):
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-        fresh = TrainerState()
-        numbers = (name for name, value in vars(fresh).items() if type(value) in (int, float))
-        wrong = [name for name in numbers if type(getattr(state, name)) not in (int, float)]
+        fresh = vars(TrainerState()).items()
+        kinds = {
+            name: (int, float) if type(value) is int else (type(value),) for name, value in fresh if value is not None
+        }
+        wrong = [name for name, kind in kinds.items() if type(getattr(state, name)) not in kind]
         if wrong or state.global_step != step_of(checkpoint):
             raise ValueError(f"its {wrong[0] if wrong else 'global_step'} is none")
         return state
