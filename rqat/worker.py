@@ -72,14 +72,15 @@ def reporting() -> Iterator[None]:
 
     At once, past the interpreter's own end: freeing a process group there may wait for ever.
     """
-    code = 0
+    code, parent = 0, os.getppid()
     try:
         yield
     except BaseException as error:
         code = error.exit_code if isinstance(error, RqatError) else 1
         known = {"message": error.message, "hint": error.hint} if isinstance(error, RqatError) else {}
         told = {"message": traceback.format_exc(), "timestamp": int(time.time()), "time": time.time(), **known}
-        write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), told)
+        if os.getppid() == parent:  # else nobody reads it, and another worker is removing the folder
+            write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), told)
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -64,9 +64,11 @@ class Running:
     """A run of the quickstart in two processes, which has done its first steps."""
 
     def __init__(self, folder: Path, printed: Path) -> None:
-        self.printed = printed
+        self.printed, self.temporary = printed, printed.with_name("temporary")
+        self.temporary.mkdir()
         with printed.open("w") as file:
-            self.parent = subprocess.Popen(qat(folder, LONG), stdout=file, stderr=file)
+            environment = {**os.environ, "TMPDIR": str(self.temporary)}
+            self.parent = subprocess.Popen(qat(folder, LONG), stdout=file, stderr=file, env=environment)
         deadline = time.monotonic() + TIMEOUT_S
         while not any(len(log.read_text().splitlines()) > 4 for log in folder.glob("*-train-kd.partial/*.jsonl")):
             assert self.parent.poll() is None, printed.read_text()
@@ -197,8 +199,10 @@ def test_ctrl_c_ends_all(running: Running) -> None:
 
 @pytest.mark.slow
 def test_workers_do_not_outlive_their_parent(running: Running) -> None:
+    """Nor do its temporary files."""
     running.parent.kill()
     assert running.end()[0] == -signal.SIGKILL
+    assert not [*running.temporary.rglob("*")]
 
 
 @pytest.mark.slow
