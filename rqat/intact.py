@@ -11,9 +11,35 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .storage import HEAD_BYTES, SCRATCH, read_json, sha256_of, stamp_of, write_json
+from .storage import HEAD_BYTES, SCRATCH, is_inside, read_json, sha256_of, stamp_of, write_json
 
 MANIFEST = "manifest.json"
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step", "stage", "variant", "fingerprint"), (str,)),
+    **dict.fromkeys(("facts", "results", "files"), (dict,)),
+    "seconds": (int, float),
+}
+"""What a step's manifest has, and of what kind."""
+
+OPTIONAL: dict[str, tuple[type, ...]] = {"stamps": (dict,), "versions": (dict,), "told": (list,)}
+"""What manifests of earlier versions may lack."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of the finished step in `folder`; None where there is none, or it is not one that rqat wrote."""
+    found = read_json(folder / MANIFEST)
+    return found if is_manifest(found) else None
+
+
+def is_manifest(found: Any) -> bool:
+    """Whether this is what a manifest holds, as far as it is read."""
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kinds) for key, kinds in KINDS.items()):
+        return False
+    if not all(isinstance(found[key], kinds) for key, kinds in OPTIONAL.items() if key in found):
+        return False
+    return all(isinstance(stamp, dict) for stamp in found.get("stamps", {}).values())
 
 
 def sealed(folder: Path, *, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
@@ -30,27 +56,29 @@ def sealed(folder: Path, *, without: Collection[str] = ()) -> dict[str, dict[str
     }
 
 
-def damaged(folder: Path, manifest: dict[str, Any], *, whole: bool) -> list[str]:
-    """Files of a finished step that are missing or not what its manifest says.
+def damaged(folder: Path, manifest: Any, *, whole: bool) -> list[str]:
+    """Files of a finished step that are missing or not what its manifest says; its manifest, where it is none.
 
-    A file of another time is read to its end: it may have been copied. Where all have proved the same, the manifest
-    takes their new times, so that this is done once.
+    A name that leads out of the folder is never followed. A file of another time is read to its end: it may have been
+    copied. Where all have proved the same, the manifest takes their new times, so that this is done once.
 
     Args:
         whole: compare every file's whole hash; else only where the stamp does not tell.
     """
+    if not is_manifest(manifest):
+        return [MANIFEST]
     stamps = manifest.get("stamps", {})
     wrong, touched = [], dict[str, Any]()
     for name, digest in manifest["files"].items():
         path = folder / name
-        if not path.is_file():
+        if not is_inside(name) or not path.is_file():
             wrong.append(name)
             continue
         stamp, before = stamp_of(path), stamps.get(name)
         small = stamp["bytes"] <= HEAD_BYTES  # its head is all of it
         if stamp == before and (not whole or small):
             continue
-        if (before and any(stamp[key] != before[key] for key in ("bytes", "head"))) or (
+        if (before and any(stamp[key] != before.get(key) for key in ("bytes", "head"))) or (
             not (before and small) and sha256_of(path) != digest
         ):
             wrong.append(name)
@@ -63,5 +91,4 @@ def damaged(folder: Path, manifest: dict[str, Any], *, whole: bool) -> list[str]
 
 def verified(folder: Path) -> list[str]:
     """Files of the finished step in `folder` that are not, byte for byte, what was written."""
-    manifest = read_json(folder / MANIFEST)
-    return [MANIFEST] if not manifest or "files" not in manifest else damaged(folder, manifest, whole=True)
+    return damaged(folder, read_json(folder / MANIFEST), whole=True)

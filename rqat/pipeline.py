@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import RunError
-from .intact import damaged, sealed
+from .errors import RqatError, RunError
+from .intact import damaged, is_manifest, read_manifest, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
 from .lighter import ran_out
-from .run_folder import MANIFEST, MARK, SUMMARY, fates, settle
+from .run_folder import MANIFEST, MARK, SUMMARY, fates, refuse_links, settle
 from .run_lock import LOCK, only_one
 from .stage import Step
 from .stages import stages, work_of
@@ -68,12 +68,13 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
         redo: names of steps to do again, with what depends on them.
 
     Raises:
-        RunError: the folder holds something else, or another process is running in it; the disk is full or not
-            writable.
+        RunError: the folder holds something else, or a link that leads out of it, or another process is running in it;
+            the disk is full or not writable.
         RqatError: whatever a stage reports. What was finished stays, and the same command resumes from there.
     """
     if job.workers > 1:
         check_processes(job.workers, job.device)
+    refuse_links(job.folder)
     with only_one(job.folder):
         _refuse_foreign_folder(job)
         sweep(job.folder)
@@ -90,12 +91,21 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
             results.make(step)
             if step.name == until:
                 break
-        outcome.summary = read_json(job.folder / SUMMARY) or {}
-        if outcome.ran or outcome.aside or not outcome.summary:
+        outcome.summary = {} if outcome.ran or outcome.aside else _summary(job.folder)
+        if not outcome.summary:
             from .report import write
 
             outcome.summary = write(job)
         return outcome
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run; empty where there is none, or it is not what was written."""
+    from .report import digest_of
+
+    summary, manifest = read_json(folder / SUMMARY), read_json(folder / MANIFEST)
+    sound = isinstance(manifest, dict) and manifest.get("summary") == digest_of(summary)
+    return summary if sound and isinstance(summary, dict) else {}
 
 
 def _refuse_foreign_folder(job: Job) -> None:
@@ -134,7 +144,7 @@ def _tell_versions(job: Job) -> None:
     """Says, once for all kept steps, which libraries they were made with where those are others now."""
     now, before = _versions(), dict[str, str]()
     for step in job.plan.steps:
-        manifest = read_json(job.result_of(step.name) / MANIFEST) or {}
+        manifest = read_manifest(job.result_of(step.name)) or {}
         before |= {name: its for name, its in manifest.get("versions", {}).items() if its != now.get(name, its)}
     if before:
         changed = ", ".join(f"{name} {its} (now {now[name]})" for name, its in before.items())
@@ -201,7 +211,7 @@ def _run_step(job: Job, step: Step) -> None:
     fingerprint = job.plan.fingerprint(step)
     with explained(work):
         manifest = read_json(work / MANIFEST)  # there when it was interrupted while being published
-        if manifest and manifest["fingerprint"] == fingerprint and not damaged(work, manifest, whole=True):
+        if is_manifest(manifest) and manifest["fingerprint"] == fingerprint and not damaged(work, manifest, whole=True):
             _publish(work, final)
             return
         work.mkdir(exist_ok=True)
@@ -212,7 +222,7 @@ def _run_step(job: Job, step: Step) -> None:
     started = datetime.now(UTC)
     clock = time.perf_counter()
     with explained(work):
-        with heard() as told:
+        with heard() as told, _nothing_left(work):
             results = run_stage(job, step)
         written = sealed(work, without={MARK})
         write_json(
@@ -233,6 +243,17 @@ def _run_step(job: Job, step: Step) -> None:
             },
         )
         _publish(work, final)
+
+
+@contextmanager
+def _nothing_left(work: Path) -> Iterator[None]:
+    """Around the work of a step: when that is refused, and nothing is there to go on from, its folder goes."""
+    try:
+        yield
+    except RqatError:
+        if not (work / SCRATCH).exists():
+            shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _publish(work: Path, final: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -24,7 +23,7 @@ from .registry import Registry
 from .scheme import DEFAULT, Scheme, Schemes
 from .stage import BASE, Making, Stage, Step, Use, bare_name
 from .stages import stages
-from .storage import fingerprint_of
+from .storage import fingerprint_of, is_name
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,8 @@ class _Making:
             RecipeError: see `build_plan`.
         """
         scheme = self._scheme()
-        if not re.fullmatch(r"\w[\w.-]*", self.recipe.name):
-            allowed = "it names a folder: letters, digits, '.', '_' and '-'"
+        if not is_name(self.recipe.name):
+            allowed = "it names a folder: letters, digits, '.', '_' and '-', 100 at most"
             self.problem(f"{self.place.at('name')}: '{self.recipe.name}' cannot be a name; {allowed}.")
         for add in [only] if only else [stage.add for stage in stages().values()]:
             add(self)

@@ -321,10 +321,18 @@ def _new_spelling(key: str, model: type[BaseModel] | None) -> str:
 
 def _index(part: str, entries: list[Any], keys: KeyPath, flag: str) -> int:
     """Index of a list's entry, given as a number or by the name of the entry's plugin."""
-    by = {name for model in models_in(Recipe) if (name := named_by(model))}
-    names = [entry[name] for entry in entries if isinstance(entry, dict) for name in sorted(by & entry.keys())]
+    model = model_at(Recipe, (*keys, 0))
+    own = named_by(model) if model is not None else ""
+    by = {own} if own else {name for other in models_in(Recipe) if (name := named_by(other))}
+    named = [
+        (entry[name], index)
+        for index, entry in enumerate(entries)
+        if isinstance(entry, dict)
+        for name in sorted(by & entry.keys())
+    ]
+    names = [name for name, _ in named]
     if part in names:
-        return names.index(part)
+        return named[names.index(part)][1]
     if part.isdigit() and int(part) < len(entries):
         return int(part)
     dotted = ".".join(map(str, keys))

@@ -11,6 +11,7 @@ a plan asks for the same, under a new number if need be, and taken back from `.o
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from .errors import UnknownName
+from .errors import RunError, UnknownName
 from .facts import difference
 from .intact import MANIFEST
 from .stage import Step, bare_name
-from .storage import PARTIAL, read_json, sweep
+from .storage import PARTIAL, links_out, read_json, sweep
 
 SUMMARY = "summary.json"
 """Of a run, written last: without it the run's report is still to be written."""
@@ -64,6 +65,19 @@ class Fate:
     state: State
     reason: str = ""
     found: Path | None = None
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuses a run folder in which a link leads out of it: what is written or removed there would not be the run's.
+
+    Raises:
+        RunError: names it.
+    """
+    for path in links_out(folder):
+        raise RunError(
+            f"'{path}' is a link to '{os.readlink(path)}', which is not in the run's folder.",
+            hint="Put what it leads to in its place, or remove it; the folder of the run may be a link itself.",
+        )
 
 
 def fates(plan: Planned, folder: Path, *, redo: Collection[str] = ()) -> list[Fate]:

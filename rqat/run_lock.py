@@ -78,11 +78,11 @@ def _take(handle: TextIO, folder: Path) -> None:
             hint="Choose a folder on a disk of this machine, or on a network disk that has locks, with -o.",
         ) from error
     with explained(folder):
-        handle.seek(0)
-        handle.truncate()
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        handle.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}) + "\n")
-        handle.flush()
+        told = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}) + "\n"
+        os.ftruncate(handle.fileno(), 0)
+        # Not by way of a buffer, which closing the file would try to write again.
+        os.write(handle.fileno(), told.encode())
 
 
 def _holder(folder: Path) -> str:

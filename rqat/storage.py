@@ -24,8 +24,33 @@ SCRATCH = ".resume"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """What a full or failing disk is reported with."""
 
+LONE = "backslashreplace"
+"""What becomes of half a surrogate pair, which UTF-8 has no bytes for: in JSON, the escape that it is read from."""
+
 HEAD_BYTES = 1 << 16
 """Of a file that are looked at to tell, without reading all of it, whether it is still the same."""
+
+
+def is_inside(name: Any) -> bool:
+    """Whether a file's name, read from somebody's file, stays in the folder it is looked for in."""
+    return isinstance(name, str) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def is_name(name: Any) -> bool:
+    """Whether a text can name a folder: letters, digits, '.', '_' and '-', 100 at most."""
+    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,99}", name) is not None
+
+
+def links_out(folder: Path) -> list[Path]:
+    """Links in a folder, at any depth, that lead out of it; those that lead nowhere too."""
+    inside = folder.resolve()
+    if inside.parent.name == "snapshots" and inside.parent.parent.name.startswith("models--"):
+        inside = inside.parent.parent  # the hub's cache: its files lie beside its folders
+    found = []
+    for place, folders, files in os.walk(folder):
+        links = (path for path in (Path(place, name) for name in sorted([*folders, *files])) if path.is_symlink())
+        found += [path for path in links if not path.exists() or not path.resolve().is_relative_to(inside)]
+    return found
 
 
 def sha256_of(path: Path) -> str:
@@ -52,7 +77,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path):
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8", errors=LONE) as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -81,7 +106,7 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
 
 def append_json_line(path: Path, row: Any) -> None:
     """Adds a line to a JSON-lines file; a kill may cut it off."""
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors=LONE) as file:
         file.write(_line(row))
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -35,7 +36,7 @@ def main() -> None:
     with reporting():
         file = Path(sys.argv[1])
         order = read_json(file)
-        threading.Thread(target=_end_without, args=[order["parent"]], daemon=True).start()
+        threading.Thread(target=_end_without, args=[order["parent"], file.parent], daemon=True).start()
         job, step = job_of(order)
         job.processes = Processes.join(job.device)
         if job.processes.leads:
@@ -71,24 +72,29 @@ def reporting() -> Iterator[None]:
 
     At once, past the interpreter's own end: freeing a process group there may wait for ever.
     """
-    code = 0
+    code, parent = 0, os.getppid()
     try:
         yield
     except BaseException as error:
         code = error.exit_code if isinstance(error, RqatError) else 1
         known = {"message": error.message, "hint": error.hint} if isinstance(error, RqatError) else {}
         told = {"message": traceback.format_exc(), "timestamp": int(time.time()), "time": time.time(), **known}
-        write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), told)
+        if os.getppid() == parent:  # else nobody reads it, and another worker is removing the folder
+            write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), told)
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
 
 
-def _end_without(parent: int) -> None:
-    """In a thread: ends this process when the one that started it is gone, whatever it is waiting for."""
+def _end_without(parent: int, folder: Path) -> None:
+    """In a thread: ends this process when the one that started it is gone, whatever it is waiting for.
+
+    What that one has left in its temporary `folder` goes, too.
+    """
     while os.getppid() == parent:
         time.sleep(LOOK_S)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -40,6 +40,14 @@ MOST_VALUES = 20_000
 """Values in a document, those behind aliases counted wherever they are used; a recipe has a hundred."""
 
 
+NO_TEXT = "a zero, or half a surrogate pair"
+
+
+def is_text(value: str) -> bool:
+    """Whether this can be a name or a path: YAML's escapes can say what neither can hold."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 @dataclass
 class _Reading:
     """One walk over a document's nodes."""
@@ -67,6 +75,9 @@ class _Reading:
             for index, item in enumerate(node.value):
                 self.origins[*keys, index] = self._line(item)
             return [self.value(item, (*keys, index)) for index, item in enumerate(node.value)]
+        if not is_text(node.value):
+            self.problems.append(f"{self._line(node)}: {node.value!a:.60} holds what is no text: {NO_TEXT}.")
+            return None
         try:
             return _Loader("").construct_object(node)
         except (
@@ -82,6 +93,9 @@ class _Reading:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
+            if not is_text(key):
+                self.problems.append(f"{self._line(key_node)}: {key!a:.60} holds what is no text: {NO_TEXT}.")
+                continue
             inside = (*keys, key)
             if key in result:
                 first = self.origins[inside]

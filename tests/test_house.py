@@ -90,7 +90,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
             "errors",
         ),
     ),
-    "report": ("job", "plan", "stages", "stage", "evals", "storage", "figures"),
+    "report": ("intact", "job", "plan", "stages", "stage", "evals", "storage", "figures"),
     "launcher": ("quiet", "job", "stage", "processes", "storage", "errors"),
     "intact": ("storage", "errors"),
     "run_lock": ("storage", "errors"),

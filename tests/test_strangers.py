@@ -21,8 +21,8 @@ from rqat.cli.display import harmless
 from rqat.contracts import Row
 from rqat.errors import RecipeError, RqatError
 from rqat.generation.prompts import encode_prompts
-from rqat.model.config import is_inside
 from rqat.recipe import load_recipe
+from rqat.storage import is_inside
 from rqat.yaml_lines import MOST_VALUES, parse_value, read_yaml
 from tests.rqat.report.test_report import job as made_up_run  # noqa: F401 (a fixture)
 from tests.tiny import save_tiny, tiny_tokenizer

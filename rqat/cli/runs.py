@@ -23,8 +23,9 @@ def verify(
 ) -> None:
     """Read every file of every finished step and compare it with the hash in the step's manifest; changes nothing."""
     from ..intact import verified
-    from ..run_folder import finished_steps
+    from ..run_folder import finished_steps, refuse_links
 
+    refuse_links(folder)
     steps = finished_steps(folder)
     if not steps:
         raise RunError(f"'{folder}' holds no finished step of a run.", hint="Name a folder such as runs/quickstart.")

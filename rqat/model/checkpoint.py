@@ -149,7 +149,9 @@ def assembled(
             model, loading = model_class.from_pretrained(
                 None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers raises nearly every type
         raise damaged(folder, " ".join(str(error).split())[:300]) from error
     wrong = {
         **dict.fromkeys(loading["missing_keys"], "is missing"),

@@ -27,6 +27,7 @@ from .hub import (
     read_remote,
     refuse_pointers,
     resolve,
+    shard_names,
 )
 from .vocabulary import past_the_embedding, read_vocabulary
 
@@ -222,6 +223,13 @@ def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:
     except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"'{config}' cannot be read: {error}.", hint="Fetch the model again.") from error
     check_numbers(str(config), raw)
+    named = raw.get("transformers_weights")
+    if named:  # transformers would read that file, and what is looked at here is another
+        raise ModelError(
+            f"'{config}': transformers_weights is {named!a:.100}; weights are read from {SINGLE}, or from the files "
+            f"that {INDEX} names.",
+            hint="Give the file that is meant one of these names, and remove the key.",
+        )
     if raw.get("auto_map") and not keys.trust_remote_code and raw.get("model_type") not in FAMILIES:
         raise ModelError(
             f"'{keys.path}' needs modelling code that comes with the checkpoint, which is not run unasked.",
@@ -289,17 +297,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            names = sorted(set(index["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"'{folder / INDEX}' is damaged.", hint="Fetch the model again.") from error
-        outside = [str(name) for name in names if not is_inside(name)]
-        if outside:
-            raise ModelError(
-                f"'{folder / INDEX}' names {outside[0]!a}, which is not in its folder.",
-                hint="Do not trust this checkpoint; fetch it from where it was made.",
-            )
+        names = shard_names(folder)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"'{folder}' lacks {', '.join(missing)}.", hint="Fetch the model again; it is incomplete.")
@@ -331,11 +329,6 @@ def check_numbers(place: str, raw: Mapping[str, Any]) -> None:
     for key, (kind, what) in kinds.items():
         if raw.get(key) is not None and not isinstance(raw[key], kind):
             raise ModelError(f"'{place}': {key} is {raw[key]!r:.60}, not {what}.", hint="Fetch the model again.")
-
-
-def is_inside(name: Any) -> bool:
-    """Whether a file's name, read from somebody's file, stays in the folder it is looked for in."""
-    return isinstance(name, str) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def read_header(path: Path) -> dict[str, Tensor]:

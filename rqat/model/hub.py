@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import ModelError, UnknownName
 from ..keys import ModelKeys
+from ..storage import is_inside
 
 BUILTIN = "builtin:"
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -94,15 +95,37 @@ def read_remote(keys: ModelKeys, *, offline: bool) -> tuple[dict[str, Any], dict
     return raw, {name: (tuple(entry.shape), str(entry.dtype)) for file in files for name, entry in file.tensors.items()}
 
 
+def shard_names(folder: Path) -> list[str]:
+    """The weight files that the index in a folder names.
+
+    Raises:
+        ModelError: it is damaged, or names what is not in its folder.
+    """
+    try:
+        names: set[Any] = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"'{folder / INDEX}' is damaged.", hint="Fetch the model again.") from error
+    outside = sorted(str(name) for name in names if not is_inside(name))
+    if outside:
+        raise ModelError(
+            f"'{folder / INDEX}' names {outside[0]!a:.100}, which is not in its folder.",
+            hint="Do not trust this checkpoint; fetch it from where it was made.",
+        )
+    return sorted(names)
+
+
 def missing_files(folder: Path | None) -> list[str]:
-    """What a model folder still lacks: config, weights, tokenizer."""
+    """What a model folder still lacks: config, weights, tokenizer.
+
+    Raises:
+        ModelError: see `shard_names`.
+    """
     if folder is None:
         return ["config.json", SINGLE, "tokenizer.json"]
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if not (folder / SINGLE).is_file():
         if (folder / INDEX).is_file():
-            names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-            missing += sorted(name for name in names if not (folder / name).is_file())
+            missing += [name for name in shard_names(folder) if not (folder / name).is_file()]
         else:
             missing.append(SINGLE)
     if not any((folder / name).is_file() for name in TOKENIZERS):

@@ -30,8 +30,9 @@ VERSION = 1
 
 def is_native(folder: Path) -> bool:
     """Whether a folder is in this format."""
-    config = read_json(folder / "config.json") or {}
-    return bool((config.get("quantization_config") or {}).get("quant_method") == NATIVE)
+    config = read_json(folder / "config.json")
+    quantization = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(quantization, dict) and quantization.get("quant_method") == NATIVE
 
 
 def load_quantized(folder: Path, *, device: str = "cpu") -> Checkpoint:

@@ -8,6 +8,13 @@ if TYPE_CHECKING:
     from ..job import Job
 
 
+def digest_of(summary: Any) -> str:
+    """What the run's manifest says of its summary, so that one that somebody has changed is known."""
+    from ..storage import fingerprint_of
+
+    return fingerprint_of(summary)
+
+
 def write(job: Job) -> dict[str, Any]:
     """Writes the three files into the run folder.
 
@@ -21,7 +28,8 @@ def write(job: Job) -> dict[str, Any]:
     from .summary import summary_of
 
     run = read_run(job)
-    summary, manifest = summary_of(run), manifest_of(run, job.told)
+    summary = summary_of(run)
+    manifest = manifest_of(run, job.told) | {"summary": digest_of(summary)}
     write_json(job.folder / "manifest.json", manifest)
     write_text(job.folder / "report.html", page(run, summary, manifest))
     # Last: the pipeline takes a run without a summary for one whose report is still to be written.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..intact import read_manifest
 from ..stages import stages
-from ..storage import read_json, read_json_lines
+from ..storage import read_json_lines
 
 if TYPE_CHECKING:
     from ..job import Job
@@ -89,7 +89,7 @@ def read_run(job: Job) -> RunFiles:
     steps = []
     for step in job.plan.steps:
         folder = job.result_of(step.name)
-        manifest: Mapping[str, Any] | None = read_json(folder / "manifest.json")
+        manifest = read_manifest(folder)
         if manifest is not None:
             steps.append(
                 StepFiles(

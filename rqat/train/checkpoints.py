@@ -139,7 +139,9 @@ def step_of(checkpoint: Path | None) -> int:
 
 def processes_of(checkpoint: Path) -> int:
     """How many processes trained together when a checkpoint was saved: each has its random state there."""
-    return max(1, len((read_json(checkpoint / STATE) or {}).get("random", [])))
+    state = read_json(checkpoint / STATE)
+    random = state.get("random") if isinstance(state, dict) else None
+    return max(1, len(random)) if isinstance(random, list) else 1
 
 
 def taken_apart(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:

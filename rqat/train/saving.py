@@ -25,7 +25,16 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..errors import RunError
 from ..processes import Processes
 from ..storage import explained, sync_file
-from .checkpoints import TRAINER_STATE, Snapshot, put_together, read_checkpoint, taken_apart, whole, write_checkpoint
+from .checkpoints import (
+    TRAINER_STATE,
+    Snapshot,
+    put_together,
+    read_checkpoint,
+    step_of,
+    taken_apart,
+    whole,
+    write_checkpoint,
+)
 from .optimizer import QuantizedOptimizer
 from .random_states import random_state, set_random_state
 
@@ -317,7 +326,15 @@ class Saving(TrainerCallback):
 
 def _trainer_state(checkpoint: Path) -> TrainerState:
     with whole(checkpoint):
-        return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        fresh = vars(TrainerState()).items()
+        kinds = {
+            name: (int, float) if type(value) is int else (type(value),) for name, value in fresh if value is not None
+        }
+        wrong = [name for name, kind in kinds.items() if type(getattr(state, name)) not in kind]
+        if wrong or state.global_step != step_of(checkpoint):
+            raise ValueError(f"its {wrong[0] if wrong else 'global_step'} is none")
+        return state
 
 
 def _tensors(state: dict[str, Any]) -> list[Tensor]:

@@ -35,7 +35,7 @@ class Log(TrainerCallback):
         self.path, self.steps, self.bar = path, steps, bar
         self.started: float | None = None
         self.seconds = 0.0
-        kept = [line for line in read_json_lines(path) if line["step"] <= done]
+        kept = [line for line in read_json_lines(path) if _is_line(line) and line["step"] <= done]
         write_json_lines(path, kept)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -65,6 +65,11 @@ class Log(TrainerCallback):
         # The loss of rollouts is near 0 by construction, whatever they learn; their figure is the mean reward.
         figure = f"reward {line['reward']:.3f}" if "reward" in line else f"loss {line['loss']:.4g}"
         self.bar.update(line["step"], figure)
+
+
+def _is_line(line: dict[str, Any]) -> bool:
+    """Whether this is a line that was written here."""
+    return {"step", "loss", "seconds"} <= line.keys() and all(isinstance(value, int | float) for value in line.values())
 
 
 def _line(state: TrainerState, logs: dict[str, Any], seconds: float) -> dict[str, Any]:

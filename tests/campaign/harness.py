@@ -24,6 +24,9 @@ HERE = Path(__file__).parent
 
 SAVE_EVERY = 2
 
+LOCKING = 2
+"""Writes of a command to the lock of its folder, before all others."""
+
 RECIPE = """
 name: small
 model: {model}
@@ -58,8 +61,8 @@ evaluate:
 """
 """What begins with the distilled model of the recipe above."""
 
-CLOCKS = frozenset({"seconds", "started", "train_seconds", "stamps", "tokens_per_s"})
-"""Keys whose values are times."""
+CLOCKS = frozenset({"seconds", "started", "train_seconds", "stamps", "tokens_per_s", "summary"})
+"""Keys whose values are times, or digests of some."""
 
 
 def compiled(folder: Path) -> Path:
@@ -112,17 +115,19 @@ class Outcome:
     """What a row of the campaign's table tells.
 
     Attributes:
+        lost: points that were not tried because they are the same as one that went wrong.
         problems: what went wrong, by point.
     """
 
     name: str
     tried: int = 0
+    lost: int = 0
     repeated: int = 0
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lost = len({problem.partition(":")[0] for problem in self.problems})
+        lost = self.lost + len({problem.partition(":")[0] for problem in self.problems})
         return f"| {self.name} | {self.tried} | {self.tried - lost} | {self.repeated} | {self.seconds:.0f} |"
 
 
@@ -151,12 +156,16 @@ class Campaign:
         self.recipe.write_text(recipe.format(model=folder / "model", every=SAVE_EVERY, **values))
         self.points: list[int] = []
 
-    def command(self, place: Path, **order: Any) -> dict[str, Any]:
-        """The one command of the campaign, in `place/run`; adds `output` and `notes` to the server's answer."""
+    def command(self, place: Path, until: str = "", **order: Any) -> dict[str, Any]:
+        """The one command of the campaign, in `place/run`; adds `output` and `notes` to the server's answer.
+
+        Args:
+            until: name of the last step to do; "" is all.
+        """
         number = next(self._numbers)
         log, notes = (self.folder / f"{what}-{number}" for what in ("log", "notes"))
         argv = ["qat", "--recipe", str(self.recipe), "-o", str(place / "run"), "--offline"]
-        argv += ["--plugin", str(HERE / "own_rows.py")]
+        argv += ["--plugin", str(HERE / "own_rows.py"), *(["--until", until] if until else [])]
         server = self._idle.get()
         answer = server.run(argv=argv, folder=str(place / "run"), log=str(log), notes=str(notes), **order)
         self._idle.put(server)
@@ -175,24 +184,27 @@ class Campaign:
         self.notes, self.points = done["notes"], done["points"]
         self.expected = contents(place / "run")
 
-    def resumed(self, place: Path, before: list[str], outcome: Outcome, what: str) -> None:
+    def resumed(self, place: Path, before: list[str], outcome: Outcome, what: str, *, step: int | None = None) -> None:
         """Gives the command again and compares; what is wrong goes into `outcome`.
 
         Args:
             before: notes of the run that was interrupted.
+            step: number of the last step to do and to compare: the folder is then as it was there in the run that was
+                left alone, and what follows is what followed. None does all.
         """
+        until, expected = self._up_to(step)
         finished = {path.name for path in (place / "run").glob("*") if (path / "manifest.json").is_file()}
-        done = self.command(place)
+        done = self.command(place, until)
         outcome.tried += 1
         if done["code"]:
             outcome.problems.append(f"{what}: resumed with exit code {done['code']}: {done['output'][-600:]}")
             return
-        found = contents(place / "run")
-        for name in sorted(found.keys() | self.expected.keys()):
-            if found.get(name) != self.expected.get(name):
+        found = _steps_of(contents(place / "run")) if until else contents(place / "run")
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
                 there = (
                     "differs"
-                    if name in found and name in self.expected
+                    if name in found and name in expected
                     else "is left over"
                     if name in found
                     else "is missing"
@@ -208,38 +220,84 @@ class Campaign:
                 outcome.problems.append(f"{what}: {count} updates of {step} are repeated")
 
     def crash(self, numbers: list[int]) -> Outcome:
-        """A process that ends after a change: the folder as it was then, and the same command."""
+        """A process that ends after a change: the folder as it was then, and the same command.
+
+        A change that leaves the folder as it was (an fsync, the close of a file that is written already) is as good as
+        the one before: of such a series the last is tried, by when most had been done that could be repeated.
+        """
+        chosen, alike = set(numbers), dict[int, int]()
+        copies = [self.folder / "copies" / f"{number:04}" for number in range(1, len(self.points) + 1)]
+        before, series = "", list[int]()
+        for number, copy in enumerate(copies, 1):
+            state = state_of(copy)
+            if state != before:
+                series = []
+            before = state
+            if number in chosen:
+                alike.pop(series[-1] if series else 0, None)
+                series.append(number)
+                alike[number] = len(series)
 
         def try_one(number: int, outcome: Outcome) -> None:
-            place = self.folder / "copies" / f"{number:04}"
+            place = self.folder / f"crashed-{number}"
+            shutil.copytree(copies[number - 1], place)
             self.resumed(place, self.notes[: self.points[number - 1]], outcome, f"change {number}")
+            outcome.tried += alike[number] - 1
+            outcome.lost += (alike[number] - 1) * any(said.startswith(f"change {number}:") for said in outcome.problems)
             shutil.rmtree(place)
 
-        return self._each("killed after a change of the file system", numbers, try_one)
+        return self._each("killed after a change of the file system", sorted(alike), try_one)
 
-    def refusable(self, code: int) -> int:
-        """How many writes there are that a disk can refuse in this way."""
+    def refusable(self, code: int) -> list[tuple[int, int]]:
+        """All writes that a disk can refuse in this way: of which step, and which since the command was given.
+
+        Each step has its own command, which finds those before it finished: the other writes are the same.
+        """
         place = self.folder / f"counted-{code}"
         place.mkdir()
         done = self.command(place, fail_from=1 << 30, fail_code=code)
         shutil.rmtree(place)
-        return int(done["writes"])
+        begun = [int(note.split()[2]) for note in done["notes"] if note.startswith("step")]
+        ends = [*begun[1:], int(done["writes"])]
+        points = [(0, number) for number in range(1, ends[0] + 1)]
+        for step, (start, end) in enumerate(zip(begun[1:], ends[1:], strict=True), 1):
+            points += [(step, number) for number in range(LOCKING + 1, begun[0] + end - start + 1)]
+        return points
 
-    def full_disk(self, numbers: list[int], code: int, name: str) -> Outcome:
-        """A disk that refuses all writes from the n-th on; then there is room again."""
+    def before_step(self, number: int) -> tuple[Path, list[str]]:
+        """The folder as it was before a step of the run that was left alone, and the notes until then."""
+        begun = [index for index, note in enumerate(self.notes) if note.startswith("step")]
+        last = max((at for at, told in enumerate(self.points, 1) if told <= begun[number]), default=0)
+        return self.folder / "copies" / f"{last:04}", self.notes[: begun[number]]
 
-        def try_one(number: int, outcome: Outcome) -> None:
-            place = self.folder / f"full-{number}"
-            place.mkdir()
+    def _up_to(self, number: int | None) -> tuple[str, dict[str, Any]]:
+        """Name of a step, unless it is the last, and what the folder holds of steps when it is done."""
+        begun = [note.split()[1] for note in self.notes if note.startswith("step")]
+        if number is None or number + 1 >= len(begun):
+            return "", self.expected
+        copy, _ = self.before_step(number + 1)
+        return begun[number], _steps_of(contents(copy / "run"))
+
+    def full_disk(self, points: Sequence[tuple[int, int]], code: int, name: str) -> Outcome:
+        """A disk that refuses all writes from one on; then there is room again."""
+
+        def try_one(point: tuple[int, int], outcome: Outcome) -> None:
+            step, number = point
+            place = self.folder / f"full-{code}-{step}-{number}"
+            copy, before = self.before_step(step)
+            if step:
+                shutil.copytree(copy, place)
+            else:
+                place.mkdir()
             done = self.command(place, fail_from=number, fail_code=code)
-            what = f"write {number}"
+            what = f"write {number} of step {step}"
             errors = [line for line in done["output"].splitlines() if line.startswith("Error: ")]
             if done["code"] != 3 or len(errors) != 1 or "Traceback" in done["output"]:
                 outcome.problems.append(f"{what}: exit code {done['code']}: {done['output'][-1500:]}")
-            self.resumed(place, done["notes"], outcome, what)
+            self.resumed(place, before + done["notes"], outcome, what, step=step)
             shutil.rmtree(place)
 
-        return self._each(f"{name} from a write on", numbers, try_one)
+        return self._each(f"{name} from a write on", points, try_one)
 
     def signalled(self, moments: list[tuple[int, float]]) -> Outcome:
         """A signal at some moment, in seconds after the start."""
@@ -274,6 +332,16 @@ class Campaign:
         return outcome
 
 
+def state_of(folder: Path) -> str:
+    """A digest of all that a process can find in a folder: names, times and bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        digest.update(f"{path.relative_to(folder)}\0".encode())
+        if path.is_file():
+            digest.update(f"{path.stat().st_mtime_ns}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def contents(folder: Path) -> dict[str, Any]:
     """What a run folder holds, file by file, without what the clock has written."""
     return {
@@ -281,6 +349,11 @@ def contents(folder: Path) -> dict[str, Any]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".lock"
     } | {f"{path.relative_to(folder)}/": "" for path in folder.rglob("*") if path.is_dir()}
+
+
+def _steps_of(found: dict[str, Any]) -> dict[str, Any]:
+    """What belongs to finished steps, of what a run folder holds."""
+    return {name: content for name, content in found.items() if "/" in name and ".partial/" not in name}
 
 
 def _content(path: Path) -> Any:

@@ -96,7 +96,7 @@ def work(preloaded: Any, order: dict[str, Any], ask: int, answer: int, count: in
     os.dup2(log, 2)
     code = 1
     try:
-        noted(order["notes"])
+        noted(order["notes"], preloaded)
         sys.argv = ["rqat", *order["argv"]]
         fails = (order.get("kill_after", 0), order.get("fail_from", 0), order.get("fail_code", 0))
         ends = (ask, answer) if order.get("copies") else (-1, -1)
@@ -118,8 +118,8 @@ def work(preloaded: Any, order: dict[str, Any], ask: int, answer: int, count: in
     os._exit(code)
 
 
-def noted(file: str) -> None:
-    """Has every step of a run and every update of a training leave a line in `file`."""
+def noted(file: str, preloaded: Any) -> None:
+    """Has every step of a run, with the writes before it, and every update of a training leave a line in `file`."""
     from rqat import pipeline
     from rqat.train.saving import Saving
 
@@ -127,7 +127,7 @@ def noted(file: str) -> None:
     run_stage, update = pipeline.run_stage, Saving.on_pre_optimizer_step
 
     def stage(job: Any, step: Any) -> Any:
-        os.write(handle, f"step {step.name}\n".encode())
+        os.write(handle, f"step {step.name} {preloaded.campaign_writes()}\n".encode())
         return run_stage(job, step)
 
     def updated(self: Any, args: Any, state: Any, control: Any, **given: Any) -> Any:

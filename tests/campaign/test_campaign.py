@@ -4,7 +4,7 @@
     RQAT_CAMPAIGN_SHARE=20            one point of 20: others with another RQAT_CAMPAIGN_SEED, which is printed
     RQAT_CAMPAIGN_SERVERS=1           as many runs side by side; two unless said otherwise
 
-The everyday suite takes a few points. What is killed of several processes is in tests/rqat/test_processes.py.
+The everyday suite takes a few points; of several processes, tests/rqat/test_processes.py does.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .harness import HEAD, RECIPE, START, Campaign, Outcome, Server, compiled, contents
+from .several import Two, moments
 
 SHARE = int(os.environ.get("RQAT_CAMPAIGN_SHARE", "1"))
 SEED = int(os.environ.get("RQAT_CAMPAIGN_SEED", "0"))
 SERVERS = int(os.environ.get("RQAT_CAMPAIGN_SERVERS", str(min(2, os.cpu_count() or 1))))
 SIGNALS = 100
+KILLS = 3
+"""Of one of two processes, and as many of the one that started them, for each of two objectives."""
 
 LONGEST_S = 8.0
 """About as long as the run takes that is signalled."""
@@ -57,9 +61,14 @@ def table() -> Iterator[list[Outcome]]:
     print(f"\nseed {SEED}, one point of {SHARE}\n", HEAD, *rows, sep="\n")
 
 
-def share(points: int) -> list[int]:
-    """The points to try, counted from 1."""
-    return sorted(random.Random(SEED).sample(range(1, points + 1), -(-points // SHARE)))
+def share(points: Sequence[Any]) -> list[Any]:
+    """The points to try."""
+    return sorted(random.Random(SEED).sample(points, -(-len(points) // SHARE)))
+
+
+def numbers(campaign: Campaign) -> range:
+    """Of the changes of the run that was left alone."""
+    return range(1, len(campaign.points) + 1)
 
 
 def judge(outcome: Outcome, table: list[Outcome]) -> None:
@@ -75,8 +84,8 @@ def test_a_few_points_of_all(campaign: Campaign) -> None:
     assert count > 100
     outcomes = [
         campaign.crash([count // 4, count // 2]),
-        campaign.full_disk([70], errno.ENOSPC, "a full disk"),
-        campaign.full_disk([40], errno.EIO, "a failing disk"),
+        campaign.full_disk([(0, 3), (5, 12)], errno.ENOSPC, "a full disk"),
+        campaign.full_disk([(0, 3), (3, 9)], errno.EIO, "a failing disk"),
         campaign.signalled([(signal.SIGTERM, 2.5)]),
     ]
     assert not [problem for outcome in outcomes for problem in outcome.problems]
@@ -84,7 +93,7 @@ def test_a_few_points_of_all(campaign: Campaign) -> None:
 
 @pytest.mark.campaign
 def test_killed_after_every_change(campaign: Campaign, table: list[Outcome]) -> None:
-    judge(campaign.crash(share(len(campaign.points))), table)
+    judge(campaign.crash(share(numbers(campaign))), table)
 
 
 @pytest.mark.campaign
@@ -96,7 +105,7 @@ def test_killed_after_every_change_of_a_run_that_starts_from_another(
     before = contents(start)
     other = Campaign(tmp_path / "started", START, campaign.servers, start=start)
     other.leave_alone()
-    outcome = other.crash(share(len(other.points)))
+    outcome = other.crash(share(numbers(other)))
     outcome.name += ", from another run's step"
     judge(outcome, table)
     assert contents(start) == before
@@ -114,3 +123,19 @@ def test_a_signal_at_a_random_moment(campaign: Campaign, table: list[Outcome]) -
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     moments = [(int(chance.choice(signals)), chance.uniform(0, LONGEST_S)) for _ in range(-(-SIGNALS // SHARE))]
     judge(campaign.signalled(moments), table)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("objective", ["kd", "grpo"])
+def test_one_of_two_processes_killed_and_the_one_that_started_them(
+    table: list[Outcome], tmp_path: Path, objective: str
+) -> None:
+    """The same bytes after the same command; no process and no temporary file is left over."""
+    two, count = Two(tmp_path / "two", objective), -(-KILLS // SHARE)
+    outcomes = [
+        two.killed("one of two processes killed", moments(SEED, count, parent=False)),
+        two.killed("the parent of two processes killed", moments(SEED, count, parent=True)),
+    ]
+    table += outcomes
+    problems = [problem for outcome in outcomes for problem in outcome.problems]
+    assert not problems, "\n".join(problems)

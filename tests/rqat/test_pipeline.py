@@ -101,6 +101,25 @@ def test_the_manifest_tells_what_was_done(toy, tmp_path):
     assert manifest["seconds"] >= 0
 
 
+def test_a_step_that_is_refused_leaves_nothing_but_what_it_can_go_on_from(toy, tmp_path):
+    def refuse(work):
+        (work / "half").write_text("of no use")
+        raise RunError("no", hint="Do it otherwise.")
+
+    def refuse_later(work):
+        (work / SCRATCH).mkdir()
+        refuse(work)
+
+    toy.before = refuse
+    with pytest.raises(RunError):
+        run_pipeline(job_of(tmp_path / "run", 1))
+    assert not (tmp_path / "run").exists()
+    toy.before = refuse_later
+    with pytest.raises(RunError):
+        run_pipeline(job_of(tmp_path / "run", 1))
+    assert (tmp_path / "run" / "01-toy.partial" / "half").exists()
+
+
 def test_an_interrupted_step_goes_on_from_its_own_folder(toy, tmp_path):
     def fail(work):
         (work / "half").write_text("done so far")

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ from rqat.processes import RANKS, Processes, WorkerFailed, work_alone
 from rqat.recipe import load_recipe
 from rqat.registry import Registry
 from rqat.storage import read_json
+from tests.campaign.several import is_there, workers_of
 from tests.training import digests
 
 TIMEOUT_S = 120
@@ -60,31 +60,15 @@ def started(command: list[str], **environment: str) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, **environment})
 
 
-def workers_of(parent: int) -> list[int]:
-    """Process ids of the workers that a process has started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # any process may end meanwhile
-            started_by = int(status.read_text().rpartition(")")[2].split()[1])
-            if started_by == parent and b"rqat.worker" in (status.parent / "cmdline").read_bytes():
-                found.append(int(status.parent.name))
-    return sorted(found)
-
-
-def is_there(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 class Running:
     """A run of the quickstart in two processes, which has done its first steps."""
 
     def __init__(self, folder: Path, printed: Path) -> None:
-        self.printed = printed
+        self.printed, self.temporary = printed, printed.with_name("temporary")
+        self.temporary.mkdir()
         with printed.open("w") as file:
-            self.parent = subprocess.Popen(qat(folder, LONG), stdout=file, stderr=file)
+            environment = {**os.environ, "TMPDIR": str(self.temporary)}
+            self.parent = subprocess.Popen(qat(folder, LONG), stdout=file, stderr=file, env=environment)
         deadline = time.monotonic() + TIMEOUT_S
         while not any(len(log.read_text().splitlines()) > 4 for log in folder.glob("*-train-kd.partial/*.jsonl")):
             assert self.parent.poll() is None, printed.read_text()
@@ -215,8 +199,10 @@ def test_ctrl_c_ends_all(running: Running) -> None:
 
 @pytest.mark.slow
 def test_workers_do_not_outlive_their_parent(running: Running) -> None:
+    """Nor do its temporary files."""
     running.parent.kill()
     assert running.end()[0] == -signal.SIGKILL
+    assert not [*running.temporary.rglob("*")]
 
 
 @pytest.mark.slow

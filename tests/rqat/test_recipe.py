@@ -279,6 +279,28 @@ def test_set_changes_a_value(whole: Path, key: str):
     assert str(loaded.place.at("train", 0, "lr")) == f"--set {key}"
 
 
+def test_set_counts_the_entries_and_not_the_names_in_them(tmp_path: Path):
+    """An objective names a task beside itself."""
+    path = tmp_path / "three.yaml"
+    path.write_text(
+        "name: mine\nmodel: m\nquantize: rtn\ntrain:\n"
+        "  - {objective: grpo, data: arith, task: arith, steps: 1, lr: 1.0}\n"
+        "  - {objective: kd, data: arith, steps: 1, lr: 1.0}\n"
+        "  - {objective: sft, data: arith, steps: 1, lr: 1.0}\n"
+    )
+    for index, name in enumerate(("grpo", "kd", "sft")):
+        changed = load_recipe(path, [f"train.{name}.lr=0.5"]).recipe.train
+        assert [entry.lr for entry in changed] == [0.5 if number == index else 1.0 for number in range(3)]
+    with pytest.raises(RecipeError, match=r"'train' has no entry 'arith'; write 0 to 2 or grpo, kd, sft"):
+        load_recipe(path, ["train.arith.lr=0.5"])
+
+
+@pytest.mark.parametrize("text", [r'"a\ud800"', r'"a\0b"', r'{"\ud800": 1}'])
+def test_what_is_no_text_is_refused(text: str):
+    with pytest.raises(RecipeError, match="holds what is no text"):
+        parse_value(text, "--set")
+
+
 def test_set_takes_yaml(whole: Path):
     recipe = load_recipe(whole, ["quantize={method: awq, grid: 5}", "compare=[]", "export=gptq"]).recipe
     assert (recipe.quantize.method, recipe.quantize.options) == ("awq", {"grid": 5})

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import ClassVar
 
 from ...contracts import File
 from ...errors import ModelError
 from ...estimate import Needs, Sizes
-from ...keys import Keys
-from ...model.config import ModelConfig
+from ...keys import Keys, ModelKeys
+from ...model.config import ModelConfig, read_config, read_header
+from ...model.hub import QUANTIZED_FILE
 from ...model.layers import ENDS
 from ...model.stored_schemes import stored_schemes
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, bare_name
-from ...storage import read_json
+from ...storage import is_name, links_out, read_json
 
 
 class StartKeys(Keys):
@@ -50,7 +52,12 @@ class Start(Stage):
         place = making.place.at("start")
         if making.recipe.quantize is not None:
             making.problem(f"{place}: there is `quantize`, too; a model starts from one of the two.")
-        variant = making.variant(_made_as(keys))
+        name = _made_as(keys)
+        if not is_name(name):
+            making.problem(
+                f"{place}: '{keys.path.path / 'manifest.json'}' calls its model {name!a:.100}, which no rqat does."
+            )
+        variant = making.variant(name)
         making.made[variant] = making.add(self, "start", variant, keys, place, {}, {})
         making.last = variant
 
@@ -67,8 +74,14 @@ class Start(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, StartKeys)
+        for link in links_out(keys.path.path):
+            yield step.finding("error", "", f"'{link}' is a link out of its folder.", "Put the file in its place.")
+            return
         try:
             layers = self.schemes(step, look.plan, look.config)  # type: ignore[arg-type]
+            read_config(ModelKeys(path=str(keys.path.path)), offline=True)
+            if (keys.path.path / QUANTIZED_FILE).is_file():
+                read_header(keys.path.path / QUANTIZED_FILE)
         except ModelError as error:
             yield step.finding("error", "", error.message, error.hint)
             return
@@ -79,5 +92,7 @@ class Start(Stage):
 
 def _made_as(keys: StartKeys) -> str:
     """What the model is called: the variant in its manifest, else its folder's name."""
-    manifest = read_json(keys.path.path / "manifest.json") or {}
-    return str(manifest.get("variant") or bare_name(keys.path.path.resolve().name) or "start")
+    manifest = read_json(keys.path.path / "manifest.json")
+    found = manifest.get("variant") if isinstance(manifest, dict) else None
+    plain = re.sub(r"[^\w.-]", "-", bare_name(keys.path.path.resolve().name)).strip("-.")
+    return str(found or plain[:100] or "start")

@@ -66,11 +66,13 @@ class Kind:
         good: a file that is read well.
         mutate: changes it.
         read: reads one that lies at the given path.
+        share: of the usual number of inputs.
     """
 
     good: Any
     mutate: Mutate
     read: Callable[[Path], Any]
+    share: float = 1.0
 
 
 class Bench:

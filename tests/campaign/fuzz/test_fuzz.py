@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.campaign.fuzz.kinds import Bench
-from tests.campaign.fuzz.run import CORPUS, inputs, try_one
+from tests.campaign.fuzz.commands import Commands
+from tests.campaign.fuzz.kinds import Bench, Kind
+from tests.campaign.fuzz.run import CORPUS, Search, inputs, try_one
+
+INSTALL = "pip install -e '.[fuzz]'"
 
 LIGHT = ("recipe", "set", "jsonl", "problems", "template", "manifest", "step", "results")
 """Kinds of which a hundred take a second or so."""
@@ -18,6 +22,11 @@ LIGHT = ("recipe", "set", "jsonl", "problems", "template", "manifest", "step", "
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def commands(bench: Bench) -> dict[str, Kind]:
+    return Commands(bench).kinds()
 
 
 def test_good_files_are_read_well(bench: Bench) -> None:
@@ -30,8 +39,8 @@ def test_good_files_are_read_well(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_what_was_found_once_is_mended(path: Path, bench: Bench) -> None:
-    verdict, trace = try_one(bench.kinds()[path.parent.name], path.read_bytes())
+def test_what_was_found_once_is_mended(path: Path, bench: Bench, commands: dict[str, Kind]) -> None:
+    verdict, trace = try_one({**bench.kinds(), **commands}[path.parent.name], path.read_bytes())
     assert verdict in ("valid", "refused"), trace
 
 
@@ -43,9 +52,43 @@ def test_a_few_changed_files_of_every_light_kind(name: str, bench: Bench) -> Non
         assert verdict in ("valid", "refused"), f"{own}\n{trace}"
 
 
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_few_files_made_anew(name: str, bench: Bench) -> None:
+    pytest.importorskip("hypothesis", reason=f"hypothesis is not installed: {INSTALL}")
+    from tests.campaign.fuzz.structured import each, strategies
+
+    kind, verdicts = bench.kinds()[name], Counter[str]()
+
+    def take(data: bytes) -> None:
+        verdict, trace = try_one(kind, data)
+        assert verdict in ("valid", "refused"), f"{data!r}\n{trace}"
+        verdicts[verdict] += 1
+
+    each(strategies(str(bench.model))[name], 0, 20, take)
+    assert sum(verdicts.values()) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jsonl", "step"])
+def test_a_few_bytes_changed_by_what_they_reach(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason=f"atheris is not installed: {INSTALL}")
+    search = Search(0, 100, keep=False)
+    search.guided(name)
+    assert not search.found
+    assert search.tried >= 100
+
+
+@pytest.mark.slow
+def test_commands_read_good_files_well(commands: dict[str, Kind]) -> None:
+    for name, kind in commands.items():
+        data = kind.good if isinstance(kind.good, bytes) else kind.good.encode()
+        assert try_one(kind, data) == ("valid", ""), name
+
+
 @pytest.mark.campaign
-def test_ten_thousand_changed_files() -> None:
-    command = [sys.executable, "-m", "tests.campaign.fuzz.run", "--each", "750"]
+def test_ten_thousand_files() -> None:
+    """More where hypothesis and atheris are installed."""
+    command = [sys.executable, "-m", "tests.campaign.fuzz.run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

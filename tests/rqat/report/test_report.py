@@ -91,6 +91,7 @@ def job(tmp_path):
             "variant": variant,
             "fingerprint": "f" * 64,
             "facts": {},
+            "files": {},
             "seconds": 2.5,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest | {"results": results}))

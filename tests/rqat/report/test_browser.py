@@ -1,0 +1,150 @@
+"""The report in a browser: whatever its texts hold, nothing in them runs and nothing is asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rqat.report.manifest import manifest_of
+from rqat.report.page import document, page
+from rqat.report.run_files import read_run
+from rqat.report.summary import summary_of
+from rqat.stage import WATCHED
+
+from .test_report import job  # noqa: F401 (a fixture)
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell", "chrome-headless-shell")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is installed"),
+]
+
+ATTACKS = (
+    "<script>fetch('URL/script')</script>",
+    "</title></style></script><script>fetch('URL/closed')</script>",
+    "<img src='URL/image'><img src=x onerror=\"fetch('URL/onerror')\">",
+    "\"'><img src=x onerror=\"fetch('URL/quoted')\">",
+    "<svg onload=\"fetch('URL/svg')\"></svg>",
+    "<iframe src='URL/frame'></iframe><iframe src=\"javascript:fetch('URL/javascript')\"></iframe>",
+    "<link rel=stylesheet href='URL/sheet'><style>@import 'URL/import';</style>",
+    "<object data='URL/object'></object><video src='URL/video' autoplay></video>",
+    "<input autofocus onfocus=\"fetch('URL/focus')\"><details open ontoggle=\"fetch('URL/toggle')\">",
+)
+
+LEAVES = ("<a href=\"javascript:fetch('URL/link')\">x</a>", "<meta http-equiv=refresh content='0;url=URL/refresh'>")
+"""Which no policy of a page forbids: escaping alone does."""
+
+
+class Trap:
+    """A server on this machine that writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        asked: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                self.send_response(404)
+                self.send_header("Access-Control-Allow-Origin", "*")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                """Nothing on the screen."""
+
+        self.asked = asked
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def armed(self, texts: tuple[str, ...]) -> str:
+        """Attacks that would ask this server."""
+        return "".join(texts).replace("URL", f"http://127.0.0.1:{self._server.server_port}")
+
+    def close(self) -> None:
+        """Ends it."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def trap() -> Iterator[Trap]:
+    made = Trap()
+    yield made
+    made.close()
+
+
+def opened(html: str, folder: Path) -> str:
+    """What a page has become after three seconds of its own time in a browser."""
+    path = folder / "page.html"
+    path.write_text(html, encoding="utf-8")
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--disable-background-networking", "--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def poisoned(value: Any, poison: str) -> Any:
+    """The same with an attack behind every text that decides nothing."""
+    if isinstance(value, dict):
+        return {key: inner if key == "stage" else poisoned(inner, poison) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [poisoned(inner, poison) for inner in value]
+    return f"{value}{poison}" if isinstance(value, str) and value not in ("correct", "wrong") else value
+
+
+def test_the_trap_springs_where_nothing_protects(trap: Trap, tmp_path: Path) -> None:
+    opened(f"<!doctype html><title>x</title><body>{trap.armed(ATTACKS)}</body>", tmp_path)
+    expected = {"/script", "/closed", "/onerror", "/quoted", "/svg", "/javascript", "/image", "/sheet", "/frame"}
+    assert expected <= set(trap.asked)
+
+
+def test_the_pages_policy_alone_stops_what_is_not_escaped(trap: Trap, tmp_path: Path) -> None:
+    assert "<section>" in opened(document("x", [f"<section>{trap.armed(ATTACKS)}</section>"]), tmp_path)
+    assert not trap.asked
+
+
+def test_a_report_with_scripts_in_every_text_runs_and_fetches_nothing(
+    job: Any,  # noqa: F811
+    trap: Trap,
+    tmp_path: Path,
+) -> None:
+    poison = trap.armed(ATTACKS + LEAVES)
+    for path in [*job.folder.glob("*/*.jsonl"), *job.folder.glob("*/layers.json")]:
+        many = path.suffix == ".jsonl"
+        rows = poisoned([json.loads(line) for line in path.read_text().splitlines()] if many else [], poison)
+        if path.name == "training.jsonl":
+            rows = [{**row, f"{WATCHED}{poison}": 0.5} for row in rows]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(text if many else json.dumps(poisoned(json.loads(path.read_text()), poison)))
+    run = read_run(job)
+    assert len(run.steps) > 10
+    run.steps = [
+        replace(
+            step,
+            variant=poisoned(step.variant, poison),
+            facts=poisoned(step.facts, poison),
+            results=poisoned(step.results, poison),
+            manifest=poisoned(step.manifest | {"told": ["told"], "versions": {"torch": "1"}}, poison),
+        )
+        for step in run.steps
+    ]
+    run = replace(run, name=poison, scheme=poison, device=poison, recipe=poisoned(run.recipe, poison))
+    manifest = poisoned(manifest_of(run, ["told"]), poison)
+    html = page(run, summary_of(run), manifest)
+    assert html.count("&lt;script&gt;") > 100
+    shown = opened(html, tmp_path)
+    assert shown.count("&lt;script&gt;") > 100
+    assert not trap.asked
