@@ -9,6 +9,7 @@ that the state after the step before needs no copy: only what else changes meanw
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -23,6 +24,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import RunError
+from ..figures import seconds, size
 from ..processes import Processes
 from ..storage import explained, sync_file
 from .checkpoints import (
@@ -38,10 +40,15 @@ from .checkpoints import (
 from .optimizer import QuantizedOptimizer
 from .random_states import random_state, set_random_state
 
+log = logging.getLogger("rqat")
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 QUICK_S = 10.0
-"""Longest that an ending process takes to save."""
+"""How long an ending process takes to save without more ado."""
+
+WORTH = 0.1
+"""A save that takes longer is made if it takes less than this share of the time that went into what it saves."""
 
 SMALL_S = 0.5
 """Longest that steps wait for what is being written: a small checkpoint is on disk before the next step begins."""
@@ -314,13 +321,23 @@ class Saving(TrainerCallback):
             restore()
 
     def _save_quickly(self) -> None:
-        """Saves the last whole step, if that takes less than `QUICK_S`; whatever prevents it is for the next run."""
+        """Saves the last whole step, if that is quick or little beside what would be lost.
+
+        Whatever prevents it is for the next run.
+        """
         with suppress(Exception):
             at = self._boundary
             held = sum(tensor.nbytes for state in self.optimizer.state.values() for tensor in _tensors(state))
             held += sum(tensor.nbytes for bucket in self.optimizer.buckets for tensor in bucket.state().values())
-            if at is not None and at.step > self.saved and held / self._bytes_per_s < QUICK_S:
+            takes, lost = held / self._bytes_per_s, time.monotonic() - self._since
+            if at is not None and at.step > self.saved and takes < max(QUICK_S, WORTH * lost):
+                if takes > QUICK_S:
+                    log.warning(
+                        "Saves step %d before it ends (%s, about %s); a second signal ends it at once.",
+                        at.step, size(held), seconds(takes),
+                    )  # fmt: skip
                 self._save(at)
+                self.finish()
             self.finish(QUICK_S)
 
 

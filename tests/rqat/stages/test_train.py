@@ -385,7 +385,10 @@ def test_a_signal_saves_the_last_whole_step(
     assert digests(job.workdir(step)) == digests(unbroken(objective)[0])
 
 
-def test_a_signal_does_not_wait_for_a_slow_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("worth", [False, True])
+def test_a_signal_waits_for_a_slow_disk_only_if_much_would_be_lost(
+    worth: bool, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     job, step = train_step(root, "kd", **options_of("kd", save_every="1h"))
     plugin = type(job.make(step, "objective"))
     build = plugin.build_trainer
@@ -397,9 +400,11 @@ def test_a_signal_does_not_wait_for_a_slow_disk(root: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(plugin, "build_trainer", stopped)
     monkeypatch.setattr(saving, "BYTES_PER_S", 1000.0)
+    monkeypatch.setattr(saving, "WORTH", 1e6 if worth else 0.1)  # of the few seconds that this training takes
     with pytest.raises(KeyboardInterrupt):
         train.run(job, step)
-    assert last_complete(job.scratch(step)) is None
+    assert ("Saves step 4 before it ends" in caplog.text) is worth
+    assert step_of(last_complete(job.scratch(step))) == (4 if worth else 0)
 
 
 def test_checkpoints_by_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
