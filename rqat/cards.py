@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 from . import hookspecs
@@ -251,6 +252,12 @@ def check_class(card: Card, found: Any) -> None:
     name = getattr(found, "__name__", found)
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise PluginError(f"{card}: '{name}' is not a rqat.{base.__name__}.", hint="Derive it from that class.")
+    _check_methods(card, found)
+
+
+@cache  # for the class of a grid it is asked again with every layer
+def _check_methods(card: Card, found: type) -> None:
+    base, name = KINDS[card.kind].base, found.__name__
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"{card}: '{name}' does not implement {', '.join(missing)}.")

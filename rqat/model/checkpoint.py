@@ -34,6 +34,7 @@ from .extras import generation_settings
 from .hf_folder import save_tokenizer
 from .hub import GENERATION_FILE, QUANTIZED_FILE
 from .stored_schemes import schemes_in
+from .tokenizers import tokenizer_in
 from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
 from .transforms import Applied, attach_transforms, load_transforms, save_transforms
 
@@ -141,7 +142,7 @@ def assembled(
         state[f"{name}.weight"] = decoded(layer, dtype)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = tokenizer_in(folder)
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # the weights are values here
         model_class = getattr(transformers, (config.architectures or [""])[0])
