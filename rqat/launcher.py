@@ -88,6 +88,7 @@ def launch(job: Job, step: Step) -> dict[str, Any]:
         RqatError: what a worker reports, or it was killed.
         WorkerFailed: a worker failed otherwise.
     """
+    job.original.release()  # every process loads its own
     _make_room(job.device)
     with tempfile.TemporaryDirectory(prefix="rqat-") as name:
         folder = Path(name)

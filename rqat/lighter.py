@@ -30,6 +30,16 @@ def advice(step: Step, plan: Planned, sizes: Sizes) -> str:
     return "; ".join(text for _, text in sorted(found, key=lambda one: -one[0]))
 
 
+def needed_bytes(step: Step, plan: Planned, device: str) -> int:
+    """Memory that a step takes by the estimate; 0 where the model cannot be read."""
+    try:
+        config = read_config(plan.model, offline=True)
+        sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline=True)
+        return int(stages()[step.stage].estimate(step, plan, sizes).memory)
+    except RqatError:
+        return 0
+
+
 def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> RunError:
     """The error for a step that found no more memory on its device."""
     try:

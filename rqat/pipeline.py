@@ -29,7 +29,7 @@ from .errors import RunError
 from .intact import damaged, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
-from .lighter import ran_out
+from .lighter import needed_bytes, ran_out
 from .run_folder import MANIFEST, MARK, SUMMARY, fates, settle
 from .run_lock import LOCK, only_one
 from .stage import Step
@@ -248,6 +248,8 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
     if job.workers > 1 and stage is not None and stage.several:
         return launch(job, step)
     _seed()
+    if stage is not None:
+        job.original.make_room(needed_bytes(step, job.plan, job.device), job.device)
     try:
         results: dict[str, Any] = work_of(step.stage).run(job, step)
     except RuntimeError as error:

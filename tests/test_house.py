@@ -73,7 +73,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "cut_out": (),
     "scaffold": ("registry", "cards", "cut_out", "storage", "errors"),
     "testing": ("generation", "grids", "keys", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
-    "job": ("plan", "stage", "registry", "processes", "storage"),
+    "job": ("plan", "stage", "registry", "model", "processes", "storage"),
     "works": (
         *("job", "plan", "recipe", "stage", "stages", "train", "packed", "model", "shapes", "evals", "storage"),
         *(

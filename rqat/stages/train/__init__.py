@@ -111,7 +111,7 @@ class TrainKeys(PluginKeys):
         weight_decay: of the latent weights.
         max_grad_norm: gradient clipping, global norm.
         save_every: optimizer steps, or time (90s, 15m, 1h), between checkpoints, from which an interrupted run resumes;
-            they are written while training goes on. The last step always leaves one.
+            they are written while training goes on.
         gate: the cold-start gate, for objectives that are trained on rewards.
         watch: a comparison with the model before quantization, on held-out rows, every few steps; its figures stand in
             training.jsonl and in the report.
@@ -269,7 +269,7 @@ class Train(Stage):
         if keys.train_embedding:
             yield from _ends(step, look)
         if keys.save_steps is not None and keys.save_steps > keys.steps:
-            text = f"no checkpoint before the last of {keys.steps} steps; interrupted, it starts over. By time: 10m."
+            text = f"no checkpoint within {keys.steps} steps; interrupted, it starts over. By time: 10m."
             yield step.finding("note", "save_every", text)
         if keys.teacher is not None:
             yield from _teacher(step, keys, keys.teacher, look)

@@ -158,8 +158,9 @@ def _train(
             log.warning("%s: %s", step.name, dropped_rows(rows.facts, max_tokens))
         teacher = None
         if card.teacher:
+            kept = job.original if keys.teacher is None else None
             named = keys.teacher or job.plan.model
-            teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline)
+            teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline, original=kept)
         room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
         rollouts = None
         backend: Any = getattr(getattr(objective.options, "rollouts", None), "engine", "auto")
@@ -263,7 +264,8 @@ def _watch(
     task = job.make(step, "watch")
     rows = tokenized(rows_of(task, keys.task, keys.limit), start.tokenizer)
     if original is None:
-        original = load_teacher(job.plan.model, start.tokenizer, device=job.device, offline=job.offline)
+        given = {"device": job.device, "offline": job.offline, "original": job.original}
+        original = load_teacher(job.plan.model, start.tokenizer, **given)
     return Watch(task, keys.every, start.model, original, start.tokenizer, rows)
 
 
@@ -288,16 +290,17 @@ def _latents(
     Args:
         source: the model before quantization if it is in memory already; else it is loaded when needed.
     """
-    from ...model.load import load_model
     from ...model.transforms import apply_transforms
     from ...train.latents import first_latents, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
         return carried, "the train step before"
-    if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
-        source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
+    if start.transforms:  # a copy of its own: a teacher stays as it was before them
+        source = job.original.copied(job.plan.model, device=job.device, offline=job.offline)[0]
         apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
+    elif source is None:
+        source = job.original.get(job.plan.model, device=job.device, offline=job.offline)[0]
     return first_latents(source, start.model, start.layers)
 
 
