@@ -98,6 +98,7 @@ class Card:
     teacher: bool = False
     writes: bool = False
     graded: bool = False
+    logits: str = "float32"
     domain: str = ""
     model: bool = False
     hooks: bool = False

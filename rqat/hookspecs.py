@@ -125,6 +125,8 @@ class RegisterObjective(Protocol):
         teacher: it learns from a teacher, by default the model before quantization.
         writes: it learns from completions that it writes itself: rows need a prompt and nothing else.
         graded: it is trained on rewards: rows need an answer, the recipe a task, and the cold-start gate stands before.
+        logits: how its loss holds logits `(tokens, vocabulary)`, for the estimate of its memory: "float32" widens them,
+            "model" leaves them in the model's dtype, "chunks" never has more than a chunk of them.
     """
 
     def __call__(
@@ -138,6 +140,7 @@ class RegisterObjective(Protocol):
         teacher: bool = False,
         writes: bool = False,
         graded: bool = False,
+        logits: str = "float32",
     ) -> None: ...
 
 

@@ -75,6 +75,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "testing": ("generation", "grids", "keys", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
     "job": ("plan", "stage", "registry", "model", "processes", "storage"),
     "works": (
+        "lighter",
         *("job", "plan", "recipe", "stage", "stages", "train", "packed", "model", "shapes", "evals", "storage"),
         *(
             "generation",
@@ -96,7 +97,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "run_lock": ("storage", "errors"),
     "run_folder": ("intact", "facts", "stage", "storage", "errors"),
     "pipeline": (
-        "lighter",
+        *("lighter", "estimate", "shapes"),
         *("intact", "run_lock", "run_folder"),
         *("launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
     ),

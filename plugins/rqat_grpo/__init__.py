@@ -130,4 +130,5 @@ def register_objectives(register: rqat.RegisterObjective) -> None:
         paper="2402.03300",
         writes=True,
         graded=True,
+        logits="model",
     )

@@ -34,8 +34,8 @@ from .extras import generation_settings
 from .hf_folder import save_tokenizer
 from .hub import GENERATION_FILE, QUANTIZED_FILE
 from .stored_schemes import schemes_in
-from .tokenizers import tokenizer_in
 from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
+from .tokenizers import tokenizer_in
 from .transforms import Applied, attach_transforms, load_transforms, save_transforms
 
 if TYPE_CHECKING:

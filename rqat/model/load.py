@@ -143,7 +143,7 @@ def check_finite(path: str, model: transformers.PreTrainedModel) -> None:
         for name, tensor in tensors.items()
         if name in stored and tensor.is_floating_point() and tensor.numel()
     }
-    # Its ends tell of a tensor, in one pass and without a copy; all are fetched together, as a GPU has to be waited for.
+    # In one pass over each, without a copy; all are fetched together, as a GPU has to be waited for.
     ends = [torch.stack(_wide(tensor).aminmax()).double() for tensor in checked.values()]
     finite = torch.isfinite(torch.stack(ends)).all(1).tolist() if ends else []
     for name, whole in zip(checked, finite, strict=True):

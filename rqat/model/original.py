@@ -7,15 +7,12 @@ import gc
 from typing import TYPE_CHECKING
 
 from ..keys import ModelKeys
-from .memory import available_bytes
+from .memory import MARGIN, available_bytes
 
 if TYPE_CHECKING:
     import transformers
 
     Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
-
-MARGIN = 1.25
-"""An estimate may be wrong by so much."""
 
 
 class Original:
@@ -40,6 +37,11 @@ class Original:
         self._spare = -1 if available is None else int(available - MARGIN * needed_bytes)
         if self._spare < 0:
             self.release()
+
+    @property
+    def held_bytes(self) -> int:
+        """Of what is held."""
+        return sum(parameter.nbytes for parameter in self._held[0].parameters()) if self._held else 0
 
     def release(self) -> None:
         """Lets go of what is held."""

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from ...batches import split_batch
 from ...errors import PluginError
 from ...job import Job, log
+from ...lighter import room_for
 from ...processes import Processes
 from ...stage import READ_AHEAD, Finding, Look, Step
-from ...storage import read_json, read_json_lines
+from ...storage import read_json, read_json_lines, write_json
 
 if TYPE_CHECKING:
     import transformers
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 LOG = "training.jsonl"
 
+CHOSEN = "chosen.json"
+"""What keys came to that leave it to the free memory, beside the checkpoints."""
+
 
 def run(job: Job, step: Step) -> dict[str, Any]:
     """Trains `step.inputs["start"]`; see the module for what it writes.
@@ -43,7 +47,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
 
     Returns:
         steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; of an objective that
-        writes, sampler_gap_nats; only `skipped`, with the reason, where the gate said so.
+        writes, sampler_gap_nats; `chosen`, where keys leave something to the free memory; only `skipped`, with the
+        reason, where the gate said so.
 
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
@@ -55,6 +60,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
     why = _skipped(job, step)
+    chosen = {} if why or keys.micro_batch != "auto" else {"micro_batch": _micro_batch(job, step, keys)}
+    keys = keys.model_copy(update=chosen)
     checkpoint = None if why else last_complete(job.scratch(step), clean=job.processes.leads)
     start = _start(job, start_folder)
     if why:
@@ -76,7 +83,26 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     save_checkpoint(work, start.model, start.tokenizer, layers, start.transforms)
     keep_generation_settings(start_folder, work)
     save_latents(work, optimizer.latents(), layers)
-    return facts
+    return {**facts, "chosen": chosen} if chosen else facts
+
+
+def _micro_batch(job: Job, step: Step, keys: TrainKeys) -> int:
+    """The largest that fits into the memory that is free now; where the step was begun already, the one it had.
+
+    Sums over another one are rounded in another way.
+    """
+    record = job.scratch(step) / CHOSEN
+    chosen = (read_json(record) or {}).get("micro_batch")
+    if chosen is None or keys.batch % (chosen * job.processes.count):
+        learns = keys.teacher is None and step.parts["objective"].card.teacher
+        held = job.original.held_bytes if learns or keys.watch is not None else 0
+        own = room_for(step, job.plan, job.device, job.processes.count, held)
+        chosen = min(map(int, job.processes.gather(str(own["micro_batch"]))))
+        log.info("%s: micro_batch %d", step.name, chosen)
+        if job.processes.leads:
+            record.parent.mkdir(exist_ok=True)
+            write_json(record, {"micro_batch": chosen})
+    return int(chosen)
 
 
 def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
@@ -306,7 +332,7 @@ def _latents(
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
     """Settings every TRL config takes; `batch` is that of all processes together."""
-    micro, passes = split_batch(keys.batch, keys.micro_batch, processes.count)
+    micro, passes = split_batch(keys.batch, keys.at_once, processes.count)
     return {
         "output_dir": str(folder),
         "max_steps": keys.steps,
