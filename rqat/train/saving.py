@@ -1,4 +1,4 @@
-"""When training is saved: after some steps or some time, and when it is told to end.
+"""When training is saved: after some steps or some time, after its last step, and when it is told to end.
 
 What is to be saved is copied between two steps and written by a thread while the next ones run. A signal (Ctrl-C,
 SIGTERM, SIGHUP) between or within steps ends training at once, but for an update that is under way; what the last whole
@@ -169,27 +169,26 @@ class Saving(TrainerCallback):
         trainer |= {"log_history": [], "stateful_callbacks": {}}  # the first is training.jsonl's, and grows
         self._boundary = _Boundary(state.global_step, trainer, self.scheduler.state_dict(), random_state())
         last = state.global_step >= state.max_steps
-        if self._is_time(state.global_step, last=last):
-            self._save(self._boundary)
-        elif last:  # its results are written at once, and sooner than a checkpoint, which is four times as large
-            self._gathered(self._boundary)
+        if last or self._is_time(state.global_step):
+            self._save(self._boundary, ended=last)
         if last:
             self.finish()
         self._updating = False
         if self._told is not None:
             raise _Told(self._told)
 
-    def _is_time(self, step: int, *, last: bool) -> bool:
+    def _is_time(self, step: int) -> bool:
         """Whether a checkpoint is due; by the clock of the first of several processes."""
         if self.every_steps is not None:
             return step % self.every_steps == 0
-        if last:
-            return False
         late = time.monotonic() - self._since >= self.every_s
         return bool(self.processes.gather("late" if late else "")[0])
 
-    def _save(self, at: _Boundary) -> None:
+    def _save(self, at: _Boundary, *, ended: bool = False) -> None:
         """Copies what is to be saved and has it written meanwhile.
+
+        Args:
+            ended: no step follows, so that only what the results are made of is saved.
 
         Raises:
             RunError: the one before could not be written, or another process has trained other weights.
@@ -201,7 +200,7 @@ class Saving(TrainerCallback):
         if not self.processes.leads:
             return
         tensors: dict[str, Tensor] = {}
-        parts = {"optimizer": self.optimizer.state_dict(), "scheduler": at.scheduler}
+        parts = {"optimizer": self.optimizer.state_dict(moments=not ended), "scheduler": at.scheduler}
         state = {name: taken_apart(part, tensors, name) for name, part in parts.items()}
         snapshot = Snapshot(at.step, self._copied(tensors), {**state, "step": at.step, "random": randoms}, at.trainer)
         self._writer = threading.Thread(target=self._write, args=[snapshot], name="rqat-checkpoint", daemon=True)

@@ -28,10 +28,7 @@ from ...model.transforms import apply_transforms
 from ...stage import Step
 from ...storage import write_json
 from ..calibrate.run import CALIBRATION_FILE
-from . import QuantizeKeys
-
-TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}
-"""Tokens per forward pass: enough to keep the matrix units busy. Part of the result, by rounding, so never adapted."""
+from . import TOKENS_AT_ONCE, QuantizeKeys
 
 log = logging.getLogger("rqat")
 

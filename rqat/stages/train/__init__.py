@@ -112,7 +112,7 @@ class TrainKeys(PluginKeys):
         weight_decay: of the latent weights.
         max_grad_norm: gradient clipping, global norm.
         save_every: optimizer steps, or time (90s, 15m, 1h), between checkpoints, from which an interrupted run resumes;
-            they are written while training goes on.
+            they are written while training goes on. The last step always leaves one.
         gate: the cold-start gate, for objectives that are trained on rewards.
         watch: a comparison with the model before quantization, on held-out rows, every few steps; its figures stand in
             training.jsonl and in the report.
@@ -264,7 +264,7 @@ class Train(Stage):
         if keys.train_embedding:
             yield from _ends(step, look)
         if keys.save_steps is not None and keys.save_steps > keys.steps:
-            text = f"no checkpoint within {keys.steps} steps; interrupted, it starts over. By time: 10m."
+            text = f"no checkpoint before the last of {keys.steps} steps; interrupted, it starts over. By time: 10m."
             yield step.finding("note", "save_every", text)
         if keys.teacher is not None:
             yield from _teacher(step, keys, keys.teacher, look)
@@ -285,11 +285,15 @@ def _memory(keys: TrainKeys, objective: Use, sizes: Sizes, at_once: int) -> floa
     stays = sizes.model + optimizer + (sizes.teacher(keys.teacher) if card.teacher else 0)
     if keys.watch is not None and not (card.teacher and keys.teacher is None):
         stays += sizes.teacher(None)
-    if host:  # the layers that training started from, and a copy of the optimizer's state while it is being written
-        stays += sizes.codes + (optimizer if keys.save_steps is None or keys.save_steps <= keys.steps else 0)
+    saves = keys.save_steps is None or keys.save_steps < keys.steps
+    if host:  # the layers that training started from, and what is being written of the optimizer
+        stays += sizes.codes + (optimizer if saves else 0)
     counted = min(keys.max_tokens, getattr(objective.options, "max_completion_tokens", None) or keys.max_tokens)
     numbers = at_once * keys.max_tokens * sizes.activations(recomputed=keys.recomputes(sizes.device))
     passing = trained * sizes.width + numbers * sizes.width + sizes.logits(at_once * counted, card.logits)
+    if host:  # or at the end: what the last checkpoint is written from, codes and places in their cells
+        last = 0 if saves else sizes.optimizer(trained, 0, 0)
+        passing = max(passing, last + sizes.codes + sizes.quantized * LATENT_BYTES)
     if not card.writes:
         return stays + passing
     cache = sizes.cache(max(1, keys.batch // sizes.processes) + 1, keys.max_tokens)
