@@ -24,18 +24,15 @@ def sequences_at_once(batch: int, micro_batch: int | None, processes: int = 1) -
     return micro_batch or max(1, batch // processes)
 
 
-def largest_that_fits(
-    batch: int, processes: int, takes: Callable[[int], float], free_bytes: float | None, *, below: int | None = None
-) -> int:
+def largest_that_fits(batch: int, processes: int, takes: Callable[[int], float], free_bytes: float | None) -> int:
     """The most sequences at once, of those that split a batch evenly over processes, that free memory has room for.
 
     Args:
         takes: memory for so many sequences at once, in bytes.
         free_bytes: None where nobody knows: one sequence.
-        below: fewer than these.
     """
     share = max(1, batch // processes)
-    sizes = [size for size in range(min(share, (below or share + 1) - 1), 0, -1) if share % size == 0]
+    sizes = [size for size in range(share, 0, -1) if share % size == 0]
     return next((size for size in sizes if free_bytes is not None and takes(size) <= free_bytes), 1)
 
 

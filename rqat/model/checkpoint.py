@@ -139,7 +139,7 @@ def assembled(
 
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     for name, layer in layers.items():
-        state[f"{name}.weight"] = decoded(layer, dtype)
+        state[f"{name}.weight"] = decoded(layer.to(device), dtype).cpu()  # a GPU decodes sooner than it is fed
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = tokenizer_in(folder)

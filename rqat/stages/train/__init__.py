@@ -28,6 +28,9 @@ from ..produce import Produce
 LATENT_BYTES = 2
 """Of a weight's place in its cell, as a train step leaves it for the next."""
 
+CACHE_POSITIONS = 256
+"""A cache of completions has room for a multiple of this."""
+
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -296,7 +299,8 @@ def _memory(keys: TrainKeys, objective: Use, sizes: Sizes, at_once: int) -> floa
         passing = max(passing, last + sizes.codes + sizes.quantized * LATENT_BYTES)
     if not card.writes:
         return stays + passing
-    cache = sizes.cache(max(1, keys.batch // sizes.processes) + 1, keys.max_tokens)
+    positions = -(-keys.max_tokens // CACHE_POSITIONS) * CACHE_POSITIONS
+    cache = sizes.cache(max(1, keys.batch // sizes.processes) + 1, positions)
     # On a GPU the cache of completions is kept while the model learns from them.
     return stays + (max(passing, cache) if host else passing + cache)
 
