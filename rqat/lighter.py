@@ -31,7 +31,9 @@ def advice(step: Step, plan: Planned, sizes: Sizes) -> str:
     return "; ".join(text for _, text in sorted(found, key=lambda one: -one[0]))
 
 
-def needed_bytes(step: Step, plan: Planned, device: str, chosen: Mapping[str, int] | None = None) -> int:
+def needed_bytes(
+    step: Step, plan: Planned, device: str, processes: int = 1, chosen: Mapping[str, int] | None = None
+) -> int:
     """Memory that a step takes by the estimate; 0 where the model cannot be read.
 
     Args:
@@ -40,7 +42,7 @@ def needed_bytes(step: Step, plan: Planned, device: str, chosen: Mapping[str, in
     step = step.with_settings(step.settings.model_copy(update=dict(chosen or {})))
     try:
         config = read_config(plan.model, offline=True)
-        sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline=True)
+        sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, True, processes)
         return int(stages()[step.stage].estimate(step, plan, sizes).memory)
     except RqatError:
         return 0
@@ -53,14 +55,14 @@ def room_for(step: Step, plan: Planned, device: str, processes: int, held_bytes:
         held_bytes: of what is in memory already and counted in the estimate.
     """
     config, free = read_config(plan.model, offline=True), available_bytes(device)
-    fits = room(None if free is None else free + held_bytes)
+    fits = room(None if free is None else free + held_bytes, device, processes)
     sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, True, processes, fits)
     return stages()[step.stage].estimate(step, plan, sizes).chosen
 
 
-def room(free: int | None) -> int | None:
-    """What an estimate may come to where so much memory is free."""
-    return None if free is None else int(free / MARGIN)
+def room(free: int | None, device: str, processes: int) -> int | None:
+    """What the estimate of a process may come to where so much memory is free; a GPU is one process's alone."""
+    return None if free is None else int(free / MARGIN / (processes if device == "cpu" else 1))
 
 
 def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> RunError:
