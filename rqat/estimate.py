@@ -30,10 +30,10 @@ class Needs:
     """What one step takes, in bytes.
 
     Attributes:
-        chosen: what keys come to that leave it to the free memory.
         memory: at the peak, on the device the model runs on, without that of the libraries.
         disk: when the step is done.
         extra: of disk while it runs, checkpoints for resuming included.
+        chosen: what keys come to that leave it to the free memory.
     """
 
     memory: float = 0

@@ -255,8 +255,9 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
     if job.workers > 1 and stage is not None and stage.several:
         return launch(job, step)
     _seed()
+    together = job.processes.count
     if stage is not None:
-        job.original.make_room(needed_bytes(step, job.plan, job.device), job.device)
+        job.original.make_room(needed_bytes(step, job.plan, job.device, together), job.device)
     peak = Peak(job.device)
     try:
         results: dict[str, Any] = work_of(step.stage).run(job, step)
@@ -267,7 +268,7 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
     if stage is None or peak.bytes is None:
         return results
     beside = LIBRARIES_BYTES if job.device == "cpu" else 0
-    needed = needed_bytes(step, job.plan, job.device, results.get("chosen")) + beside
+    needed = needed_bytes(step, job.plan, job.device, together, results.get("chosen")) + beside
     return {**results, MEMORY: {"peak_bytes": peak.bytes, "estimate_bytes": needed}}
 
 

@@ -136,9 +136,8 @@ def estimate(
         offline: nothing may be fetched, config.json of a teacher included.
         processes: how many train together; memory is that of one of them.
     """
-    sizes = Sizes(
-        plan.model, config, plan.scheme, bits_per_weight, device, offline, processes, room(free_bytes(device))
-    )
+    fits = room(free_bytes(device), device, processes)
+    sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes, fits)
     return [Estimate.of(step.name, stages()[step.stage].estimate(step, plan, sizes)) for step in plan.steps]
 
 

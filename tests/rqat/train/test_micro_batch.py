@@ -33,7 +33,7 @@ def step_of(root: Path, **keys: Any) -> tuple[Any, Any]:
 
 
 def takes(job: Any, step: Any, micro_batch: int) -> float:
-    return lighter.MARGIN * lighter.needed_bytes(step, job.plan, "cpu", {"micro_batch": micro_batch})
+    return lighter.MARGIN * lighter.needed_bytes(step, job.plan, "cpu", 1, {"micro_batch": micro_batch})
 
 
 @pytest.fixture
