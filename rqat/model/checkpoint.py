@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,9 @@ FORMAT = 1
 """Version of this layout, written into quantized.safetensors."""
 
 DENSE_FILE = "model.safetensors"
+
+DECODED_AT_ONCE = 1 << 17
+"""Weights that a CPU decodes at once: what stays in its cache takes half the time."""
 
 
 @dataclass
@@ -183,7 +186,15 @@ def ends_alone(folder: Path) -> dict[str, Any]:
 
 def decoded(layer: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     """`w_hat (O, I)` of a layer with a scheme, on its device: computed by its grid, then rounded once."""
-    return grid_of(scheme_of(layer)).decode_layer(layer).to(dtype)
+    grid, (out, width) = grid_of(scheme_of(layer)), layer.codes.shape
+    if layer.codes.device.type != "cpu":
+        return grid.decode_layer(layer).to(dtype)
+    values, rows = torch.empty(out, width, dtype=dtype), max(1, DECODED_AT_ONCE // width)
+    for start in range(0, out, rows):
+        part = slice(start, start + rows)
+        some = replace(layer, codes=layer.codes[part], scale=layer.scale[part], zero=layer.zero[part])
+        values[part] = grid.decode_layer(some)
+    return values
 
 
 def scheme_of(layer: QuantizedWeight) -> Scheme:
