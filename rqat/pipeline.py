@@ -267,7 +267,7 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
         raise ran_out(step, job.plan, job.device, error) from error
     if stage is None or peak.bytes is None:
         return results
-    beside = LIBRARIES_BYTES if job.device == "cpu" else 0
+    beside = job.original.uncounted_bytes + (LIBRARIES_BYTES if job.device == "cpu" else 0)
     needed = needed_bytes(step, job.plan, job.device, together, results.get("chosen")) + beside
     return {**results, MEMORY: {"peak_bytes": peak.bytes, "estimate_bytes": needed}}
 

@@ -326,7 +326,7 @@ def _latents(
         source = job.original.copied(job.plan.model, device=job.device, offline=job.offline)[0]
         apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
     elif source is None:
-        source = job.original.get(job.plan.model, device=job.device, offline=job.offline)[0]
+        source = job.original.get(job.plan.model, device=job.device, offline=job.offline, counted=False)[0]
     return first_latents(source, start.model, start.layers)
 
 
