@@ -92,7 +92,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "report": ("job", "plan", "stages", "stage", "evals", "storage", "figures"),
-    "launcher": ("quiet", "job", "stage", "processes", "storage", "errors"),
+    "launcher": ("shapes", "quiet", "job", "stage", "processes", "storage", "errors"),
     "intact": ("storage", "errors"),
     "run_lock": ("storage", "errors"),
     "run_folder": ("intact", "facts", "stage", "storage", "errors"),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gc
 from typing import TYPE_CHECKING
 
 from ..keys import ModelKeys
-from .memory import MARGIN, available_bytes
+from .memory import MARGIN, available_bytes, give_back
 
 if TYPE_CHECKING:
     import transformers
@@ -29,11 +28,7 @@ class Original:
 
     def make_room(self, needed_bytes: int, device: str) -> None:
         """Lets go of what is held unless a step that takes `needed_bytes` on `device` fits beside it."""
-        gc.collect()  # what a trainer has held goes in circles
-        if device != "cpu":
-            import torch
-
-            torch.cuda.empty_cache()
+        give_back(device)
         self._counted = False
         available = available_bytes(device)
         self._spare = -1 if available is None else int(available - MARGIN * needed_bytes)

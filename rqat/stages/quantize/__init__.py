@@ -120,6 +120,7 @@ class Quantize(Stage):
         # before.
         working = 3 * largest * FLOAT32 + sizes.quantized // max(1, sizes.config.blocks) * sizes.width
         stays = sizes.model + (sizes.codes if host else 0)  # finished layers are in the host's memory
+        working = max(working, sizes.rest_stored if host else 0)  # what is not quantized, as it is saved
         if "calibration" not in step.inputs:
             return Needs(stays + working, sizes.checkpoint)
         calibration = plan.step(step.inputs["calibration"]).settings

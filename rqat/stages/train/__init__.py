@@ -296,7 +296,7 @@ def _memory(keys: TrainKeys, objective: Use, sizes: Sizes, at_once: int) -> floa
     passing = trained * sizes.width + numbers * sizes.width + sizes.logits(at_once * counted, card.logits)
     if host:  # or at the end: what the last checkpoint is written from, codes and places in their cells
         last = 0 if saves else sizes.optimizer(trained, 0, 0)
-        passing = max(passing, last + sizes.codes + sizes.quantized * LATENT_BYTES)
+        passing = max(passing, last + sizes.codes + sizes.quantized * LATENT_BYTES + sizes.rest_stored)
     if not card.writes:
         return stays + passing
     positions = -(-keys.max_tokens // CACHE_POSITIONS) * CACHE_POSITIONS
