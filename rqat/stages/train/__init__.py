@@ -31,6 +31,9 @@ LATENT_BYTES = 2
 CACHE_POSITIONS = 256
 """A cache of completions has room for a multiple of this."""
 
+CHECKPOINT_FILE = 1 << 30
+"""Bytes of a checkpoint that torch makes in memory at once, beside the copy it writes from."""
+
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -290,7 +293,7 @@ def _memory(keys: TrainKeys, objective: Use, sizes: Sizes, at_once: int) -> floa
         stays += sizes.teacher(None)
     saves = keys.save_steps is None or keys.save_steps < keys.steps
     if host:  # the layers that training started from, and what is being written of the optimizer
-        stays += sizes.codes + (optimizer if saves else 0)
+        stays += sizes.codes + (optimizer + min(optimizer, CHECKPOINT_FILE) if saves else 0)
     counted = min(keys.max_tokens, getattr(objective.options, "max_completion_tokens", None) or keys.max_tokens)
     numbers = at_once * keys.max_tokens * sizes.activations(recomputed=keys.recomputes(sizes.device))
     passing = trained * sizes.width + numbers * sizes.width + sizes.logits(at_once * counted, card.logits)
