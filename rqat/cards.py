@@ -253,11 +253,12 @@ def check_class(card: Card, found: Any) -> None:
     name = getattr(found, "__name__", found)
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise PluginError(f"{card}: '{name}' is not a rqat.{base.__name__}.", hint="Derive it from that class.")
-    _check_methods(card, found)
+    kind: Any = found
+    _check_methods(card, kind)
 
 
 @cache  # for the class of a grid it is asked again with every layer
-def _check_methods(card: Card, found: type) -> None:
+def _check_methods(card: Card, found: Any) -> None:
     base, name = KINDS[card.kind].base, found.__name__
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:

@@ -35,9 +35,10 @@ def tokenizer_in(folder: Path, *, trust_remote_code: bool = False) -> transforme
     """
     import transformers
 
+    found: transformers.PreTrainedTokenizerBase
     key = (_contents(folder), trust_remote_code)
     if key in _kept and _settings(_kept[key][0]) == _kept[key][1]:
-        found: transformers.PreTrainedTokenizerBase = _kept[key][0]
+        found = _kept[key][0]
         return found
     read: Any = transformers.AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=trust_remote_code
@@ -45,7 +46,8 @@ def tokenizer_in(folder: Path, *, trust_remote_code: bool = False) -> transforme
     _kept[key] = (read, _settings(read))
     while len(_kept) > KEPT:
         del _kept[next(iter(_kept))]
-    return read  # type: ignore[no-any-return]
+    found = read
+    return found
 
 
 def _settings(tokenizer: Any) -> tuple[Any, ...]:

@@ -256,7 +256,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         sums = [_sum_of_bits(tensor) for tensor in [*trained, *self.masters.values()]]
         return fingerprint_of(torch.stack(sums).tolist())
 
-    def state_dict(self, *, moments: bool = True) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *, moments: bool = True) -> dict[str, Any]:
         """Everything a bit-equal resume needs: plain dicts, lists, numbers and tensors.
 
         Args:

@@ -148,11 +148,11 @@ def _comparison(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
     model, tokenizer = load_variant(job, step, backend)
     original = model
     if keys.original is not None or "start" in step.inputs:
-        given = {"device": job.device, "offline": job.offline}
-        if keys.original is not None:
-            original, words = open_model(keys.original, **given, backend="transformers")
-        else:
+        if keys.original is None:
             original, words = _unchanged(job, "transformers")
+        else:
+            named, backend = keys.original, "transformers"
+            original, words = open_model(named, device=job.device, offline=job.offline, backend=backend)
         check_vocabularies(words.get_vocab(), tokenizer.get_vocab())
     with job.progress.task(_label(job, step, keys.task), len(rows)) as bar:
         data = ", ".join(data_of(part) for part, _ in step.parts["task"].sources)

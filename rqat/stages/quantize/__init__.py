@@ -111,11 +111,11 @@ class Quantize(Stage):
         hidden, linears = sizes.config.hidden, sizes.config.linears
         widest = max((width for _, width in linears.values()), default=0)
         try:
-            chosen = plan.schemes(step, sizes.config)
+            chosen = {*plan.schemes(step, sizes.config)}
         except RqatError:  # which pre-flight reports
-            chosen = dict.fromkeys(linears)
+            chosen = {*linears}
         shapes = linears | sizes.config.ends
-        largest = max((math.prod(shapes[name]) for name in chosen if name in shapes), default=0)
+        largest = max((math.prod(shapes[name]) for name in chosen & shapes.keys()), default=0)
         # Of the layer being rounded: its weights, its error on a grid that is tried, and its values; a block's weights
         # before.
         working = 3 * largest * FLOAT32 + sizes.quantized // max(1, sizes.config.blocks) * sizes.width

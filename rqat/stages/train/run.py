@@ -290,8 +290,9 @@ def _watch(
     task = job.make(step, "watch")
     rows = tokenized(rows_of(task, keys.task, keys.limit), start.tokenizer)
     if original is None:
-        given = {"device": job.device, "offline": job.offline, "original": job.original}
-        original = load_teacher(job.plan.model, start.tokenizer, **given)
+        original = load_teacher(
+            job.plan.model, start.tokenizer, device=job.device, offline=job.offline, original=job.original
+        )
     return Watch(task, keys.every, start.model, original, start.tokenizer, rows)
 
 
