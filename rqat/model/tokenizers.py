@@ -35,18 +35,16 @@ def tokenizer_in(folder: Path, *, trust_remote_code: bool = False) -> transforme
     """
     import transformers
 
-    found: transformers.PreTrainedTokenizerBase
     key = (_contents(folder), trust_remote_code)
-    if key in _kept and _settings(_kept[key][0]) == _kept[key][1]:
-        found = _kept[key][0]
-        return found
-    read: Any = transformers.AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=trust_remote_code
-    )
-    _kept[key] = (read, _settings(read))
-    while len(_kept) > KEPT:
-        del _kept[next(iter(_kept))]
-    found = read
+    held = _kept.get(key)
+    if held is None or _settings(held[0]) != held[1]:
+        read: Any = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        held = _kept[key] = (read, _settings(read))
+        while len(_kept) > KEPT:
+            del _kept[next(iter(_kept))]
+    found: transformers.PreTrainedTokenizerBase = held[0]
     return found
 
 
