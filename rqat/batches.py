@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .errors import RqatError
 
 
@@ -20,6 +22,18 @@ class UnevenBatch(RqatError):
 def sequences_at_once(batch: int, micro_batch: int | None, processes: int = 1) -> int:
     """Sequences per forward pass of a process: `micro_batch`, or else its whole share of the batch."""
     return micro_batch or max(1, batch // processes)
+
+
+def largest_that_fits(batch: int, processes: int, takes: Callable[[int], float], free_bytes: float | None) -> int:
+    """The most sequences at once, of those that split a batch evenly over processes, that free memory has room for.
+
+    Args:
+        takes: memory for so many sequences at once, in bytes.
+        free_bytes: None where nobody knows: one sequence.
+    """
+    share = max(1, batch // processes)
+    sizes = [size for size in range(share, 0, -1) if share % size == 0]
+    return next((size for size in sizes if free_bytes is not None and takes(size) <= free_bytes), 1)
 
 
 def split_batch(batch: int, micro_batch: int | None, processes: int = 1) -> tuple[int, int]:

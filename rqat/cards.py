@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 from . import hookspecs
@@ -97,6 +98,7 @@ class Card:
     teacher: bool | tuple[str, ...] = False
     writes: bool = False
     graded: bool = False
+    logits: str = "float32"
     domain: str = ""
     model: bool = False
     hooks: bool = False
@@ -267,6 +269,13 @@ def check_class(card: Card, found: Any) -> None:
     name = getattr(found, "__name__", found)
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise PluginError(f"{card}: '{name}' is not a rqat.{base.__name__}.", hint="Derive it from that class.")
+    kind: Any = found
+    _check_methods(card, kind)
+
+
+@cache  # for the class of a grid it is asked again with every layer
+def _check_methods(card: Card, found: Any) -> None:
+    base, name = KINDS[card.kind].base, found.__name__
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"{card}: '{name}' does not implement {', '.join(missing)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from .errors import RqatError
@@ -14,6 +14,12 @@ from .model.layers import ENDS
 from .scheme import Scheme, Schemes
 
 FLOAT32 = 4
+
+LOGITS_COPIES = 3
+"""Arrays of logits alive at once in a loss: themselves, what the softmax keeps of them, and the gradient."""
+
+LOGITS_CHUNK = 1 << 29
+"""Bytes of logits in a loss that works in chunks."""
 
 LIBRARIES_BYTES = 1 << 30
 """Python, torch and transformers themselves."""
@@ -27,11 +33,13 @@ class Needs:
         memory: at the peak, on the device the model runs on, without that of the libraries.
         disk: when the step is done.
         extra: of disk while it runs, checkpoints for resuming included.
+        chosen: what keys come to that leave it to the free memory.
     """
 
     memory: float = 0
     disk: float = 0
     extra: float = 0
+    chosen: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,17 +51,20 @@ class Estimate:
         memory_bytes: at the peak, on the device the model runs on.
         disk_bytes: when the step is done.
         disk_peak_bytes: while it runs.
+        chosen: what keys come to that leave it to the free memory.
     """
 
     step: str
     memory_bytes: int
     disk_bytes: int
     disk_peak_bytes: int
+    chosen: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, step: str, needs: Needs) -> Estimate:
         """The estimate of a step, libraries included."""
-        return cls(step, int(needs.memory) + LIBRARIES_BYTES, int(needs.disk), int(needs.disk + needs.extra))
+        memory = int(needs.memory) + LIBRARIES_BYTES
+        return cls(step, memory, int(needs.disk), int(needs.disk + needs.extra), needs.chosen)
 
 
 def bits_of(
@@ -84,6 +95,7 @@ class Sizes:
         offline: nothing may be fetched; a teacher whose config.json cannot be read counts as large as the model.
         per_weight: bits per weight of a scheme in a file.
         processes: how many train together; memory is that of one of them.
+        free: bytes of memory that are free on the device; None where nobody knows.
     """
 
     keys: ModelKeys
@@ -93,6 +105,7 @@ class Sizes:
     device: str = "cpu"
     offline: bool = False
     processes: int = 1
+    free: int | None = None
 
     @cached_property
     def width(self) -> int:
@@ -143,6 +156,41 @@ class Sizes:
         except RqatError:  # which pre-flight reports
             return self.model
         return config.bytes if config.quantization else config.parameters * self._width(keys)
+
+    @cached_property
+    def codes(self) -> int:
+        """A quantized model's layers in the host's memory: codes, scales and zero points."""
+        return self.quantized + 5 * self.groups
+
+    def optimizer(self, trained: int, moments: int, moved: int) -> int:
+        """What trains so many weights: latents and their moments; of every group where its scale started, scale and
+        zero point as they are trained, and moments of as many of those two as move.
+        """
+        return FLOAT32 * ((1 + moments) * trained + self.groups * (3 + moved * moments))
+
+    def logits(self, tokens: int, held: str) -> int:
+        """Logits of so many tokens in a loss; `held`: see `logits` of an objective's card."""
+        width = {"model": self.width, "chunks": 0}.get(held, FLOAT32)
+        return LOGITS_COPIES * tokens * self.config.vocab * width or LOGITS_CHUNK
+
+    def activations(self, *, recomputed: bool) -> int:
+        """Numbers per token that are alive at the worst moment of a backward pass, in the model's dtype.
+
+        Of a block autograd keeps: the inputs of its linear layers, of which three are as wide as the hidden state and
+        one as the MLP; queries, keys and values; of the MLP gate, its activation, up; and both norms' inputs in
+        float32. While one is being passed, gradients of its widest arrays are there, too.
+
+        Args:
+            recomputed: only every block's input is kept, and one block at a time is computed again.
+        """
+        blocks, hidden, linears = self.config.blocks, self.config.hidden, self.config.linears
+        if not blocks or not linears:
+            return 0
+        widest = max(width for _, width in linears.values())
+        outputs = sum(out for out, _ in linears.values()) // blocks - 2 * hidden  # those of two go into sums
+        block = outputs + 2 * widest + 3 * hidden + 2 * hidden * FLOAT32 // self.width
+        in_flight = 3 * widest + 2 * hidden
+        return in_flight + (blocks * hidden + block if recomputed else blocks * block)
 
     def cache(self, sequences: int, tokens: int) -> int:
         """Keys and values of whole sequences, and one position's logits."""

@@ -126,6 +126,8 @@ class RegisterObjective(Protocol):
             options is set (`teacher=("kd_weight",)`).
         writes: it learns from completions that it writes itself: rows need a prompt and nothing else.
         graded: it is trained on rewards: rows need an answer, the recipe a task, and the cold-start gate stands before.
+        logits: how its loss holds logits `(tokens, vocabulary)`, for the estimate of its memory: "float32" widens them,
+            "model" leaves them in the model's dtype, "chunks" never has more than a chunk of them.
     """
 
     def __call__(
@@ -139,6 +141,7 @@ class RegisterObjective(Protocol):
         teacher: bool | tuple[str, ...] = False,
         writes: bool = False,
         graded: bool = False,
+        logits: str = "float32",
     ) -> None: ...
 
 

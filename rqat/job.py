@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .model.original import Original
 from .processes import Processes
 from .storage import PARTIAL, SCRATCH
 
@@ -76,6 +77,7 @@ class Job:
         progress: where long work reports to.
         workers: processes that a stage runs in which can run in several.
         told: what was known of the plan before it ran; it stands in the run's manifest and in the report.
+        original: keeps the plan's model in memory between steps, where there is room.
         processes: this one among those, while it does such a step; alone otherwise.
     """
 
@@ -88,6 +90,7 @@ class Job:
     processes: Processes = field(default_factory=Processes)
     workers: int = 1
     told: Sequence[str] = ()
+    original: Original = field(default_factory=Original)
 
     def make(self, step: Step, role: str) -> Any:
         """Builds the part a step uses in `role` ("quantizer", "source", "objective", "task", "exporter")."""

@@ -12,7 +12,6 @@ without a word. A worker ends by itself when its parent is gone.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DiskError, RqatError, RunError
 from .job import Bar, Job, Progress
+from .model.memory import give_back
 from .processes import WorkerFailed
 from .quiet import hush
 from .stage import Step
@@ -88,7 +88,8 @@ def launch(job: Job, step: Step) -> dict[str, Any]:
         RqatError: what a worker reports, or it was killed.
         WorkerFailed: a worker failed otherwise.
     """
-    _make_room(job.device)
+    job.original.release()  # every process loads its own
+    give_back(job.device)
     with tempfile.TemporaryDirectory(prefix="rqat-") as name:
         folder = Path(name)
         write_json(folder / ORDER, _order(job, step))
@@ -112,15 +113,6 @@ def _order(job: Job, step: Step) -> dict[str, Any]:
         "device": job.device,
         "offline": job.offline,
     }
-
-
-def _make_room(device: str) -> None:
-    """Gives back the memory that earlier steps have left on the first GPU."""
-    gc.collect()
-    if device == "cuda":
-        import torch
-
-        torch.cuda.empty_cache()
 
 
 def _run_workers(count: int, folder: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 
 from .errors import RqatError, RunError
 from .estimate import Sizes
 from .figures import size
 from .grids import bits_per_weight
 from .model.config import read_config
-from .model.memory import available_bytes
+from .model.memory import MARGIN, available_bytes
 from .stage import Planned, Step
 from .stages import stages
 
@@ -28,6 +29,40 @@ def advice(step: Step, plan: Planned, sizes: Sizes) -> str:
             shown = str(value).lower() if isinstance(value, bool) else value
             found.append((saved, f"{step.place.at(key).dotted or key}={shown} saves about {size(int(saved))}"))
     return "; ".join(text for _, text in sorted(found, key=lambda one: -one[0]))
+
+
+def needed_bytes(
+    step: Step, plan: Planned, device: str, processes: int = 1, chosen: Mapping[str, int] | None = None
+) -> int:
+    """Memory that a step takes by the estimate; 0 where the model cannot be read.
+
+    Args:
+        chosen: what keys come to that leave it to the free memory; without, the least.
+    """
+    step = step.with_settings(step.settings.model_copy(update=dict(chosen or {})))
+    try:
+        config = read_config(plan.model, offline=True)
+        sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, True, processes)
+        return int(stages()[step.stage].estimate(step, plan, sizes).memory)
+    except RqatError:
+        return 0
+
+
+def room_for(step: Step, plan: Planned, device: str, processes: int, held_bytes: int) -> Mapping[str, int]:
+    """What keys of a step come to, about to run, that leave it to the free memory.
+
+    Args:
+        held_bytes: of what is in memory already and counted in the estimate.
+    """
+    config, free = read_config(plan.model, offline=True), available_bytes(device)
+    fits = room(None if free is None else free + held_bytes, device, processes)
+    sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, True, processes, fits)
+    return stages()[step.stage].estimate(step, plan, sizes).chosen
+
+
+def room(free: int | None, device: str, processes: int) -> int | None:
+    """What the estimate of a process may come to where so much memory is free; a GPU is one process's alone."""
+    return None if free is None else int(free / MARGIN / (processes if device == "cpu" else 1))
 
 
 def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> RunError:

@@ -26,10 +26,12 @@ from typing import Any
 
 from . import __version__
 from .errors import RqatError, RunError
+from .estimate import LIBRARIES_BYTES
 from .intact import damaged, is_manifest, read_manifest, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
-from .lighter import ran_out
+from .lighter import needed_bytes, ran_out
+from .model.memory import Peak
 from .run_folder import MANIFEST, MARK, SUMMARY, fates, refuse_links, settle
 from .run_lock import LOCK, only_one
 from .stage import Step
@@ -37,6 +39,9 @@ from .stages import stages, work_of
 from .storage import SCRATCH, explained, publish, read_json, sweep, write_json
 
 LIBRARIES = ("torch", "transformers", "trl")
+
+MEMORY = "memory"
+"""Under which a step's results come with the most memory that it has taken, and the estimate of it."""
 
 OWN_FILES = frozenset({LOCK, MANIFEST, SUMMARY, "report.html"})
 """What a run folder may hold besides the folders of steps."""
@@ -224,6 +229,7 @@ def _run_step(job: Job, step: Step) -> None:
     with explained(work):
         with heard() as told, _nothing_left(work):
             results = run_stage(job, step)
+        memory = results.pop(MEMORY, {})
         written = sealed(work, without={MARK})
         write_json(
             work / MANIFEST,
@@ -236,6 +242,7 @@ def _run_step(job: Job, step: Step) -> None:
                 "results": results,
                 "told": told,
                 **written,
+                "memory": memory,
                 "seconds": round(time.perf_counter() - clock, 3),
                 "started": started.isoformat(timespec="seconds"),
                 "rqat": __version__,
@@ -269,13 +276,21 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
     if job.workers > 1 and stage is not None and stage.several:
         return launch(job, step)
     _seed()
+    together = job.processes.count
+    if stage is not None:
+        job.original.make_room(needed_bytes(step, job.plan, job.device, together), job.device)
+    peak = Peak(job.device)
     try:
         results: dict[str, Any] = work_of(step.stage).run(job, step)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's own
             raise
         raise ran_out(step, job.plan, job.device, error) from error
-    return results
+    if stage is None or peak.bytes is None:
+        return results
+    beside = job.original.uncounted_bytes + (LIBRARIES_BYTES if job.device == "cpu" else 0)
+    needed = needed_bytes(step, job.plan, job.device, together, results.get("chosen")) + beside
+    return {**results, MEMORY: {"peak_bytes": peak.bytes, "estimate_bytes": needed}}
 
 
 def _seed() -> None:

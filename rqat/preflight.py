@@ -16,7 +16,7 @@ from .facts import files_of
 from .figures import size
 from .grids import bits_per_weight, cost_notes, grid_cards, part_problems
 from .keys import PluginKeys
-from .lighter import advice, free_bytes
+from .lighter import advice, free_bytes, room
 from .model.config import ModelConfig, read_config
 from .model.extras import check_checkpoint, remarks
 from .model.layers import EMBEDDING
@@ -136,7 +136,8 @@ def estimate(
         offline: nothing may be fetched, config.json of a teacher included.
         processes: how many train together; memory is that of one of them.
     """
-    sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes)
+    fits = room(free_bytes(device), device, processes)
+    sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes, fits)
     return [Estimate.of(step.name, stages()[step.stage].estimate(step, plan, sizes)) for step in plan.steps]
 
 

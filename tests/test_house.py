@@ -73,8 +73,9 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "cut_out": (),
     "scaffold": ("registry", "cards", "cut_out", "storage", "errors"),
     "testing": ("generation", "grids", "keys", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
-    "job": ("plan", "stage", "registry", "processes", "storage"),
+    "job": ("plan", "stage", "registry", "model", "processes", "storage"),
     "works": (
+        "lighter",
         *("job", "plan", "recipe", "stage", "stages", "train", "packed", "model", "shapes", "evals", "storage"),
         *(
             "generation",
@@ -91,12 +92,12 @@ FLOORS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "report": ("intact", "job", "plan", "stages", "stage", "evals", "storage", "figures"),
-    "launcher": ("quiet", "job", "stage", "processes", "storage", "errors"),
+    "launcher": ("shapes", "quiet", "job", "stage", "processes", "storage", "errors"),
     "intact": ("storage", "errors"),
     "run_lock": ("storage", "errors"),
     "run_folder": ("intact", "facts", "stage", "storage", "errors"),
     "pipeline": (
-        "lighter",
+        *("lighter", "estimate", "shapes"),
         *("intact", "run_lock", "run_folder"),
         *("launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
     ),

@@ -53,4 +53,5 @@ def register_objectives(register: rqat.RegisterObjective) -> None:
         summary="learn the next-token distributions of the model before quantization",
         paper="2601.14888",
         teacher=True,
+        logits="chunks",
     )

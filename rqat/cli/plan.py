@@ -137,8 +137,11 @@ def show_finding(found: Finding) -> None:
     display.note(f"{typer.style(found.level.capitalize(), fg=colour)}: {display.harmless(found.text + hint)}")
 
 
-def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int]]:
-    """Memory and disk of every step; nothing when the model cannot be read, which pre-flight reports."""
+def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, Any]]:
+    """Memory and disk of every step, and what keys come to that leave it to the free memory.
+
+    Nothing when the model cannot be read, which pre-flight reports.
+    """
     from ..model.config import read_config
     from ..preflight import estimate
 
@@ -146,7 +149,10 @@ def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, int
         found = estimate(made, read_config(made.model, offline=offline), device, offline=offline)
     except RqatError:
         return {}
-    return {one.step: {"memory_bytes": one.memory_bytes, "disk_bytes": one.disk_peak_bytes} for one in found}
+    return {
+        one.step: {"memory_bytes": one.memory_bytes, "disk_bytes": one.disk_peak_bytes, "chosen": dict(one.chosen)}
+        for one in found
+    }
 
 
 def _bits(made: Plan, *, offline: bool) -> dict[str, float]:
@@ -182,14 +188,17 @@ def _state(fate: Fate | None) -> dict[str, str]:
 
 
 def _show(
-    made: Plan, sizes: Mapping[str, Mapping[str, int]], bits: Mapping[str, float], states: Mapping[str, Fate]
+    made: Plan, sizes: Mapping[str, Mapping[str, Any]], bits: Mapping[str, float], states: Mapping[str, Fate]
 ) -> None:
     about = ", ".join(f"{value:.2f} bits per {what}" if what else size(value) for what, value in bits.items())
     typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme}{f' ({about})' if about else ''}")
     shown: dict[tuple[str, ...], str] = {}
     for step in made.steps:
         needs = sizes.get(step.name)
-        about = "   about {} memory, {} disk".format(*map(size, needs.values())) if needs else ""
+        about = ""
+        if needs:
+            about = f"   about {size(needs['memory_bytes'])} memory, {size(needs['disk_bytes'])} disk"
+            about += "".join(f", {key} {value} as memory is free now" for key, value in needs["chosen"].items())
         typer.echo(f"\n{typer.style(step.name, bold=True)}{about}")
         if fate := states.get(step.name):
             typer.echo(f"  {fate.state}{f': {fate.reason}' if fate.reason else ''}")

@@ -68,7 +68,7 @@ def run_lm_eval_task(
     file = find_task(name, known)
     hush("lm_eval")
     began = time.perf_counter()
-    asked = copy.copy(tokenizer)
+    asked = copy.deepcopy(tokenizer)  # lm-eval gives it a pad token
     asked.chat_template = dated(tokenizer) if tokenizer.chat_template else None
     lm = _fitting(HFLM)(pretrained=model, tokenizer=asked, batch_size=batch)
     with _manager(name, file, given.get("data")) as manager, _explained(name):

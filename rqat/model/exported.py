@@ -24,7 +24,7 @@ from .blockwise import largest_difference
 from .checkpoint import load_checkpoint
 from .devices import default_dtype
 from .memory import available_bytes
-from .native import is_native, load_native
+from .native import is_native, native_layers
 from .reader import CheckpointReader
 from .stored import StoredTensors
 
@@ -81,16 +81,17 @@ def check_logits(
     """
     import transformers
 
-    native = is_native(folder)
-    packages = () if native else exporter.loader_packages
+    if is_native(folder):
+        return _check_tensors(folder, reader)
+    packages = exporter.loader_packages
     missing = [name for name in packages or () if importlib.util.find_spec(name) is None]
     if packages is None or missing:
         why = f"{' and '.join(missing)} not installed" if missing else "transformers does not load this format"
         return {"max_abs_diff": None, "reload": f"not checked: {why}"}
     whole = fits_twice(reader, device)
-    if not whole and (native or type(exporter).write is not Exporter.write):
+    if not whole and type(exporter).write is not Exporter.write:
         return {"max_abs_diff": None, "reload": "not checked: the model does not fit into memory twice"}
-    how = "rqat" if native else f"transformers {transformers.__version__}"
+    how = f"transformers {transformers.__version__}"
     try:
         # Loaders draw progress bars of their own, each through another library.
         with quiet_loading(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -115,6 +116,26 @@ def check_logits(
     return {"max_abs_diff": difference, "tolerance": tolerance, "reload": how}
 
 
+def _check_tensors(folder: Path, reader: CheckpointReader) -> dict[str, Any]:
+    """Of a folder that rqat reads itself, layers apart: what is equal gives equal logits, without a model in memory.
+
+    Raises:
+        NumericsError: a tensor, or a layer's scheme, is another.
+    """
+    stored, layers = StoredTensors(folder), native_layers(folder)
+    parts = {key for key in stored.names if key.rpartition(".")[0] in layers} - {*reader.names}
+    wrong = {
+        f"the scheme of {name}" for name in {*layers, *reader.layers} if layers.get(name) != reader.layers.get(name)
+    }
+    wrong |= ({*stored.names} - parts) ^ {*reader.names}
+    wrong |= {name for name in reader.names if name not in wrong and not stored.read(name).equal(reader.tensor(name))}
+    if wrong:
+        raise NumericsError(
+            f"'{folder}' is not the model that was exported: {min(wrong)} differs.", hint="Do not use it; report this."
+        )
+    return {"max_abs_diff": 0.0, "tolerance": 0.0, "reload": "every tensor equal, bit by bit"}
+
+
 def fits_twice(reader: CheckpointReader, device: str) -> bool:
     """Whether the weights, not packed, fit twice into the memory that is free on a device."""
     free = available_bytes(device)
@@ -131,11 +152,7 @@ def _of_logits(folder: Path, exporter: Exporter, reader: CheckpointReader, devic
         _round(checkpoint.model, reader.layers, getattr(torch, exporter.loader_dtype))
     dtype, expected = checkpoint.model.dtype, logits_of(checkpoint.model)
     torch.nn.Module.to(checkpoint.model, "meta")  # frees its memory before the exported one is loaded
-    model: Any
-    if is_native(folder):
-        model = load_native(folder, device=device, dtype=dtype).model
-    else:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     found = logits_of(model.to(device).eval())
     return float((found - expected).abs().max()), float(expected.abs().max())
 

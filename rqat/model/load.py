@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
@@ -18,6 +19,7 @@ from .devices import default_dtype
 from .extras import check_checkpoint, refuse_unasked, split_by_blocks
 from .native import load_native
 from .stored_schemes import NATIVE
+from .tokenizers import tokenizer_in
 from .vocabulary import past_the_embedding
 
 if TYPE_CHECKING:
@@ -77,8 +79,9 @@ def load_model(
         if inside:
             refuse_unasked(keys.path, inside)
     check_tokenizer(keys.path, model, tokenizer)
+    model = model.to(device).eval()
     check_finite(keys.path, model)
-    return model.to(device).eval(), tokenizer
+    return model, tokenizer
 
 
 def load_tokenizer(keys: ModelKeys, *, offline: bool = False) -> transformers.PreTrainedTokenizerBase:
@@ -87,13 +90,9 @@ def load_tokenizer(keys: ModelKeys, *, offline: bool = False) -> transformers.Pr
     Raises:
         ModelError: it is missing, damaged or has no end-of-sequence token.
     """
-    import transformers
-
     folder = read_config(keys, offline=offline).fetch(offline=offline)
     with _explained(keys.path, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=keys.trust_remote_code
-        )
+        tokenizer = tokenizer_in(folder, trust_remote_code=keys.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer of '{keys.path}' has no end-of-sequence token.",
@@ -137,9 +136,24 @@ def check_tokenizer(
 
 def check_finite(path: str, model: transformers.PreTrainedModel) -> None:
     """Refuses weights that are NaN or infinite, naming the first such tensor."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    stored = model.state_dict().keys()
+    tensors = {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    checked = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in stored and tensor.is_floating_point() and tensor.numel()
+    }
+    # In one pass over each, without a copy; all are fetched together, as a GPU has to be waited for.
+    ends = [torch.stack(_wide(tensor).aminmax()).double() for tensor in checked.values()]
+    finite = torch.isfinite(torch.stack(ends)).all(1).tolist() if ends else []
+    for name, whole in zip(checked, finite, strict=True):
+        if not whole:
             raise NumericsError(
                 f"'{path}': the tensor {name} holds values that are not finite.",
                 hint="The checkpoint is damaged or was trained to divergence; fetch it again or use another one.",
             )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A tensor in a dtype that has an order: those of 8 bits have none."""
+    return tensor.float() if tensor.element_size() == 1 else tensor

@@ -1,8 +1,14 @@
-"""How much memory is free. Imports torch only where a GPU is asked about."""
+"""How much memory is free, and how much was taken. Imports torch only where a GPU is asked about."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+from contextlib import suppress
 from pathlib import Path
+
+MARGIN = 1.25
+"""An estimate of memory may be wrong by this factor."""
 
 
 def available_bytes(device: str = "cpu") -> int | None:
@@ -10,9 +16,48 @@ def available_bytes(device: str = "cpu") -> int | None:
     if device != "cpu":
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
         return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
+
+
+def give_back(device: str) -> None:
+    """Gives the system what earlier steps have left in this process: on a GPU, and of the host's memory."""
+    gc.collect()  # what a trainer has held goes in circles
+    if device != "cpu":
+        import torch
+
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # glibc keeps what smaller tensors have had
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class Peak:
+    """The most memory this process has on a device from now on: of tensors on a GPU, else resident."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        if device != "cpu":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        with suppress(OSError):  # what the system remembers begins anew
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    @property
+    def bytes(self) -> int | None:
+        """So far; None where the system does not say."""
+        if self._device != "cpu":
+            import torch
+
+            return int(torch.cuda.max_memory_allocated(self._device))
+        try:
+            text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+            return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM:"))
+        except (OSError, StopIteration):
+            return None

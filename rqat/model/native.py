@@ -80,6 +80,12 @@ def read_native(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
     return layers, {name: stored.read(name) for name in stored.names if name not in taken}
 
 
+def native_layers(folder: Path) -> dict[str, Scheme]:
+    """The scheme of every quantized layer of a folder in this format, by full name, as its config.json says."""
+    quantization = (read_json(folder / "config.json") or {}).get("quantization_config") or {}
+    return {name: Scheme.parse(spelled) for name, spelled in quantization.get("layers", {}).items()}
+
+
 def _exporter() -> Exporter:
     """What writes the format, and so knows how to read it."""
     registry = Registry.current()

@@ -20,6 +20,7 @@ from .hf_folder import ShardWriter, write_config, write_tokenizer
 from .hub import QUANTIZED_FILE
 from .layers import EMBEDDING, HEAD
 from .tensors import damaged, open_tensors
+from .tokenizers import tokenizer_in
 
 if TYPE_CHECKING:
     import transformers
@@ -69,12 +70,7 @@ class CheckpointReader:
     @cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        import transformers
-
-        tokenizer: transformers.PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-            self.folder, local_files_only=True
-        )
-        return tokenizer
+        return tokenizer_in(self.folder)
 
     @cached_property
     def skipped(self) -> list[str]:

@@ -17,6 +17,9 @@ from ..errors import ModelError
 from ..storage import explained
 from .stored_schemes import ENTRY
 
+COMPARED_AT_ONCE = 1 << 18
+"""Values that are rounded and compared at once: what stays in a CPU's cache."""
+
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Writes tensors, and facts about them, into one file, under a temporary name first.
@@ -80,9 +83,10 @@ def open_tensors(path: Path) -> tuple[Any, dict[str, Any]]:
 def narrowest(tensor: Tensor) -> Tensor:
     """A float32 tensor as bfloat16 or float16 where that holds all its values exactly; anything else as it is."""
     if tensor.dtype == torch.float32:
+        pieces = tensor.contiguous().flatten().split(COMPARED_AT_ONCE)
         for dtype in (torch.bfloat16, torch.float16):
-            if torch.equal((narrow := tensor.to(dtype)).float(), tensor):
-                return narrow
+            if all(torch.equal(piece.to(dtype).float(), piece) for piece in pieces):
+                return tensor.to(dtype)
     return tensor
 
 

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ..figures import percent, seconds
+from ..figures import percent, seconds, size
 from ..stage import BASE, WATCHED, Stage
 from ..stages import stages
 from . import charts
@@ -246,10 +246,12 @@ def _origin(run: RunFiles, manifest: Mapping[str, Any]) -> str:
         [
             f"<th>{escape(step.name)}</th>",
             f"<td>{seconds(step.seconds)}</td>",
+            *(f"<td>{_memory(step, key)}</td>" for key in ("peak_bytes", "estimate_bytes")),
             f"<td><code>{_fingerprint(step)}</code></td>",
         ]
         for step in run.steps
     ]
+    columns = ["step", "time", "memory at the peak", "by the estimate", "fingerprint"]
     packages = {"rqat": manifest["rqat"], **manifest["packages"], **manifest["machine"]}
     rows = [
         [f"<th>{escape(_words(name))}</th>", f'<td class="wrap">{escape(str(value))}</td>']
@@ -258,7 +260,7 @@ def _origin(run: RunFiles, manifest: Mapping[str, Any]) -> str:
     recipe = escape(yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True))
     return (
         "<section><h2>How it came about</h2>"
-        f"<details><summary>Steps</summary>{_table(['step', 'time', 'fingerprint'], steps)}</details>"
+        f"<details><summary>Steps</summary>{_table(columns, steps)}</details>"
         f"<details><summary>Recipe, every default filled in</summary><pre>{recipe}</pre></details>"
         f"<details><summary>Versions and machine</summary>{_table([], rows)}</details></section>"
     )
@@ -268,6 +270,11 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = f"<thead><tr>{''.join(f'<th>{escape(column)}</th>' for column in columns)}</tr></thead>" if columns else ""
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _memory(step: StepFiles, key: str) -> str:
+    found = step.manifest.get("memory") or {}
+    return size(int(found[key])) if _is_number(found.get(key)) else "–"
 
 
 def _fingerprint(step: StepFiles) -> str:

@@ -85,10 +85,8 @@ class Bucket:
     def straight_through(self, grad: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The grid's gradients of latent, scale and zero point for `grad (R, g)`, piece by piece."""
         rows = self.rows
-        piece = max(1, PIECE.get(rows.device.type, rows.numel()) // self.group)
         gw, gs, gz = torch.empty_like(rows), rows.new_empty(scale.shape), rows.new_empty(scale.shape)
-        for start in range(0, len(rows), piece):
-            part = slice(start, start + piece)
+        for part in pieces(rows):
             gw[part], gs[part], gz[part] = self.grid.gradients(grad[part], rows[part], scale[part], zero[part])
         return gw, gs, gz
 
@@ -98,14 +96,19 @@ class Bucket:
 
     def write(self) -> None:
         """Puts `w_hat` into the model, in place."""
-        exact = self.grid.requantize(self.rows, self.scale(), self.snapped_zero())
-        for weight, part in zip(self.weights, self._split(exact), strict=True):
-            weight.copy_(part.view(weight.shape))
+        parts = map(self._split, (self.rows, self.scale(), self.snapped_zero()))
+        for weight, rows, scale, zero in zip(self.weights, *parts, strict=True):
+            into = weight.detach().view(rows.shape)
+            for part in pieces(rows):
+                into[part] = self.grid.requantize(rows[part], scale[part], zero[part])
 
     def quantized(self) -> Iterator[tuple[str, QuantizedWeight]]:
         """Every layer's codes `(O, I)`, scale and zero point `(O, G)`, in the dtypes in which they are stored."""
         scale, zero = self.scale(), self.snapped_zero()
-        codes = self.grid.quantize(self.rows, scale, zero)
+        rows = self.rows
+        codes = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
+        for piece in pieces(rows):
+            codes[piece] = self.grid.quantize(rows[piece], scale[piece], zero[piece])
         parts = zip(self.names, self.weights, *map(self._split, (codes, scale, zero)), strict=True)
         for name, weight, layer_codes, layer_scale, layer_zero in parts:
             out = weight.shape[0]
@@ -144,6 +147,12 @@ class Bucket:
         """The layers, for an error message."""
         few = ", ".join(f"'{name}'" for name in self.names[:3])
         return few if len(self.names) <= 3 else f"{few} and {len(self.names) - 3} more layers"
+
+
+def pieces(rows: Tensor) -> Iterator[slice]:
+    """`rows (R, g)` in slices that are mapped at once; see `PIECE`."""
+    piece = max(1, PIECE.get(rows.device.type, rows.numel()) // max(1, rows.shape[1]))
+    return (slice(start, start + piece) for start in range(0, len(rows), piece))
 
 
 def plan_buckets(
@@ -188,20 +197,24 @@ def _bucket(
     own = [weights[name] for name in names]
     dtype, device = _master_dtype(own[0]), own[0].device
     group = grid.scheme.group_size(own[0].shape[1])
-    rows, scales, zeros = [], [], []
-    for name, weight in zip(names, own, strict=True):
+    stacked = torch.empty(sum(weight.numel() for weight in own) // group, group, dtype=dtype, device=device)
+    scales, zeros = [], []
+    parts = stacked.split([weight.numel() // group for weight in own])
+    for name, weight, rows in zip(names, own, parts, strict=True):
         layer = layers[name]
         scale = layer.scale.to(device, dtype).reshape(-1, 1)
         zero = layer.zero.to(device, dtype).reshape(-1, 1)
         codes = layer.codes.to(device).reshape(-1, group)
-        latent = grid.decode(codes, scale, zero)
+        start = None
         if name in latents:
             start = _checked_latent(name, latents[name], weight).to(device, dtype).reshape(-1, group)
-            latent = into_cells(start, codes, scale, zero, grid, reach=reach)
-        rows.append(latent)
+        for part in pieces(rows):
+            if start is None:
+                rows[part] = grid.decode(codes[part], scale[part], zero[part])
+            else:
+                rows[part] = into_cells(start[part], codes[part], scale[part], zero[part], grid, reach=reach)
         scales.append(scale)
         zeros.append(zero)
-    stacked = torch.cat(rows)
     return Bucket(
         grid=grid,
         names=names,

@@ -14,6 +14,7 @@ cell, an objective with a small learning rate would have to carry it half a cell
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from ..contracts import QuantizedWeight
 from ..model.checkpoint import decoded
+from .buckets import pieces
 
 FILE = "latents.safetensors"
 
@@ -33,10 +35,13 @@ def save_latents(folder: Path, latents: Mapping[str, Tensor], layers: Mapping[st
     """Writes the offsets of `latents (O, I)` from the values of their codes."""
     offsets = {}
     for name, latent in latents.items():
-        centre, scale = _centre(layers[name])  # on the latents' device
-        grouped = latent.detach().float().view(centre.shape)
-        offset = (grouped / scale - centre).clamp_(-0.5, 0.5)
-        offsets[name] = offset.to(torch.float16).view(latent.shape).contiguous().cpu()
+        own = latent.detach()
+        found = torch.empty(own.shape, dtype=torch.float16, device=own.device)
+        for part in pieces(own):
+            centre, scale = _centre(layers[name], part)  # on the latents' device
+            grouped = own[part].float().view(centre.shape)
+            found[part] = (grouped / scale - centre).clamp_(-0.5, 0.5).view(own[part].shape)
+        offsets[name] = found.cpu()
     save_file(offsets, folder / FILE)
 
 
@@ -46,8 +51,10 @@ def load_latents(folder: Path, layers: Mapping[str, QuantizedWeight]) -> dict[st
         return {}
     latents = {}
     for name, offset in load_file(folder / FILE).items():
-        centre, scale = _centre(layers[name])
-        latents[name] = ((centre + offset.float().view(centre.shape)) * scale).view(offset.shape)
+        latents[name] = torch.empty(offset.shape)
+        for part in pieces(offset):
+            centre, scale = _centre(layers[name], part)
+            latents[name][part] = ((centre + offset[part].float().view(centre.shape)) * scale).view(-1, offset.shape[1])
     return latents
 
 
@@ -64,10 +71,13 @@ class SourceLatents(Mapping[str, Tensor]):
         self.source, self.layers, self.reach = source, layers, reach
 
     def __getitem__(self, name: str) -> Tensor:
-        weight = self.source.get_parameter(f"{name}.weight").detach().float()
-        centre, scale = _centre(self.layers[name].to(weight.device))
-        offset = (weight.view(centre.shape) / scale - centre).clamp_(-self.reach, self.reach)
-        return ((centre + offset) * scale).view(weight.shape)
+        weight = self.source.get_parameter(f"{name}.weight").detach()
+        layer, found = self.layers[name].to(weight.device), torch.empty(weight.shape, device=weight.device)
+        for part in pieces(weight):
+            centre, scale = _centre(layer, part)
+            offset = (weight[part].float().view(centre.shape) / scale - centre).clamp_(-self.reach, self.reach)
+            found[part] = ((centre + offset) * scale).view(-1, weight.shape[1])
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layers)
@@ -103,10 +113,11 @@ def first_latents(
     return {}, "the middle of their cells"
 
 
-def _centre(layer: QuantizedWeight) -> tuple[Tensor, Tensor]:
-    """The codes' values in units of the scale `(O, G, g)`, and the scale `(O, G, 1)`.
+def _centre(layer: QuantizedWeight, part: slice) -> tuple[Tensor, Tensor]:
+    """Of some rows: the codes' values in units of the scale `(O, G, g)`, and the scale `(O, G, 1)`.
 
     On the uniform grid the former are exactly `q - z`: its product with a scale is exact, and so is the way back.
     """
+    layer = replace(layer, codes=layer.codes[part], scale=layer.scale[part], zero=layer.zero[part])
     scale = layer.scale[..., None].float()
     return decoded(layer, torch.float32).view(*layer.scale.shape, -1) / scale, scale

@@ -260,8 +260,12 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         sums = [_sum_of_bits(tensor) for tensor in [*trained, *self.masters.values()]]
         return fingerprint_of(torch.stack(sums).tolist())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-equal resume needs: plain dicts, lists, numbers and tensors."""
+    def state_dict(self, *, moments: bool = True) -> dict[str, Any]:
+        """Everything a bit-equal resume needs: plain dicts, lists, numbers and tensors.
+
+        Args:
+            moments: that of the inner optimizer, too, without which no further step can be taken.
+        """
         return {
             "format": FORMAT,
             "scheme": self._schemes(),
@@ -269,7 +273,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             "layout": [bucket.layout() for bucket in self.buckets],
             "buckets": [bucket.state() for bucket in self.buckets],
             "masters": {name: master.detach() for name, master in self.masters.items()},
-            "inner": self.inner.state_dict(),
+            "inner": self.inner.state_dict() if moments else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -291,7 +295,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             for name, master in self.masters.items():
                 master.copy_(state_dict["masters"][name])
         self.steps_done = int(state_dict["steps_done"])
-        self.inner.load_state_dict(state_dict["inner"])
+        if state_dict["inner"] is not None:
+            self.inner.load_state_dict(state_dict["inner"])
         self._share_inner()
         self._write_model()
 

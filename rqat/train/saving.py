@@ -186,7 +186,7 @@ class Saving(TrainerCallback):
         self._boundary = _Boundary(state.global_step, trainer, self.scheduler.state_dict(), random_state())
         last = state.global_step >= state.max_steps
         if last or self._is_time(state.global_step):
-            self._save(self._boundary)
+            self._save(self._boundary, ended=last)
         if last:
             self.finish()
         self._updating = False
@@ -200,8 +200,11 @@ class Saving(TrainerCallback):
         late = time.monotonic() - self._since >= self.every_s
         return bool(self.processes.gather("late" if late else "")[0])
 
-    def _save(self, at: _Boundary) -> None:
+    def _save(self, at: _Boundary, *, ended: bool = False) -> None:
         """Copies what is to be saved and has it written meanwhile.
+
+        Args:
+            ended: no step follows, so that only what the results are made of is saved.
 
         Raises:
             RunError: the one before could not be written, or another process has trained other weights.
@@ -213,7 +216,7 @@ class Saving(TrainerCallback):
         if not self.processes.leads:
             return
         tensors: dict[str, Tensor] = {}
-        parts = {"optimizer": self.optimizer.state_dict(), "scheduler": at.scheduler}
+        parts = {"optimizer": self.optimizer.state_dict(moments=not ended), "scheduler": at.scheduler}
         state = {name: taken_apart(part, tensors, name) for name, part in parts.items()}
         snapshot = Snapshot(at.step, self._copied(tensors), {**state, "step": at.step, "random": randoms}, at.trainer)
         self._writer = threading.Thread(target=self._write, args=[snapshot], name="rqat-checkpoint", daemon=True)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import rqat
-from rqat import ModelError, grid_of
+from rqat import ModelError, NumericsError, grid_of
 from rqat.cli.app import build
 from rqat.generation.backend import Backend, open_model
 from rqat.generation.engine import Engine
 from rqat.keys import ModelKeys
 from rqat.model.checkpoint import load_checkpoint
+from rqat.model.exported import check_logits
 from rqat.model.native import load_native
+from rqat.model.reader import CheckpointReader
 from rqat.packed.load import load_packed
 from rqat_kernels.packed_linear import PackedLinear
 from tests.tiny import save_tiny
@@ -91,7 +94,7 @@ def test_our_own_format_holds_every_weight_at_its_bits(made: Any, tied: bool, bi
     groups = 128 // (64 if tied else 32)
     assert embedding == 128 * (128 * bits // 8 + 2 * groups) + 128 * groups * bits // 8 + 16
     facts = facts_of(folder)
-    assert (facts["max_abs_diff"], facts["reload"]) == (0.0, "rqat")
+    assert (facts["max_abs_diff"], facts["reload"]) == (0.0, "every tensor equal, bit by bit")
     assert facts["decoded"] == "every layer equal, bit by bit"
     assert facts["left_as_they_were"] == facts["in_16_bits"] == []
     parameters = sum(parameter.numel() for parameter in after.model.parameters())
@@ -199,3 +202,24 @@ def test_a_damaged_folder_is_one_line(made: Any, tmp_path: Path, change: Any, sa
         assert says in found.value.message
         assert "\n" not in found.value.message
         assert found.value.hint
+
+
+@pytest.mark.parametrize("what", ["a tensor", "a scheme", "one too few"])
+def test_our_own_format_is_compared_tensor_by_tensor(made: Any, tmp_path: Path, what: str) -> None:
+    step, exported = made(True)
+    folder = Path(shutil.copytree(exported, tmp_path / "changed"))
+    exporter: Any = None
+    assert check_logits(folder, exporter, CheckpointReader(step), "cpu", hint="")["max_abs_diff"] == 0.0
+    if what == "a scheme":
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"]["layers"]["model.embed_tokens"] = "w8g64"
+        (folder / "config.json").write_text(json.dumps(config))
+    else:
+        tensors = load_file(folder / "model.safetensors")
+        if what == "a tensor":
+            tensors["model.norm.weight"] = tensors["model.norm.weight"] * 2
+        else:
+            del tensors["model.norm.weight"]
+        save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(NumericsError, match="embed_tokens" if what == "a scheme" else "model.norm.weight"):
+        check_logits(folder, exporter, CheckpointReader(step), "cpu", hint="")

@@ -16,7 +16,7 @@ from rqat import preflight as preflight_module
 from rqat.estimate import LIBRARIES_BYTES, Sizes
 from rqat.figures import size
 from rqat.grids import bits_per_weight
-from rqat.lighter import advice
+from rqat.lighter import MARGIN, advice
 from rqat.model.config import read_config
 from rqat.plan import Plan, build_plan
 from rqat.preflight import Finding, estimate, preflight, read_data
@@ -367,3 +367,26 @@ def register_objectives(register):
 
 def test_a_finding_reads_as_one_line():
     assert str(Finding("error", "this is wrong.", "Do that.")) == "error: this is wrong. Do that."
+
+
+def test_micro_batch_auto_is_what_fits_and_changes_no_fingerprint(
+    registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, auto = (plan_of(registry, model, f"train.0.micro_batch={value}") for value in ("null", "auto"))
+    config = read_config(plan.model)
+    assert [plan.fingerprint(step) for step in plan.steps] == [auto.fingerprint(step) for step in auto.steps]
+    step = next(step for step in auto.steps if step.stage == "train")
+
+    def chosen() -> tuple[int, int]:
+        (one,) = (one for one in estimate(auto, config) if one.step == step.name)
+        return one.chosen["micro_batch"], one.memory_bytes
+
+    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1 << 50)
+    whole, most = chosen()
+    assert whole == step.settings.batch  # type: ignore[union-attr]
+    assert most == next(one.memory_bytes for one in estimate(plan, config) if one.step == step.name)
+    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: int(MARGIN * (most - LIBRARIES_BYTES)) - 2)
+    assert chosen()[0] == whole // 2
+    for nothing in (0, None):
+        monkeypatch.setattr(preflight_module, "free_bytes", lambda device, nothing=nothing: nothing)
+        assert chosen()[0] == 1

@@ -20,6 +20,11 @@ from ...stage import BASE, PRODUCED, Finding, Look, Making, Planned, Section, St
 from ..produce import Produce
 
 LM_EVAL = "lm-eval:"
+
+COMPARED_BYTES = 1 << 29
+"""Of logits and their logarithms, of both models, that are compared at once."""
+
+ENGINE_ROWS = 512
 """Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
 
 
@@ -97,12 +102,20 @@ class Evaluate(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, EvaluateKeys)
+        quantized = "start" in step.inputs
+        codes = (
+            sizes.codes if quantized and sizes.device == "cpu" else 0
+        )  # its weights are decoded from, as it is loaded
         if step.parts["task"].card.compares:
-            return Needs(sizes.model + sizes.teacher(keys.original))
+            original = sizes.teacher(keys.original) if quantized or keys.original is not None else 0  # else it is both
+            return Needs(sizes.model + original + max(codes, COMPARED_BYTES))
         tokens = sizes.config.context or 4096
         if not keys.task.startswith(LM_EVAL):
             tokens = min(tokens, getattr(step.parts["task"].options, "max_new_tokens", tokens) + 512)
-        return Needs(sizes.model + sizes.cache(keys.batch, tokens))
+        rows = keys.batch
+        if sizes.device != "cpu" and keys.backend != "transformers":
+            rows = max(rows, min(ENGINE_ROWS, keys.limit or ENGINE_ROWS))  # completions it writes at once
+        return Needs(sizes.model + max(codes, sizes.cache(rows, tokens)))
 
     def lighter(self, step: Step, device: str) -> dict[str, Any]:
         """See `Stage`."""

@@ -19,7 +19,9 @@ from ...evals.harness import Evaluation, number_of_completions, run_task
 from ...generation.backend import Backend, open_model, writer_for
 from ...job import Job
 from ...model.checkpoint import load_checkpoint
+from ...model.config import read_config
 from ...model.devices import default_dtype
+from ...model.hub import QUANTIZED_FILE
 from ...model.vocabulary import check_vocabularies
 from ...packed.load import load_packed
 from ...stage import Finding, Look, Step, Use
@@ -110,12 +112,21 @@ def load_variant(
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """The model a step evaluates: the result of the step it starts from, else the plan's model as it is."""
     if "start" not in step.inputs:
-        return open_model(job.plan.model, device=job.device, offline=job.offline, backend=backend)
+        return _unchanged(job, backend)
     folder, dtype = job.result_of(step.inputs["start"]), default_dtype(job.device, job.plan.model.dtype)
     if backend == "packed":
         return load_packed(folder, job.device, dtype)
     loaded = load_checkpoint(folder, device=job.device, dtype=dtype)
     return loaded.model, loaded.tokenizer
+
+
+def _unchanged(job: Job, backend: Backend) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """The plan's model as it is, for reading only: the one that is kept in memory, unless it is quantized itself."""
+    keys = job.plan.model
+    is_step = (Path(keys.path).expanduser() / QUANTIZED_FILE).is_file()
+    if backend == "packed" or is_step or read_config(keys, offline=job.offline).quantization is not None:
+        return open_model(keys, device=job.device, offline=job.offline, backend=backend)
+    return job.original.get(keys, device=job.device, offline=job.offline)
 
 
 def _label(job: Job, step: Step, task: str) -> str:
@@ -137,8 +148,11 @@ def _comparison(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
     model, tokenizer = load_variant(job, step, backend)
     original = model
     if keys.original is not None or "start" in step.inputs:
-        named = keys.original or job.plan.model
-        original, words = open_model(named, device=job.device, offline=job.offline, backend="transformers")
+        if keys.original is None:
+            original, words = _unchanged(job, "transformers")
+        else:
+            named, backend = keys.original, "transformers"
+            original, words = open_model(named, device=job.device, offline=job.offline, backend=backend)
         check_vocabularies(words.get_vocab(), tokenizer.get_vocab())
     with job.progress.task(_label(job, step, keys.task), len(rows)) as bar:
         data = ", ".join(data_of(part) for part, _ in step.parts["task"].sources)

@@ -9,6 +9,7 @@ from ...errors import RqatError
 from ...estimate import Needs, Sizes, bits_of
 from ...keys import PluginKeys
 from ...model.layers import EMBEDDING
+from ...model.stored_schemes import NATIVE
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
 
@@ -75,7 +76,12 @@ class Export(Stage):
             bits = bits_of(held, sizes.config, sizes.per_weight)[1] if held else 16
         except RqatError:  # which pre-flight reports
             bits = 16
-        return Needs(sizes.model + sizes.quantized, bits * parameters / 8)
+        host = sizes.device == "cpu"
+        # The model as it was and as it is read again; on the CPU one's memory is not free at once for the other.
+        memory = (2 if host else 1) * sizes.model + sizes.codes
+        if step.parts["exporter"].card.name == NATIVE:  # compared tensor by tensor
+            memory = 2 * sizes.rest_stored
+        return Needs(memory, bits * parameters / 8)
 
 
 def _unpacked(step: Step, schemes: Mapping[str, Scheme]) -> list[str]:

@@ -59,7 +59,7 @@ class GateSettings(Keys):
             for name in ("temperature", "top_p", "max_completion_tokens")
             if objective is not None and hasattr(objective.options, name)
         }
-        return cls(**shared, batch=keys.micro_batch or keys.batch, **sampling)
+        return cls(**shared, batch=keys.micro_batch if isinstance(keys.micro_batch, int) else keys.batch, **sampling)
 
 
 class Gate(Stage):

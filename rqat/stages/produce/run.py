@@ -15,7 +15,6 @@ from ...errors import PluginError
 from ...generation.backend import writer_for
 from ...generation.complete import Report, complete_rows
 from ...job import Bar, Job
-from ...model.load import load_model
 from ...stage import Finding, Look, Step
 from . import ROWS_AT_ONCE, ProduceSettings
 
@@ -36,7 +35,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     keys, card = step.settings, step.parts["source"].card
     assert isinstance(keys, ProduceSettings)
     source: Source = job.make(step, "source")
-    model, tokenizer = load_model(job.plan.model, device=job.device, offline=job.offline)
+    model, tokenizer = job.original.copied(job.plan.model, device=job.device, offline=job.offline)
     folder = job.workdir(step)
     with loaded(job, model, tokenizer, f"produce {card.name}") as given:
         told = source.produce(folder, given, keys.split, keys.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +16,9 @@ from ...problems import Place
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..calibrate import Calibrate, CalibrationKeys
+
+TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}
+"""Tokens per forward pass: enough to keep the matrix units busy. Part of the result, by rounding, so never adapted."""
 
 
 class TransformKeys(PluginKeys):
@@ -103,21 +107,36 @@ class Quantize(Stage):
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
-        tokens = 0
-        if "calibration" in step.inputs:
-            calibration = plan.step(step.inputs["calibration"]).settings
-            assert isinstance(calibration, CalibrationKeys)
-            tokens = calibration.all_tokens
-        needs = step.parts["quantizer"].card.needs
-        # Of a quantizer that compares, those of the original model, its outputs, and targets of its own.
-        streams = 2 + (2 if {"cross", "streams"} & set(needs) else 0)
-        hidden_states = streams * tokens * sizes.config.hidden * sizes.width
-        widest = max((width for _, width in sizes.config.linears.values()), default=0)
-        hessians = 4 * widest**2 * FLOAT32 if needs else 0
+        needs, host = step.parts["quantizer"].card.needs, sizes.device == "cpu"
+        hidden, linears = sizes.config.hidden, sizes.config.linears
+        widest = max((width for _, width in linears.values()), default=0)
+        try:
+            chosen = {*plan.schemes(step, sizes.config)}
+        except RqatError:  # which pre-flight reports
+            chosen = {*linears}
+        shapes = linears | sizes.config.ends
+        largest = max((math.prod(shapes[name]) for name in chosen & shapes.keys()), default=0)
+        # Of the layer being rounded: its weights, its error on a grid that is tried, and its values; a block's weights
+        # before.
+        working = 3 * largest * FLOAT32 + sizes.quantized // max(1, sizes.config.blocks) * sizes.width
+        stays = sizes.model + (sizes.codes if host else 0)  # finished layers are in the host's memory
+        working = max(working, sizes.rest_stored if host else 0)  # what is not quantized, as it is saved
+        if "calibration" not in step.inputs:
+            return Needs(stays + working, sizes.checkpoint)
+        calibration = plan.step(step.inputs["calibration"]).settings
+        assert isinstance(calibration, CalibrationKeys)
+        streams = 3 if {"cross", "streams"} & {*needs} else 1  # the original's before and behind a block, too
+        stays += streams * calibration.all_tokens * hidden * sizes.width
+        # A block's inputs are four: three as wide as the hidden state, one as the MLP. To solve, the widest's matrix is
+        # put in order, factored, inverted and factored again.
+        matrices = len({"hessian", "cross"} & {*needs}) * (3 * hidden**2 + widest**2) * FLOAT32
+        solving = 4 * widest**2 * FLOAT32 if matrices else 0
+        at_once = min(calibration.all_tokens, max(TOKENS_AT_ONCE[sizes.device], calibration.tokens))
+        forward = at_once * (4 * widest + 6 * hidden) * sizes.width
         # A block that is trained: latents, two moments and two temporaries in float32, a gradient and two copies.
         block = sizes.quantized / max(1, sizes.config.blocks)
         trained = block * (5 * FLOAT32 + 3 * sizes.width) if "streams" in needs else 0
-        return Needs(sizes.model + sizes.quantized + hidden_states + hessians + trained, sizes.checkpoint)
+        return Needs(stays + matrices + max(forward, solving + working, trained), sizes.checkpoint)
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """See `Stage`."""

@@ -24,15 +24,11 @@ from ...model.blocks import quantize_model
 from ...model.checkpoint import keep_generation_settings, save_checkpoint
 from ...model.config import read_config
 from ...model.families import layout_of
-from ...model.load import load_model
 from ...model.transforms import apply_transforms
 from ...stage import Step
 from ...storage import write_json
 from ..calibrate.run import CALIBRATION_FILE
-from . import QuantizeKeys
-
-TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}
-"""Tokens per forward pass: enough to keep the matrix units busy. Part of the result, by rounding, so never adapted."""
+from . import TOKENS_AT_ONCE, QuantizeKeys
 
 log = logging.getLogger("rqat")
 
@@ -52,7 +48,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     work = job.workdir(step)
     start = time.perf_counter()
     quantizer: Quantizer = job.make(step, "quantizer")
-    model, tokenizer = load_model(job.plan.model, device=job.device, offline=job.offline)
+    model, tokenizer = job.original.copied(job.plan.model, device=job.device, offline=job.offline)
     transforms = apply_transforms(model, list(_transforms(job, step)))
     batches = []
     if quantizer.needs and "calibration" in step.inputs:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ...batches import UnevenBatch, sequences_at_once, split_batch
+from ...batches import UnevenBatch, largest_that_fits, sequences_at_once, split_batch
 from ...cards import Card
 from ...errors import ModelError, RqatError, nearest
-from ...estimate import FLOAT32, Needs, Sizes
+from ...estimate import Needs, Sizes
 from ...figures import duration_s, size
 from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
 from ...model.config import read_config
@@ -27,8 +28,13 @@ from ..produce import Produce
 LATENT_BYTES = 2
 """Of a weight's place in its cell, as a train step leaves it for the next."""
 
-LOGITS_COPIES = 3
-"""Arrays of logits alive at once in a loss: student, teacher or softmax, gradient; objectives that chunk need less."""
+CACHE_POSITIONS = 256
+"""A cache of completions has room for a multiple of this."""
+
+CHECKPOINT_FILE = 1 << 30
+"""Bytes of a checkpoint that torch makes in memory at once, beside the copy it writes from."""
+
+Positive = Annotated[int, Field(ge=1)]
 
 
 def _often(value: int | str) -> int | str:
@@ -93,7 +99,8 @@ class TrainKeys(PluginKeys):
         steps: optimizer steps.
         batch: sequences per optimizer step (completions per step, where the objective is trained on rewards).
         micro_batch: sequences per forward pass; `batch` is a multiple of it, times the processes that train together.
-            None is the whole batch, or a process's share of it.
+            None is the whole batch, or a process's share of it. `auto` is the largest that fits into the free memory by
+            the estimate; what it came to stands in the step's record, and is used again where the step resumes.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: far less memory
             for about a third more time. None is yes on CUDA and no on the CPU.
         max_tokens: longest prompt plus completion; longer rows are left out and counted.
@@ -133,7 +140,7 @@ class TrainKeys(PluginKeys):
     )
     steps: int = Field(ge=1)
     batch: int = Field(default=16, ge=1)
-    micro_batch: Annotated[int | None, Neutral("how many fit into memory")] = Field(default=None, ge=1)
+    micro_batch: Annotated[Positive | Literal["auto"] | None, Neutral("how many fit into memory")] = None
     gradient_checkpointing: Annotated[bool | None, Neutral("what is kept in memory")] = None
     max_tokens: int = Field(default=2048, ge=2)
     optimizer: str = "AdamW"
@@ -152,6 +159,11 @@ class TrainKeys(PluginKeys):
     gate: Annotated[GateKeys, Neutral("they count in the gate's own step")] = GateKeys()
     watch: Annotated[WatchKeys | None, Neutral("what is looked at, beside the training")] = None
     seed: int = 0
+
+    @property
+    def at_once(self) -> int | None:
+        """Sequences per forward pass where they are said; None leaves it to the batch, or to the free memory."""
+        return self.micro_batch if isinstance(self.micro_batch, int) else None
 
     @property
     def save_steps(self) -> int | None:
@@ -225,34 +237,23 @@ class Train(Stage):
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
-        keys, objective = step.settings, step.parts["objective"]
+        keys = step.settings
         assert isinstance(keys, TrainKeys)
-        trained = sizes.quantized + (sizes.rest if keys.other_lr or keys.train_embedding else 0)
-        copies = 1 + MOMENTS.get(keys.optimizer, 2)  # latents and moments
-        groups = sizes.groups * FLOAT32
-        moved = (keys.scale_lr is not None) + (keys.zero_lr is not None)
-        # Beside the latents: where every scale started, scale and zero point as they are trained, and their moments.
-        optimizer = copies * trained * FLOAT32 + groups * (3 + moved * (copies - 1))
-        snapshot = optimizer if sizes.device == "cpu" else 0  # of what is being written while training goes on
-        gradients = trained * sizes.width
-        teacher = sizes.teacher(keys.teacher) if objective.teacher else 0
-        if keys.watch is not None and not (objective.teacher and keys.teacher is None):
-            teacher += sizes.teacher(None)
-        sequences = sequences_at_once(keys.batch, keys.micro_batch, sizes.processes)
-        tokens = sequences * keys.max_tokens
-        logits = LOGITS_COPIES * tokens * sizes.config.vocab * FLOAT32
-        kept = tokens * sizes.width * _activations(keys, sizes)
-        cache = sizes.cache(sequences, keys.max_tokens) if objective.card.writes else 0
-        memory = sizes.model + teacher + optimizer + snapshot + gradients + logits + kept + cache
+        memory = partial(_memory, keys, step.parts["objective"], sizes)
+        chosen: dict[str, int] = {}
+        if keys.micro_batch == "auto":
+            chosen["micro_batch"] = largest_that_fits(keys.batch, sizes.processes, memory, sizes.free)
+        at_once = sequences_at_once(keys.batch, chosen.get("micro_batch", keys.at_once), sizes.processes)
         # The last checkpoint, and the one that is being written.
-        return Needs(memory, sizes.checkpoint + sizes.quantized * LATENT_BYTES, 2 * optimizer)
+        disk = sizes.checkpoint + sizes.quantized * LATENT_BYTES
+        return Needs(memory(at_once), disk, 2 * _optimizer(keys, sizes)[1], chosen)
 
     def lighter(self, step: Step, device: str) -> dict[str, Any]:
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, TrainKeys)
         found: dict[str, Any] = {}
-        together = keys.micro_batch or keys.batch
+        together = 1 if keys.micro_batch == "auto" else keys.at_once or keys.batch
         if smaller := next((size for size in range(together // 2, 0, -1) if keys.batch % size == 0), 0):
             found["micro_batch"] = smaller
         if not keys.recomputes(device):
@@ -281,6 +282,36 @@ class Train(Stage):
             yield from _teacher(step, keys, keys.teacher, look)
         if not look.plan.recipe.evaluate:
             yield Finding("note", "nothing is evaluated: the report will show losses only.", "Add `evaluate:`.")
+
+
+def _optimizer(keys: TrainKeys, sizes: Sizes) -> tuple[int, int]:
+    """How many parameters are trained, and what the optimizer holds for them, in bytes."""
+    trained = sizes.quantized + (sizes.rest if keys.other_lr or keys.train_embedding else 0)
+    moved = (keys.scale_lr is not None) + (keys.zero_lr is not None)
+    return trained, sizes.optimizer(trained, MOMENTS.get(keys.optimizer, 2), moved)
+
+
+def _memory(keys: TrainKeys, objective: Use, sizes: Sizes, at_once: int) -> float:
+    """What a training takes with so many sequences per forward pass, in bytes: what stays, and the worst moment."""
+    card, host, (trained, optimizer) = objective.card, sizes.device == "cpu", _optimizer(keys, sizes)
+    stays = sizes.model + optimizer + (sizes.teacher(keys.teacher) if objective.teacher else 0)
+    if keys.watch is not None and not (objective.teacher and keys.teacher is None):
+        stays += sizes.teacher(None)
+    saves = keys.save_steps is None or keys.save_steps < keys.steps
+    if host:  # the layers that training started from, and what is being written of the optimizer
+        stays += sizes.codes + (optimizer + min(optimizer, CHECKPOINT_FILE) if saves else 0)
+    counted = min(keys.max_tokens, getattr(objective.options, "max_completion_tokens", None) or keys.max_tokens)
+    numbers = at_once * keys.max_tokens * sizes.activations(recomputed=keys.recomputes(sizes.device))
+    passing = trained * sizes.width + numbers * sizes.width + sizes.logits(at_once * counted, card.logits)
+    if host:  # or at the end: what the last checkpoint is written from, codes and places in their cells
+        last = 0 if saves else sizes.optimizer(trained, 0, 0)
+        passing = max(passing, last + sizes.codes + sizes.quantized * LATENT_BYTES + sizes.rest_stored)
+    if not card.writes:
+        return stays + passing
+    positions = -(-keys.max_tokens // CACHE_POSITIONS) * CACHE_POSITIONS
+    cache = sizes.cache(max(1, keys.batch // sizes.processes) + 1, positions)
+    # On a GPU the cache of completions is kept while the model learns from them.
+    return stays + (max(passing, cache) if host else passing + cache)
 
 
 def _watched(making: Making, keys: WatchKeys, place: Place) -> tuple[Use | None, dict[str, str]]:
@@ -312,15 +343,6 @@ def _rewards(making: Making, keys: TrainKeys, place: Place, card: Card) -> tuple
     return tuple((use, weight) for use, weight in found if use is not None)
 
 
-def _activations(keys: TrainKeys, sizes: Sizes) -> int:
-    """Numbers per token that the backward pass needs."""
-    blocks, hidden = sizes.config.blocks, sizes.config.hidden
-    if keys.recomputes(sizes.device):
-        return (blocks + 16) * hidden  # the input of every block, and one block at a time
-    # What goes into and comes out of every linear layer, and of norms and rotations beside them.
-    return sum(out + width for out, width in sizes.config.linears.values()) + 6 * blocks * hidden
-
-
 def _ends(step: Step, look: Look) -> Iterator[Finding]:
     """Whether there is an embedding or a head on a grid to train."""
     try:
@@ -346,7 +368,7 @@ def _lengths(step: Step, keys: TrainKeys, look: Look) -> Iterator[Finding]:
 def _batches(step: Step, keys: TrainKeys, processes: int) -> Iterator[Finding]:
     """Whether a batch splits into micro-batches, and over the processes."""
     try:
-        split_batch(keys.batch, keys.micro_batch, processes)
+        split_batch(keys.batch, keys.at_once, processes)
     except UnevenBatch as error:
         yield step.finding("error", error.key, error.message, error.hint)
 

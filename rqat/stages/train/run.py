@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from ...batches import split_batch
 from ...errors import PluginError
 from ...job import Job, log
+from ...lighter import room_for
 from ...processes import Processes
 from ...stage import READ_AHEAD, Finding, Look, Step
-from ...storage import read_json, read_json_lines
+from ...storage import read_json, read_json_lines, write_json
 
 if TYPE_CHECKING:
     import transformers
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 LOG = "training.jsonl"
 
+CHOSEN = "chosen.json"
+"""What keys came to that leave it to the free memory, beside the checkpoints."""
+
 
 def run(job: Job, step: Step) -> dict[str, Any]:
     """Trains `step.inputs["start"]`; see the module for what it writes.
@@ -43,7 +47,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
 
     Returns:
         steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; of an objective that
-        writes, sampler_gap_nats; only `skipped`, with the reason, where the gate said so.
+        writes, sampler_gap_nats; `chosen`, where keys leave something to the free memory; only `skipped`, with the
+        reason, where the gate said so.
 
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
@@ -55,6 +60,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
     why = _skipped(job, step)
+    chosen = {} if why or keys.micro_batch != "auto" else {"micro_batch": _micro_batch(job, step, keys)}
+    keys = keys.model_copy(update=chosen)
     checkpoint = None if why else last_complete(job.scratch(step), clean=job.processes.leads)
     start = _start(job, start_folder)
     if why:
@@ -76,7 +83,26 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     save_checkpoint(work, start.model, start.tokenizer, layers, start.transforms)
     keep_generation_settings(start_folder, work)
     save_latents(work, optimizer.latents(), layers)
-    return facts
+    return {**facts, "chosen": chosen} if chosen else facts
+
+
+def _micro_batch(job: Job, step: Step, keys: TrainKeys) -> int:
+    """The largest that fits into the memory that is free now; where the step was begun already, the one it had.
+
+    Sums over another one are rounded in another way.
+    """
+    record = job.scratch(step) / CHOSEN
+    chosen = (read_json(record) or {}).get("micro_batch")
+    if chosen is None or keys.batch % (chosen * job.processes.count):
+        learns = keys.teacher is None and step.parts["objective"].teacher
+        held = job.original.held_bytes if learns or keys.watch is not None else 0
+        own = room_for(step, job.plan, job.device, job.processes.count, held)
+        chosen = min(map(int, job.processes.gather(str(own["micro_batch"]))))
+        log.info("%s: micro_batch %d", step.name, chosen)
+        if job.processes.leads:
+            record.parent.mkdir(exist_ok=True)
+            write_json(record, {"micro_batch": chosen})
+    return int(chosen)
 
 
 def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
@@ -158,8 +184,9 @@ def _train(
             log.warning("%s: %s", step.name, dropped_rows(rows.facts, max_tokens))
         teacher = None
         if objective.teacher:
+            kept = job.original if keys.teacher is None else None
             named = keys.teacher or job.plan.model
-            teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline)
+            teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline, original=kept)
         room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
         rollouts = None
         backend: Any = getattr(getattr(objective.options, "rollouts", None), "engine", "auto")
@@ -264,7 +291,9 @@ def _watch(
     task = job.make(step, "watch")
     rows = tokenized(rows_of(task, keys.task, keys.limit), start.tokenizer)
     if original is None:
-        original = load_teacher(job.plan.model, start.tokenizer, device=job.device, offline=job.offline)
+        original = load_teacher(
+            job.plan.model, start.tokenizer, device=job.device, offline=job.offline, original=job.original
+        )
     return Watch(task, keys.every, start.model, original, start.tokenizer, rows)
 
 
@@ -290,22 +319,23 @@ def _latents(
         source: the model before quantization if it is in memory already; else it is loaded when needed.
         reach: how far from their codes' values they may start, where no training came before.
     """
-    from ...model.load import load_model
     from ...model.transforms import apply_transforms
     from ...train.latents import first_latents, load_latents
 
     carried = load_latents(folder, start.layers)
     if carried:
         return carried, "the train step before"
-    if source is None or start.transforms:  # a copy of its own: a teacher stays as it was before them
-        source = load_model(job.plan.model, device=job.device, offline=job.offline)[0]
+    if start.transforms:  # a copy of its own: a teacher stays as it was before them
+        source = job.original.copied(job.plan.model, device=job.device, offline=job.offline)[0]
         apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
+    elif source is None:
+        source = job.original.get(job.plan.model, device=job.device, offline=job.offline, counted=False)[0]
     return first_latents(source, start.model, start.layers, reach=reach)
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
     """Settings every TRL config takes; `batch` is that of all processes together."""
-    micro, passes = split_batch(keys.batch, keys.micro_batch, processes.count)
+    micro, passes = split_batch(keys.batch, keys.at_once, processes.count)
     return {
         "output_dir": str(folder),
         "max_steps": keys.steps,
