@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -37,7 +38,7 @@ def choose_layers(
         indivisible: what to do with layers whose input features do not split into whole groups.
 
     Raises:
-        ModelError: such layers are there and `indivisible` is "error" (every one is listed); a pattern matches no
+        ModelError: such layers are there and `indivisible` is "error"; a pattern matches no
             layer; a tied pair is given two schemes; nothing is left.
     """
     _check_patterns(linears, schemes)
@@ -57,14 +58,29 @@ def choose_layers(
     if indivisible == "error" and len(whole) < len(kept):
         bad = [name for name in kept if name not in whole]
         sizes = " and ".join(map(str, dict.fromkeys(found[name].group for name in bad)))
-        listed = ", ".join(f"{name} {shapes[name]}" for name in bad)
         raise ModelError(
-            f"{len(bad)} layers have input features that groups of {sizes} do not divide: {listed}.",
+            f"{len(bad)} layers have input features that groups of {sizes} do not divide: "
+            f"{_listed({name: shapes[name] for name in bad})}.",
             hint=_fitting(shapes[name][1] for name in kept) + "or set quantize.indivisible: skip.",
         )
     if not whole:
         raise ModelError("No layer is left to quantize.", hint="Check quantize.skip and the group size of the scheme.")
     return {name: found[name] for name in whole}
+
+
+FEW = 2
+"""Layers of one kind and shape that are named one by one; of more, a pattern."""
+
+
+def _listed(shapes: Mapping[str, tuple[int, int]]) -> str:
+    """Layers and their shapes, those of many blocks as a pattern with their number."""
+    kinds: dict[tuple[str, tuple[int, int]], list[str]] = {}
+    for name, shape in shapes.items():
+        kinds.setdefault((re.sub(r"\.\d+\.", ".*.", name), shape), []).append(name)
+    told = []
+    for (pattern, shape), names in kinds.items():
+        told += [f"{len(names)} of {pattern} {shape}"] if len(names) > FEW else [f"{name} {shape}" for name in names]
+    return ", ".join(told)
 
 
 def _named_ends(

@@ -50,6 +50,16 @@ def mixed(folder: Path, quantizer: object = None) -> torch.nn.Module:
 # -------------------------------------------------------------------------------------------------------- choosing
 
 
+def test_layers_of_many_blocks_are_told_as_a_pattern() -> None:
+    linears = {f"model.layers.{block}.mlp.up_proj": (1536, 576) for block in range(30)}
+    linears |= {"model.layers.0.mlp.down_proj": (576, 96), "model.layers.7.mlp.down_proj": (576, 96)}
+    with pytest.raises(ModelError) as caught:
+        choose_layers(linears, Schemes.parse("w2g128"), ends=ENDS)
+    assert "32 layers" in caught.value.message
+    assert "30 of model.layers.*.mlp.up_proj (1536, 576), model.layers.0.mlp.down_proj (576, 96), " in str(caught.value)
+    assert len(caught.value.message) < 300
+
+
 def test_every_layer_is_divided_by_its_own_group() -> None:
     schemes = Schemes.parse({"default": "w2g96", "*.down_proj": "w3g64"})
     with pytest.raises(ModelError, match=r"2 layers .* groups of 64 do not divide: model.layers.0.mlp.down_proj"):
