@@ -61,8 +61,8 @@ evaluate:
 """
 """What begins with the distilled model of the recipe above."""
 
-CLOCKS = frozenset({"seconds", "started", "train_seconds", "stamps", "tokens_per_s", "summary"})
-"""Keys whose values are times, or digests of some."""
+CLOCKS = frozenset({"memory", "seconds", "started", "train_seconds", "stamps", "tokens_per_s", "summary"})
+"""Keys whose values are times, digests of some, or what the machine had free."""
 
 
 def compiled(folder: Path) -> Path:
