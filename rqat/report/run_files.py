@@ -94,6 +94,7 @@ def read_run(job: Job) -> RunFiles:
     """Collects the plan's finished steps from the run folder."""
     recipe = job.plan.recipe
     steps = []
+    variants = {step.name: step.variant for step in job.plan.steps}
     for step in job.plan.steps:
         folder = job.result_of(step.name)
         manifest: Mapping[str, Any] | None = read_json(folder / "manifest.json")
@@ -108,7 +109,7 @@ def read_run(job: Job) -> RunFiles:
                     facts=dict(manifest["facts"]),
                     results=dict(manifest["results"]),
                     manifest=dict(manifest),
-                    start=job.plan.step(step.inputs["start"]).variant if "start" in step.inputs else "",
+                    start=variants.get(step.inputs.get("start", ""), ""),
                 )
             )
     return RunFiles(job.folder, recipe.name, str(job.plan.scheme), recipe.model_dump(mode="json"), job.device, steps)

@@ -97,8 +97,7 @@ def job(tmp_path):
         before = {"kd": "01-quantize-gptq", "grpo": "03-train-kd"}.get(variant) if stage == "train" else None
         inputs = {"start": before} if before else {}
         plan_steps.append(SimpleNamespace(name=folder.name, stage=stage, variant=variant, inputs=inputs))
-    by_name = {step.name: step for step in plan_steps}
-    plan = SimpleNamespace(recipe=recipe, scheme=Scheme.parse("w2g64"), steps=plan_steps, step=by_name.get)
+    plan = SimpleNamespace(recipe=recipe, scheme=Scheme.parse("w2g64"), steps=plan_steps)
     return SimpleNamespace(
         plan=plan, folder=tmp_path, device="cpu", told=["rows < wrote"], result_of=lambda name: tmp_path / name
     )
