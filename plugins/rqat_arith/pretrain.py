@@ -29,10 +29,10 @@ from rqat.evals.grade import boxed
 from .problems import Problem, problems
 from .tokenizer import VOCABULARY, build_tokenizer
 
-WIDTHS = (48, 80, 112, 144, 176, 208, 240, 272)
+WIDTHS = tuple(range(48, 529, 32))
 """Lengths in tokens that batches are padded to. A batch has one length, so that little of it is padding."""
-MAX_NEW_TOKENS = 192
-"""Longer than any solution of 14 steps."""
+MAX_NEW_TOKENS = 320
+"""Longer than any solution of 24 steps."""
 IGNORED = -100
 
 

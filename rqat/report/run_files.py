@@ -21,6 +21,7 @@ class StepFiles:
     Attributes:
         facts: what decided the result.
         results: what the stage returned.
+        start: variant of the model it started from; "" for the one before quantization, or none.
     """
 
     name: str
@@ -31,6 +32,7 @@ class StepFiles:
     facts: dict[str, Any]
     results: dict[str, Any]
     manifest: dict[str, Any]
+    start: str = ""
 
     def rows(self, file: str) -> list[dict[str, Any]]:
         """A JSON-lines file of this step; empty when it is not there, and up to the first damaged line."""
@@ -68,6 +70,11 @@ class RunFiles:
         """Variant of the quantizer whose result is trained."""
         return next((step.variant for step in self.steps if stages()[step.stage].makes_model), "")
 
+    def before(self, variant: str) -> str:
+        """Variant of the model that a trained one started from; "" where there is none."""
+        made = (step.start for step in self.steps if step.variant == variant and stages()[step.stage].makes_model)
+        return next(made, "")
+
     @property
     def evaluations(self) -> list[StepFiles]:
         """The steps that found how well a model does on a task."""
@@ -87,6 +94,7 @@ def read_run(job: Job) -> RunFiles:
     """Collects the plan's finished steps from the run folder."""
     recipe = job.plan.recipe
     steps = []
+    variants = {step.name: step.variant for step in job.plan.steps}
     for step in job.plan.steps:
         folder = job.result_of(step.name)
         manifest = read_manifest(folder)
@@ -101,6 +109,7 @@ def read_run(job: Job) -> RunFiles:
                     facts=dict(manifest["facts"]),
                     results=dict(manifest["results"]),
                     manifest=dict(manifest),
+                    start=variants.get(step.inputs.get("start", ""), ""),
                 )
             )
     return RunFiles(job.folder, recipe.name, str(job.plan.scheme), recipe.model_dump(mode="json"), job.device, steps)

@@ -68,11 +68,11 @@ def _size(run: RunFiles) -> dict[str, Any]:
 
 
 def comparisons(run: RunFiles) -> list[dict[str, Any]]:
-    """Every model against the one before quantization, and against the quantized one that training starts from."""
+    """Every model against the one before quantization and the first quantized one; a trained one against its start."""
     found = []
     steps = run.evaluations
     for step in steps:
-        for against in dict.fromkeys((BASE, run.start)):
+        for against in dict.fromkeys((BASE, run.start, run.before(step.variant))):
             other = next((s for s in steps if s.variant == against and s.results["task"] == step.results["task"]), None)
             if other is None or step.variant in (against, BASE):
                 continue

@@ -124,7 +124,8 @@ def test_the_shipped_model_has_the_tokenizer_that_the_source_builds() -> None:
     assert json.loads(build_tokenizer().backend_tokenizer.to_str())["model"] == json.loads(shipped.read_text())["model"]
 
 
-def test_a_story_of_twelve_steps_fits_in_256_tokens() -> None:
+@pytest.mark.parametrize(("steps", "tokens"), [(12, 256), (24, 448)])
+def test_the_longest_stories_fit(steps: int, tokens: int) -> None:
     tokenizer = build_tokenizer()
-    longest = take("train", 300, steps=(12, 12))
-    assert max(len(ids) for ids in tokenizer([p.prompt + p.solution for p in longest]).input_ids) <= 256
+    longest = take("train", 300, steps=(steps, steps))
+    assert max(len(ids) for ids in tokenizer([p.prompt + p.solution for p in longest]).input_ids) <= tokens

@@ -95,7 +95,9 @@ def job(tmp_path):
             "seconds": 2.5,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest | {"results": results}))
-        plan_steps.append(SimpleNamespace(name=folder.name, stage=stage, variant=variant))
+        before = {"kd": "01-quantize-gptq", "grpo": "03-train-kd"}.get(variant) if stage == "train" else None
+        inputs = {"start": before} if before else {}
+        plan_steps.append(SimpleNamespace(name=folder.name, stage=stage, variant=variant, inputs=inputs))
     plan = SimpleNamespace(recipe=recipe, scheme=Scheme.parse("w2g64"), steps=plan_steps)
     return SimpleNamespace(
         plan=plan, folder=tmp_path, device="cpu", told=["rows < wrote"], result_of=lambda name: tmp_path / name
@@ -113,11 +115,12 @@ def test_summary_has_every_arm_of_the_first_task(job):
     assert (summary["name"], summary["scheme"], summary["task"]) == ("made-up & more", "w2g64", "arith")
 
 
-def test_every_model_is_compared_with_bf16_and_with_the_start(job):
+def test_every_model_is_compared_with_bf16_with_the_quantized_one_and_with_its_own_start(job):
     pairs = {(row["variant"], row["against"]): row for row in report.write(job)["paired"] if row["task"] == "arith"}
     quantized = {("rtn", "bf16"), ("rtn", "gptq"), ("gptq", "bf16")}
     trained = {(variant, against) for variant in ("kd", "grpo") for against in ("bf16", "gptq")}
-    assert set(pairs) == quantized | trained
+    assert set(pairs) == quantized | trained | {("grpo", "kd")}
+    assert (pairs["grpo", "kd"]["gained"], pairs["grpo", "kd"]["lost"]) == (4, 0)
     assert pairs["kd", "gptq"]["says"] == "better"
     assert (pairs["kd", "gptq"]["gained"], pairs["kd", "gptq"]["lost"]) == (20, 0)
     assert pairs["kd", "bf16"]["says"] == "worse"
@@ -129,7 +132,7 @@ def test_models_that_were_asked_something_else_are_not_compared(job):
     manifest = json.loads(path.read_text())
     manifest["results"]["prompt_hash"] = "b"
     path.write_text(json.dumps(manifest))
-    assert {row["against"] for row in report.write(job)["paired"]} == {"gptq"}
+    assert {row["against"] for row in report.write(job)["paired"]} == {"gptq", "kd"}
 
 
 def test_manifest_names_steps_versions_and_machine(job):
