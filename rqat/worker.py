@@ -27,14 +27,17 @@ from .recipe import built_recipe
 from .registry import Registry
 from .storage import explained, read_json, write_json
 
+TRIES = 6
+"""How often a worker tries to remove a temporary folder, `LOOK_S` apart."""
+
 LOOK_S = 0.5
 """Seconds between two looks whether the parent is still there."""
 
 
 def main() -> None:
     """Does what the order says; never returns."""
-    with reporting():
-        file = Path(sys.argv[1])
+    file = Path(sys.argv[1])
+    with reporting(file.parent):
         order = read_json(file)
         threading.Thread(target=_end_without, args=[order["parent"], file.parent], daemon=True).start()
         job, step = job_of(order)
@@ -67,10 +70,13 @@ def job_of(order: dict[str, Any]) -> tuple[Job, Step]:
 
 
 @contextmanager
-def reporting() -> Iterator[None]:
+def reporting(folder: Path) -> Iterator[None]:
     """Around all that a worker does. Ends the process; when it fails, `launcher` finds the reason in its error file.
 
     At once, past the interpreter's own end: freeing a process group there may wait for ever.
+
+    Args:
+        folder: temporary, of the process that started it.
     """
     code, parent = 0, os.getppid()
     try:
@@ -82,20 +88,28 @@ def reporting() -> Iterator[None]:
         if os.getppid() == parent:  # else nobody reads it, and another worker is removing the folder
             write_json(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), told)
     finally:
+        if os.getppid() != parent:
+            _take_away(folder)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
 
 
 def _end_without(parent: int, folder: Path) -> None:
-    """In a thread: ends this process when the one that started it is gone, whatever it is waiting for.
-
-    What that one has left in its temporary `folder` goes, too.
-    """
+    """In a thread: ends this process when the one that started it is gone, whatever it is waiting for."""
     while os.getppid() == parent:
         time.sleep(LOOK_S)
-    shutil.rmtree(folder, ignore_errors=True)
+    _take_away(folder)
     os._exit(1)
+
+
+def _take_away(folder: Path) -> None:
+    """Removes what a parent that is gone has left; other workers are at it, too, and get in each other's way."""
+    for _ in range(TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(LOOK_S)
 
 
 class Relay(io.TextIOBase):

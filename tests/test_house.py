@@ -53,6 +53,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "generation": ("packed", "model", "shapes", "contracts", "keys", "scheme", "errors"),
     "evals": ("quiet", "generation", "contracts", "scheme", "errors", "storage"),
     "train": (
+        "figures",
         *("grids", "optimizers", "generation", "model", "shapes", "contracts", "keys", "scheme", "errors", "storage"),
         "processes",
     ),

@@ -42,5 +42,5 @@ def main(root: Path, asked: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    with reporting():
+    with reporting(Path(sys.argv[1]) / "temporary"):
         main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -17,7 +17,7 @@ rqat eval arith tiny-gptq --limit 100
 # --8<-- [end:gptq]
 
 # --8<-- [start:generate]
-rqat generate tiny-gptq "Mia starts with 20 figs. A friend takes 3. Mia finds 44 more. How many figs are there at the end?"
+rqat generate tiny-gptq $'Mia starts with 20 figs. A friend takes 3. Mia finds 44 more. How many figs are there at the end?\n'
 # --8<-- [end:generate]
 
 # --8<-- [start:plan]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def offset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry
     monkeypatch.syspath_prepend(str(tmp_path))
     yield Registry.discover()
     monkeypatch.undo()
+    sys.modules.pop("acme_offset_grid", None)  # the next test gets a class that nothing is known of yet
     Registry.discover()
 
 

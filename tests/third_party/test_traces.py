@@ -15,6 +15,7 @@ import yaml
 import rqat.testing as rqat_testing
 from rqat import Completion, LoadedModel, PluginError
 from rqat.job import Job
+from rqat.model.original import Original
 from rqat.plan import Plan, build_plan
 from rqat.preflight import preflight, read_data
 from rqat.recipe import built_recipe
@@ -179,7 +180,7 @@ def test_a_card_and_its_class_agree(registry: Registry) -> None:
 
 def test_what_produce_has_to_do(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned(registry)
-    monkeypatch.setattr(produce, "load_model", lambda *rest, **settings: (None, None))
+    monkeypatch.setattr(Original, "copied", lambda *rest, **settings: (None, None))
     monkeypatch.setattr(produce, "writer_for", lambda model: None)
     job = Job(plan, tmp_path, registry)
     job.workdir(plan.steps[0]).mkdir()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from ...batches import UnevenBatch, largest_that_fits, sequences_at_once, split_batch
 from ...cards import Card
@@ -34,14 +34,11 @@ CACHE_POSITIONS = 256
 CHECKPOINT_FILE = 1 << 30
 """Bytes of a checkpoint that torch makes in memory at once, beside the copy it writes from."""
 
-Positive = Annotated[int, Field(ge=1)]
-
 
 def _often(value: int | str) -> int | str:
     """A number of steps, or a duration."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    if isinstance(value, str) and duration_s(value):
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if number or (isinstance(value, str) and duration_s(value)):
         return value
     raise ValueError("is neither a number of steps nor a time such as 90s, 15m or 1h")
 
@@ -99,8 +96,8 @@ class TrainKeys(PluginKeys):
         steps: optimizer steps.
         batch: sequences per optimizer step (completions per step, where the objective is trained on rewards).
         micro_batch: sequences per forward pass; `batch` is a multiple of it, times the processes that train together.
-            None is the whole batch, or a process's share of it. `auto` is the largest that fits into the free memory by
-            the estimate; what it came to stands in the step's record, and is used again where the step resumes.
+            None is the whole batch, or a process's share of it; `auto` the largest that the estimate fits into the free
+            memory, and the same again where the step resumes.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: far less memory
             for about a third more time. None is yes on CUDA and no on the CPU.
         max_tokens: longest prompt plus completion; longer rows are left out and counted.
@@ -108,9 +105,8 @@ class TrainKeys(PluginKeys):
         lr: learning rate of the latent weights.
         lr_in: what it is counted in. `weights`: one number for all. `codes`: steps of the grid; groups of small weights
             then change their codes as fast as those of large ones. 2e-3 was too high where it was tried.
-        latent_reach: how far from its code's value a latent weight may start, in steps of the grid: it starts at the
-            weight before quantization, or as near to it as this allows. 0 is the middle of its cell, 0.5 its border. It
-            counts for the first train step alone; later ones start from the latent weights of the one before.
+        latent_reach: how far from its code's value a latent weight starts at most, in steps of the grid, towards the
+            weight before quantization: 0 is the middle of its cell, 0.5 its border. For the first train step alone.
         scale_lr: of the scales, relative to the scale itself. None freezes the scales.
         zero_lr: of the zero points, in codes. None freezes the zero points.
         other_lr: of everything that is not quantized, embeddings and lm_head left out. None freezes it.
@@ -140,7 +136,7 @@ class TrainKeys(PluginKeys):
     )
     steps: int = Field(ge=1)
     batch: int = Field(default=16, ge=1)
-    micro_batch: Annotated[Positive | Literal["auto"] | None, Neutral("how many fit into memory")] = None
+    micro_batch: Annotated[PositiveInt | Literal["auto"] | None, Neutral("how many fit into memory")] = None
     gradient_checkpointing: Annotated[bool | None, Neutral("what is kept in memory")] = None
     max_tokens: int = Field(default=2048, ge=2)
     optimizer: str = "AdamW"
@@ -231,9 +227,8 @@ class Train(Stage):
 
     def shown(self, step: Step) -> dict[str, Any]:
         """See `Stage`; the gate shows its own keys."""
-        return {
-            key: value for key, value in super().shown(step).items() if key not in ("gate", "task", "rewards", "watch")
-        }
+        elsewhere = ("gate", "task", "rewards", "watch")
+        return {key: value for key, value in super().shown(step).items() if key not in elsewhere}
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
