@@ -41,9 +41,7 @@ def needed_bytes(
     """
     step = step.with_settings(step.settings.model_copy(update=dict(chosen or {})))
     try:
-        config = read_config(plan.model, offline=True)
-        sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, True, processes)
-        return int(stages()[step.stage].estimate(step, plan, sizes).memory)
+        return int(stages()[step.stage].estimate(step, plan, _sizes(plan, device, processes)).memory)
     except RqatError:
         return 0
 
@@ -54,10 +52,9 @@ def room_for(step: Step, plan: Planned, device: str, processes: int, held_bytes:
     Args:
         held_bytes: of what is in memory already and counted in the estimate.
     """
-    config, free = read_config(plan.model, offline=True), available_bytes(device)
+    free = available_bytes(device)
     fits = room(None if free is None else free + held_bytes, device, processes)
-    sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, True, processes, fits)
-    return stages()[step.stage].estimate(step, plan, sizes).chosen
+    return stages()[step.stage].estimate(step, plan, _sizes(plan, device, processes, fits)).chosen
 
 
 def room(free: int | None, device: str, processes: int) -> int | None:
@@ -68,8 +65,7 @@ def room(free: int | None, device: str, processes: int) -> int | None:
 def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> RunError:
     """The error for a step that found no more memory on its device."""
     try:
-        config = read_config(plan.model, offline=True)
-        keys = advice(step, plan, Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline=True))
+        keys = advice(step, plan, _sizes(plan, device))
     except RqatError:
         keys = ""
     hint = f"{keys}. " if keys else ""
@@ -77,6 +73,12 @@ def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> Run
         f"{step.name}: out of memory on {device}: {' '.join(str(error).split())[:160]}",
         hint=f"{hint}With another micro_batch or gradient_checkpointing the same command goes on from what is saved.",
     )
+
+
+def _sizes(plan: Planned, device: str, processes: int = 1, free: int | None = None) -> Sizes:
+    """Of a plan whose model is there already: a step is about to run, or has run."""
+    config = read_config(plan.model, offline=True)
+    return Sizes(plan.model, config, plan.scheme, bits_per_weight, device, True, processes, free)
 
 
 def free_bytes(device: str) -> int | None:

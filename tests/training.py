@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
+from transformers import TrainerCallback
 
 from rqat.contracts import Options, QuantizedWeight, Row, Source, Split, Task, TaskOptions, Verdict
 from rqat.job import Job
@@ -111,6 +114,21 @@ def train_step(
     job = StubJob(plan, folder / "run", registry, given=given)
     job.workdir(step).mkdir(exist_ok=True)
     return job, step
+
+
+@contextmanager
+def with_callback(job: Job, step: Step, callback: TrainerCallback) -> Iterator[None]:
+    """Trainers of a step's objective have one more callback meanwhile."""
+    plugin = type(job.make(step, "objective"))
+    build = plugin.build_trainer
+
+    def built(self: Any, training: Any) -> Any:
+        trainer = build(self, training)
+        trainer.add_callback(callback)
+        return trainer
+
+    with mock.patch.object(plugin, "build_trainer", built):
+        yield
 
 
 def digests(folder: Path) -> dict[str, str]:

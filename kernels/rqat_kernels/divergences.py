@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,3 +87,9 @@ DIVERGENCES = {
     "skew": Divergence(_skew, mixes=True),
 }
 """Every divergence, by name."""
+
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[tuple(DIVERGENCES)]
+"""Type of an option that names one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -43,8 +44,7 @@ class Task:
         """Every sequence that is trained on, once: numbers of batches of the streams, and rows within them."""
         generator = torch.Generator().manual_seed(1_000_003 * self._options.seed + epoch)
         pieces = []
-        for number in range(len(self._streams.inputs)):
-            rows = torch.tensor([row for at, row in self._trained if at == number], dtype=torch.long)
+        for number, rows in self._by_batch(self._trained):
             rows = rows[torch.randperm(len(rows), generator=generator)]
             pieces += [(number, piece) for piece in rows.split(self._options.batch) if len(piece)]
         return [pieces[index] for index in torch.randperm(len(pieces), generator=generator).tolist()]
@@ -62,13 +62,17 @@ class Task:
         """The mean error of the sequences that are held out; of all, where there are too few to hold out any."""
         places = self._held_out or self._trained
         total, count = torch.zeros(()), 0
-        for number in range(len(self._streams.inputs)):
-            rows = torch.tensor([row for at, row in places if at == number], dtype=torch.long)
+        for number, rows in self._by_batch(places):
             for piece in rows.split(self._options.batch):
                 if len(piece):
                     total = total.to(self._weights[number].device) + self.loss(number, piece) * len(piece)
                     count += len(piece)
         return float(total) / count
+
+    def _by_batch(self, places: list[tuple[int, int]]) -> Iterator[tuple[int, Tensor]]:
+        """The number of every batch of the streams, and which of its rows are among `places`."""
+        for number in range(len(self._streams.inputs)):
+            yield number, torch.tensor([row for at, row in places if at == number], dtype=torch.long)
 
     def share_of_rate(self, done: float) -> float:
         """Of a learning rate, when a share `done` of all steps has been made: half a cosine."""

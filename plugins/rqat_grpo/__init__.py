@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import rqat
-from rqat_kernels.divergences import DIVERGENCES
-
-if TYPE_CHECKING:
-    Known = str
-else:
-    Known = Literal[tuple(DIVERGENCES)]
+from rqat_kernels.divergences import Name
 
 VLLM = "vllm>=0.22,<=0.31"
 """Releases of vLLM that TRL 1.16 admits (`trl.import_utils.is_vllm_available`)."""
@@ -94,7 +89,7 @@ class Options(rqat.Options):
     rollouts: Rollouts = Rollouts()
     correction: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "token_truncate"
     kd_weight: float = Field(default=0.0, ge=0)
-    divergence: Known = "reverse"
+    divergence: Name = "reverse"
     kd_beta: float = Field(default=0.5, gt=0, lt=1)
     beta: float = Field(default=0.0, ge=0)
     gap_bound: float = Field(default=0.2, gt=0)

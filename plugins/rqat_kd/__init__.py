@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 import rqat
-from rqat_kernels.divergences import DIVERGENCES
-
-if TYPE_CHECKING:
-    Known = str
-else:
-    Known = Literal[tuple(DIVERGENCES)]
+from rqat_kernels.divergences import DIVERGENCES, Name
 
 
 class Options(rqat.Options):
@@ -28,7 +23,7 @@ class Options(rqat.Options):
         positions: tokens the loss is averaged over: of the completion, or all.
     """
 
-    divergence: Known = "forward"
+    divergence: Name = "forward"
     beta: float = Field(default=0.5, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0)
     sft_weight: float = Field(default=0.0, ge=0, le=1)

@@ -20,12 +20,13 @@ from ...stage import BASE, PRODUCED, Finding, Look, Making, Planned, Section, St
 from ..produce import Produce
 
 LM_EVAL = "lm-eval:"
+"""Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
 
 COMPARED_BYTES = 1 << 29
 """Of logits and their logarithms, of both models, that are compared at once."""
 
 ENGINE_ROWS = 512
-"""Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
+"""Completions that the engine writes at once, where there are as many."""
 
 
 class EvaluateKeys(PluginKeys):
@@ -103,9 +104,8 @@ class Evaluate(Stage):
         keys = step.settings
         assert isinstance(keys, EvaluateKeys)
         quantized = "start" in step.inputs
-        codes = (
-            sizes.codes if quantized and sizes.device == "cpu" else 0
-        )  # its weights are decoded from, as it is loaded
+        # What its weights are decoded from, as it is loaded.
+        codes = sizes.codes if quantized and sizes.device == "cpu" else 0
         if step.parts["task"].card.compares:
             original = sizes.teacher(keys.original) if quantized or keys.original is not None else 0  # else it is both
             return Needs(sizes.model + original + max(codes, COMPARED_BYTES))
@@ -114,7 +114,7 @@ class Evaluate(Stage):
             tokens = min(tokens, getattr(step.parts["task"].options, "max_new_tokens", tokens) + 512)
         rows = keys.batch
         if sizes.device != "cpu" and keys.backend != "transformers":
-            rows = max(rows, min(ENGINE_ROWS, keys.limit or ENGINE_ROWS))  # completions it writes at once
+            rows = max(rows, min(ENGINE_ROWS, keys.limit or ENGINE_ROWS))
         return Needs(sizes.model + max(codes, sizes.cache(rows, tokens)))
 
     def lighter(self, step: Step, device: str) -> dict[str, Any]:

@@ -151,8 +151,8 @@ def _comparison(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
         if keys.original is None:
             original, words = _unchanged(job, "transformers")
         else:
-            named, backend = keys.original, "transformers"
-            original, words = open_model(named, device=job.device, offline=job.offline, backend=backend)
+            other = keys.original
+            original, words = open_model(other, device=job.device, offline=job.offline, backend="transformers")
         check_vocabularies(words.get_vocab(), tokenizer.get_vocab())
     with job.progress.task(_label(job, step, keys.task), len(rows)) as bar:
         data = ", ".join(data_of(part) for part, _ in step.parts["task"].sources)

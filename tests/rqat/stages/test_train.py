@@ -27,7 +27,7 @@ from rqat.storage import read_json_lines, write_json
 from rqat.train import saving
 from rqat.train.checkpoints import last_complete, step_of
 from tests.tiny import tiny_tokenizer
-from tests.training import START, Sums, digests, train_step, write_start
+from tests.training import START, Sums, digests, train_step, with_callback, write_start
 
 COMMON: dict[str, Any] = {
     "steps": 8, "batch": 4, "micro_batch": 2, "save_every": 3, "max_tokens": 64,
@@ -162,25 +162,12 @@ class Stop(TrainerCallback):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_resumes_from_the_last_complete_checkpoint(
-    objective: str, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumes_from_the_last_complete_checkpoint(objective: str, root: Path, unbroken: Any) -> None:
     """Steps 1 to 5, half a checkpoint at 6, so it resumes after 3; then to 7, so it resumes after 6."""
     job, step = train_step(root, objective.split()[0], **options_of(objective))
-    plugin = type(job.make(step, "objective"))
-    build = plugin.build_trainer
-
     for after, kept in ((5, 3), (7, 6)):
-
-        def stopped(self: Any, training: Any, after: int = after) -> Any:
-            trainer = build(self, training)
-            trainer.add_callback(Stop(after))
-            return trainer
-
-        with monkeypatch.context() as patch:
-            patch.setattr(plugin, "build_trainer", stopped)
-            with pytest.raises(KeyboardInterrupt):
-                train.run(job, step)
+        with with_callback(job, step, Stop(after)), pytest.raises(KeyboardInterrupt):
+            train.run(job, step)
         assert [path.name for path in job.scratch(step).iterdir()] == [f"checkpoint-{kept}"]
         if kept == 3:
             (job.scratch(step) / "checkpoint-6.partial").mkdir()
@@ -206,23 +193,13 @@ def test_micro_batches_do_not_change_what_is_learned(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_another_micro_batch_may_be_used_to_resume(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_micro_batch_may_be_used_to_resume(root: Path) -> None:
     """The same rows in every step, whatever part of them passes at once."""
     losses = []
     for micro in (4, 2):
         job, step = train_step(root, "kd", **options_of("kd", steps=6, save_every=3, micro_batch=4))
-        plugin = type(job.make(step, "objective"))
-        build = plugin.build_trainer
-
-        def stopped(self: Any, training: Any, build: Any = build) -> Any:
-            trainer = build(self, training)
-            trainer.add_callback(Stop(4))
-            return trainer
-
-        with monkeypatch.context() as patch:
-            patch.setattr(plugin, "build_trainer", stopped)
-            with pytest.raises(KeyboardInterrupt):
-                train.run(job, step)
+        with with_callback(job, step, Stop(4)), pytest.raises(KeyboardInterrupt):
+            train.run(job, step)
         job, step = train_step(root, "kd", **options_of("kd", steps=6, save_every=3, micro_batch=micro))
         train.run(job, step)
         losses.append([line["loss"] for line in read_json_lines(job.workdir(step) / "training.jsonl")])
@@ -278,18 +255,9 @@ class Poison(TrainerCallback):
             next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = torch.inf
 
 
-def test_divergence_names_the_step_and_keeps_the_last_checkpoint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_names_the_step_and_keeps_the_last_checkpoint(root: Path) -> None:
     job, step = train_step(root, "kd", **options_of("kd", save_every=1))
-    plugin = type(job.make(step, "objective"))
-    build = plugin.build_trainer
-
-    def poisoned(self: Any, training: Any) -> Any:
-        trainer = build(self, training)
-        trainer.add_callback(Poison())
-        return trainer
-
-    monkeypatch.setattr(plugin, "build_trainer", poisoned)
-    with pytest.raises(NumericsError, match="step 3"):
+    with with_callback(job, step, Poison()), pytest.raises(NumericsError, match="step 3"):
         train.run(job, step)
     assert step_of(last_complete(job.scratch(step))) == 2
 
@@ -357,26 +325,17 @@ class Raise(TrainerCallback):
     ],
 )
 def test_a_signal_saves_the_last_whole_step(
-    objective: str, number: int, at: str, saved: int, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
+    objective: str, number: int, at: str, saved: int, root: Path, unbroken: Any
 ) -> None:
     job, step = train_step(root, objective.split()[0], **options_of(objective, save_every="1h"))
-    plugin = type(job.make(step, "objective"))
-    build = plugin.build_trainer
-
-    def stopped(self: Any, training: Any) -> Any:
-        trainer = build(self, training)
-        trainer.add_callback(Raise(number, at))
-        return trainer
 
     def handler(*_: Any) -> None:
         raise Signalled
 
     before = signal.signal(number, handler)
     try:
-        with monkeypatch.context() as patch:
-            patch.setattr(plugin, "build_trainer", stopped)
-            with pytest.raises(Signalled):
-                train.run(job, step)
+        with with_callback(job, step, Raise(number, at)), pytest.raises(Signalled):
+            train.run(job, step)
         assert signal.getsignal(number) is handler
     finally:
         signal.signal(number, before)
@@ -390,18 +349,9 @@ def test_a_signal_waits_for_a_slow_disk_only_if_much_would_be_lost(
     worth: bool, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     job, step = train_step(root, "kd", **options_of("kd", save_every="1h"))
-    plugin = type(job.make(step, "objective"))
-    build = plugin.build_trainer
-
-    def stopped(self: Any, training: Any) -> Any:
-        trainer = build(self, training)
-        trainer.add_callback(Raise(signal.SIGINT, "on_step_begin"))
-        return trainer
-
-    monkeypatch.setattr(plugin, "build_trainer", stopped)
     monkeypatch.setattr(saving, "BYTES_PER_S", 1000.0)
     monkeypatch.setattr(saving, "WORTH", 1e6 if worth else 0.1)  # of the few seconds that this training takes
-    with pytest.raises(KeyboardInterrupt):
+    with with_callback(job, step, Raise(signal.SIGINT, "on_step_begin")), pytest.raises(KeyboardInterrupt):
         train.run(job, step)
     assert ("Saves step 4 before it ends" in caplog.text) is worth
     assert step_of(last_complete(job.scratch(step))) == (4 if worth else 0)

@@ -22,7 +22,7 @@ from rqat.train.optimizer import QuantizedOptimizer
 from rqat_rtn import Options as RtnOptions
 from rqat_rtn import RoundToNearest
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
-from tests.training import START, digests, train_step
+from tests.training import START, digests, train_step, with_callback
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 SCHEMES = Schemes.parse({"default": "w2g32", "lm_head": "w4g64", "embed_tokens": "w4g64"})
@@ -104,9 +104,7 @@ class Stop(TrainerCallback):
 
 @pytest.mark.parametrize("tied", TIED)
 @pytest.mark.parametrize("train_embedding", [False, True])
-def test_a_train_step_resumes_to_equal_bytes(
-    tmp_path: Path, tied: bool, train_embedding: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_train_step_resumes_to_equal_bytes(tmp_path: Path, tied: bool, train_embedding: bool) -> None:
     keys = {**KEYS, "train_embedding": train_embedding}
     job, step = train_step(root_of(tmp_path / "whole", tied=tied), "kd", **keys)
     train.run(job, step)
@@ -116,18 +114,8 @@ def test_a_train_step_resumes_to_equal_bytes(
         assert after.layers[end].equals(before.layers[end]) is not train_embedding
 
     job, step = train_step(root_of(tmp_path / "broken", tied=tied), "kd", **keys)
-    plugin = type(job.make(step, "objective"))
-    build = plugin.build_trainer
-
-    def stopped(self: Any, training: Any) -> Any:
-        trainer = build(self, training)
-        trainer.add_callback(Stop())
-        return trainer
-
-    with monkeypatch.context() as patch:
-        patch.setattr(plugin, "build_trainer", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(job, step)
+    with with_callback(job, step, Stop()), pytest.raises(KeyboardInterrupt):
+        train.run(job, step)
     assert (job.scratch(step) / "checkpoint-2").is_dir()
     train.run(job, step)
     assert digests(job.workdir(step)) == digests(whole)

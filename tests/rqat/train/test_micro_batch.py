@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from rqat import Schemes, lighter
 from rqat.stages.train import run as train
 from rqat.storage import read_json
-from tests.training import digests, train_step, write_start
+from tests.training import digests, train_step, with_callback, write_start
 
 KEYS: dict[str, Any] = {
     "steps": 4, "batch": 8, "micro_batch": "auto", "save_every": 2, "max_tokens": 64, "lr": 1e-2, "scale_lr": 1e-3,
@@ -56,9 +56,7 @@ def test_the_largest_that_fits_is_taken_and_recorded(tmp_path: Path, free: dict[
     assert digests(job.workdir(step)) == digests(tmp_path / "run" / job.workdir(step).name)
 
 
-def test_resumed_with_other_memory_free_it_ends_with_the_same_bytes(
-    tmp_path: Path, free: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_with_other_memory_free_it_ends_with_the_same_bytes(tmp_path: Path, free: dict[str, float]) -> None:
     for name in ("whole", "broken", "small"):
         write_start(tmp_path / name)
     job, step = step_of(tmp_path / "whole")
@@ -68,18 +66,8 @@ def test_resumed_with_other_memory_free_it_ends_with_the_same_bytes(
     whole = digests(job.workdir(step))
 
     job, step = step_of(tmp_path / "broken")
-    plugin = type(job.make(step, "objective"))
-    build = plugin.build_trainer
-
-    def stopped(self: Any, training: Any) -> Any:
-        trainer = build(self, training)
-        trainer.add_callback(Stop())
-        return trainer
-
-    with monkeypatch.context() as patch:
-        patch.setattr(plugin, "build_trainer", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(job, step)
+    with with_callback(job, step, Stop()), pytest.raises(KeyboardInterrupt):
+        train.run(job, step)
     assert read_json(job.scratch(step) / train.CHOSEN) == {"micro_batch": 4}
     free["bytes"] = takes(job, step, 1)
     assert train.run(job, step)["chosen"] == {"micro_batch": 4}
