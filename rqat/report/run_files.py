@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,13 +41,14 @@ class StepFiles:
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """Rows of samples.jsonl that can be shown and compared; others, which no evaluation writes, are left out."""
-        kinds: dict[str, Any] = {"index": int, "verdict": str, "prompt": str, "completion": str | None}
-        return [
-            row
-            for row in self.rows("samples.jsonl")
-            if all(key in row and isinstance(row[key], kind) for key, kind in kinds.items())
-        ]
+        """Rows of samples.jsonl that can be shown and compared."""
+        return usable_samples(self.rows("samples.jsonl"))
+
+
+def usable_samples(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a samples.jsonl that can be shown and compared; others, which no evaluation writes, are left out."""
+    kinds: dict[str, Any] = {"index": int, "verdict": str, "prompt": str, "completion": str | None}
+    return [row for row in rows if all(key in row and isinstance(row[key], kind) for key, kind in kinds.items())]
 
 
 @dataclass

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..evals.harness import scores
-from ..evals.stats import paired
+from ..evals.stats import Paired, paired
 from ..stage import BASE
 from .run_files import RunFiles, StepFiles
 
@@ -91,5 +91,9 @@ def _compare(now: StepFiles, before: StepFiles) -> dict[str, Any] | None:
     if len(mine) != len(theirs):  # a file was damaged
         return None
     result = paired(mine, theirs)
-    says = NOT_SHOWN if not result.shown else BETTER if result.difference > 0 else WORSE
-    return {**asdict(result), "says": says}
+    return {**asdict(result), "says": verdict_of(result)}
+
+
+def verdict_of(result: Paired) -> str:
+    """What a paired test says in a word or three."""
+    return NOT_SHOWN if not result.shown else BETTER if result.difference > 0 else WORSE
