@@ -24,17 +24,33 @@ from ..figures import percent
 from ..intact import MANIFEST, is_manifest
 from ..run_folder import finished_steps, refuse_links
 from ..storage import read_json, read_json_lines
-from .run_files import usable_samples
+from .run_files import is_number, usable_samples
 from .summary import verdict_of
 
 RESULTS, SAMPLES = "results.json", "samples.jsonl"
 
 COLUMNS = {
-    **{"task": "task", "model": "model", "accuracy": "accuracy", "low": "low", "high": "high", "n": "problems"},
-    **{"seeds": "seeds", "against": "against", "difference": "difference", "difference_low": "difference_low"},
-    **{"difference_high": "difference_high", "gained": "gained", "lost": "lost", "p": "p", "says": "says"},
-    **{"mean_tokens": "mean_tokens", "truncated": "cut_off", "repetition": "looping"},
-    **{"unclosed_think": "unclosed_thinking", "unverifiable": "unverifiable", "source": "source"},
+    "task": "task",
+    "model": "model",
+    "accuracy": "accuracy",
+    "low": "low",
+    "high": "high",
+    "n": "problems",
+    "seeds": "seeds",
+    "against": "against",
+    "difference": "difference",
+    "difference_low": "difference_low",
+    "difference_high": "difference_high",
+    "gained": "gained",
+    "lost": "lost",
+    "p": "p",
+    "says": "says",
+    "mean_tokens": "mean_tokens",
+    "truncated": "cut_off",
+    "repetition": "looping",
+    "unclosed_think": "unclosed_thinking",
+    "unverifiable": "unverifiable",
+    "source": "source",
 }
 """Columns of the CSV, by what a row calls them."""
 
@@ -135,7 +151,7 @@ def _one(given: Path, folder: Path, label: str) -> Scored | None:
     results = read_json(folder / RESULTS)
     if not isinstance(results, dict) or not isinstance(results.get("task"), str):
         return None
-    if not all(_is_number(results.get(key)) for key in ("accuracy", "low", "high", "n")):
+    if not all(is_number(results.get(key)) for key in ("accuracy", "low", "high", "n")):
         return None
     model = str(results.get("model") or results.get("variant") or folder.name).rstrip("/")
     return Scored(
@@ -279,8 +295,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     tested = any("says" in row for table in found["tasks"] for row in table["rows"])
     if tested:
         parts.append(
-            "Paired problem by problem: exact McNemar test (of several seeds, sign test on their means) at 5 %; intervals of "
-            "differences by bootstrap over problems, 10,000 draws.\n"
+            "Paired problem by problem: exact McNemar test (of several seeds, sign test on their means) at 5 %; "
+            "intervals of differences by bootstrap over problems, 10,000 draws.\n"
         )
     return "\n".join(parts)
 
@@ -296,8 +312,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
             p_value(row["p"]),
             row["says"],
         ]
-    shares = (percent(row[key]).removesuffix(" %") if _is_number(row[key]) else "" for key in _SHARES)
-    tokens = f"{row['mean_tokens']:.0f}" if _is_number(row["mean_tokens"]) else ""
+    shares = (percent(row[key]).removesuffix(" %") if is_number(row[key]) else "" for key in _SHARES)
+    tokens = f"{row['mean_tokens']:.0f}" if is_number(row["mean_tokens"]) else ""
     return [row["model"], accuracy, *change, tokens, *shares]
 
 
@@ -339,7 +355,3 @@ def as_json(found: Mapping[str, Any]) -> str:
 
 
 FORMATS = {"md": markdown, "csv": as_csv, "json": as_json}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -36,7 +36,7 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
     first = next(iter(tasks), None)
     return {
         "name": run.name,
-        "model": run.recipe["model"]["path"],
+        "model": run.plan["model"],
         "scheme": run.scheme,
         "task": first,
         "variants": tasks[first] if first is not None else {},

@@ -74,6 +74,7 @@ def toy(monkeypatch):
         (job.folder / "summary.json").write_text(json.dumps(summary))
         return summary
 
+    monkeypatch.setattr(rqat.report, "begin", lambda job: None)
     monkeypatch.setattr(rqat.report, "write", write)
     return stage
 

@@ -154,7 +154,7 @@ def test_samples_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     for folder in folders:
         lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
         (folder / "samples.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(RunError, match="tells of 39 problems, its results.json of 40"):
+    with pytest.raises(RunError, match=r"tells of 39 problems, its results\.json of 40"):
         compare(folders)
 
 
