@@ -228,7 +228,7 @@ def _run_step(job: Job, step: Step) -> None:
         with heard() as told, _nothing_left(work):
             results = run_stage(job, step)
         memory = results.pop(MEMORY, {})
-        written = sealed(work, without={MARK})
+        written = sealed(work, without={MARK, *([stage.card] if (stage := stages().get(step.stage)) else ())})
         write_json(
             work / MANIFEST,
             {

@@ -50,9 +50,25 @@ def write(job: Job) -> dict[str, Any]:
     manifest = manifest_of(run) | {"summary": digest_of(summary)}
     write_json(job.folder / "manifest.json", manifest)
     write_text(job.folder / REPORT, page(run, summary, manifest))
+    _tell(job, summary, run.plan)
     # Last: the pipeline takes a run without a summary for one whose report is still to be written.
     write_json(job.folder / "summary.json", summary)
     return summary
+
+
+def _tell(job: Job, summary: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Has the cards of the run's checkpoints say what the run has found; not those of earlier versions, which are
+    hashed with the results."""
+    from ..intact import read_manifest
+    from ..stages import stages, work_of
+
+    for step in job.plan.steps:
+        stage = stages().get(step.stage)
+        folder = job.result_of(step.name)
+        if stage is not None and stage.card and (folder / stage.card).is_file():
+            manifest = read_manifest(folder)
+            if manifest is not None and stage.card not in manifest["files"]:
+                work_of(step.stage).tell(job, step, summary, plan)
 
 
 def write_report(folder: Path) -> Path:

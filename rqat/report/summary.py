@@ -21,6 +21,7 @@ from .run_files import RunFiles, StepFiles
 FIGURES = (
     *("task", "n", "correct", "wrong", "unverifiable", "accuracy", "low", "high", "interval", "seconds"),
     *("truncated", "repetition", "unclosed_think", "mean_tokens", "tokens_per_s", "seeds", "metric"),
+    *("generation", "backend"),
 )
 """What is taken over from an evaluation's results.json, where it is there."""
 
