@@ -124,7 +124,7 @@ def _state(run: RunFiles) -> str:
         done, steps = len(step.rows("training.jsonl")), run.planned(step.name)["settings"].get("steps")
         at = f" at {step.name}" + (f", step {done:,} of {steps:,}" if done and is_number(steps) else "")
     done = f"{len(run.steps)} of {len(run.plan['steps'])} steps done"
-    return f"{'Running' if run.running else 'Not finished'}{at}; {done}."
+    return f"{'Running' if run.running else 'Stopped' if at else 'Not finished'}{at}; {done}."
 
 
 def _about(run: RunFiles, summary: Mapping[str, Any]) -> str:
@@ -204,7 +204,7 @@ def _samples(run: RunFiles, summary: Mapping[str, Any]) -> dict[str, Any] | None
     }
     shown = {kind: sum(kind == "all" or kind in one.kinds for one in picked.shown) for kind in labels}
     filters = [(kind, label, shown[kind], picked.counts.get(kind, 0)) for kind, label in labels.items()]
-    of = [step for step in run.evaluations if step.results["task"] == summary["task"]]
+    of = run.tasks[summary["task"]]
     return {
         "picked": picked,
         "filters": filters,
@@ -335,5 +335,6 @@ def value(found: Any) -> str:
     if isinstance(found, list | tuple):
         if len(found) > 4 and all(isinstance(each, str) for each in found):
             return ", ".join(patterns(found))
-        return ", ".join(map(value, found))
+        listed = ", ".join(map(value, found))
+        return listed if all(isinstance(each, str) for each in found) else f"[{listed}]"
     return str(found)

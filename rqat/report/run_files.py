@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -106,6 +107,18 @@ class RunFiles:
     def evaluations(self) -> list[StepFiles]:
         """The steps that found how well a model does on a task."""
         return [step for step in self.steps if {"task", "accuracy"} <= step.results.keys()]
+
+    @property
+    def tasks(self) -> dict[str, list[StepFiles]]:
+        """The evaluations by task; those of one name whose prompts differ are "arith" and "arith (2)"."""
+        found: dict[str, list[StepFiles]] = {}
+        asked: dict[str, Any] = {}
+        for step in self.evaluations:
+            task, prompts = str(step.results["task"]), step.results.get("prompt_hash")
+            labels = (task if number == 1 else f"{task} ({number})" for number in count(1))
+            label = next(label for label in labels if asked.setdefault(label, prompts) == prompts)
+            found.setdefault(label, []).append(step)
+        return found
 
     @property
     def comparisons(self) -> list[StepFiles]:

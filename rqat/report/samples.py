@@ -64,9 +64,8 @@ class Picked:
 def pick(run: RunFiles, task: str) -> Picked:
     """The first problems of each interesting kind; none twice."""
     variants: dict[str, dict[int, dict[str, Any]]] = {}
-    for step in run.evaluations:
-        if step.results["task"] == task:
-            variants[step.variant] = {row["index"]: row for row in reversed(step.samples)}
+    for step in run.tasks.get(task, ()):
+        variants[step.variant] = {row["index"]: row for row in reversed(step.samples)}
     variants = {variant: rows for variant, rows in variants.items() if rows}
     if not variants:
         return Picked("", "")

@@ -30,10 +30,10 @@ BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
 
 def summary_of(run: RunFiles) -> dict[str, Any]:
     """The whole summary of a run."""
-    tasks: dict[str, dict[str, Any]] = {}
-    for step in run.evaluations:
-        figures = {key: step.results[key] for key in FIGURES if key in step.results}
-        tasks.setdefault(step.results["task"], {})[step.variant] = figures
+    tasks = {
+        label: {step.variant: {key: step.results[key] for key in FIGURES if key in step.results} for step in steps}
+        for label, steps in run.tasks.items()
+    }
     first = next(iter(tasks), None)
     return {
         "name": run.name,
@@ -71,15 +71,15 @@ def _size(run: RunFiles) -> dict[str, Any]:
 def comparisons(run: RunFiles) -> list[dict[str, Any]]:
     """Every model against the one before quantization and the first quantized one; a trained one against its start."""
     found = []
-    steps = run.evaluations
-    for step in steps:
-        for against in dict.fromkeys((BASE, run.start, run.before(step.variant))):
-            other = next((s for s in steps if s.variant == against and s.results["task"] == step.results["task"]), None)
-            if other is None or step.variant in (against, BASE):
-                continue
-            compared = _compare(step, other)
-            if compared is not None:
-                found.append({"task": step.results["task"], "variant": step.variant, "against": against, **compared})
+    for label, steps in run.tasks.items():
+        for step in steps:
+            for against in dict.fromkeys((BASE, run.start, run.before(step.variant))):
+                other = next((s for s in steps if s.variant == against), None)
+                if other is None or step.variant in (against, BASE):
+                    continue
+                compared = _compare(step, other)
+                if compared is not None:
+                    found.append({"task": label, "variant": step.variant, "against": against, **compared})
     return found
 
 

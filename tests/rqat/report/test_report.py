@@ -164,6 +164,19 @@ def test_models_that_were_asked_something_else_are_not_compared(job):
     assert {row["against"] for row in report.write(job)["paired"]} == {"gptq", "kd"}
 
 
+def test_two_evaluations_of_one_task_are_two_tables(job):
+    """Which differ in their options, and so in their prompts."""
+    path = job.folder / "12-evaluate-bf16" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["results"] |= {"task": "arith", "prompt_hash": "b"}
+    path.write_text(json.dumps(manifest))
+    tasks = report.write(job)["tasks"]
+    assert {label: list(variants) for label, variants in tasks.items()} == {
+        "arith": ["bf16", "rtn", "gptq", "kd", "grpo"],
+        "arith (2)": ["bf16"],
+    }
+
+
 def test_manifest_names_steps_versions_and_machine(job):
     report.write(job)
     manifest = json.loads((job.folder / "manifest.json").read_text())
@@ -291,7 +304,7 @@ def test_a_stopped_run_has_a_report_of_what_is_there(job):
         path.unlink()
     write_report(job.folder)
     text = text_of(job.folder)
-    assert "Not finished" in text
+    assert "Stopped at 12-evaluate-bf16" in text
     assert "10 of 12 steps done" in text
     assert "Mean reward" in text
     assert "waiting" not in text  # both were begun
