@@ -19,7 +19,7 @@ from . import charts
 from .commands import commands
 from .curves import training
 from .planned import RECIPE
-from .run_files import RunFiles, StepFiles, is_number
+from .run_files import TRAINING, RunFiles, StepFiles, is_number
 from .samples import CHANGED, GAINED, LOST, held_against, pick, plain
 from .sizes import by_kind, patterns, stored_in, together
 from .summary import BETTER, NOT_SHOWN, WORSE
@@ -121,8 +121,8 @@ def _state(run: RunFiles) -> str:
         return ""
     at = ""
     for step in run.begun:
-        done, steps = len(step.rows("training.jsonl")), run.planned(step.name)["settings"].get("steps")
-        at = f" at {step.name}" + (f", step {done:,} of {steps:,}" if done and is_number(steps) else "")
+        lines, steps = len(step.rows(TRAINING)), run.planned(step.name)["settings"].get("steps")
+        at = f" at {step.name}" + (f", step {lines:,} of {steps:,}" if lines and is_number(steps) else "")
     done = f"{len(run.steps)} of {len(run.plan['steps'])} steps done"
     return f"{'Running' if run.running else 'Stopped' if at else 'Not finished'}{at}; {done}."
 
@@ -221,8 +221,8 @@ def _files(run: RunFiles) -> list[tuple[str, str]]:
     """Other files of the run that are worth opening."""
     written = () if run.waiting else ("summary.json", "manifest.json")  # after this page, or with it
     found = [(name, name) for name in (*written, RECIPE) if name in written or (run.folder / name).is_file()]
-    logs = [step for step in run.steps if (step.folder / "training.jsonl").is_file()]
-    return found + [(f"training.jsonl of {step.variant}", _link(step, "training.jsonl")) for step in logs]
+    logs = [step for step in run.steps if (step.folder / TRAINING).is_file()]
+    return found + [(f"{TRAINING} of {step.variant}", _link(step, TRAINING)) for step in logs]
 
 
 def _layers(run: RunFiles) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def told(
     """
     from huggingface_hub import ModelCard
 
-    card = ModelCard(text, ignore_metadata_errors=True)
+    card: Any = ModelCard(text, ignore_metadata_errors=True)
     found = {task: models[variant] for task, models in summary["tasks"].items() if variant in models}
     for key, value in licence.items():
         setattr(card.data, key, value)
@@ -143,7 +143,8 @@ def _harmless(text: str) -> str:
     if "://" in text:
         return "(left out)"
     local = text.startswith(("/", "~", "./", "../")) or "\\" in text or ("/" in text and Path(text).exists())
-    return _plain(PurePath(text.replace("\\", "/")).name if local else text)
+    # As the card's title: what a stranger has called a folder may look like front matter.
+    return re.sub(r"[^\w./+ -]", "_", PurePath(text.replace("\\", "/")).name) if local else _plain(text)
 
 
 def _plain(text: Any) -> str:
