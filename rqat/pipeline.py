@@ -88,11 +88,13 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
             _clear(job)
         outcome = Outcome()
         with explained(job.folder):
-            outcome.aside = settle(job.plan, job.folder, fates(job.plan, job.folder, redo=redo))
+            chosen = fates(job.plan, job.folder, redo=redo)
+            outcome.aside = settle(job.plan, job.folder, chosen)
         for line in outcome.aside:
             log.warning("Set aside: %s", line)
         _tell_versions(job)
-        report.begin(job)
+        if any(fate.state != "kept" for fate in chosen):
+            report.begin(job)
         results = _Results(job, outcome)
         for step in job.plan.steps:
             results.make(step)

@@ -41,10 +41,12 @@ def write(job: Job) -> dict[str, Any]:
     from ..storage import write_json, write_text
     from .manifest import manifest_of
     from .page import page
+    from .planned import is_written
     from .run_files import read_run
     from .summary import summary_of
 
-    begin(job)
+    if not is_written(job):
+        begin(job)
     run = read_run(job)
     summary = summary_of(run)
     manifest = manifest_of(run) | {"summary": digest_of(summary)}

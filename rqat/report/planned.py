@@ -67,18 +67,21 @@ def _told(role: str, use: Use) -> dict[str, Any]:
 
 
 def write_plan(job: Job) -> None:
-    """Writes both files, where they are not what they should be."""
+    """Writes both files."""
     import yaml
 
     found = planned(job)
-    if read_json(job.folder / PLAN) == found:
-        return
     write_text(
         job.folder / RECIPE,
         "# Every default filled in. The same again: rqat qat --recipe THIS_FILE -o ANOTHER_FOLDER\n\n"
         + yaml.safe_dump(found["recipe"], sort_keys=False, allow_unicode=True),
     )
     write_json(job.folder / PLAN, found)
+
+
+def is_written(job: Job) -> bool:
+    """Whether plan.json is that of this job."""
+    return bool(read_json(job.folder / PLAN) == planned(job))
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
