@@ -96,10 +96,14 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
         if any(fate.state != "kept" for fate in chosen):
             report.begin(job)
         results = _Results(job, outcome)
-        for step in job.plan.steps:
-            results.make(step)
-            if step.name == until:
-                break
+        try:
+            for step in job.plan.steps:
+                results.make(step)
+                if step.name == until:
+                    break
+        except BaseException:
+            report.refresh(job.folder, running=False)
+            raise
         outcome.summary = {} if outcome.ran or outcome.aside else _summary(job.folder)
         if not outcome.summary:
             outcome.summary = report.write(job)

@@ -73,8 +73,11 @@ def _tell(job: Job, summary: dict[str, Any], plan: dict[str, Any]) -> None:
                 work_of(step.stage).tell(job, step, summary, plan)
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, running: bool | None = None) -> Path:
     """Writes report.html of a run anew, from what lies in its folder: finished, stopped, or going on.
+
+    Args:
+        running: whether it goes on; None: if a process holds the folder's lock.
 
     Raises:
         RunError: the folder cannot be written.
@@ -85,14 +88,14 @@ def write_report(folder: Path) -> Path:
     from .run_files import read_folder
     from .summary import summary_of
 
-    run = read_folder(folder)
+    run = read_folder(folder, running=running)
     write_text(folder / REPORT, page(run, summary_of(run), manifest_of(run)))
     return folder / REPORT
 
 
-def refresh(folder: Path) -> None:
+def refresh(folder: Path, *, running: bool | None = None) -> None:
     """`write_report` for a run at work, which nothing that is wrong with its report may end."""
     try:
-        write_report(folder)
+        write_report(folder, running=running)
     except Exception as error:
         log.debug("%s was not written: %s", folder / REPORT, error, exc_info=True)

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from ..figures import hundredths
+
 WIDTH, HEIGHT = 380.0, 190.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 10.0, 24.0
 COLOURS = 6
@@ -34,23 +36,30 @@ def intervals(rows: Mapping[str, Interval], order: Sequence[str] = ()) -> str:
     if not rows:
         return ""
     low, high = min(row[0] for row in rows.values()), max(row[2] for row in rows.values())
-    ticks = [tick for tick in _ticks(max(0.0, low - 0.02), min(1.0, high + 0.02)) if -1e-9 <= tick <= 1 + 1e-9]
+    if high <= 1:
+        ticks = [tick for tick in _ticks(max(0.0, low - 0.02), min(1.0, high + 0.02)) if -1e-9 <= tick <= 1 + 1e-9]
+    else:  # no shares: lm-eval's perplexities, say
+        ticks = _ticks(low, high)
+    sign = " %" if high <= 1 else ""
     bounds = (ticks[0], ticks[-1])
     grid = "".join(f'<i class="rule" style="left:{100 * _share(tick, bounds):.2f}%"></i>' for tick in ticks)
     drawn = []
     numbers = {name: number for number, name in enumerate(dict.fromkeys([*order, *rows]))}
     for name, row in rows.items():
         left, middle, right = (100 * _share(min(max(value, bounds[0]), bounds[1]), bounds) for value in row)
-        label = f"{name}: {row[1]:.1%}, 95 % interval {row[0]:.1%} to {row[2]:.1%}"
+        label = f"{name}: {hundredths(row[1])}{sign}, 95 % interval {hundredths(row[0])} to {hundredths(row[2])}"
         drawn.append(
             f'<b class="name">{escape(name)}</b>'
             f'<div class="lane" role="img" aria-label="{escape(label)}" title="{escape(label)}" '
             f'style="--c:{_colour(numbers[name])}">{grid}'
             f'<i class="whisker" style="left:{left:.2f}%;width:{right - left:.2f}%"></i>'
             f'<i class="dot" style="left:{middle:.2f}%"></i></div>'
-            f'<span class="figure">{100 * row[1]:.1f} %</span>'
+            f'<span class="figure">{hundredths(row[1])}{sign}</span>'
         )
-    axis = "".join(f'<span style="left:{100 * _share(tick, bounds):.2f}%">{100 * tick:.4g} %</span>' for tick in ticks)
+    axis = "".join(
+        f'<span style="left:{100 * _share(tick, bounds):.2f}%">{100 * tick if sign else tick:.4g}{sign}</span>'
+        for tick in ticks
+    )
     return f'<div class="forest">{"".join(drawn)}<span></span><div class="ticks">{axis}</div><span></span></div>'
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import RunError, UnknownName
 from ..evals.harness import scores
 from ..evals.stats import paired
-from ..figures import percent
+from ..figures import hundredths
 from ..intact import MANIFEST, is_manifest
 from ..run_folder import finished_steps, refuse_links
 from ..storage import read_json, read_json_lines
@@ -302,7 +302,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    accuracy = f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+    accuracy = f"{hundredths(row['accuracy'])} ({hundredths(row['low'])} to {hundredths(row['high'])})"
     change = ["", "", "", ""]
     if "says" in row:
         low, high = (f"{100 * row[key]:+.1f}" for key in ("difference_low", "difference_high"))
@@ -312,7 +312,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
             p_value(row["p"]),
             row["says"],
         ]
-    shares = (percent(row[key]).removesuffix(" %") if is_number(row[key]) else "" for key in _SHARES)
+    shares = (hundredths(row[key]) if is_number(row[key]) else "" for key in _SHARES)
     tokens = f"{row['mean_tokens']:.0f}" if is_number(row["mean_tokens"]) else ""
     return [row["model"], accuracy, *change, tokens, *shares]
 

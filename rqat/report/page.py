@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ..figures import percent, seconds, size
+from ..figures import hundredths, percent, seconds, size
 from ..stage import BASE
 from ..stages import stages
 from . import charts
@@ -95,6 +95,7 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     made.filters |= {"percent": percent, "seconds": seconds, "size": size, "words": words, "value": value}
+    made.filters |= {"score": score, "hundredths": hundredths}
     made.filters |= {"against": held_against, "plain": plain, "svg": _markup, "breakable": _breakable}
     made.tests["number"] = is_number
     return made
@@ -140,7 +141,7 @@ def _about(run: RunFiles, summary: Mapping[str, Any]) -> str:
 def _tiles(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The figures at the top: value and label."""
     variants = summary["variants"]
-    tiles = [(percent(figures["accuracy"]), f"{name} on {summary['task']}") for name, figures in variants.items()]
+    tiles = [(score(figures["accuracy"]), f"{name} on {summary['task']}") for name, figures in variants.items()]
     pairs = [pair for pair in summary["paired"] if pair["task"] == summary["task"]]
     tiles += filter(None, [recovered(run.start, variants, pairs)])
     if "bytes" in summary:
@@ -317,6 +318,11 @@ def _told(run: RunFiles, manifest: Mapping[str, Any]) -> list[str]:
     """What was warned of: in the plan, and while the steps ran."""
     texts = [*manifest["told"], *(text for step in run.steps for text in step.manifest.get("told", ()))]
     return list(dict.fromkeys(map(str, texts)))
+
+
+def score(share: float) -> str:
+    """An accuracy in per cent; what a task of lm-eval gives in its place, as it is."""
+    return percent(share) if abs(share) <= 1 else hundredths(share)
 
 
 def words(key: Any) -> str:

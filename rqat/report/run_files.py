@@ -155,10 +155,14 @@ def read_run(job: Job) -> RunFiles:
     return _read(job.folder, planned(job))
 
 
-def read_folder(folder: Path) -> RunFiles:
-    """The same from the folder alone: of a run that is going on, was stopped, or was made elsewhere."""
+def read_folder(folder: Path, *, running: bool | None = None) -> RunFiles:
+    """The same from the folder alone: of a run that is going on, was stopped, or was made elsewhere.
+
+    Args:
+        running: whether it goes on; None: if a process holds the folder's lock.
+    """
     found = _read(folder, read_plan(folder))
-    found.running = is_held(folder)
+    found.running = is_held(folder) if running is None else running
     return found
 
 

@@ -405,6 +405,9 @@ def test_whiskers_lie_on_an_axis_that_fits():
     widths = [float(width) for width in re.findall(r"width:([\d.]+)%", drawn)]
     assert min(widths) > 20  # of the lane: nobody needs a lens
     assert charts.intervals({"a": (0.0, 0.0, 0.0)}).count("whisker") == 1
+    perplexity = charts.intervals({"a": (21.0, 23.4, 25.0), "b": (30.0, 31.0, 32.0)})
+    assert ">23.4<" in perplexity
+    assert "%<" not in perplexity
 
 
 def test_heat_maps_share_one_scale():
