@@ -286,8 +286,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         seeds = {row["seeds"] for row in table["rows"]}
         times = f", each {seeds.pop()} times" if seeds != {1} and len(seeds) == 1 else ""
         head = [
-            *("model", "accuracy, % (95 %)", f"against {table['against']}, points (95 %)", "gained / lost", "p", ""),
-            *("tokens", "cut off, %", "looping, %", "unclosed thinking, %"),
+            *("model", "accuracy % (95 %)", f"against {table['against']} (95 %)", "gained / lost", "p", ""),
+            *("tokens", "cut off %", "looping %", "unclosed %"),
         ]
         lines = [head, *(_cells(row) for row in table["rows"])]
         parts.append(f"### {table['task']}: {table['n']:,} problems{times}\n\n{_aligned(lines)}\n")
@@ -295,8 +295,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     tested = any("says" in row for table in found["tasks"] for row in table["rows"])
     if tested:
         parts.append(
-            "Paired problem by problem: exact McNemar test (of several seeds, sign test on their means) at 5 %; "
-            "intervals of differences by bootstrap over problems, 10,000 draws.\n"
+            "Differences in points. Paired problem by problem: exact McNemar test (of several seeds, sign test on their means) at 5 %; "
+            "intervals of differences by bootstrap over problems, 10,000 draws. Unclosed: thinking that never ended.\n"
         )
     return "\n".join(parts)
 
