@@ -29,6 +29,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def hundredths(share: float) -> str:
+    """A share in hundredths, without their sign: "94.7"; what is no share, such as a perplexity, as it is."""
+    return f"{100 * share:.1f}" if abs(share) <= 1 else f"{share:.4g}"
+
+
 def duration_s(text: str) -> float | None:
     """Seconds of a time such as 90s, 15m or 1.5h; None where it is none, or not longer than nothing."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())

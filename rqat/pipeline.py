@@ -3,6 +3,7 @@
     runs/quickstart/
       01-calibrate/               a finished step: its files and, written last, manifest.json
       02-quantize-gptq.partial/   a step that was interrupted; it resumes from what is there
+      plan.json  recipe.yaml      what the run is to do, written before its first step
       summary.json  report.html  manifest.json      the run's own, rewritten whenever a step was run
 
 A step is kept when a manifest in the folder carries the fingerprint that the plan gives it and every file is still what
@@ -24,7 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, report
 from .errors import RqatError, RunError
 from .estimate import LIBRARIES_BYTES
 from .intact import damaged, is_manifest, read_manifest, sealed
@@ -43,7 +44,7 @@ LIBRARIES = ("torch", "transformers", "trl")
 MEMORY = "memory"
 """Under which a step's results come with the most memory that it has taken, and the estimate of it."""
 
-OWN_FILES = frozenset({LOCK, MANIFEST, SUMMARY, "report.html"})
+OWN_FILES = frozenset({LOCK, MANIFEST, SUMMARY, "report.html", "plan.json", "recipe.yaml"})
 """What a run folder may hold besides the folders of steps."""
 
 
@@ -87,29 +88,32 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
             _clear(job)
         outcome = Outcome()
         with explained(job.folder):
-            outcome.aside = settle(job.plan, job.folder, fates(job.plan, job.folder, redo=redo))
+            chosen = fates(job.plan, job.folder, redo=redo)
+            outcome.aside = settle(job.plan, job.folder, chosen)
         for line in outcome.aside:
             log.warning("Set aside: %s", line)
         _tell_versions(job)
+        if any(fate.state != "kept" for fate in chosen):
+            report.begin(job)
         results = _Results(job, outcome)
-        for step in job.plan.steps:
-            results.make(step)
-            if step.name == until:
-                break
+        try:
+            for step in job.plan.steps:
+                results.make(step)
+                if step.name == until:
+                    break
+        except BaseException:
+            report.refresh(job.folder, running=False)
+            raise
         outcome.summary = {} if outcome.ran or outcome.aside else _summary(job.folder)
         if not outcome.summary:
-            from .report import write
-
-            outcome.summary = write(job)
+            outcome.summary = report.write(job)
         return outcome
 
 
 def _summary(folder: Path) -> dict[str, Any]:
     """The summary of a finished run; empty where there is none, or it is not what was written."""
-    from .report import digest_of
-
     summary, manifest = read_json(folder / SUMMARY), read_json(folder / MANIFEST)
-    sound = isinstance(manifest, dict) and manifest.get("summary") == digest_of(summary)
+    sound = isinstance(manifest, dict) and manifest.get("summary") == report.digest_of(summary)
     return summary if sound and isinstance(summary, dict) else {}
 
 
@@ -230,7 +234,7 @@ def _run_step(job: Job, step: Step) -> None:
         with heard() as told, _nothing_left(work):
             results = run_stage(job, step)
         memory = results.pop(MEMORY, {})
-        written = sealed(work, without={MARK})
+        written = sealed(work, without={MARK, *([stage.card] if (stage := stages().get(step.stage)) else ())})
         write_json(
             work / MANIFEST,
             {

@@ -278,6 +278,8 @@ class Stage:
         of_scheme: whether the weight grid decides its results.
         beside: roles of parts, and endings of roles of inputs, that cannot change its results: they look on.
         checkpoint: folder, within a finished step, of a checkpoint for others to load; "" where there is none.
+        card: file, within a finished step, that tells of the whole run: written anew when that ends, by `tell` beside
+            its work, and no part of the result; "" where there is none.
         title: heading under which the report shows the figures of its steps; "" leaves them out.
         about: a line below it.
     """
@@ -292,6 +294,7 @@ class Stage:
     of_scheme: ClassVar[bool] = False
     beside: ClassVar[frozenset[str]] = frozenset()
     checkpoint: ClassVar[str] = ""
+    card: ClassVar[str] = ""
     title: ClassVar[str] = ""
     about: ClassVar[str] = ""
 

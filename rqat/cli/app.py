@@ -24,7 +24,22 @@ from ..discovery import add_paths
 from ..errors import PluginError, RqatError
 from ..processes import WorkerFailed, work_alone
 from ..quiet import quiet_imports
-from . import doctor, evaluate, generate, plan, plugins, qat, quantize, recipes, runs, sweep, traces
+from . import (
+    compare,
+    doctor,
+    evaluate,
+    generate,
+    plan,
+    plugins,
+    push,
+    qat,
+    quantize,
+    recipes,
+    report,
+    runs,
+    sweep,
+    traces,
+)
 from .display import harmless
 
 if TYPE_CHECKING:
@@ -151,6 +166,9 @@ def build() -> typer.Typer:
     app.command("qat")(qat.qat)
     app.command("sweep")(sweep.sweep)
     app.command("eval")(evaluate.evaluate)
+    app.command("compare")(compare.compare)
+    app.command("report")(report.report)
+    app.command("push")(push.push)
     app.command("traces")(traces.traces)
     app.command("generate")(generate.generate)
     app.command("plan")(plan.plan)

@@ -35,8 +35,8 @@ LFS = b"version https://git-lfs.github.com/spec/"
 TELLING = ("tokenizer_config.json", GENERATION_FILE, "chat_template.jinja")
 """Files that decide how a model is asked or stopped, and that it works without: a missing one is not noticed."""
 
-FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""What is fetched from the hub; `*.py` besides when `trust_remote_code` is set."""
+FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md")
+"""What is fetched from the hub, the card among it, which names the licence; `*.py` besides with `trust_remote_code`."""
 
 
 def resolve(keys: ModelKeys) -> Path | None:

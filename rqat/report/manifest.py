@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from .run_files import RunFiles
+if TYPE_CHECKING:
+    from .run_files import RunFiles
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "trl", "accelerate", "datasets", "numpy"),
@@ -18,18 +17,18 @@ PACKAGES = (
 )
 
 
-def manifest_of(run: RunFiles, told: Sequence[str]) -> dict[str, Any]:
-    """Everything needed to tell how a run came about; `told`: what was known of the plan before it ran."""
+def manifest_of(run: RunFiles) -> dict[str, Any]:
+    """Everything needed to tell how a run came about; "told" is what was known of the plan before it ran."""
     return {
         "name": run.name,
         "scheme": run.scheme,
-        "rqat": __version__,
+        "rqat": run.plan["rqat"],
         "recipe": run.recipe,
-        "told": [*told],
+        "told": run.plan["told"],
         "steps": [step.manifest for step in run.steps],
         "seconds": round(sum(step.seconds for step in run.steps), 3),
-        "packages": versions(),
-        "machine": machine(run.device),
+        "packages": run.plan["packages"],
+        "machine": run.plan["machine"],
     }
 
 

@@ -1,46 +1,73 @@
-"""report.html: one file, no scripts, nothing fetched; readable on a phone, in light and in dark."""
+"""report.html: one file, no scripts, nothing fetched; readable on a phone and on paper, in light and in dark.
+
+Python chooses what is said, `report.html.j2` (a Jinja2 template that escapes all it is given) how it looks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from ..figures import percent, seconds, size
-from ..stage import BASE, WATCHED, Stage
+from ..figures import hundredths, percent, seconds, size
+from ..stage import BASE
 from ..stages import stages
 from . import charts
-from .run_files import RunFiles, StepFiles
-from .samples import pick
-from .summary import BETTER, NOT_SHOWN
+from .commands import commands
+from .curves import training
+from .planned import RECIPE
+from .run_files import TRAINING, RunFiles, StepFiles, is_number
+from .samples import CHANGED, GAINED, LOST, held_against, pick, plain
+from .sizes import by_kind, patterns, stored_in, together
+from .summary import BETTER, NOT_SHOWN, WORSE
 
-CURVES = {
-    "loss": "Loss",
-    "reward": "Mean reward of the model's own completions",
-    "completions/mean_length": "Mean tokens of a completion",
-    "completions/clipped_ratio": "Share of completions cut off",
-}
-"""Figures of training.jsonl that are drawn, where they are there."""
+if TYPE_CHECKING:
+    import jinja2
 
-LONGEST_TEXT = 6000
-"""Characters of a completion that are shown."""
+Pairs = Sequence[Mapping[str, Any]]
+
+COUNTS = {"sequences": "sequences", "rows_used": "rows", "n": "problems", "tokens": "tokens"}
+"""Of a step's results, those that say how much it read, and what they count."""
 
 
 def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     """The whole document."""
-    parts = [
-        _head(run, summary),
-        *(_results(task, variants, summary["paired"]) for task, variants in summary["tasks"].items()),
-        *(_compared(label, variants) for label, variants in summary["compared"].items()),
-        _samples(run, summary),
-        _training(run),
-        _layers(run),
-        *(_checks(run, stage) for stage in stages().values() if stage.title),
-        _told(run, manifest),
-        _origin(run, manifest),
-    ]
-    return document(f"{run.name}: {run.scheme}", parts)
+    import yaml
+
+    tensors = stored_in(run)
+    return document(
+        f"{run.name}: {run.scheme}",
+        [
+            _templates()
+            .get_template("report.html.j2")
+            .render(
+                run=run,
+                summary=summary,
+                state=_state(run),
+                about=_about(run, summary),
+                tiles=_tiles(run, summary, manifest),
+                tasks=[_task(run, task, found, summary["paired"]) for task, found in summary["tasks"].items()],
+                compared=summary["compared"],
+                samples=_samples(run, summary),
+                training=training(run),
+                layers=_layers(run),
+                kinds=by_kind(tensors),
+                tensors=tensors,
+                whole=together(tensors),
+                checks=[_check(run, stage) for stage in stages().values() if stage.title and run.of(stage.name)],
+                data=_data(run),
+                cost=_cost(run),
+                commands=commands(run),
+                told=_told(run, manifest),
+                recipe=yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True) if run.recipe else "",
+                versions={"rqat": manifest["rqat"], **manifest["packages"], **manifest["machine"]},
+                files=_files(run),
+            )
+        ],
+    )
 
 
 def document(title: str, parts: Iterable[str]) -> str:
@@ -56,246 +83,264 @@ def document(title: str, parts: Iterable[str]) -> str:
     )
 
 
-def _head(run: RunFiles, summary: Mapping[str, Any]) -> str:
-    size = ""
-    if "bytes" in summary:
-        size = f"{summary['bytes'] / 1e6:,.1f} MB ({summary['bits_per_parameter']:.2f} bits per parameter in all), "
-    about = f"{summary['model']} in {run.scheme}, {size}{seconds(summary['seconds'])} in {len(run.steps)} steps"
-    lines = [f'<header><h1>{escape(run.name)}</h1><p class="soft">{escape(about)}</p></header>']
-    variants = summary["variants"]
-    if variants:
-        tiles = [(percent(figures["accuracy"]), variant) for variant, figures in variants.items()]
-        recovered = _recovered(run, variants)
-        if recovered:
-            tiles.append(recovered)
-        shown = "".join(
-            f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in tiles
-        )
-        lines.append(f'<div class="tiles">{shown}</div>')
-    return "\n".join(lines)
+@cache
+def _templates() -> jinja2.Environment:
+    import jinja2
 
-
-def _recovered(run: RunFiles, variants: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Which share of what quantization lost the last model has won back."""
-    last = list(variants)[-1]
-    if BASE not in variants or run.start not in variants or last in (BASE, run.start):
-        return None
-    lost = variants[BASE]["accuracy"] - variants[run.start]["accuracy"]
-    if lost <= 0:
-        return None
-    won = variants[last]["accuracy"] - variants[run.start]["accuracy"]
-    return f"{won / lost:.0%}", f"of the loss to {run.start} won back by {last}"
-
-
-def _results(task: str, variants: Mapping[str, Any], paired: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
-    for number, (variant, figures) in enumerate(variants.items()):
-        against = {row["against"]: row for row in paired if row["variant"] == variant and row["task"] == task}
-        bar = charts.interval(figures["low"], figures["accuracy"], figures["high"], number)
-        rows.append(
-            [
-                f"<th>{escape(variant)}</th>",
-                f"<td><b>{percent(figures['accuracy'])}</b></td>",
-                f'<td class="left">{bar}</td>',
-                f"<td>{percent(figures['low'])} to {percent(figures['high'])}</td>",
-                *(f"<td>{_change(against.get(other))}</td>" for other in _references(paired, task)),
-                f"<td>{figures['n']}</td>",
-                f"<td>{_optional(figures, 'mean_tokens', '{:.0f}')}</td>",
-                f"<td>{_optional(figures, 'truncated', '{:.1%}')}</td>",
-                f"<td>{_optional(figures, 'repetition', '{:.1%}')}</td>",
-                f"<td>{_optional(figures, 'unverifiable', '{}')}</td>",
-                f"<td>{seconds(figures['seconds'])}</td>",
-            ]
-        )
-    columns = ["model", "accuracy", "", "95 % interval", *(f"against {other}" for other in _references(paired, task))]
-    columns += ["problems", "tokens", "cut off", "looping", "unverifiable", "time"]
-    note = (
-        '<p class="soft">Differences are tested problem by problem (exact McNemar test, 5 %). Intervals: Wilson for '
-        "one seed, bootstrap over problems for several.</p>"
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    return f"<section><h2>Accuracy on {escape(task)}</h2>{_table(columns, rows)}{note}</section>"
+    made.filters |= {"percent": percent, "seconds": seconds, "size": size, "words": words, "value": value}
+    made.filters |= {"score": score, "hundredths": hundredths}
+    made.filters |= {"against": held_against, "plain": plain, "svg": _markup, "breakable": _breakable}
+    made.tests["number"] = is_number
+    return made
 
 
-def _compared(label: str, variants: Mapping[str, Any]) -> str:
-    """A table of how far every model is from its original."""
-    names = list(dict.fromkeys(name for found in variants.values() for name in found["figures"]))
-    rows = [
-        [
-            f"<th>{escape(variant)}</th>",
-            *(f"<td><b>{_optional(found['figures'], name, '{:.4g}')}</b></td>" for name in names),
-            f"<td>{found['n']}</td>",
-            f"<td>{found['tokens']}</td>",
-            f"<td>{seconds(found['seconds'])}</td>",
-        ]
-        for variant, found in variants.items()
+def _markup(html: str) -> Any:
+    """What a chart is made of: HTML whose texts are escaped already."""
+    from markupsafe import Markup
+
+    return Markup(html)
+
+
+def _breakable(name: str) -> Any:
+    """A layer's name that may go on in the next line behind its dots."""
+    from markupsafe import Markup
+    from markupsafe import escape as escaped
+
+    return Markup(".<wbr>").join(escaped(part) for part in str(name).split("."))
+
+
+def _state(run: RunFiles) -> str:
+    """What a run that is not finished is doing; "" of a finished one."""
+    if not run.waiting:
+        return ""
+    at = ""
+    for step in run.begun:
+        lines, steps = len(step.rows(TRAINING)), run.planned(step.name)["settings"].get("steps")
+        at = f" at {step.name}" + (f", step {lines:,} of {steps:,}" if lines and is_number(steps) else "")
+    done = f"{len(run.steps)} of {len(run.plan['steps'])} steps done"
+    return f"{'Running' if run.running else 'Stopped' if at else 'Not finished'}{at}; {done}."
+
+
+def _about(run: RunFiles, summary: Mapping[str, Any]) -> str:
+    parts = [f"{summary['model']} in {run.scheme}"]
+    parts.append(f"{seconds(summary['seconds'])} in {len(run.steps)} steps")
+    machine = run.plan["machine"]
+    parts.append(str(machine.get("gpu") or machine.get("processor") or ""))
+    started = next((step.manifest.get("started") for step in run.steps), None)
+    parts.append(str(started or "")[:10])
+    return ", ".join(filter(None, parts))
+
+
+def _tiles(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures at the top: value and label."""
+    variants = summary["variants"]
+    tiles = [(score(figures["accuracy"]), f"{name} on {summary['task']}") for name, figures in variants.items()]
+    pairs = [pair for pair in summary["paired"] if pair["task"] == summary["task"]]
+    tiles += filter(None, [recovered(run.start, variants, pairs)])
+    if "bytes" in summary:
+        bits = summary["bits_per_parameter"]
+        tiles.append((size(summary["bytes"]), f"{bits:.2f} bits per parameter, {16 / bits:.1f} times less than 16"))
+    peaks = [step.manifest["memory"]["peak_bytes"] for step in run.steps if _memory(step, "peak_bytes") is not None]
+    if peaks:
+        machine = manifest["machine"]
+        where = machine.get("gpu") or f"{machine.get('cpus', '?')} cores"
+        tiles.append((size(max(peaks)), f"memory at the peak, {where}"))
+    return tiles
+
+
+def recovered(start: str, variants: Mapping[str, Any], pairs: Pairs) -> tuple[str, str] | None:
+    """Which share of what quantization lost the last model has won back; only of a loss and a gain that are shown."""
+    last = list(variants)[-1] if variants else ""
+    if BASE not in variants or start not in variants or last in (BASE, start):
+        return None
+    says = {(pair["variant"], pair["against"]): pair["says"] for pair in pairs}
+    if says.get((start, BASE)) == NOT_SHOWN:
+        return "no loss shown", f"{start} against {BASE}: nothing to win back"
+    if says.get((start, BASE)) != WORSE:
+        return None
+    if says.get((last, start)) != BETTER:
+        return "none shown", f"of the loss to {start} won back by {last}"
+    share = (variants[last]["accuracy"] - variants[start]["accuracy"]) / (
+        variants[BASE]["accuracy"] - variants[start]["accuracy"]
+    )
+    against = says.get((last, BASE))
+    if against == NOT_SHOWN and share >= 1:
+        return "all", f"of the loss to {start} won back by {last}; no difference to {BASE} shown"
+    if against == BETTER:
+        return "more", f"than the loss to {start} won back by {last}, better than {BASE}"
+    return f"{100 * share:.0f} %", f"of the loss to {start} won back by {last}"
+
+
+def _task(run: RunFiles, task: str, variants: Mapping[str, Any], paired: Pairs) -> dict[str, Any]:
+    """Chart and table of one task."""
+    pairs = [pair for pair in paired if pair["task"] == task]
+    references = list(dict.fromkeys(pair["against"] for pair in pairs))
+    rows = []
+    for variant, figures in variants.items():
+        against = {pair["against"]: pair for pair in pairs if pair["variant"] == variant}
+        rows.append((variant, figures, [against.get(other) for other in references]))
+    intervals = {name: (found["low"], found["accuracy"], found["high"]) for name, found in variants.items()}
+    return {"name": task, "chart": charts.intervals(intervals, run.variants), "references": references, "rows": rows}
+
+
+def _samples(run: RunFiles, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    if summary["task"] is None:
+        return None
+    picked = pick(run, summary["task"])
+    if not picked.shown:
+        return None
+    before = "before quantization" if picked.reference == BASE else f"after {picked.reference}"
+    labels = {
+        "all": "all",
+        CHANGED: "changed: not the same for every model",
+        LOST: f"lost: right {before}, wrong after {picked.last}",
+        GAINED: f"gained: wrong {before}, right after {picked.last}",
+    }
+    shown = {kind: sum(kind == "all" or kind in one.kinds for one in picked.shown) for kind in labels}
+    filters = [(kind, label, shown[kind], picked.counts.get(kind, 0)) for kind, label in labels.items()]
+    of = run.tasks[summary["task"]]
+    return {
+        "picked": picked,
+        "filters": filters,
+        "files": [(step.variant, _link(step, "samples.jsonl")) for step in of],
+    }
+
+
+def _link(step: StepFiles, file: str) -> str:
+    """A file of a step, as a link from the report."""
+    return f"{quote(step.folder.name)}/{file}"
+
+
+def _files(run: RunFiles) -> list[tuple[str, str]]:
+    """Other files of the run that are worth opening."""
+    written = () if run.waiting else ("summary.json", "manifest.json")  # after this page, or with it
+    found = [(name, name) for name in (*written, RECIPE) if name in written or (run.folder / name).is_file()]
+    logs = [step for step in run.steps if (step.folder / TRAINING).is_file()]
+    return found + [(f"{TRAINING} of {step.variant}", _link(step, TRAINING)) for step in logs]
+
+
+def _layers(run: RunFiles) -> dict[str, Any]:
+    """The error of every layer as heat maps of one scale; of those outside the blocks, and what was remarked."""
+    maps: dict[str, dict[str, dict[int, tuple[str, float]]]] = {}
+    outside: list[tuple[str, str, float]] = []
+    remarks: dict[tuple[str, str], list[str]] = {}
+    for step in run.steps:
+        for layer in step.layers:
+            numbers = [int(part) for part in layer["name"].split(".") if part.isdigit() and len(part) < 5]
+            error = layer.get("error")
+            if is_number(error) and numbers:
+                kinds = maps.setdefault(step.variant, {})
+                kinds.setdefault(layer["name"].rpartition(".")[2], {})[numbers[0]] = (layer["name"], float(error))
+            elif is_number(error):
+                outside.append((step.variant, layer["name"], float(error)))
+            if layer.get("note"):
+                remarks.setdefault((step.variant, str(layer["note"])), []).append(layer["name"])
+    return {
+        "maps": charts.heat_map(maps),
+        "outside": outside,
+        "remarks": [(variant, patterns(names), note) for (variant, note), names in remarks.items()],
+    }
+
+
+def _check(run: RunFiles, stage: Any) -> dict[str, Any]:
+    """What a stage found, as tables; lists of layers by pattern."""
+    steps = run.of(stage.name)
+    tables = [
+        (step.name, [(key, found) for key, found in step.results.items() if found not in (None, "", [], {})])
+        for step in steps
     ]
-    table = _table(["model", *map(_words, names), "rows", "tokens counted", "time"], rows)
-    note = '<p class="soft">Beside the model before quantization, on the same rows; less is better.</p>'
-    return f"<section><h2>Distance: {escape(label)}</h2>{table}{note}</section>"
+    return {"title": stage.title, "about": stage.about, "tables": tables}
 
 
-def _references(paired: Sequence[Mapping[str, Any]], task: str) -> list[str]:
-    return list(dict.fromkeys(row["against"] for row in paired if row["task"] == task))
-
-
-def _change(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return '<span class="soft">–</span>'
-    kind = "" if row["says"] == NOT_SHOWN else " good" if row["says"] == BETTER else " bad"
-    tip = f"{row['gained']} gained, {row['lost']} lost, p = {row['p']:.2g}, {row['low']:+.1%} to {row['high']:+.1%}"
-    text = f"{100 * row['difference']:+.1f}" if kind else f"{100 * row['difference']:+.1f}, not shown"
-    return f'<span class="badge{kind}" title="{escape(tip)}">{text}</span>'
-
-
-def _samples(run: RunFiles, summary: Mapping[str, Any]) -> str:
-    problems = pick(run, summary["task"]) if summary["task"] else []
-    blocks = []
-    for number, problem in enumerate(problems):
-        columns = []
-        for variant, sample in problem.completions.items():
-            kind = {"correct": "good", "wrong": "bad"}.get(sample["verdict"], "")
-            text = (sample["completion"] or "")[:LONGEST_TEXT] + (
-                "\n..." if len(sample["completion"] or "") > LONGEST_TEXT else ""
+def _data(run: RunFiles) -> list[dict[str, Any]]:
+    """What was read to calibrate, to train and to evaluate, side by side; a line for steps that read the same."""
+    found: dict[str, dict[str, Any]] = {}
+    results = {step.name: step.results for step in run.steps}
+    for step in run.plan["steps"]:
+        read = [part for part in step["data"] if part["role"] != "task"]
+        asked = [part["name"] for part in step["data"] if part["role"] == "task"]
+        for part in read or step["data"]:
+            given = part.get("options")
+            told = {key: one for key, one in given.items() if one not in (None, [], {})} if given else {}
+            name = part["name"] + (f", graded by {', '.join(asked)}" if read and asked else "")
+            row = found.setdefault(
+                f"{step['variant'] if read else ''} {name} {told}",
+                {"stages": {}, "variant": "", "name": name, "domain": part["domain"], "options": told, "counts": {}},
             )
-            columns.append(
-                f'<div><b>{escape(variant)}</b> <span class="badge {kind}">{escape(sample["verdict"])}</span>'
-                f"<pre>{escape(text.strip()) or '(nothing)'}</pre></div>"
-            )
-        head = f"{problem.why}: problem {problem.index}, answer {problem.answer}"
-        blocks.append(
-            f"<details{' open' if number == 0 else ''}><summary>{escape(head)}</summary>"
-            f'<pre>{escape(problem.prompt.strip())}</pre><div class="columns">{"".join(columns)}</div></details>'
+            row["stages"][step["stage"]] = None
+            row["variant"] = "" if not read or step["variant"] == BASE else step["variant"]
+            row["counts"] |= {
+                words: figures[key]
+                for figures in [results.get(step["name"], {})]
+                for key, words in COUNTS.items()
+                if is_number(figures.get(key))
+            }
+    return list(found.values())
+
+
+def _cost(run: RunFiles) -> dict[str, Any]:
+    """Time and memory of every step, and of every stage together."""
+    rows = []
+    longest = max((step.seconds for step in run.steps), default=0.0)
+    for step in run.steps:
+        rows.append(
+            {
+                "name": step.name,
+                "seconds": step.seconds,
+                "share": step.seconds / longest if longest else 0.0,
+                "peak": _memory(step, "peak_bytes"),
+                "estimate": _memory(step, "estimate_bytes"),
+                "fingerprint": str(step.manifest.get("fingerprint", ""))[:12],
+            }
         )
-    return f"<section><h2>What the models wrote</h2>{''.join(blocks)}</section>" if blocks else ""
-
-
-def _training(run: RunFiles) -> str:
-    drawn = []
+    totals: dict[str, float] = {}
     for step in run.steps:
-        lines = step.rows("training.jsonl")
-        watched = dict.fromkeys(key for line in lines for key in line if key.startswith(WATCHED))
-        titles = {key: f"{key.removeprefix(WATCHED)} beside the model before quantization" for key in watched}
-        for key, title in (CURVES | titles).items():
-            both = ((line.get("step"), line.get(key)) for line in lines)
-            points = [(float(x), float(y)) for x, y in both if _is_number(x) and _is_number(y)]
-            if len(points) > 1:
-                drawn.append(
-                    charts.curves({step.variant: points}, title=f"{step.variant}: {title}", x_label="step", smooth=True)
-                )
-        if "skipped" in step.results:
-            drawn.append(
-                f'<p class="card">{escape(step.variant)} was skipped: {escape(str(step.results["skipped"]))}</p>'
-            )
-    return f"<section><h2>Training</h2>{''.join(drawn)}</section>" if drawn else ""
+        totals[step.stage] = totals.get(step.stage, 0.0) + step.seconds
+    begun = {step.name for step in run.begun}
+    states = ["begun" if entry["name"] in begun else "waiting" for entry in run.waiting]
+    return {"rows": rows, "totals": totals, "waiting": list(zip(run.waiting, states, strict=True))}
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+def _memory(step: StepFiles, key: str) -> int | None:
+    found = step.manifest.get("memory")
+    count = found.get(key) if isinstance(found, dict) else None
+    return int(count) if is_number(count) else None
 
 
-def _layers(run: RunFiles) -> str:
-    """Error of every layer, one small chart per kind of layer, one line per quantizer."""
-    from ..storage import read_json
-
-    kinds: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    notes = []
-    for step in run.steps:
-        for layer in read_json(step.folder / "layers.json") or []:
-            numbers = [part for part in layer["name"].split(".") if part.isdigit()]
-            if layer["error"] is not None and numbers:
-                kind = layer["name"].rpartition(".")[2]
-                kinds.setdefault(kind, {}).setdefault(step.variant, []).append(
-                    (float(numbers[0]), float(layer["error"]))
-                )
-            if layer["note"]:
-                notes.append(f"<li>{escape(step.variant)}, {escape(layer['name'])}: {escape(layer['note'])}</li>")
-    if not kinds and not notes:
-        return ""
-    drawn = [charts.curves(series, title=kind, x_label="layer", percent=True) for kind, series in kinds.items()]
-    intro = '<p class="soft">Share of each layer\'s output that quantization moved, on the calibration data.</p>'
-    listed = f"<details><summary>{len(notes)} remarks</summary><ul>{''.join(notes)}</ul></details>" if notes else ""
-    return f'<section><h2>Error of every layer</h2>{intro}<div class="small">{"".join(drawn)}</div>{listed}</section>'
-
-
-def _checks(run: RunFiles, stage: Stage) -> str:
-    """What a stage found, as a table."""
-    tables = []
-    for step in run.of(stage.name):
-        facts = {key: value for key, value in step.results.items() if value not in (None, "", [])}
-        rows = [
-            [f"<th>{escape(_words(key))}</th>", f'<td class="wrap">{escape(_value(value))}</td>']
-            for key, value in facts.items()
-        ]
-        tables.append(_table([], rows))
-    if not tables:
-        return ""
-    return f'<section><h2>{stage.title}</h2><p class="soft">{stage.about}</p>{"".join(tables)}</section>'
-
-
-def _told(run: RunFiles, manifest: Mapping[str, Any]) -> str:
+def _told(run: RunFiles, manifest: Mapping[str, Any]) -> list[str]:
     """What was warned of: in the plan, and while the steps ran."""
     texts = [*manifest["told"], *(text for step in run.steps for text in step.manifest.get("told", ()))]
-    lines = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(texts))
-    return f"<section><h2>What was told</h2><ul>{lines}</ul></section>" if lines else ""
+    return list(dict.fromkeys(map(str, texts)))
 
 
-def _origin(run: RunFiles, manifest: Mapping[str, Any]) -> str:
-    import yaml
-
-    steps = [
-        [
-            f"<th>{escape(step.name)}</th>",
-            f"<td>{seconds(step.seconds)}</td>",
-            *(f"<td>{_memory(step, key)}</td>" for key in ("peak_bytes", "estimate_bytes")),
-            f"<td><code>{_fingerprint(step)}</code></td>",
-        ]
-        for step in run.steps
-    ]
-    columns = ["step", "time", "memory at the peak", "by the estimate", "fingerprint"]
-    packages = {"rqat": manifest["rqat"], **manifest["packages"], **manifest["machine"]}
-    rows = [
-        [f"<th>{escape(_words(name))}</th>", f'<td class="wrap">{escape(str(value))}</td>']
-        for name, value in packages.items()
-    ]
-    recipe = escape(yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True))
-    return (
-        "<section><h2>How it came about</h2>"
-        f"<details><summary>Steps</summary>{_table(columns, steps)}</details>"
-        f"<details><summary>Recipe, every default filled in</summary><pre>{recipe}</pre></details>"
-        f"<details><summary>Versions and machine</summary>{_table([], rows)}</details></section>"
-    )
+def score(share: float) -> str:
+    """An accuracy in per cent; what a task of lm-eval gives in its place, as it is."""
+    return percent(share) if abs(share) <= 1 else hundredths(share)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = f"<thead><tr>{''.join(f'<th>{escape(column)}</th>' for column in columns)}</tr></thead>" if columns else ""
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+def words(key: Any) -> str:
+    """A key as words."""
+    return str(key).replace("_", " ")
 
 
-def _memory(step: StepFiles, key: str) -> str:
-    found = step.manifest.get("memory") or {}
-    return size(int(found[key])) if _is_number(found.get(key)) else "–"
-
-
-def _fingerprint(step: StepFiles) -> str:
-    return escape(str(step.manifest.get("fingerprint", ""))[:12])
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_words(str(key))} {_value(each)}" for key, each in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_value, value))
-    return str(value)
-
-
-def _optional(figures: Mapping[str, Any], key: str, form: str) -> str:
-    return form.format(figures[key]) if figures.get(key) is not None else "–"
+def value(found: Any) -> str:
+    """A value as people read it; a list of names of layers by pattern."""
+    if isinstance(found, bool):
+        return "yes" if found else "no"
+    if isinstance(found, float):
+        return f"{found:.4g}"
+    if isinstance(found, Mapping):
+        return ", ".join(f"{words(key)} {value(each)}" for key, each in found.items())
+    if isinstance(found, list | tuple):
+        if len(found) > 4 and all(isinstance(each, str) for each in found):
+            return ", ".join(patterns(found))
+        listed = ", ".join(map(value, found))
+        return listed if all(isinstance(each, str) for each in found) else f"[{listed}]"
+    return str(found)

@@ -14,13 +14,14 @@ from dataclasses import asdict
 from typing import Any
 
 from ..evals.harness import scores
-from ..evals.stats import paired
+from ..evals.stats import Paired, paired
 from ..stage import BASE
 from .run_files import RunFiles, StepFiles
 
 FIGURES = (
     *("task", "n", "correct", "wrong", "unverifiable", "accuracy", "low", "high", "interval", "seconds"),
     *("truncated", "repetition", "unclosed_think", "mean_tokens", "tokens_per_s", "seeds", "metric"),
+    *("generation", "backend"),
 )
 """What is taken over from an evaluation's results.json, where it is there."""
 
@@ -29,14 +30,14 @@ BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
 
 def summary_of(run: RunFiles) -> dict[str, Any]:
     """The whole summary of a run."""
-    tasks: dict[str, dict[str, Any]] = {}
-    for step in run.evaluations:
-        figures = {key: step.results[key] for key in FIGURES if key in step.results}
-        tasks.setdefault(step.results["task"], {})[step.variant] = figures
+    tasks = {
+        label: {step.variant: {key: step.results[key] for key in FIGURES if key in step.results} for step in steps}
+        for label, steps in run.tasks.items()
+    }
     first = next(iter(tasks), None)
     return {
         "name": run.name,
-        "model": run.recipe["model"]["path"],
+        "model": run.plan["model"],
         "scheme": run.scheme,
         "task": first,
         "variants": tasks[first] if first is not None else {},
@@ -70,15 +71,15 @@ def _size(run: RunFiles) -> dict[str, Any]:
 def comparisons(run: RunFiles) -> list[dict[str, Any]]:
     """Every model against the one before quantization and the first quantized one; a trained one against its start."""
     found = []
-    steps = run.evaluations
-    for step in steps:
-        for against in dict.fromkeys((BASE, run.start, run.before(step.variant))):
-            other = next((s for s in steps if s.variant == against and s.results["task"] == step.results["task"]), None)
-            if other is None or step.variant in (against, BASE):
-                continue
-            compared = _compare(step, other)
-            if compared is not None:
-                found.append({"task": step.results["task"], "variant": step.variant, "against": against, **compared})
+    for label, steps in run.tasks.items():
+        for step in steps:
+            for against in dict.fromkeys((BASE, run.start, run.before(step.variant))):
+                other = next((s for s in steps if s.variant == against), None)
+                if other is None or step.variant in (against, BASE):
+                    continue
+                compared = _compare(step, other)
+                if compared is not None:
+                    found.append({"task": label, "variant": step.variant, "against": against, **compared})
     return found
 
 
@@ -91,5 +92,9 @@ def _compare(now: StepFiles, before: StepFiles) -> dict[str, Any] | None:
     if len(mine) != len(theirs):  # a file was damaged
         return None
     result = paired(mine, theirs)
-    says = NOT_SHOWN if not result.shown else BETTER if result.difference > 0 else WORSE
-    return {**asdict(result), "says": says}
+    return {**asdict(result), "says": verdict_of(result)}
+
+
+def verdict_of(result: Paired) -> str:
+    """What a paired test says in a word or three."""
+    return NOT_SHOWN if not result.shown else BETTER if result.difference > 0 else WORSE

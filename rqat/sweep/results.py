@@ -107,8 +107,7 @@ def page_of(sweep: Sweep, rows: Sequence[Row]) -> str:
         f"<header><h1>{escape(sweep.name)}</h1>"
         f'<p class="soft">{escape(sweep.recipe.name)}, {len(rows)} cells</p></header>',
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>',
-        *_watched(rows),
-        *_against(sweep, rows),
+        f'<div class="charts">{"".join([*_watched(rows), *_against(sweep, rows)])}</div>',
     ]
     return document(sweep.name, parts)
 

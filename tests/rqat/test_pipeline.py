@@ -56,7 +56,7 @@ class ToyPlan:
 def toy(monkeypatch):
     """A stage that writes its value, notes the call, and does what `toy.before` says first."""
     stage = types.ModuleType("rqat.stages.toy.run")
-    stage.calls, stage.before = [], lambda work: None
+    stage.calls, stage.told, stage.before = [], [], lambda work: None
 
     def run(job, step):
         stage.calls.append(step.name)
@@ -74,6 +74,8 @@ def toy(monkeypatch):
         (job.folder / "summary.json").write_text(json.dumps(summary))
         return summary
 
+    monkeypatch.setattr(rqat.report, "begin", lambda job: None)
+    monkeypatch.setattr(rqat.report, "refresh", lambda folder, running: stage.told.append((folder, running)))
     monkeypatch.setattr(rqat.report, "write", write)
     return stage
 
@@ -90,6 +92,16 @@ def test_a_finished_run_is_not_done_again(toy, tmp_path):
     assert (again.ran, again.skipped) == ([], ["01-toy", "02-toy"])
     assert again.summary == first.summary
     assert toy.calls == ["01-toy", "02-toy"]
+
+
+def test_a_run_that_fails_leaves_a_report_of_what_was_done(toy, tmp_path):
+    def interrupted(work):
+        raise KeyboardInterrupt
+
+    toy.before = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(job_of(tmp_path / "run", 1))
+    assert toy.told == [(tmp_path / "run", False)]
 
 
 def test_the_manifest_tells_what_was_done(toy, tmp_path):

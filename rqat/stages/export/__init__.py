@@ -34,6 +34,7 @@ class Export(Stage):
     )  # fmt: skip
     of_scheme = True
     checkpoint = "model"
+    card = "model/README.md"
     title = "Export check"
     about = "The exported files, read back and compared with the model that was evaluated."
 

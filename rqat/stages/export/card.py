@@ -21,16 +21,22 @@ def model_card(base: str, reader: CheckpointReader, format_name: str, exporter: 
         exporter: says how the format is loaded and served.
         count: bytes of its weights.
     """
+    from huggingface_hub import ModelCardData
+
     layers = reader.layers
     on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base, re.ASCII) is not None
     name = base if on_hub else PurePath(base.removeprefix("builtin:")).name
     name = re.sub(r"[^\w./+ -]", "_", name)  # it may hold markup
     schemes = sorted(set(layers.values()), key=list(layers.values()).count, reverse=True)
-    lines = ["---", "library_name: transformers"]
-    if on_hub:
-        lines.append(f"base_model: {base}")
-    lines += ["tags:", "- rqat", f"- {format_name}", *dict.fromkeys(f"- {scheme.bits}-bit" for scheme in schemes)]
-    lines += ["---", "", f"# {name}, {' and '.join(map(str, schemes))}", ""]
+    data = ModelCardData(
+        base_model=base if on_hub else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["rqat", format_name, *(f"{scheme.bits}-bit" for scheme in schemes)],
+        quantized_by="rqat",
+        base_model_relation="quantized" if on_hub else None,
+    )
+    lines = ["---", data.to_yaml(), "---", "", f"# {name}, {' and '.join(map(str, schemes))}", ""]
     lines += [
         f"`{name}` with {' and '.join(map(_described, schemes))}, in the",
         f"`{format_name}` checkpoint format. Made with rqat {__version__}.",
@@ -39,12 +45,12 @@ def model_card(base: str, reader: CheckpointReader, format_name: str, exporter: 
         f"Left as they were: {', '.join(_left(reader))}.",
         *(f"Quantized to `{scheme}` and stored in 16 bits: `{name}`." for name, scheme in reader.unpacked.items()),
         "",
-        "## Load it",
-        "",
     ]
     if exporter.loader_packages is not None:
         packages = " ".join(package.replace("_", "-") for package in ("transformers", *exporter.loader_packages))
         lines += [
+            "## Load it",
+            "",
             "```shell",
             f"pip install {packages}",
             "```",

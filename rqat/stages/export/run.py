@@ -11,22 +11,26 @@ Two checks follow, on the files; see `rqat.model.exported`.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...contracts import Exporter
-from ...errors import ModelError, PluginError
+from ...errors import ModelError, PluginError, RqatError
 from ...job import Job, Progress, log
 from ...model.exported import check_layers, check_logits
+from ...model.hub import resolve
 from ...model.layers import EMBEDDING
 from ...model.reader import CheckpointReader
 from ...model.transforms import load_transforms
 from ...registry import Card
 from ...stage import Step
 from ...storage import write_text
+from .. import stages
 from .card import model_card
+from .told import CARD, licence_of, told
 
 SMALL = (".json", ".md", ".jinja", ".txt")
 """Endings of files beside the weights."""
@@ -46,6 +50,17 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         device=job.device,
         progress=job.progress,
     )
+
+
+def tell(job: Job, step: Step, summary: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """Writes into the card of a finished export what its run has found; contents of summary.json and plan.json."""
+    path = job.result_of(step.name) / stages()[step.stage].card
+    try:
+        base = resolve(job.plan.model)
+    except RqatError:  # it was moved meanwhile
+        base = None
+    text = path.read_text(encoding="utf-8")
+    write_text(path, told(text, variant=step.variant, summary=summary, plan=plan, licence=licence_of(base)))
 
 
 def export_checkpoint(
@@ -89,7 +104,7 @@ def export_checkpoint(
     for name, scheme in reader.unpacked.items():
         log.warning("'%s' packs no embedding: %s, quantized to %s, is written in 16 bits.", card.name, name, scheme)
     count = sum(path.stat().st_size for path in weights)
-    write_text(folder / "README.md", model_card(base, reader, card.name, exporter, count))
+    write_text(folder / CARD, model_card(base, reader, card.name, exporter, count))
     facts: dict[str, Any] = {
         "format": card.name,
         "scheme": ", ".join(map(str, dict.fromkeys(reader.layers.values()))),

@@ -42,6 +42,32 @@ def rqat(*arguments: object) -> Result:
     return result
 
 
+def test_a_finished_run_tells_of_itself(recipe: Path, tmp_path: Path) -> None:
+    """In its card, its report and its table; telling does not make the checkpoint another."""
+    run = tmp_path / "run"
+    assert rqat("qat", "--recipe", recipe, "-o", run).exit_code == 0
+    (step,) = run.glob("*-export")
+    card = (step / "model" / "README.md").read_text()
+    assert "| arith | 3 | " in card
+    assert "model-index:" in card
+    assert "damp" not in card, "of another quantizer"
+    assert "clip: minmax" in card, "a plugin's default"
+    assert str(tmp_path) not in card
+    assert rqat("runs", "verify", run).exit_code == 0
+    assert rqat("push", run, "me/mine", "--dry-run").exit_code == 0
+    assert "| rtn " in rqat("compare", run).stdout
+    again = rqat("qat", "--recipe", run / "recipe.yaml", "-o", run)
+    assert "Finished already" in again.stderr
+    assert (step / "model" / "README.md").read_text() == card
+    # A task that comes later is told of in the card of a checkpoint that is kept.
+    recipe.write_text(recipe.read_text() + "  - {task: arith, limit: 2, max_new_tokens: 9, steps: [1, 2]}\n")
+    assert rqat("qat", "--recipe", recipe, "-o", run).exit_code == 0
+    card = (step / "model" / "README.md").read_text()
+    assert "| arith | 3 | " in card
+    assert "| arith (2) | 2 | " in card
+    assert rqat("runs", "verify", run).exit_code == 0
+
+
 def test_runs_verify_names_what_was_changed(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert rqat("qat", "--recipe", recipe, "-o", run, "--until", "quantize-rtn").exit_code == 0

@@ -63,3 +63,46 @@ def test_bootstrap_agrees_with_theory_and_repeats():
     assert bootstrap(scores) == (low, high)
     assert bootstrap([1.0] * 5) == (1.0, 1.0)
     assert bootstrap([]) == (0.0, 0.0)
+
+
+FIXED = [(((7 * i) % 5) > 1, ((3 * i) % 7) > 2) for i in range(120)]
+"""Verdicts of two made-up models on 120 problems: 72 and 68 right."""
+
+
+def test_intervals_and_tests_against_scipy_and_statsmodels():
+    stats = pytest.importorskip("scipy.stats")
+    contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    now, before = np.array(FIXED, dtype=float).T
+    found = paired(now, before)
+    table = [[sum(a == x and b == y for a, b in FIXED) for y in (True, False)] for x in (True, False)]
+    assert found.p == pytest.approx(contingency.mcnemar(table, exact=True).pvalue, abs=1e-12)
+    assert found.p == pytest.approx(stats.binomtest(found.gained, found.gained + found.lost).pvalue, abs=1e-12)
+    assert wilson(int(now.sum()), 120) == pytest.approx(proportion.proportion_confint(now.sum(), 120, method="wilson"))
+    theirs = stats.bootstrap(
+        (now - before,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    # The means are multiples of 1/120, and two bootstraps of 10,000 draws may differ by one.
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1 / 120 + 1e-9)
+
+
+def test_the_exact_test_against_statsmodels_for_many_tables():
+    contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
+    for gained in range(0, 30, 3):
+        for lost in range(1, 40, 7):
+            theirs = contingency.mcnemar([[50, gained], [lost, 9]], exact=True).pvalue
+            assert mcnemar(gained, lost) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_problems_drawn_with_all_their_seeds_cover_the_true_difference():
+    """No seed is drawn besides: the spread of a problem's mean over its seeds is in the problems' spread already."""
+    rng = np.random.default_rng(0)
+    covered, trials, problems, seeds = 0, 300, 60, 3
+    for trial in range(trials):
+        hard = rng.beta(1, 1, size=problems)  # a problem's chance to be solved; the second model's is 0.05 higher
+        first = (rng.random((problems, seeds)) < hard[:, None]).mean(axis=1)
+        second = (rng.random((problems, seeds)) < np.minimum(hard + 0.05, 1)[:, None]).mean(axis=1)
+        low, high = bootstrap(second - first, draws=1000, seed=trial)
+        truth = 0.05 - 0.05**2 / 2  # capped at 1
+        covered += low <= truth <= high
+    assert 0.91 <= covered / trials <= 0.98

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,50 @@ def trap() -> Iterator[Trap]:
     made.close()
 
 
-def opened(html: str, folder: Path) -> str:
-    """What a page has become after three seconds of its own time in a browser."""
+def opened(html: str, folder: Path, *flags: str) -> str:
+    """What a page has become after three seconds of its own time in a browser, that had nothing to complain of."""
     path = folder / "page.html"
     path.write_text(html, encoding="utf-8")
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    command += ["--disable-background-networking", "--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command += ["--disable-background-networking", "--virtual-time-budget=3000", "--enable-logging=stderr", *flags]
+    done = subprocess.run([*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+    if flags:
+        assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout
+
+
+MEASURE = """<script>
+const wide = (one) => one.scrollWidth > one.clientWidth + 1;
+const whole = document.documentElement;
+const found = {page: wide(whole) ? [whole.scrollWidth] : [], bare: [], hidden: []};
+for (const details of document.querySelectorAll("details")) details.open = true;
+for (const one of document.querySelectorAll("body *")) {
+  if (one.closest("svg")) continue;
+  if (one.matches(".scroll") && wide(one)) found.hidden.push(one.innerText.slice(0, 40));
+  const place = one.getBoundingClientRect();
+  if (place.right > innerWidth + 1 && !one.closest(".scroll")) found.bare.push(one.outerHTML.slice(0, 90));
+}
+document.body.innerHTML = "";
+document.body.append(JSON.stringify(found));
+</script>"""
+"""What is too wide: the page; anything outside the frames that show that they hold more; what such frames hide."""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_clipped_without_a_hint(job: Any, tmp_path: Path, width: int, scheme: str) -> None:  # noqa: F811
+    run = read_run(job)
+    html = page(run, summary_of(run), manifest_of(run))
+    policy = html[html.index('<meta http-equiv="Content-Security-Policy"') :].partition("\n")[0]
+    measured = html.replace(policy, "").replace("</body>", f"{MEASURE}</body>")
+    flags = (f"--window-size={width},900", f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}")
+    shown = opened(measured, tmp_path, *flags)
+    found = json.loads(unescape(shown[shown.index("<body>") + 6 : shown.rindex("</body>")]))
+    assert found["page"] == []
+    assert found["bare"] == []
+    # On a laptop every column of the tables of figures is seen; on a phone their frames have a shadow and a bar.
+    assert not found["hidden"] or width == 400
 
 
 def poisoned(value: Any, poison: str) -> Any:
@@ -141,8 +177,9 @@ def test_a_report_with_scripts_in_every_text_runs_and_fetches_nothing(
         )
         for step in run.steps
     ]
-    run = replace(run, name=poison, scheme=poison, device=poison, recipe=poisoned(run.recipe, poison))
-    manifest = poisoned(manifest_of(run, ["told"]), poison)
+    plan = poisoned(run.plan, poison)
+    run = replace(run, name=poison, scheme=poison, device=poison, recipe=poisoned(run.recipe, poison), plan=plan)
+    manifest = poisoned(manifest_of(run), poison)
     html = page(run, summary_of(run), manifest)
     assert html.count("&lt;script&gt;") > 100
     shown = opened(html, tmp_path)

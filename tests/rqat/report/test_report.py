@@ -1,15 +1,27 @@
 """The report of a made-up run: every figure in its place, whole HTML, nothing fetched, nothing left unescaped."""
 
 import json
+import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from rqat import report
-from rqat.recipe import Recipe
-from rqat.report import charts
+from rqat.cli.app import build
+from rqat.filled import filled
+from rqat.plan import build_plan
+from rqat.recipe import Recipe, load_recipe, shipped_recipes
+from rqat.registry import Registry
+from rqat.report import charts, write_report
+from rqat.report.page import recovered, value
+from rqat.report.run_files import read_folder, read_run
+from rqat.report.samples import held_against, pick, plain
+from rqat.report.sizes import by_kind, stored_in, together
 from rqat.report.summary import NOT_SHOWN
+from rqat.run_lock import only_one
 from rqat.scheme import Scheme
 
 EVIL = '<script>alert("x")</script> & \\boxed{7}'
@@ -49,7 +61,21 @@ def lines(count):
 
 def layers(error):
     names = [f"model.layers.{i}.self_attn.{kind}" for i in range(3) for kind in ("q_proj", "k_proj")]
-    return [{"name": name, "error": error, "note": "fell back to rounding" if "0" in name else ""} for name in names]
+    shape = {"out_features": 8, "in_features": 64, "bits": 2.25}
+    return [
+        {"name": name, **shape, "error": error, "note": "" if "2" in name else "fell back to rounding"}
+        for name in names
+    ]
+
+
+class TaskSettings:
+    """Keys of an evaluation."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def model_dump(self, mode):
+        return {"task": self.task, "limit": N, "batch": 8, "backend": "auto", "variants": None, "data": None}
 
 
 @pytest.fixture
@@ -97,8 +123,11 @@ def job(tmp_path):
         (folder / "manifest.json").write_text(json.dumps(manifest | {"results": results}))
         before = {"kd": "01-quantize-gptq", "grpo": "03-train-kd"}.get(variant) if stage == "train" else None
         inputs = {"start": before} if before else {}
-        plan_steps.append(SimpleNamespace(name=folder.name, stage=stage, variant=variant, inputs=inputs))
-    plan = SimpleNamespace(recipe=recipe, scheme=Scheme.parse("w2g64"), steps=plan_steps)
+        settings = TaskSettings(results["task"]) if "task" in results else SimpleNamespace(model_dump=lambda mode: {})
+        plan_steps.append(
+            SimpleNamespace(name=folder.name, stage=stage, variant=variant, inputs=inputs, settings=settings, parts={})
+        )
+    plan = SimpleNamespace(recipe=recipe, model=recipe.model, scheme=Scheme.parse("w2g64"), steps=plan_steps)
     return SimpleNamespace(
         plan=plan, folder=tmp_path, device="cpu", told=["rows < wrote"], result_of=lambda name: tmp_path / name
     )
@@ -135,6 +164,19 @@ def test_models_that_were_asked_something_else_are_not_compared(job):
     assert {row["against"] for row in report.write(job)["paired"]} == {"gptq", "kd"}
 
 
+def test_two_evaluations_of_one_task_are_two_tables(job):
+    """Which differ in their options, and so in their prompts."""
+    path = job.folder / "12-evaluate-bf16" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["results"] |= {"task": "arith", "prompt_hash": "b"}
+    path.write_text(json.dumps(manifest))
+    tasks = report.write(job)["tasks"]
+    assert {label: list(variants) for label, variants in tasks.items()} == {
+        "arith": ["bf16", "rtn", "gptq", "kd", "grpo"],
+        "arith (2)": ["bf16"],
+    }
+
+
 def test_manifest_names_steps_versions_and_machine(job):
     report.write(job)
     manifest = json.loads((job.folder / "manifest.json").read_text())
@@ -147,7 +189,7 @@ def test_manifest_names_steps_versions_and_machine(job):
 class Checker(HTMLParser):
     """Open and closing tags must match; collects tags, links and text."""
 
-    VOID = frozenset({"meta", "path", "circle", "br"})
+    VOID = frozenset({"meta", "path", "circle", "br", "wbr", "input"})
 
     def __init__(self):
         super().__init__()
@@ -176,7 +218,11 @@ def test_page_is_one_whole_file_that_fetches_nothing(job):
     checker.feed(page)
     assert checker.open == []
     assert "script" not in checker.tags
-    assert checker.links == []
+    assert len(checker.links) > 5
+    for link in checker.links:  # to files beside it, which are opened only by who clicks
+        assert not link.startswith(("/", ".", "#"))
+        assert ":" not in link
+        assert (job.folder / link).is_file(), link
     assert "http://" not in page
     assert "https://" not in page
     assert "@import" not in page
@@ -192,9 +238,9 @@ def test_page_shows_every_part(job):
     for part in (
         "90.0 %",
         "25.0 %",
-        "92%",
-        "kd: Loss",
-        "grpo: Mean reward",
+        "92 %",
+        "Loss",
+        "Mean reward",
         "q_proj",
         "Cold-start gate",
         "Export check",
@@ -207,7 +253,7 @@ def test_page_shows_every_part(job):
         "method: gptq",
     ):
         assert part in text, part
-    assert checker.tags.count("svg") >= 5 + 4 + 2
+    assert checker.tags.count("svg") >= 3 + 2
 
 
 def test_the_same_files_give_the_same_page(job):
@@ -241,3 +287,208 @@ def test_ticks_span_the_values():
         assert ticks[0] <= low
         assert ticks[-1] >= high
         assert 2 <= len(ticks) <= 8
+
+
+def text_of(folder):
+    checker = Checker()
+    checker.feed((folder / "report.html").read_text())
+    return " ".join(" ".join(checker.text).split())
+
+
+def test_a_stopped_run_has_a_report_of_what_is_there(job):
+    """Its plan says what was to come; a training that was begun shows its curves."""
+    report.begin(job)
+    for name in ("05-train-grpo", "12-evaluate-bf16"):
+        (job.folder / name).rename(job.folder / f"{name}.partial")
+    for path in job.folder.glob("*.partial/manifest.json"):
+        path.unlink()
+    write_report(job.folder)
+    text = text_of(job.folder)
+    assert "Stopped at 12-evaluate-bf16" in text
+    assert "10 of 12 steps done" in text
+    assert "Mean reward" in text
+    assert "waiting" not in text  # both were begun
+    assert f"rqat qat --recipe {job.folder}/recipe.yaml -o {job.folder}" in text
+    assert not (job.folder / "summary.json").exists()
+
+
+def test_a_run_that_goes_on_says_so(job):
+    report.begin(job)
+    (job.folder / "12-evaluate-bf16").rename(job.folder / "12-evaluate-bf16.partial")
+    with only_one(job.folder):
+        write_report(job.folder)
+    assert "Running at 12-evaluate-bf16" in text_of(job.folder)
+
+
+def test_a_run_of_an_earlier_version_has_a_report(job):
+    """Without plan.json; what a model started from is found by fingerprints."""
+    report.write(job)
+    (job.folder / "plan.json").unlink()
+    for number, path in enumerate(sorted(job.folder.glob("0*/manifest.json"))):
+        manifest = json.loads(path.read_text()) | {"fingerprint": str(number)}
+        manifest["facts"] = {"inputs": {"start": "2"}} if "grpo" in path.parent.name else {}
+        path.write_text(json.dumps(manifest))
+    run = read_folder(job.folder)
+    assert (run.name, run.scheme, len(run.steps)) == ("made-up & more", "w2g64", 12)
+    assert run.before("grpo") == "kd"
+    write_report(job.folder)
+    assert "92 %" in text_of(job.folder)
+
+
+DAMAGE = {
+    "plan.json": ["", "[]", "{}", '{"steps": 3}', '{"steps": [{"name": "../.."}]}', "null"],
+    "manifest.json": ["{", "[1]", '{"recipe": [], "told": 4, "packages": 1, "name": {}}'],
+    "01-quantize-gptq/layers.json": ["{}", "[1, {}]", '[{"name": 3}]', '[{"name": "a.1.b", "error": "x", "bits": 0}]'],
+    "03-train-kd/training.jsonl": ["{", '{"step": "x", "loss": null}\n{"step": 2, "loss": []}\n'],
+    "07-evaluate-bf16/samples.jsonl": ["[]\n", '{"index": 1}\n', ""],
+    "07-evaluate-bf16/manifest.json": ["", "{}"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in DAMAGE.items() for text in texts])
+def test_refreshing_never_raises(job, caplog, name, text):
+    report.write(job)
+    (job.folder / name).write_text(text)
+    (job.folder / "report.html").unlink()
+    with caplog.at_level("DEBUG", logger="rqat"):
+        report.refresh(job.folder)
+    assert "was not written" not in caplog.text
+    assert "Training" in text_of(job.folder)
+
+
+def test_refreshing_what_is_no_run_does_nothing(tmp_path):
+    report.refresh(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_command_writes_the_report_anew(job, tmp_path_factory):
+    report.write(job)
+    (job.folder / "report.html").unlink()
+    done = CliRunner().invoke(build(), ["report", str(job.folder)])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == str(job.folder / "report.html")
+    assert (job.folder / "report.html").is_file()
+    refused = CliRunner().invoke(build(), ["report", str(tmp_path_factory.mktemp("empty"))])
+    assert refused.exit_code == 2
+    assert "is no run" in refused.stderr
+
+
+def pair(variant, against, says):
+    return {"variant": variant, "against": against, "says": says, "task": "t"}
+
+
+@pytest.mark.parametrize(
+    ("gptq", "kd", "pairs", "value", "label"),
+    [
+        (0.5, 0.7, {"gptq": "worse", "kd": "better", "kd bf16": "worse"}, "50 %", "won back by kd"),
+        # The quickstart on another processor: 94.7 and 96.3 of 95.9, and none of it shown.
+        (0.947, 0.963, {"gptq": NOT_SHOWN, "kd": NOT_SHOWN, "kd bf16": NOT_SHOWN}, "no loss shown", "nothing to win"),
+        (0.5, 0.55, {"gptq": "worse", "kd": NOT_SHOWN, "kd bf16": "worse"}, "none shown", "won back by kd"),
+        (0.5, 0.92, {"gptq": "worse", "kd": "better", "kd bf16": NOT_SHOWN}, "all", "no difference to bf16 shown"),
+        (0.5, 0.89, {"gptq": "worse", "kd": "better", "kd bf16": NOT_SHOWN}, "98 %", "won back by kd"),
+        (0.5, 0.99, {"gptq": "worse", "kd": "better", "kd bf16": "better"}, "more", "better than bf16"),
+    ],
+)
+def test_what_was_won_back_is_claimed_only_where_it_is_shown(gptq, kd, pairs, value, label):
+    variants = {name: {"accuracy": share} for name, share in {"bf16": 0.9, "gptq": gptq, "kd": kd}.items()}
+    told = [pair("gptq", "bf16", pairs["gptq"]), pair("kd", "gptq", pairs["kd"]), pair("kd", "bf16", pairs["kd bf16"])]
+    found = recovered("gptq", variants, told)
+    assert found is not None
+    assert found[0] == value
+    assert label in found[1]
+
+
+def test_whiskers_lie_on_an_axis_that_fits():
+    drawn = charts.intervals({"a": (0.93, 0.95, 0.97), "b": (0.90, 0.92, 0.94)})
+    assert ">0 %<" not in drawn
+    assert ">90 %<" in drawn
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%", drawn)]
+    assert min(widths) > 20  # of the lane: nobody needs a lens
+    assert charts.intervals({"a": (0.0, 0.0, 0.0)}).count("whisker") == 1
+    perplexity = charts.intervals({"a": (21.0, 23.4, 25.0), "b": (30.0, 31.0, 32.0)})
+    assert ">23.4<" in perplexity
+    assert "%<" not in perplexity
+
+
+def test_heat_maps_share_one_scale():
+    maps = {"gptq": {"q": {0: ("m.0.q", 0.01), 1: ("m.1.q", 0.1)}}, "rtn": {"q": {0: ("m.0.q", 0.1), 2: ("m.2.q", 0)}}}
+    drawn = charts.heat_map(maps)
+    assert drawn.count("--v:0%") == 2  # the smallest, and the key
+    assert drawn.count("--v:100%") == 3
+    assert 'title="m.1.q: 10.00%"' in drawn
+    assert charts.heat_map({}) == ""
+
+
+def test_layers_that_differ_by_their_block_are_one_line(job):
+    report.write(job)
+    text = text_of(job.folder)
+    assert (
+        "gptq, model.layers.*.self_attn.q_proj (2), model.layers.*.self_attn.k_proj (2): fell back to rounding" in text
+    )
+    assert text.count("fell back to rounding") == 2
+    many = [f"model.layers.{i}.mlp.{kind}" for i in range(30) for kind in ("up_proj", "down_proj")]
+    assert value(many) == "model.layers.*.mlp.up_proj (30), model.layers.*.mlp.down_proj (30)"
+
+
+def test_sizes_add_up(job):
+    (job.folder / "01-quantize-gptq" / "model.safetensors").write_bytes(dense({"norm.weight": [64]}))
+    report.write(job)
+    tensors = stored_in(read_run(job))
+    assert [(one.name, one.bits) for one in tensors[-2:]] == [
+        *(("model.layers.2.self_attn.k_proj", 2.25), ("norm.weight", 16.0))
+    ]
+    whole = together(tensors)
+    assert (whole.count, whole.weights, whole.bytes) == (7, 6 * 512 + 64, 6 * 144 + 128)
+    assert by_kind(tensors)[0].count == 3
+
+
+def dense(shapes):
+    header = json.dumps({name: {"dtype": "BF16", "shape": shape} for name, shape in shapes.items()}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+def test_the_first_step_that_parts_is_marked():
+    written = held_against("<|im_start|>1+1=2\n2+2=5\n\\boxed{5}<|im_end|>", "1+1=2\n2+2=4\n\\boxed{4}")
+    assert (written.same, written.parted, written.rest) == ("1+1=2\n", "2+2=5\n", "\\boxed{5}")
+    assert held_against("One. Two. Four.", "One. Two. Three. Four.").parted == "Four."
+    assert held_against("same", "same").parted == ""
+    assert held_against("", "x") == held_against("", None)
+    assert plain("<s>[INST] a < b [/INST]</s><｜User｜>x<|endoftext|>") == "a < b x"
+    long = held_against("a\n" * 2000 + "b\n" * 9000, "a\n" * 2000 + "c")
+    assert (long.hidden, len(long.same), long.cut) == (4000 - 600, 600, True)
+    assert len(long.same + long.parted + long.rest) <= 4000
+
+
+def test_samples_can_be_filtered_by_what_became_of_them(job):
+    picked = pick(read_run(job), "arith")
+    assert picked.counts == {"all": 40, "changed": 34, "lost": 2, "gained": 0}
+    assert [one.index for one in picked.shown if "lost" in one.kinds] == [34, 35]
+    report.write(job)
+    page = (job.folder / "report.html").read_text()
+    for kind in ("all", "changed", "lost", "gained"):
+        assert f'id="filter-{kind}"' in page
+    assert page.count('class="problem changed lost"') == 2
+
+
+def test_the_commands_name_this_run(job):
+    report.write(job)
+    text = text_of(job.folder)
+    assert f"rqat qat --recipe {job.folder}/recipe.yaml -o {job.folder}-again" in text
+    assert f"rqat eval arith {job.folder}/05-train-grpo --limit 40 --batch 8" in text
+
+
+def test_the_recipe_beside_the_report_makes_the_same_plan(tmp_path):
+    """With every default filled in, those of plugins too."""
+    registry = Registry.discover()
+    for name in ("quickstart", *sorted(set(shipped_recipes()) - {"quickstart"})[:3]):
+        plan = build_plan(load_recipe(name, ["model=builtin:tiny-reasoner"]), registry)
+        whole = filled(plan)
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
+        again = build_plan(load_recipe(tmp_path / "recipe.yaml"), registry)
+        assert [again.fingerprint(step) for step in again.steps] == [plan.fingerprint(step) for step in plan.steps]
+        assert filled(again) == whole
+    quick = filled(build_plan(load_recipe("quickstart"), registry))
+    assert quick["quantize"]["damp"] == 0.01
+    assert quick["train"][1]["epsilon"] == 0.2
+    assert quick["evaluate"][0]["temperature"] == 0.0
+    assert quick["train"][0]["data"]["rows"] == 20000

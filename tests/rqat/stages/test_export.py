@@ -166,7 +166,7 @@ def test_model_card(tmp_path: Path) -> None:
     job, step, _ = prepare(tmp_path, "w2g64-sym", skip="down_proj")
     export.run(job, step)
     text = (exported(job, step) / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: transformers\nbase_model: someone/tiny-qwen\n")
+    assert text.startswith("---\nbase_model: someone/tiny-qwen\nlibrary_name: transformers\n")
     assert "# tiny-qwen, w2g64-sym" in text.replace("someone/", "")
     assert "`model.layers.1.mlp.down_proj`" in text
     assert "vllm serve" in text

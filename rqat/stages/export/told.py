@@ -1,0 +1,166 @@
+"""What a run adds to the model card when it ends: scores and how they came about, licence, recipe, versions.
+
+The front matter is that of the hub (`base_model`, `license`, `quantized_by`, `model-index`), written by its own
+classes. No local path, address or token is named: of a file its name is kept, and no more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from ...stage import BASE
+
+CARD = "README.md"
+
+RESULTS, MADE = "Results", "How it was made"
+
+_LICENCE = ("license", "license_name", "license_link")
+
+
+def told(
+    text: str, *, variant: str, summary: Mapping[str, Any], plan: Mapping[str, Any], licence: Mapping[str, str]
+) -> str:
+    """A model card with what its run tells; what an earlier end of the run has told is replaced.
+
+    Args:
+        text: the card as the export wrote it.
+        variant: of the model that was exported.
+        summary: contents of summary.json.
+        plan: contents of plan.json.
+        licence: `license` and what goes with it, of the model before quantization; empty where none is known.
+    """
+    from huggingface_hub import ModelCard
+
+    card: Any = ModelCard(text, ignore_metadata_errors=True)
+    found = {task: models[variant] for task, models in summary["tasks"].items() if variant in models}
+    for key, value in licence.items():
+        setattr(card.data, key, value)
+    card.data["quantized_by"] = card.data.get("quantized_by") or "rqat"
+    title = next((line[2:] for line in card.text.splitlines() if line.startswith("# ")), "model")
+    card.data.model_name = title if found else None
+    card.data.eval_results = [_entry(task, figures) for task, figures in found.items()] or None
+    head, *sections = re.split(r"^(?=## )", card.text.strip() + "\n", flags=re.MULTILINE)
+    kept = [section.strip() for section in sections if not section.startswith((f"## {RESULTS}\n", f"## {MADE}\n"))]
+    results = "\n".join(_results(variant, summary, found)).strip() if found else ""
+    made = "\n".join(_made(plan, licence))
+    card.text = "\n\n".join(part for part in (head.strip(), results, *kept, made) if part) + "\n"
+    return f"---\n{card.data.to_yaml()}\n---\n\n{card.text}"
+
+
+def _entry(task: str, figures: Mapping[str, Any]) -> Any:
+    """A score as the hub lists it."""
+    from huggingface_hub import EvalResult
+
+    interval = f"95 % interval {100 * figures['low']:.1f} to {100 * figures['high']:.1f}"
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=re.sub(r"[^\w.-]+", "-", task),
+        dataset_name=task,
+        metric_type="accuracy",
+        metric_value=round(100 * figures["accuracy"], 2),
+        metric_name=f"accuracy in %, {interval}, {figures['n']} problems",
+    )
+
+
+def _results(variant: str, summary: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    """Every task, beside the model before quantization where that was asked, too."""
+    yield f"## {RESULTS}\n"
+    yield "| task | problems | before quantization, % | this model, % | difference, points |"
+    yield "|---|---:|---:|---:|---|"
+    pairs = {(pair["task"], pair["variant"], pair["against"]): pair for pair in summary["paired"]}
+    for task, figures in found.items():
+        before = summary["tasks"][task].get(BASE)
+        pair = pairs.get((task, variant, BASE))
+        change = ""
+        if pair is not None:
+            low, high = (f"{100 * pair[end]:+.1f}" for end in ("low", "high"))
+            change = f"{100 * pair['difference']:+.1f} ({low} to {high}): {pair['says']}"
+        yield f"| {_plain(task)} | {figures['n']} | {_share(before)} | {_share(figures)} | {change} |"
+    yield "\nIn brackets 95 % intervals: of an accuracy Wilson's, for several seeds a bootstrap over problems; of a"
+    yield "difference a bootstrap over problems. Whether a difference is shown says McNemar's exact test at 5 %,"
+    yield "problem by problem.\n"
+    for task, figures in found.items():
+        yield f"`{_plain(task)}`: {', '.join(_sampled(figures))}.\n"
+
+
+def _share(figures: Mapping[str, Any] | None) -> str:
+    if figures is None:
+        return ""
+    return f"{100 * figures['accuracy']:.1f} ({100 * figures['low']:.1f} to {100 * figures['high']:.1f})"
+
+
+def _sampled(figures: Mapping[str, Any]) -> Iterator[str]:
+    """How answers were written."""
+    generation = figures.get("generation") or {}
+    temperature = generation.get("temperature")
+    if temperature is not None:
+        yield f"temperature {temperature:g}, top-p {generation.get('top_p', 1.0):g}" if temperature else "greedy"
+    if generation.get("max_new_tokens"):
+        yield f"at most {generation['max_new_tokens']:,} new tokens"
+    seeds = figures.get("seeds") or ()
+    yield f"{len(seeds)} seeds" if len(seeds) > 1 else "one answer a problem"
+    if figures.get("mean_tokens") is not None:
+        yield f"{figures['mean_tokens']:.0f} tokens on average"
+    if figures.get("truncated") is not None:
+        yield f"{100 * figures['truncated']:.1f} % cut off"
+    if figures.get("backend"):
+        yield f"written by {_plain(figures['backend'])}"
+
+
+def _made(plan: Mapping[str, Any], licence: Mapping[str, str]) -> Iterator[str]:
+    """Licence, command, recipe and versions."""
+    import yaml
+
+    yield f"## {MADE}\n"
+    named = " ".join(_plain(licence[key]) for key in _LICENCE[:2] if key in licence)
+    yield (
+        f"Licence: {named}, that of the model before quantization."
+        if named
+        else ("The licence is that of the model before quantization.")
+    )
+    yield "\n```shell\nrqat qat --recipe recipe.yaml\n```\n\n`recipe.yaml`, every default filled in:\n"
+    recipe = yaml.safe_dump(shareable(plan["recipe"]), sort_keys=False, allow_unicode=True)
+    yield f"```yaml\n{recipe.replace('```', '')}```\n"
+    packages, machine = plan["packages"], plan["machine"]
+    names = [f"{name} {packages[name]}" for name in ("torch", "transformers", "trl", "lm_eval") if name in packages]
+    where = machine.get("gpu") or machine.get("processor") or ""
+    yield _plain(f"rqat {plan['rqat']}, {', '.join(names)}{f', on {where}' if where else ''}.")
+
+
+def shareable(value: Any) -> Any:
+    """A recipe without local paths and addresses: of a file or a folder its name is kept."""
+    if isinstance(value, Mapping):
+        return {_harmless(str(key)): shareable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [shareable(inner) for inner in value]
+    return _harmless(value) if isinstance(value, str) else value
+
+
+def _harmless(text: str) -> str:
+    if "://" in text:
+        return "(left out)"
+    local = text.startswith(("/", "~", "./", "../")) or "\\" in text or ("/" in text and Path(text).exists())
+    # As the card's title: what a stranger has called a folder may look like front matter.
+    return re.sub(r"[^\w./+ -]", "_", PurePath(text.replace("\\", "/")).name) if local else _plain(text)
+
+
+def _plain(text: Any) -> str:
+    """Text that is no markup, whatever a stranger has called a thing."""
+    return re.sub(r"[<>\[\]`|\n\r]+", "_", str(text))
+
+
+def licence_of(folder: Path | None) -> dict[str, str]:
+    """What the card of the model before quantization says of its licence; empty where there is none."""
+    path = folder / CARD if folder is not None else None
+    if path is None or not path.is_file():
+        return {}
+    from huggingface_hub import ModelCard
+
+    try:
+        data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError):
+        return {}
+    return {key: data[key] for key in _LICENCE if isinstance(data.get(key), str)}
