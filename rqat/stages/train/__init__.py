@@ -15,8 +15,8 @@ from ...errors import RqatError, nearest
 from ...estimate import Needs, Sizes
 from ...figures import duration_s
 from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
+from ...model.extras import about_teacher
 from ...model.layers import ENDS
-from ...model.teachers import teacher_problems
 from ...optimizers import MOMENTS, OPTIMIZERS, RATES, SCHEDULES, too_fast
 from ...problems import Place
 from ...stage import PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
@@ -275,7 +275,7 @@ class Train(Stage):
             text = f"no checkpoint before the last of {keys.steps} steps; interrupted, it starts over. By time: 10m."
             yield step.finding("note", "save_every", text)
         if keys.teacher is not None:
-            for problem in teacher_problems(keys.teacher, look.config, keys.max_tokens, offline=look.offline):
+            for problem in about_teacher(keys.teacher, look.config, keys.max_tokens, offline=look.offline):
                 yield step.finding(problem.level, "teacher", problem.text, problem.hint)
         if not look.plan.recipe.evaluate:
             yield Finding("note", "nothing is evaluated: the report will show losses only.", "Add `evaluate:`.")
