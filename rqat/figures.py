@@ -24,6 +24,20 @@ def seconds(value: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def roughly(value: float) -> str:
+    """A duration that is only about so long: "40 s", "3 min", "2 h 10 min"."""
+    if value < 90:
+        return f"{max(1, round(value))} s"
+    minutes = round(value / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def clock(value: float) -> str:
+    """A duration where room is short: "0:07", "1:43", "2h10"."""
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
 def percent(share: float) -> str:
     """A share as a percentage: "94.7 %"."""
     return f"{100 * share:.1f} %"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,12 +48,20 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Shows how far long work has come and how long it still takes; the CLI draws it, tests ignore it."""
 
+    def step(self, name: str, number: int, count: int, left: str = "") -> Any:
+        """A context manager around a step of a run, the `number`-th of `count`; `left`: what is known of the time."""
+
     def task(self, label: str, total: float) -> Any:
         """A context manager that gives a `Bar`."""
 
 
 class Silence:
     """A Progress that shows nothing."""
+
+    @contextmanager
+    def step(self, name: str, number: int, count: int, left: str = "") -> Iterator[None]:
+        """See `Progress`."""
+        yield
 
     @contextmanager
     def task(self, label: str, total: float) -> Iterator[Silence]:
@@ -77,6 +85,7 @@ class Job:
         progress: where long work reports to.
         workers: processes that a stage runs in which can run in several.
         told: what was known of the plan before it ran; it stands in the run's manifest and in the report.
+        saved: called whenever a step has saved what it can resume from.
         original: keeps the plan's model in memory between steps, where there is room.
         processes: this one among those, while it does such a step; alone otherwise.
     """
@@ -90,6 +99,7 @@ class Job:
     processes: Processes = field(default_factory=Processes)
     workers: int = 1
     told: Sequence[str] = ()
+    saved: Callable[[], None] = field(default=lambda: None)
     original: Original = field(default_factory=Original)
 
     def make(self, step: Step, role: str) -> Any:

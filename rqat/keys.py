@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from .contracts import Split
+from .contracts.data import spelled_source
+from .contracts.options import expanded
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class ModelKeys(Keys):
     """Which model. In a recipe a plain string is short for `{path: ...}`.
 
     Attributes:
-        path: folder, hub name, or `builtin:tiny-reasoner`.
+        path: folder, hub name, or `builtin:tiny-reasoner`; `~` and `$VARIABLES` stand for what they do in a shell.
         revision: hub revision; None is the default branch.
         dtype: dtype of the model in memory; `auto` is float32 on CPU and bfloat16 on CUDA.
         trust_remote_code: run modelling code that comes with the checkpoint; a recipe file cannot set it, `--set` can.
@@ -87,9 +89,21 @@ class ModelKeys(Keys):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False
 
+    @field_validator("path")
+    @classmethod
+    def _expanded(cls, path: str) -> str:
+        """What `~` and `$VARIABLES` stand for: the model is called by that in messages, reports and cards."""
+        return str(expanded(path)) if path.startswith("~") or "$" in path else path
+
 
 class DataKeys(PluginKeys):
-    """Rows from a source; what remains are the source's options."""
+    """Rows from a source; what remains are the source's options.
+
+    Attributes:
+        source: its name, or the path of a .jsonl, .json, .csv, .tsv, .parquet or .txt file, which may end in .gz.
+        split: which of its rows.
+        seed: their order.
+    """
 
     named_by: ClassVar[str] = "source"
     kinds: ClassVar[tuple[str, ...]] = ("source",)
@@ -97,3 +111,8 @@ class DataKeys(PluginKeys):
     source: str
     split: Split = "train"
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, given: Any) -> Any:
+        return spelled_source(given)

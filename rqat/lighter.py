@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping
 
@@ -86,7 +87,10 @@ def free_bytes(device: str) -> int | None:
     if device == "cpu":
         return available_bytes()
     try:
-        told = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True).stdout
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        told = subprocess.run(
+            [*QUERY, *([f"--id={visible}"] if visible else [])], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
         return min(int(line) for line in told.split()) << 20
     except (OSError, ValueError, subprocess.SubprocessError):
         return None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
 OPTIMIZERS = {
     "AdamW": True,
     "Adam": True,
@@ -39,3 +42,27 @@ SCHEDULES = (
     "inverse_sqrt",
 )
 """Schedules of transformers that need nothing but steps and warm-up."""
+
+RATES = {
+    "lr": (0.1, "weights, most of which are below 0.1,"),
+    "scale_lr": (0.1, "scales, as a share of themselves,"),
+    "zero_lr": (1.0, "zero points, in codes,"),
+    "other_lr": (0.1, "weights, most of which are below 0.1,"),
+}
+"""A training's learning rates: from where on one is doubtful, and what it moves.
+
+Adam and its kin move every value by up to the rate in one step: beyond these, by about as much as there is of it.
+"""
+
+
+def too_fast(
+    rates: Mapping[str, float | None], optimizer: str, lr_in: str
+) -> Iterator[tuple[str, Literal["error", "warning"], str]]:
+    """Learning rates that are doubtful (a warning) or ten times that (an error), by name, and why; never one of SGD."""
+    for name, rate in rates.items():
+        most, moved = RATES[name]
+        if rate is None or rate <= most or optimizer == "SGD":
+            continue
+        moved = "weights, in steps of the grid," if (name, lr_in) == ("lr", "codes") else moved
+        level: Literal["error", "warning"] = "error" if rate >= 10 * most else "warning"
+        yield name, level, f"{rate:g}: one step would move {moved} by up to that much."

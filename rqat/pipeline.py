@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from typing import Any
 from . import __version__, report
 from .errors import RqatError, RunError
 from .estimate import LIBRARIES_BYTES
+from .figures import roughly
 from .intact import damaged, is_manifest, read_manifest, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
@@ -44,7 +45,7 @@ LIBRARIES = ("torch", "transformers", "trl")
 MEMORY = "memory"
 """Under which a step's results come with the most memory that it has taken, and the estimate of it."""
 
-OWN_FILES = frozenset({LOCK, MANIFEST, SUMMARY, "report.html", "plan.json", "recipe.yaml"})
+OWN_FILES = frozenset({LOCK, MANIFEST, SUMMARY, "report.html", "plan.json", "recipe.yaml", "logs"})
 """What a run folder may hold besides the folders of steps."""
 
 
@@ -231,7 +232,9 @@ def _run_step(job: Job, step: Step) -> None:
     started = datetime.now(UTC)
     clock = time.perf_counter()
     with explained(work):
-        with heard() as told, _nothing_left(work):
+        number = job.plan.steps.index(step) + 1
+        left = time_left(job, job.plan.steps[number - 1 :])
+        with heard() as told, _nothing_left(work), job.progress.step(step.name, number, len(job.plan.steps), left):
             results = run_stage(job, step)
         memory = results.pop(MEMORY, {})
         written = sealed(work, without={MARK, *([stage.card] if (stage := stages().get(step.stage)) else ())})
@@ -254,6 +257,25 @@ def _run_step(job: Job, step: Step) -> None:
             },
         )
         _publish(work, final)
+
+
+def time_left(job: Job, steps: Sequence[Step]) -> str:
+    """What is known of the time that steps still take, from such steps of this run as were like them; "" if nothing."""
+    took: dict[tuple[str, str], list[float]] = {}
+    for step in job.plan.steps:
+        manifest = read_manifest(job.result_of(step.name))
+        if manifest is not None:
+            took.setdefault(_likeness(step), []).append(float(manifest["seconds"]))
+    to_do = [took.get(_likeness(step)) for step in steps if not job.result_of(step.name).is_dir()]
+    known = sum(sum(found) / len(found) for found in to_do if found)
+    if known < 1:
+        return ""
+    return f"{'about' if all(to_do) else 'at least'} {roughly(known)} left"
+
+
+def _likeness(step: Step) -> tuple[str, str]:
+    """Steps of which this is the same take about the same time: one task on different models, for one."""
+    return step.stage, "/".join(f"{role}={use.card.full_name}" for role, use in step.parts.items())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -11,8 +12,9 @@ from typing import Any
 
 from . import __version__
 from .cards import Card, Kind
+from .contracts.data import FILES
 from .contracts.options import graders_of, parts_of, starts_of
-from .errors import RecipeError, RqatError
+from .errors import RecipeError, RqatError, UnknownName
 from .facts import card_facts, model_facts, part_facts, settings_facts
 from .grids import grid_cards, scheme_problems
 from .keys import Keys, ModelKeys, PluginKeys
@@ -68,6 +70,20 @@ class Plan:
             ModelError: the layers cannot be quantized as asked.
         """
         return stages()[step.stage].schemes(step, self, config)
+
+    def written_out(self) -> dict[str, Any]:
+        """The recipe with a value for every key, the options of its plugins among them; it makes this same plan."""
+        values: dict[str, Any] = self.recipe.model_dump(mode="json")
+        for use in (use for step in self.steps for part in step.parts.values() for use in part.all()):
+            mapping: Any = values if use.place.keys else None
+            for key in use.place.keys:
+                inside = isinstance(mapping, list | dict) and (isinstance(mapping, list) or key in mapping)
+                mapping = mapping[key] if inside else None
+            if isinstance(mapping, dict):  # a task beside an objective is a name, and has no options there
+                mapping |= {
+                    key: value for key, value in use.options.model_dump(mode="json").items() if key not in mapping
+                }
+        return values
 
     def facts(self, step: Step) -> dict[str, Any]:
         """Everything that decides the result of a step, as JSON: the fingerprint is its hash (see `storage`)."""
@@ -214,6 +230,12 @@ class _Making:
             return self._with_parts(Use(card, self._registry.options(card, raw, place), place=place))
         except RecipeError as error:
             self._problems += error.problems
+        except UnknownName as error:
+            looks = kind == "source" and (os.sep in name or Path(name).suffix)
+            files = (
+                f" Files that can be named here end in {', '.join(FILES)}, each with or without .gz." if looks else ""
+            )
+            self.problem(f"{error}{files}")
         except RqatError as error:
             self.problem(str(error))
         return None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from .cards import Card, Kind
 from .contracts import Context, ModelShape, Problem
+from .contracts.options import became
 from .errors import RqatError
 from .estimate import Estimate, Sizes, bits_of
 from .facts import files_of
@@ -20,6 +22,7 @@ from .lighter import advice, free_bytes, room
 from .model.config import ModelConfig, read_config
 from .model.extras import check_checkpoint, remarks
 from .model.layers import EMBEDDING
+from .overlap import overlaps
 from .plan import Plan
 from .registry import Registry
 from .run_folder import begun, fates
@@ -67,6 +70,7 @@ def preflight(
         if folder is not None:
             findings += _room(plan, estimates, folder, fresh=fresh)
     findings += _trust(plan)
+    findings += _trackers(plan)
     findings += _files(plan)
     findings += _domains(plan)
     findings += _grids(plan, look)
@@ -93,10 +97,11 @@ def read_data(
     look = Look(plan, config, device, offline=offline, parts=_Parts(registry))
     findings = list(_classes(plan, registry, done))
     seen: set[tuple[str, int]] = set()
+    # What a step will read of other steps is not there yet; the sources those are made of are read in their place.
+    left_out = {*done, *(step.name for step in plan.steps if _reads_unwritten(step))}
     for step in plan.steps:
         alike = (step.stage, id(step.settings))
-        # What a step will read of other steps is not there yet; the sources those are made of are read in their place.
-        skipped = step.name in done or alike in seen or _reads_unwritten(step)
+        skipped = step.name in left_out or alike in seen
         reads = None if skipped else getattr(work_of(step.stage), "read_ahead", None)
         seen.add(alike)
         if reads is None:
@@ -105,6 +110,8 @@ def read_data(
             findings += reads(step, look)
         except RqatError as error:
             findings.append(step.finding("error", "", error.message, error.hint))
+    if not any(found.level == "error" for found in findings):
+        findings += overlaps(plan, _Parts(registry), left_out)
     return sorted(dict.fromkeys(findings), key=lambda finding: ORDER[finding.level])
 
 
@@ -177,6 +184,14 @@ def _trust(plan: Plan) -> Iterator[Finding]:
             yield Finding("error", text, f"If you trust it, add: --set {place.dotted}=true")
 
 
+def _trackers(plan: Plan) -> Iterator[Finding]:
+    """Trackers that are to be told of the training, and are not installed."""
+    for name in plan.recipe.log:
+        others = ("tensorboardX",) if name == "tensorboard" else ()
+        if not any(find_spec(package) for package in (name, *others)):
+            yield Finding("error", f"{plan.place.at('log')}: {name} is not installed.", f"pip install {name}")
+
+
 def _model(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
     place = plan.place.at("model")
     if config.folder is None:
@@ -243,7 +258,7 @@ def _files(plan: Plan) -> Iterator[Finding]:
         for use in (inner for part in step.parts.values() for inner in part.all()):
             for option, file in files_of(use.options):
                 if not file.path.exists():
-                    text = f"{use.card.name}.{option}: there is no file '{file}'."
+                    text = f"{use.card.name}.{option}: there is no file '{file}'{became(file)}."
                     yield step.finding("error", "", text, f"Paths are relative to {Path.cwd()}.")
 
 

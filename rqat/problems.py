@@ -5,9 +5,11 @@ pydantic finds the problems; this file words them: file and line, key, what is w
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -63,17 +65,39 @@ class Place:
         return int(number) if number.isdigit() else 0
 
     def __str__(self) -> str:
-        origin, whole = self._origin()
-        flag = origin.startswith("-") or origin.isupper()  # `--scheme`, `MODEL`
-        return origin if flag and whole else f"{origin} {self.dotted}".strip()
+        origin, length = self._origin()
+        if length and is_flag(origin):  # what the flag says is not said again
+            inside = ".".join(map(str, self.keys[length:]))
+            return f"{origin}{'.' if origin.startswith('--set ') else ' '}{inside}" if inside else origin
+        return f"{origin} {self.dotted}".strip()
 
-    def _origin(self) -> tuple[str, bool]:
-        """Where the value, or else the nearest mapping around it, was written; and whether it is the value itself."""
+    def in_flags(self, text: str) -> str:
+        """A text about keys with the flags that a command has for them: `--samples 8` for `calibration.samples: 8`."""
+        for keys, flag in self.origins.items():
+            if len(keys) > 1 and flag.startswith("--") and not flag.startswith("--set "):
+                named = re.escape(".".join(map(str, keys)))
+                pattern = rf"(?<![\w.])(?P<set>set )?{named}(?:(?:: |=)(?P<value>[\w.-]*\w))?(?![\w.]*\w)"
+                text = re.sub(pattern, partial(_as_flag, flag=flag, key=str(keys[-1])), text)
+        return text
+
+    def _origin(self) -> tuple[str, int]:
+        """Where the value, or else the nearest mapping around it, was written; and how many keys lead to that."""
         for length in range(len(self.keys), -1, -1):
             origin = self.origins.get(self.keys[:length])
             if origin is not None:
-                return origin, length == len(self.keys)
-        return "", False
+                return origin, length
+        return "", 0
+
+
+def is_flag(origin: str) -> bool:
+    """Whether a value comes from the command line: `--scheme`, `MODEL`."""
+    return origin.startswith("-") or origin.isupper()
+
+
+def _as_flag(found: re.Match[str], *, flag: str, key: str) -> str:
+    value, verb = found["value"], "give " if found["set"] else ""
+    switch = flag == f"--{value}-{key}"  # which says its value itself: `--skip-indivisible`
+    return f"{verb}{flag}" if switch or value is None else f"{verb}{flag} {value}"
 
 
 def problems_of(

@@ -5,6 +5,7 @@ Beyond the keys of a recipe a file may hold
     extends: other      a shipped recipe or a file (relative to this one) whose values stand where this one has none;
                         mappings are merged and lists replaced, but `train: {kd: {lr: 1e-5}}` changes one entry of a
                         list; naming another plugin drops the old one's options
+    train: {grpo: null} drops an inherited entry, as `train: -grpo` does, or `[-kd, -grpo]`
     model: path         a string where a mapping is expected is the key that names it, here `{path: ...}`;
                         likewise `quantize: gptq`, `calibration: arith`, `data: gsm8k`, `teacher: path`,
                         `evaluate: [math500]`, or `evaluate: math500` for a list of one
@@ -17,17 +18,19 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ValidationError, create_model
 
-from .errors import RecipeError, UnknownName
-from .keys import Keys, ModelKeys, PluginKeys
-from .problems import KeyPath, Place, is_list, model_at, models_in, problems_of, unknown_key
-from .registry import Card, Registry
-from .shorthand import follows, named_by, spell_out
+from .errors import RecipeError, RqatError, UnknownName
+from .keys import Keys, ModelKeys, Neutral, PluginKeys
+from .problems import KeyPath, Place, model_at, models_in, problems_of, unknown_key
+from .shorthand import dropped, named_by, spell_out
 from .stages import sections
 from .yaml_lines import parse_value, read_yaml
+
+Tracker = Literal["tensorboard", "trackio", "wandb"]
+"""What is told the figures of a training, by the names that transformers has for them."""
 
 OLD_SPELLINGS = {"undivisible": "indivisible", "arms": "variants"}
 """Keys that were called otherwise once, and are still read."""
@@ -43,6 +46,11 @@ def _spelled_scheme(value: Any) -> Any:
     return value
 
 
+def _listed(value: Any) -> Any:
+    """One name as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 class RecipeKeys(Keys):
     """A whole recipe: the keys of the run, and below them one section or more for every stage.
 
@@ -52,11 +60,13 @@ class RecipeKeys(Keys):
         scheme: spelling of the weight grid ("w2g128"), or a mapping of `default` and shell patterns on full names of
             layers to spellings (`{default: w2g128, "*.down_proj": w3g128, lm_head: w8g128}`); of several patterns that
             match, the longest counts. The head is quantized only where a pattern names it.
+        log: trackers that are told the figures of a training besides training.jsonl: `tensorboard`, `trackio`, `wandb`.
     """
 
     name: str
     model: ModelKeys
     scheme: Annotated[str | dict[str, str], BeforeValidator(_spelled_scheme)] = "w2g128"
+    log: Annotated[tuple[Tracker, ...], BeforeValidator(_listed), Neutral("who is told of the figures")] = ()
 
     if TYPE_CHECKING:
 
@@ -122,6 +132,15 @@ def find_recipe(name: str | Path, *, beside: Path | None = None, where: object =
     bare = str(name).removesuffix(".yaml")
     if bare in shipped:
         return shipped[bare]
+    if path.is_dir():
+        inside = sorted(found.name for pattern in ("*.yaml", "*.yml") for found in path.glob(pattern))
+        some = ", ".join(inside[:6]) + (", ..." if len(inside) > 6 else "")
+        raise RqatError(
+            f"{where}: '{path}' is a folder, not a recipe.".removeprefix(": "),
+            hint=f"Name a file in it: {some}."
+            if inside
+            else "It holds no .yaml file; `rqat recipes ls` lists recipes.",
+        )
     error = UnknownName(bare, "recipe", shipped, where=str(where))
     if path.suffix in (".yaml", ".yml"):
         error.hint = f"There is no file '{path}'. {error.hint}"
@@ -221,13 +240,17 @@ def _merge_entries(
     origins: Mapping[KeyPath, str],
     keys: KeyPath,
 ) -> None:
-    """Merges `{kd: {...}, 1: {...}}` into the entries of a list that it names."""
+    """Merges `{kd: {...}, 1: {...}, grpo: null}` into the entries of a list that it names; null drops one."""
+    away = []
     for part, value in over.items():
-        place = origins[*keys, part]
+        place = origins.get((*keys, part), origins.get(keys, ""))
         index = _index(part, base, keys, place)
+        if value is None:
+            away.append(index)
+            continue
         if not (isinstance(value, dict) and isinstance(base[index], dict)):
             raise RecipeError(
-                [f"{place} {'.'.join([*map(str, keys), part])}: takes the keys to change, not {value!r}."]
+                [f"{place} {'.'.join([*map(str, keys), part])}: takes the keys to change, or null, not {value!r}."]
             )
         moved = {
             (*keys, index, *old[len(keys) + 1 :]): origin
@@ -235,6 +258,21 @@ def _merge_entries(
             if old[: len(keys) + 1] == (*keys, part)
         }
         _merge(base[index], value, base_origins, moved, (*keys, index))
+    for index in sorted(set(away), reverse=True):
+        _drop_entry(base, index, base_origins, keys)
+
+
+def _drop_entry(entries: list[Any], index: int, origins: dict[KeyPath, str], keys: KeyPath) -> None:
+    """Takes an entry out of a list; the places of those behind it move up."""
+    del entries[index]
+    depth = len(keys)
+    behind = {old: place for old, place in origins.items() if len(old) > depth and old[:depth] == keys}
+    for old in behind:
+        del origins[old]
+    for old, place in behind.items():
+        number = old[depth]
+        if isinstance(number, int) and number != index:
+            origins[*keys, number - (number > index), *old[depth + 1 :]] = place
 
 
 def _drop_options(base: dict[str, Any], over: Mapping[str, Any], keys: KeyPath) -> None:
@@ -305,6 +343,14 @@ def _override(text: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> N
             if isinstance(current, dict) and current.get(part) is None:
                 current[part] = {}
             current = current[key]
+    if isinstance(current, list) and value is None:  # `--set train.grpo=null`
+        _drop_entry(current, int(keys[-1]), origins, keys[:-1])
+        return
+    there = current.get(keys[-1]) if isinstance(current, dict) else None
+    if isinstance(there, list) and (names := dropped(value)):  # `--set train=-grpo`
+        for name in names:
+            _drop_entry(there, _index(name, there, keys, flag), origins, keys)
+        return
     if isinstance(current, dict):
         _drop_options(current, {str(keys[-1]): value}, keys[:-1])
     current[keys[-1]] = value
@@ -338,41 +384,3 @@ def _index(part: str, entries: list[Any], keys: KeyPath, flag: str) -> int:
     dotted = ".".join(map(str, keys))
     shown = f" or {', '.join(map(str, names))}" if names else ""
     raise RecipeError([f"{flag}: '{dotted}' has no entry '{part}'; write 0 to {len(entries) - 1}{shown}."])
-
-
-def json_schema(registry: Registry | None = None) -> dict[str, Any]:
-    """JSON schema of a recipe file with the options of every known plugin, for editors."""
-    registry = registry or Registry.discover()
-    schema = Recipe.model_json_schema()
-    definitions = schema["$defs"]
-    schema["title"] = "rqat recipe"
-    schema["properties"]["extends"] = {"type": "string", "description": "A recipe to start from: a name or a file."}
-    schema["required"] = []  # a recipe that extends another leaves out what that one has
-    for name, info in Recipe.model_fields.items():
-        if is_list(info.annotation):  # `train: {kd: {...}}` changes one entry of an inherited list
-            schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "object"}, {"type": "string"}]}
-    for model in models_in(Recipe):
-        key, kinds = named_by(model), getattr(model, "kinds", ())
-        if getattr(model, "number_for", ""):
-            definitions[model.__name__] = {"anyOf": [{"type": "number"}, definitions[model.__name__]]}
-        if not key:
-            continue
-        mapping = definitions[model.__name__]
-        cards = registry.cards(kinds[0]) if kinds else []
-        if kinds:
-            mapping["properties"][key]["examples"] = [card.name for card in cards]
-            mapping["allOf"] = [_when_named(key, card, definitions) for card in cards]
-        mapping["required"] = [name for name in mapping.get("required", ()) if name == key and not kinds]
-        definitions[model.__name__] = {"anyOf": [{"type": "string"}, mapping]}
-        if follows(model):  # the parts in front of it, then itself
-            entry = {"anyOf": [{"type": "string"}, {"type": "object"}]}
-            definitions[model.__name__]["anyOf"].append({"type": "array", "items": entry})
-    return schema
-
-
-def _when_named(key: str, card: Card, definitions: dict[str, Any]) -> dict[str, Any]:
-    """`if` the mapping names this plugin, `then` these are its options."""
-    options = card.options.model_json_schema()
-    definitions.update(options.get("$defs", {}))
-    then = {name: options[name] for name in ("properties", "required") if name in options}
-    return {"if": {"properties": {key: {"const": card.name}}, "required": [key]}, "then": then}

@@ -185,6 +185,11 @@ def finished_steps(folder: Path) -> list[Path]:
     return [path for path in _steps_in(folder) if path.suffix != PARTIAL and (path / MANIFEST).is_file()]
 
 
+def unfinished_steps(folder: Path) -> list[Path]:
+    """Folders of the steps of a run that were begun and are not finished, in order."""
+    return list(_partial(folder))
+
+
 def finished(folder: Path) -> dict[str, Path]:
     """Folders of finished steps by fingerprint; those in their places come before those set aside, newest first."""
     shelves = [path for path in (folder / OLD).glob("*") if path.name.isdigit()]

@@ -2,6 +2,7 @@
 
 quantize: gptq                  {method: gptq}
 train: kd                       [{objective: kd}]
+train: -grpo                    {grpo: null}, which drops an entry of an inherited list
 quantize: [rotate, gptq]        {transforms: [{method: rotate}], method: gptq}
 """
 
@@ -26,7 +27,9 @@ def spell_out(data: dict[str, Any], model: type[BaseModel], origins: dict[KeyPat
         if key not in data or inner is None:
             continue
         here = (*keys, key)
-        if not is_list(info.annotation):
+        if is_list(info.annotation) and (names := dropped(data[key])):
+            data[key] = dict.fromkeys(names)
+        elif not is_list(info.annotation):
             data[key] = _spelled(data[key], inner, origins, here)
         elif isinstance(data[key], list):
             data[key] = [_spelled(entry, inner, origins, (*here, n)) for n, entry in enumerate(data[key])]
@@ -34,6 +37,13 @@ def spell_out(data: dict[str, Any], model: type[BaseModel], origins: dict[KeyPat
             data[key] = [_spelled(data[key], inner, origins, here)]
         elif isinstance(data[key], dict):  # `train: {kd: {...}}` changes one entry of an inherited list
             data[key] = {name: _spelled(entry, inner, origins, (*here, name)) for name, entry in data[key].items()}
+
+
+def dropped(value: Any) -> list[str]:
+    """The names behind the minus signs of `-grpo`, or of `[-kd, -grpo]`; none where that is not all there is."""
+    names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    minus = [isinstance(name, str) and len(name) > 1 and name.startswith("-") for name in names]
+    return [name[1:] for name in names] if minus and all(minus) else []
 
 
 def named_by(model: type[BaseModel] | None) -> str:

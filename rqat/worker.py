@@ -140,6 +140,11 @@ class Relay(io.TextIOBase):
         return len(text)
 
     @contextmanager
+    def step(self, name: str, number: int, count: int, left: str = "") -> Iterator[None]:
+        """See `rqat.job.Progress`; the parent says which step it is."""
+        yield
+
+    @contextmanager
     def task(self, label: str, total: float) -> Iterator[Relay]:
         """See `rqat.job.Progress`."""
         self._say("task", label, total)

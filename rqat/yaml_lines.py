@@ -1,4 +1,7 @@
-"""YAML with the line of every value, by the core rules of YAML 1.2: `1e-5` is a number, `yes` and `no` are strings."""
+"""YAML with the line of every value, by the core rules of YAML 1.2: `1e-5` is a number, `yes` and `no` are strings.
+
+Merge keys are those of YAML 1.1, which every editor knows: `<<: *other`, or a list of such, of which earlier ones win.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,9 @@ TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float",
 MOST_VALUES = 20_000
 """Values in a document, those behind aliases counted wherever they are used; a recipe has a hundred."""
 
+
+MERGE = "<<"
+"""The key whose mappings stand in where a mapping has no key of its own."""
 
 NO_TEXT = "a zero, or half a surrogate pair"
 
@@ -91,7 +97,7 @@ class _Reading:
 
     def _mapping(self, node: yaml.MappingNode, keys: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node in self._pairs(node, 0):
             key = str(key_node.value)
             if not is_text(key):
                 self.problems.append(f"{self._line(key_node)}: {key!a:.60} holds what is no text: {NO_TEXT}.")
@@ -105,8 +111,34 @@ class _Reading:
             result[key] = self.value(value_node, inside)
         return result
 
+    def _pairs(self, node: yaml.MappingNode, depth: int) -> list[tuple[yaml.Node, yaml.Node]]:
+        """Keys and values of a mapping: first what it merges, where it has no such key itself, then its own."""
+        own = [pair for pair in node.value if not _merges(pair[0])]
+        known = {str(key.value) for key, _ in own}
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
+        for key, value in node.value:
+            if not _merges(key):
+                continue
+            for other in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                self.values += 1  # counted, since merged mappings may merge others without bound
+                if depth > DEEPEST or self.values > MOST_VALUES:
+                    self.problems.append(f"{self._line(key)}: merges too many mappings, or itself.")
+                    return own
+                if not isinstance(other, yaml.MappingNode):
+                    self.problems.append(f"{self._line(key)}: '{MERGE}' takes a mapping, or a list of such: <<: *name.")
+                    continue
+                for pair in self._pairs(other, depth + 1):
+                    if str(pair[0].value) not in known:
+                        known.add(str(pair[0].value))
+                        merged.append(pair)
+        return [*merged, *own]
+
     def _line(self, node: yaml.Node) -> str:
         return f"{self.name}:{node.start_mark.line + 1}"
+
+
+def _merges(key: yaml.Node) -> bool:
+    return isinstance(key, yaml.ScalarNode) and key.value == MERGE and key.style is None
 
 
 def read_yaml(path: Path, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
@@ -116,19 +148,24 @@ def read_yaml(path: Path, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]
         RecipeError: the file cannot be read, is not YAML, is empty, is no mapping, or has a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{name}: cannot be read: {error}."]) from None
+        data = path.read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        reason = "it is a folder" if path.is_dir() else (error.strerror or str(error)).lower()
+        raise RecipeError([f"{name}: cannot be read: {reason}."]) from None
+    except UnicodeDecodeError as error:
+        line, byte = data[: error.start].count(b"\n") + 1, data[error.start]
+        raise RecipeError([f"{name}:{line}: is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8."]) from None
     node = _compose(text, name)
     if node is None:
         raise RecipeError([f"{name}: is empty."])
     reading = _Reading(name, {(): name})
     if not isinstance(node, yaml.MappingNode):
         raise RecipeError([f"{name}:{node.start_mark.line + 1}: expected `key: value` lines here."])
-    data = reading.value(node, ())
+    found = reading.value(node, ())
     if reading.problems:
         raise RecipeError(reading.problems)
-    return data, reading.origins
+    return found, reading.origins
 
 
 def parse_value(text: str, name: str) -> Any:

@@ -43,6 +43,8 @@ def options_for(folder: Path) -> dict[str, dict[str, object]]:
     """Options of the parts that cannot do without."""
     lines = [{"question": f"What is {n} + {n}?", "solution": f"It is {2 * n}."} for n in range(60)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = ["question,solution", *(f"What is {n} + {n}?,It is {2 * n}." for n in range(60))]
+    (folder / "rows.csv").write_text("".join(f"{line}\n" for line in table))
     (folder / "text.txt").write_text("\n\n".join(f"Paragraph number {n}." for n in range(60)))
     problems = [{"problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(20)]
     (folder / "math500.jsonl").write_text("".join(json.dumps(line) + "\n" for line in problems))
@@ -52,6 +54,7 @@ def options_for(folder: Path) -> dict[str, dict[str, object]]:
     fields = {"prompt": "question", "completion": "solution"}
     return {
         "source jsonl": {"path": str(folder / "rows.jsonl"), "fields": fields},
+        "source table": {"path": str(folder / "rows.csv"), "fields": fields},
         "source text": {"path": str(folder / "text.txt")},
         "source gsm8k": {"path": str(folder)},
         "source mix": {"parts": [{"source": "text", "path": str(folder / "text.txt")}]},

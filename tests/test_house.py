@@ -37,7 +37,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "processes": ("errors",),
     "keys": ("contracts",),
     "cards": ("hookspecs", "contracts", "errors"),
-    "shapes": ("contracts", "keys", "scheme", "errors", "storage"),
+    "shapes": ("contracts", "keys", "scheme", "errors", "storage", "figures"),
     "estimate": ("shapes", "keys", "scheme", "errors"),
     "stage": ("estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme"),
     "stages": (
@@ -53,19 +53,21 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "generation": ("packed", "model", "shapes", "contracts", "keys", "scheme", "errors"),
     "evals": ("quiet", "generation", "contracts", "scheme", "errors", "storage"),
     "train": (
-        "figures",
+        *("figures", "cards"),
         *("grids", "optimizers", "generation", "model", "shapes", "contracts", "keys", "scheme", "errors", "storage"),
         "processes",
     ),
     "shorthand": ("problems",),
     "recipe": ("shorthand", "registry", "stages", "keys", "problems", "yaml_lines", "errors"),
+    "recipe_schema": ("recipe", "shorthand", "describe", "registry", "cards", "problems"),
     "plan": (
         *("grids", "facts", "recipe", "registry", "stages", "stage", "cards", "problems", "shapes", "keys", "storage"),
         *("contracts", "scheme", "errors"),
     ),
     "lighter": ("grids", "estimate", "stage", "stages", "shapes", "figures", "errors"),
+    "overlap": ("plan", "stage", "contracts", "errors"),
     "preflight": (
-        "lighter",
+        *("lighter", "overlap"),
         *("run_folder", "storage"),
         *("grids", "plan", "facts", "stages", "stage", "estimate", "cards", "registry", "model", "shapes", "keys"),
         *("figures", "contracts", "scheme", "errors"),
@@ -104,7 +106,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "pipeline": (
         *("lighter", "estimate", "shapes"),
         *("intact", "run_lock", "run_folder"),
-        *("launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "errors"),
+        *("launcher", "works", "report", "job", "stages", "stage", "facts", "storage", "figures", "errors"),
     ),
     "sweep": (
         *("pipeline", "run_folder", "run_lock", "report", "job", "plan", "recipe", "registry", "stage", "keys"),

@@ -92,7 +92,13 @@ def write_start(folder: Path, scheme: Scheme | None = None) -> Path:
 
 
 def train_step(
-    folder: Path, objective: str, *, source: Source | None = None, stage: str = "train", **keys: Any
+    folder: Path,
+    objective: str,
+    *,
+    source: Source | None = None,
+    stage: str = "train",
+    log: tuple[str, ...] = (),
+    **keys: Any,
 ) -> tuple[StubJob, Step]:
     """A job in `folder/run` and a step `02-<stage>-<objective>` of it, whose work folder exists."""
     registry = Registry.discover()
@@ -108,7 +114,10 @@ def train_step(
         rewards = [(registry.card("reward", name), keys) for name, keys in (settings.rewards or REWARDS).items()]
         made = tuple((Use(reward, reward.options(**keys.options)), keys.weight) for reward, keys in rewards)
         parts = {"objective": Use(card, use.options, made), "task": use}
-    plan: Any = SimpleNamespace(model=ModelKeys(path=str(folder / "model")), fingerprint=lambda step: step.name)
+    recipe = SimpleNamespace(name="run", log=log)
+    plan: Any = SimpleNamespace(
+        model=ModelKeys(path=str(folder / "model")), fingerprint=lambda step: step.name, recipe=recipe
+    )
     told = GateSettings.before(settings, use) if stage == "gate" else settings
     step = Step(f"02-{stage}-{objective}", stage, objective, told, parts, {"start": START})  # type: ignore[arg-type]
     job = StubJob(plan, folder / "run", registry, given=given)

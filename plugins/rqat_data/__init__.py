@@ -1,4 +1,4 @@
-"""Where rows come from: files (`jsonl`, `text`), GSM8K, the Hugging Face hub, and mixtures of other sources.
+"""Where rows come from: files (`jsonl`, `table`, `text`), GSM8K, the Hugging Face hub, and mixtures of other sources.
 
 Every source keeps train, validation and test apart and gives the same rows in the same order for the same seed.
 """
@@ -11,24 +11,48 @@ from pydantic import Field
 
 import rqat
 
-RowField = Literal["text", "prompt", "completion", "answer"]
+RowField = Literal["text", "prompt", "completion", "answer", "messages", "system"]
 
 
-class JsonlOptions(rqat.Options):
-    """Options of `jsonl`.
+class RowsOptions(rqat.Options):
+    """How a record of a file or of a data set becomes rows.
 
     Attributes:
-        path: a `.jsonl` or `.jsonl.gz` file, one object per line.
-        fields: which of a file's fields is which of a row's, e.g. `{prompt: problem, completion: generated_solution}`;
-            without it the file's fields are called `text`, or `prompt`, `completion` and `answer`.
-        validation: share of the rows set aside for the split `validation`, chosen by a hash of the row.
+        fields: which of a record's fields is which of a row's, e.g. `{prompt: problem, completion: solution}`;
+            `generations.0` leads into one. Without it the usual shapes are known: `text`; `prompt`, `completion` and
+            `answer`; `messages` (role, content); ShareGPT's `conversations` (from, value); Alpaca's `instruction`,
+            `input` and `output`; and `system` beside any of them.
+        turns: of a conversation, learn to write the assistant's last turn, or a row of its own for all of them.
         shuffle: mix the order of the rows, by the seed.
     """
 
-    path: rqat.File
     fields: dict[RowField, str] = Field(default_factory=dict)
-    validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    turns: Literal["last", "all"] = "last"
     shuffle: bool = True
+
+
+class JsonlOptions(RowsOptions):
+    """Options of `jsonl`.
+
+    Attributes:
+        path: a file with one JSON object per line, or a JSON list of such; may end in .gz.
+        validation: share of the rows set aside for the split `validation`, chosen by a hash of the row.
+    """
+
+    path: rqat.File
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+
+class TableOptions(RowsOptions):
+    """Options of `table`.
+
+    Attributes:
+        path: a .csv, .tsv or .parquet file whose columns are the fields; .csv and .tsv may end in .gz.
+        validation: share of the rows set aside for the split `validation`, chosen by a hash of the row.
+    """
+
+    path: rqat.File
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
 class TextOptions(rqat.Options):
@@ -66,24 +90,20 @@ class Gsm8kOptions(rqat.Options):
     shuffle: bool = True
 
 
-class HubOptions(rqat.Options):
+class HubOptions(RowsOptions):
     """Options of `hub`.
 
     Attributes:
         name: a data set's name on the hub ("open-r1/OpenR1-Math-220k").
         config: its configuration, where it has several.
         revision: commit or branch; None is the default branch.
-        fields: which column is which field of a row, as in `jsonl`.
         splits: which split of the data set to read for ours; splits that are not listed are not there.
-        shuffle: mix the order of the rows, by the seed.
     """
 
     name: str
     config: str | None = None
     revision: str | None = None
-    fields: dict[RowField, str] = Field(default_factory=dict)
     splits: dict[rqat.Split, str] = Field(default={"train": "train"})
-    shuffle: bool = True
 
 
 class MixOptions(rqat.Options):
@@ -103,6 +123,7 @@ class MixOptions(rqat.Options):
 def register_sources(register: rqat.RegisterSource) -> None:
     """The cards of the sources."""
     register("jsonl", options=JsonlOptions, load=".files:Jsonl", summary="rows of a JSON-lines file")
+    register("table", options=TableOptions, load=".table:Table", summary="rows of a CSV, TSV or Parquet file")
     register("text", options=TextOptions, load=".files:Text", summary="documents of a plain text file", domain="text")
     register("gsm8k", options=Gsm8kOptions, load=".gsm8k:Gsm8k", summary="grade-school maths, solved", domain="math")
     register("hub", options=HubOptions, load=".hub:Hub", summary="a data set of the Hugging Face hub")

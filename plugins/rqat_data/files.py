@@ -13,7 +13,10 @@ from typing import Any
 import rqat
 
 from . import JsonlOptions, TextOptions
-from .rows import in_split, make_row, not_empty, shuffled
+from .rows import in_split, make_rows, not_empty, shuffled
+
+TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".xls")
+"""Endings of files that are no JSON."""
 
 
 class Jsonl(rqat.Source):
@@ -24,9 +27,15 @@ class Jsonl(rqat.Source):
     def rows(self, split: rqat.Split, seed: int) -> Iterator[rqat.Row]:
         """See `rqat.Source`."""
         path = self.options.path.path
+        if path.suffix.lower() in TABLES:
+            raise rqat.DataError(
+                f"'{path}' is a {path.suffix} file, which has no JSON.",
+                hint=f"Name it as the source, `data: {path.name}`, or use `source: table`.",
+            )
         found = [
-            make_row(record, self.options.fields, lambda line=line: f"{path}:{line}")  # type: ignore[misc]
+            row
             for line, record in records(path)
+            for row in make_rows(record, self.options, lambda line=line: f"{path}:{line}")  # type: ignore[misc]
         ]
         chosen = in_split(not_empty(found, f"'{path}'"), split, self.options.validation, f"'{path}'")
         return shuffled(not_empty(chosen, f"The split '{split}' of '{path}'"), seed, shuffle=self.options.shuffle)
@@ -73,13 +82,50 @@ def read_text(path: Path) -> str:
 
 
 def records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line number and value of every line that is not blank."""
-    for line, text in enumerate(read_text(path).split("\n"), start=1):
-        if not text.strip():
+    """Line number and value of every line that is not blank; or of every element, where the file is one JSON list."""
+    text = read_text(path)
+    if text.lstrip()[:1] == "[" and _is_list(text):
+        yield from _elements(text, path)
+        return
+    for line, written in enumerate(text.split("\n"), start=1):
+        if not written.strip():
             continue
         try:
-            yield line, json.loads(text)
+            yield line, json.loads(written)
         except (ValueError, RecursionError) as error:
+            raise _not_json(path, line, error) from error
+
+
+def _is_list(text: str) -> bool:
+    """Whether a file that begins with a bracket is one list, and not lines of which the first is one."""
+    try:
+        json.loads(text.strip().split("\n", 1)[0])
+    except (ValueError, RecursionError):
+        return True
+    return "\n" not in text.strip()
+
+
+def _elements(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """The elements of a JSON list, each with the line it begins on."""
+    decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
+    line, counted = 1, 0
+    at = blank.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
+    while text[at : at + 1] != "]":
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise _not_json(path, getattr(error, "lineno", line), error) from error
+        yield line, value
+        at = blank.match(text, at).end()  # type: ignore[union-attr]
+        if text[at : at + 1] not in (",", "]"):
             raise rqat.DataError(
-                f"{path}:{line}: not JSON: {error}.", hint="Write one JSON object per line."
-            ) from error
+                f"{path}:{line + text.count(chr(10), counted, at)}: not JSON: a comma or the list's end is missing.",
+                hint="Write a JSON list of objects, or one object per line.",
+            )
+        at = blank.match(text, at + (text[at] == ",")).end()  # type: ignore[union-attr]
+
+
+def _not_json(path: Path, line: int, error: Exception) -> rqat.DataError:
+    what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    return rqat.DataError(f"{path}:{line}: not JSON: {what}.", hint="Write one JSON object per line.")

@@ -9,46 +9,86 @@ from typing import Any, TypeVar, cast
 
 import rqat
 
+from . import RowsOptions
+from .conversations import first_question, opened, pieces, turns_of
+
 T = TypeVar("T")
-FIELDS = ("text", "prompt", "completion", "answer")
+TEXTS = ("text", "prompt", "completion", "answer")
+SPOKEN = {"messages": "messages", "conversations": "messages", "conversation": "messages"}
+"""Names of fields that hold a conversation."""
 
 
-def make_row(record: Any, fields: Mapping[Any, str], place: Callable[[], str]) -> rqat.Row:
-    """Picks a row's fields out of a record.
+def make_rows(record: Any, options: RowsOptions, place: Callable[[], str]) -> list[rqat.Row]:
+    """Picks a row's fields out of a record; of a conversation with `turns: all` there are several rows.
 
     Args:
         record: one line of a file or one example of a data set.
-        fields: names in the record by names in the row, as `inside` reads them; empty when they are the same.
         place: says where the record is, for the row's `place` and for errors.
     """
     if not isinstance(record, Mapping):
         raise rqat.DataError(f"{place()}: not an object.", hint='Write one object per line: {"text": "..."}.')
-    names = dict(fields) or {field: field for field in FIELDS if field in record}
-    row = {}
+    names = dict(options.fields) or _known(record)
+    row: dict[str, Any] = {"place": place()}
     for field, name in names.items():
         value = inside(record, name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and field == "answer":
-            value = str(value)
-        if not isinstance(value, str):
-            there = "is null" if holds(record, name) else "is missing"
-            what = there if value is None else f"is not a text but {type(value).__name__}"
-            raise rqat.DataError(
-                f"{place()}: the field '{name}' {what}.",
-                hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Name others with `fields`.",
-            )
-        if found := re.search("[\ud800-\udfff]", value):
-            raise rqat.DataError(
-                f"{place()}: character {found.start() + 1} of the field '{name}' is half of a pair "
-                f"({ascii(found[0])[1:-1]}), which is no text.",
-                hint="It was cut in the middle or is in another encoding; mend the data.",
-            )
-        row[field] = value
+        if field == "messages" or (field in ("prompt", "completion") and isinstance(value, list)):
+            row[field] = turns_of(value, name, place, asks=field != "completion")
+        elif field != "system" or value:  # no system prompt is none
+            row[field] = _text(record, field, name, place)
+    if isinstance(row.get("prompt"), list):  # as TRL has them
+        row["messages"] = [*row.pop("prompt"), *_answered(row, place)]
+    if "input" in row:
+        given = row.pop("input").strip()
+        row["prompt"] = f"{row['prompt']}\n\n{given}" if given else row["prompt"]
+    if "messages" in row:
+        turns = opened(row.pop("messages"), row.pop("system", None))
+        return [cast(rqat.Row, row | {"messages": piece}) for piece in pieces(turns, options.turns)]
     if not ("text" in row or "prompt" in row):
         raise rqat.DataError(
             f"{place()}: neither 'text' nor 'prompt'.",
             hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Map them: fields: {{prompt: NAME, ...}}",
         )
-    return cast(rqat.Row, row | {"place": place()})
+    return [cast(rqat.Row, row)]
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, str]:
+    """Which field of a record is which of a row's, by the names that are common."""
+    names = {field: field for field in (*TEXTS, "system") if field in record}
+    if "text" in names or "completion" in names or ("prompt" in names and "answer" in names):
+        return names
+    spoken = next((name for name in SPOKEN if isinstance(record.get(name), list)), None)
+    if spoken is not None:
+        return {field: name for field, name in names.items() if field != "prompt"} | {"messages": spoken}
+    if "prompt" not in names and {"instruction", "output"} <= record.keys():  # Alpaca's
+        inner = {"input": "input"} if record.get("input") else {}
+        return names | {"prompt": "instruction", "completion": "output"} | inner
+    return names
+
+
+def _answered(row: dict[str, Any], place: Callable[[], str]) -> list[rqat.Message]:
+    """The turns of a completion that stands beside a prompt made of messages."""
+    completion = row.pop("completion", [])
+    return [rqat.Message(role="assistant", content=completion)] if isinstance(completion, str) else completion
+
+
+def _text(record: Mapping[str, Any], field: str, name: str, place: Callable[[], str]) -> str:
+    value = inside(record, name)
+    if isinstance(value, int | float) and not isinstance(value, bool) and field == "answer":
+        value = str(value)
+    if not isinstance(value, str):
+        there = "is null" if holds(record, name) else "is missing"
+        what = there if value is None else f"is not a text but {type(value).__name__}"
+        raise rqat.DataError(
+            f"{place()}: the field '{name}' {what}.",
+            hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Name others with `fields`.",
+        )
+    if found := re.search("[\ud800-\udfff]", value):
+        raise rqat.DataError(
+            f"{place()}: character {found.start() + 1} of the field '{name}' is half of a pair "
+            f"({ascii(found[0])[1:-1]}), which is no text.",
+            hint="It was cut in the middle or is in another encoding; mend the data.",
+        )
+    return value
 
 
 def inside(record: Mapping[str, Any], name: str) -> Any:
@@ -74,7 +114,9 @@ def holds(record: Mapping[str, Any], name: str) -> bool:
 
 
 def identity(row: rqat.Row) -> str:
-    """What decides the split of a row: its text or prompt, so that one problem never has solutions in two splits."""
+    """What decides the split of a row: its text, prompt or first question; one problem is never in two splits."""
+    if "messages" in row:
+        return first_question(row["messages"])
     return row["text"] if "text" in row else row["prompt"]
 
 

@@ -131,7 +131,6 @@ def build() -> typer.Typer:
     app = typer.Typer(
         cls=type("Commands", (Commands,), {"registry": registry}),
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},

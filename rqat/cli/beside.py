@@ -67,11 +67,16 @@ def work_beside(out: Path, *, worth_keeping: str) -> Iterator[Path]:
 
 def run_in(work: Path, plan: Plan, registry: Registry, *, offline: bool, told: Sequence[str] = ()) -> Job:
     """Runs a plan in a folder, on the best device there is, and shows how far it is; the finished job."""
-    from ..job import Job
-    from ..model.devices import default_device
-    from ..pipeline import run_pipeline
+    with display.waiting("Loading libraries"):
+        from ..job import Job
+        from ..model.devices import default_device
+        from ..pipeline import run_pipeline
 
-    only_our_bars()
+        only_our_bars()
     job = Job(plan, work, registry, device=default_device(), offline=offline, progress=display.Bars(), told=told)
-    run_pipeline(job)
+    try:
+        run_pipeline(job)
+    except RqatError as error:  # a recipe's keys, in the words of the command that stands for it
+        error.message, error.hint = plan.place.in_flags(error.message), plan.place.in_flags(error.hint)
+        raise
     return job

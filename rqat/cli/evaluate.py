@@ -15,6 +15,7 @@ from ..figures import percent, seconds
 from ..storage import explained, read_json, write_json
 from . import display, options
 from .beside import WORK, run_in, work_beside
+from .device import Device
 from .values import pairs
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def evaluate(
         typer.Option(metavar="MODEL", help="What a task that compares models (kl) compares with: before quantization."),
     ] = None,
     backend: options.Backend = "auto",
+    device: Device = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
@@ -58,7 +60,7 @@ def evaluate(
     own = {"limit": limit, "batch": batch, "backend": backend, "original": original}
     keys = task_keys(context.obj.registry, task, raw, **own)
     flags: dict[KeyPath, str] = {("evaluate", 0, key): f"--set {key}" for key in raw}
-    flags |= {("evaluate", 0, key): f"--{key}" for key in ("data", "original")}
+    flags |= {("evaluate", 0, key): f"--{key}" for key in ("data", "original", "limit", "batch", "backend")}
     plan = eval_plan(
         context.obj.registry,
         ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code),

@@ -9,6 +9,7 @@ import typer
 from ..errors import DataError
 from ..quiet import only_our_bars
 from . import display, options
+from .device import Device
 
 
 def generate(
@@ -25,6 +26,7 @@ def generate(
         bool | None, typer.Option("--chat/--no-chat", help="Use the chat template; else if there is one.")
     ] = None,
     backend: options.Backend = "auto",
+    device: Device = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:

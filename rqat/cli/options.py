@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub name, builtin:NAME, or a step of a run.")]
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a file.")]
+
+
+def recipes_beginning(incomplete: str) -> list[str]:
+    """Names of recipes, and files and folders, that begin so: for the shell to complete."""
+    from ..recipe import shipped_recipes
+
+    paths = sorted(Path().glob(f"{glob.escape(incomplete)}*")) if not incomplete.startswith(("/", "~")) else []
+    files = [f"{path}{os.sep if path.is_dir() else ''}" for path in paths if path.is_dir() or path.suffix == ".yaml"]
+    return [*(name for name in shipped_recipes() if name.startswith(incomplete)), *files]
+
+
+_RECIPE = typer.Argument(metavar="RECIPE", help="Name of a recipe, or a file.", autocompletion=recipes_beginning)
+RecipeName = Annotated[str, _RECIPE]
+RecipeOrNone = Annotated[str | None, _RECIPE]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. train.0.lr=1e-5.")
 ]

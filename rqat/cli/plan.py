@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..contracts.options import became
 from ..errors import RqatError
 from ..figures import size
 from . import display, options
+from .device import Device, likely_device
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -30,6 +33,7 @@ def plan(
     data: Annotated[
         bool, typer.Option("--data", help="Read the data as well, as a run would; this takes seconds.")
     ] = False,
+    device: Device = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what a recipe will do. Every step with all defaults, memory and disk, warnings and errors; nothing runs."""
@@ -86,7 +90,7 @@ def check(
     found_all = preflight(
         made, folder=folder, fresh=fresh, offline=offline, device=likely_device(), processes=processes
     )
-    for found in found_all:
+    for found in _in_flags(made, found_all):
         if found.level == "error":
             errors.append(found)
             continue
@@ -97,10 +101,15 @@ def check(
     return told
 
 
-def check_data(made: Plan, folder: Path, registry: Registry, *, fresh: bool = False, offline: bool = False) -> None:
+def check_data(
+    made: Plan, folder: Path, registry: Registry, *, fresh: bool = False, offline: bool = False
+) -> list[str]:
     """Looks into the data of every step that `folder` does not hold yet, or with `fresh` of every step.
 
     Warnings are shown.
+
+    Returns:
+        warnings and notes, one line each.
 
     Raises:
         RqatError: everything that is missing or malformed at its beginning, all at once.
@@ -108,12 +117,21 @@ def check_data(made: Plan, folder: Path, registry: Registry, *, fresh: bool = Fa
     from ..preflight import read_data
     from ..run_folder import fates
 
-    done = [] if fresh else [fate.step for fate in fates(made, folder) if fate.state == "kept"]
-    found = read_data(made, registry, done=done, offline=offline, device=likely_device())
+    with display.waiting("Loading libraries, looking into the data"):
+        done = [] if fresh else [fate.step for fate in fates(made, folder) if fate.state == "kept"]
+        found = read_data(made, registry, done=done, offline=offline, device=likely_device())
+    found = _in_flags(made, found)
     for each in found:
         if each.level != "error":
             show_finding(each)
     _refuse([each for each in found if each.level == "error"])
+    return [f"{each.text} {each.hint}".rstrip() for each in found]
+
+
+def _in_flags(made: Plan, findings: Sequence[Finding]) -> list[Finding]:
+    """Findings of a plan that a command built, in the words of that command."""
+    say = made.place.in_flags
+    return [replace(found, text=say(found.text), hint=say(found.hint)) for found in findings]
 
 
 def _refuse(errors: Sequence[Finding]) -> None:
@@ -123,11 +141,6 @@ def _refuse(errors: Sequence[Finding]) -> None:
         raise RqatError(
             "\n  ".join([f"{len(errors)} things stand in the way:", *(f"{e.text} {e.hint}" for e in errors)])
         )
-
-
-def likely_device() -> str:
-    """ "cuda" where there is an NVIDIA driver with a device, else "cpu"; asking torch would take seconds."""
-    return "cuda" if Path("/proc/driver/nvidia/gpus").is_dir() else "cpu"
 
 
 def show_finding(found: Finding) -> None:
@@ -212,13 +225,16 @@ def _show(
 
 def _described(step: Step) -> Iterator[str]:
     """The recipe's keys of a step, then its parts, each with who provides it and its options."""
+    from ..facts import files_of
     from ..stages import stages
 
     yield from _wrapped(stages()[step.stage].shown(step))
     for role, use in step.parts.items():
         card = use.card
         yield f"  {role:<12} {card.name}  ({card.module}, {card.owner} {card.version})"
-        yield from _wrapped(use.options.model_dump(mode="json"))
+        values = use.options.model_dump(mode="json")
+        paths = {option: f"{file}{became(file)}" for option, file in files_of(use.options) if values[option] == file}
+        yield from _wrapped(values | paths)
 
 
 def _wrapped(values: Mapping[str, Any]) -> Iterator[str]:

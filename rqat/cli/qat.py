@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..errors import RqatError
 from ..figures import percent
 from ..quiet import only_our_bars
 from . import display, options
+from .device import Device
 
 
 def qat(
     context: typer.Context,
-    name: Annotated[str, typer.Option("--recipe", "-r", metavar="RECIPE", help="Name of a recipe, or a file.")],
+    recipe: options.RecipeOrNone = None,
+    name: Annotated[
+        str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="The same, as an option.")
+    ] = None,
     changes: options.Changes = None,
     out: options.RunFolder = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what the folder holds and start over.")] = False,
@@ -26,36 +32,45 @@ def qat(
         list[str] | None,
         typer.Option("--redo", metavar="STEP", help="Do this step again, and what depends on it; repeatable."),
     ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option("--log", metavar="TRACKER", help="Tell tensorboard, trackio or wandb, too; repeatable."),
+    ] = None,
     processes: Annotated[
         int, typer.Option("--processes", min=0, metavar="N", help="Train in N processes, one per GPU; 0: on all GPUs.")
     ] = 1,
+    device: Device = None,
     as_json: options.Json = False,
 ) -> None:
     """Run a recipe. What its run folder holds already is not done again; what belongs to another plan is set aside."""
-    from ..job import Job
-    from ..model.devices import default_device
-    from ..pipeline import run_pipeline
     from ..plan import build_plan
     from ..recipe import load_recipe
     from ..run_folder import step_called
     from .plan import check, check_data
 
-    plan = build_plan(load_recipe(name, changes or ()), context.obj.registry)
+    if (recipe is None) == (name is None):
+        what = "Which recipe?" if name is None else f"'{recipe}' and --recipe {name}: a run has one recipe."
+        raise RqatError(what, hint="rqat qat quickstart; `rqat recipes ls` lists recipes.")
+    plan = build_plan(load_recipe(recipe or name or "", [*(changes or ()), *_logged(log)]), context.obj.registry)
     folder = out or Path("runs") / plan.recipe.name
     last = step_called(plan, until, "--until") if until else ""
     again = [step_called(plan, step, "--redo") for step in redo or ()]
     workers = processes or _all_gpus()
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
     told = check(plan, folder, offline=context.obj.offline, fresh=fresh, processes=workers)
-    check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
-    device = default_device()
-    display.note(f"Device: {device}{_others(device, workers)}")
+    told += check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
+    from ..job import Job
+    from ..model.devices import default_device
+    from ..pipeline import run_pipeline
+
+    used = default_device()
+    display.note(f"Device: {used}{_others(used, workers)}")
     only_our_bars()
     job = Job(
         plan,
         folder,
         context.obj.registry,
-        device=device,
+        device=used,
         offline=context.obj.offline,
         progress=display.Bars(),
         workers=workers,
@@ -73,6 +88,11 @@ def qat(
     for checkpoint in filter(Path.is_dir, plan.checkpoints(folder)):
         display.note(f"Checkpoint: {checkpoint}")
     display.note(f"Report: {folder / 'report.html'}")
+
+
+def _logged(trackers: Sequence[str] | None) -> list[str]:
+    """What `--log` stands for."""
+    return [f"log={json.dumps(trackers)}"] if trackers else []
 
 
 def _all_gpus() -> int:

@@ -15,6 +15,7 @@ from ..errors import RunError
 from ..figures import seconds
 from . import display, options
 from .beside import WORK, hand_over, run_in, work_beside
+from .device import Device
 from .values import pairs, source
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def quantize(
     ] = "w4g128",
     calibration: Annotated[
         str | None,
-        typer.Option(
-            metavar="SOURCE", help="Data the quantizer sees: NAME, NAME:KEY=VALUE,..., or a .jsonl/.txt file."
-        ),
+        typer.Option(metavar="SOURCE", help="Data the quantizer sees: NAME, NAME:KEY=VALUE,..., or a file."),
     ] = None,
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
     tokens: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 512,
@@ -56,6 +55,7 @@ def quantize(
         bool, typer.Option("--skip-indivisible", help="Leave layers as they are that do not split into whole groups.")
     ] = False,
     format: Annotated[str, typer.Option(help="Checkpoint format.")] = "compressed-tensors",
+    device: Device = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
@@ -65,6 +65,7 @@ def quantize(
     from ..stages.quantize.command import quantize_plan
     from ..yaml_lines import parse_value
 
+    given = pairs(option or [], "--option")
     plan = quantize_plan(
         context.obj.registry,
         ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code),
@@ -74,14 +75,16 @@ def quantize(
         options={
             "skip": list(skip or ()),
             "indivisible": "skip" if skip_indivisible else "error",
-            **pairs(option or [], "--option"),
+            **given,
         },
         export=format,
         flags={
-            ("quantize",): "--option",
+            **{("quantize", name): f"--option {name}" for name in given},
             ("quantize", "skip"): "--skip",
+            ("quantize", "indivisible"): "--skip-indivisible",
             ("calibration", "samples"): "--samples",
             ("calibration", "tokens"): "--tokens",
+            ("calibration", "seed"): "--seed",
             ("export",): "--format",
         },
     )

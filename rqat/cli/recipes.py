@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import RqatError, RunError
 from . import display, options
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+
+SCHEMA = "rqat.schema.json"
+"""What a recipe's schema is called beside it."""
 
 
 def app() -> typer.Typer:
@@ -64,21 +71,33 @@ def cat(name: options.RecipeName) -> None:
 
 
 def cp(
+    context: typer.Context,
     name: options.RecipeName,
     target: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, or a folder to put it into.")],
+    full: Annotated[
+        bool, typer.Option("--full", help="With a value for every key and option, and nothing inherited.")
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help=f"With {SCHEMA} beside it, by which editors explain and check keys.")
+    ] = False,
 ) -> None:
     """Copy a recipe to edit it; nothing is overwritten."""
     from ..recipe import find_recipe
-    from ..storage import explained, write_text
+    from ..recipe_schema import json_schema
+    from ..storage import explained, write_json, write_text
 
     source = find_recipe(name)
+    text = _written_out(source, context.obj.registry) if full else source.read_text(encoding="utf-8")
     if target.is_dir():
         target = target / source.name
     if target.exists():
         raise RunError(f"'{target}' exists already.", hint="Choose another name; nothing is overwritten.")
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, source.read_text(encoding="utf-8"))
+    if schema:
+        write_json(target.parent / SCHEMA, json_schema(context.obj.registry))
+        text = f"# yaml-language-server: $schema={SCHEMA}\n{text}"
+    write_text(target, text)
     typer.echo(f"Wrote {target}. Next: rqat plan {target}")
 
 
@@ -106,11 +125,35 @@ def validate(
         raise typer.Exit(2)
 
 
-def schema(context: typer.Context) -> None:
-    """Print the JSON schema of a recipe. For editors that check YAML while you type."""
-    from ..recipe import json_schema
+def schema(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it there.")] = None,
+) -> None:
+    """Print the JSON schema of a recipe. For editors that explain keys, and check YAML while you type."""
+    from ..recipe_schema import json_schema
+    from ..storage import write_json
 
-    display.print_json(json_schema(context.obj.registry))
+    found = json_schema(context.obj.registry)
+    if out is None:
+        display.print_json(found)
+        return
+    write_json(out, found)
+    typer.echo(f"Wrote {out}. First line of a recipe beside it: # yaml-language-server: $schema={out.name}")
+
+
+def _written_out(source: Path, registry: Registry) -> str:
+    """A recipe with a value for every key, under the comment it begins with."""
+    import yaml
+
+    from .. import __version__
+    from ..plan import build_plan
+    from ..recipe import load_recipe
+
+    values = build_plan(load_recipe(source), registry).written_out()
+    lines = source.read_text(encoding="utf-8").splitlines()
+    head = [*itertools.takewhile(lambda line: line.startswith("#"), lines), f"# Every value as of rqat {__version__}."]
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+    return "\n".join([*head, "", text])
 
 
 def _first_comment(path: Path) -> str:

@@ -80,7 +80,7 @@ def sweep(
 def _executor(made: Sweep, folders: Folders, jobs: int | None, cluster: str | None) -> Executor:
     """What runs the cells."""
     from ..sweep.executors import Local, Submitit
-    from .plan import likely_device
+    from .device import likely_device
 
     if cluster is not None:
         return Submitit(folders.logs, jobs or len(made.cells), cluster, made.slurm)
@@ -104,7 +104,8 @@ def _check(made: Sweep, folders: Folders, *, offline: bool) -> None:
         RqatError: every error of every cell, each once.
     """
     from ..preflight import preflight
-    from .plan import likely_device, show_finding
+    from .device import likely_device
+    from .plan import show_finding
 
     found: dict[Any, list[str]] = {}
     for cell in made.cells:
@@ -189,7 +190,7 @@ def _needs(cell: Cell) -> dict[str, tuple[int, int]]:
     """Memory and disk of a cell's steps, in bytes."""
     from ..model.config import read_config
     from ..preflight import estimate
-    from .plan import likely_device
+    from .device import likely_device
 
     found = estimate(cell.plan, read_config(cell.plan.model, offline=True), likely_device(), offline=True)
     return {one.step: (one.memory_bytes, one.disk_bytes) for one in found}

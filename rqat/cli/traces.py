@@ -12,6 +12,7 @@ from ..errors import RunError
 from ..storage import write_json_lines
 from . import display, options
 from .beside import run_in, work_beside
+from .device import Device
 from .values import source
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def traces(
     model: options.Model,
     prompts: Annotated[
         str,
-        typer.Option(metavar="SOURCE", help="Whose prompts are answered: NAME, NAME:KEY=VALUE,..., or a .jsonl file."),
+        typer.Option(metavar="SOURCE", help="Whose prompts are answered: NAME, NAME:KEY=VALUE,..., or a file."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .jsonl file to write.")],
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which of its rows.")] = "train",
@@ -46,6 +47,7 @@ def traces(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Task whose grader says what is correct.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Completions written together, and lost when interrupted.")] = 64,
+    device: Device = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,

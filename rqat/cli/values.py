@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..contracts.data import spelled_source
 from ..errors import RqatError
-
-FILES = {".jsonl": "jsonl", ".txt": "text"}
-"""Which source reads a plain file, by its ending without `.gz`."""
 
 
 def pairs(texts: Sequence[str], flag: str) -> dict[str, Any]:
@@ -31,14 +29,13 @@ def pairs(texts: Sequence[str], flag: str) -> dict[str, Any]:
 
 
 def source(text: str, flag: str) -> dict[str, Any]:
-    """`NAME`, `NAME:KEY=VALUE,...` or a .jsonl or .txt file, as the mapping of a source.
+    """`NAME`, `NAME:KEY=VALUE,...` or the path of a file, as the mapping of a source.
 
     Raises:
         RqatError: see `pairs`.
     """
-    ending = Path(text.removesuffix(".gz")).suffix
-    if ending in FILES and (Path(text).exists() or ":" not in text):
-        return {"source": FILES[ending], "path": text}
+    if Path(text).exists() or ":" not in text:
+        return dict(spelled_source({"source": text}))
     name, _, rest = text.partition(":")
     # Not at the commas within brackets: `steps=[1, 4]`, `fields={prompt: question, completion: answer}`.
     options = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|[^,])+", rest)

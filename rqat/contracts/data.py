@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test"]
 
 
+FILES = {
+    **dict.fromkeys((".jsonl", ".json"), "jsonl"),
+    **dict.fromkeys((".csv", ".tsv", ".parquet"), "table"),
+    ".txt": "text",
+}
+"""Which source reads a plain file, by its ending without `.gz`: a path may stand where a source is expected."""
+
+
+def spelled_source(given: Any) -> Any:
+    """A mapping that names a source, where it names a file: `{source: traces.jsonl}` as that of the source of files."""
+    name = given.get("source") if isinstance(given, Mapping) else None
+    if not isinstance(name, str) or "path" in given:
+        return given
+    source = FILES.get(Path(name.removesuffix(".gz")).suffix.lower())
+    return {**given, "source": source, "path": name} if source else given
+
+
 class Message(TypedDict):
     """One turn of a conversation: `role` is "system", "user" or "assistant"."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validato
 from pydantic_core import CoreSchema, core_schema
 
 from ..scheme import Scheme
+from .data import spelled_source
 
 Level = Literal["error", "warning", "note"]
 
@@ -91,6 +94,19 @@ class Options(BaseModel):
         return ()
 
 
+def expanded(path: str) -> Path:
+    """A path as it is written in a recipe, with `~` and `$VARIABLES` replaced by what they stand for."""
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def became(path: str) -> str:
+    """What is to be said behind a path as it is written: what it became, or which of its variables are not set."""
+    found = str(expanded(path))
+    unset = re.findall(r"\$\{?\w+\}?", found)
+    told = f"{', '.join(unset)} is not set" if unset else found if found != str(Path(path)) else ""
+    return f" ({told})" if told else ""
+
+
 class File(str):
     """A path of a data file or folder, as a type of options: it has to exist, and its contents are fingerprinted.
 
@@ -99,8 +115,8 @@ class File(str):
 
     @property
     def path(self) -> Path:
-        """As a path, with `~` expanded."""
-        return Path(self).expanduser()
+        """As a path, with `~` and `$VARIABLES` expanded."""
+        return expanded(self)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -121,12 +137,24 @@ class Grader(str):
 
 
 class Part(BaseModel):
-    """One part of a source made of others: `{source: gsm8k, weight: 0.8, ...options of that source}`."""
+    """One part of a source made of others: `{source: gsm8k, weight: 0.8, ...options of that source}`.
+
+    A plain text is a source's name; a path in place of a name is read by the source of such files.
+
+    Attributes:
+        source: its name, or a path.
+        weight: its share, beside the weights of the others.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     source: str
     weight: float = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, given: Any) -> Any:
+        return spelled_source({"source": given} if isinstance(given, str) else given)
 
     @property
     def options(self) -> dict[str, Any]:

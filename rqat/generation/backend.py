@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from rqat_kernels.packed_linear import PackedLinear
 
+from ..contracts.options import expanded
 from ..errors import ModelError
 from ..model.checkpoint import load_checkpoint
 from ..model.config import read_config
@@ -44,7 +44,7 @@ def open_model(
     Raises:
         ModelError: there is none, or it is damaged; the backend is "packed", and it cannot be packed.
     """
-    folder = Path(keys.path).expanduser()
+    folder = expanded(keys.path)
     if backend != "packed" and (folder / QUANTIZED_FILE).is_file():
         checkpoint = load_checkpoint(folder, device=device, dtype=default_dtype(device, keys.dtype))
         return checkpoint.model, checkpoint.tokenizer

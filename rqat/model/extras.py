@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..contracts import Problem
-from ..errors import ModelError
-from .config import ModelConfig
+from ..errors import ModelError, RqatError
+from ..figures import size
+from ..keys import ModelKeys
+from .config import ModelConfig, read_config
 from .families import FAMILIES
-from .hub import GENERATION_FILE, uncertain_files
+from .hub import GENERATION_FILE, QUANTIZED_FILE, uncertain_files
+from .vocabulary import check_vocabularies
 
 NO_SAMPLING = frozenset(
     {"_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
@@ -193,3 +196,41 @@ def _listed(names: list[str]) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 30 else f"{text[:27]}..."
+
+
+def about_teacher(
+    keys: ModelKeys, student: ModelConfig | None, max_tokens: int, *, offline: bool = False
+) -> Iterator[Problem]:
+    """What is wrong with the files of a teacher, and whether its tokens are the student's.
+
+    Args:
+        student: None where its files cannot be read, which others tell.
+        max_tokens: longest row that it is to look at.
+    """
+    path = keys.path
+    try:
+        config = read_config(keys, offline=offline)
+        if config.folder is not None and (config.folder / QUANTIZED_FILE).is_file():
+            raise ModelError(f"'{path}' is a step of a run.", hint="Name the folder of an exported model.")
+        theirs = config.vocabulary(offline=offline)
+    except RqatError as error:
+        yield Problem(error.message, error.hint)
+        return
+    try:
+        mine = student.vocabulary(offline=offline) if student else None
+    except RqatError:
+        mine = None  # which loading the model reports
+    if theirs is not None and mine is not None:
+        try:
+            check_vocabularies(theirs, mine)
+        except RqatError as error:
+            yield Problem(f"'{path}': {error.message}", error.hint)
+    if config.context is not None and max_tokens > config.context:
+        text = f"max_tokens is {max_tokens}, but the teacher's context is {config.context}."
+        yield Problem(text, f"Use at most {config.context}.")
+    if config.quantization is not None:
+        method = config.quantization.get("quant_method", "an unknown method")
+        hint = "What quantization cost it, the student learns too; distil from 16 or 32 bits if you can."
+        yield Problem(f"'{path}' is quantized itself ({method}).", hint, level="warning")
+    if config.folder is None:
+        yield Problem(f"'{path}' will be fetched from the hub, {size(config.bytes)}.", level="note")

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..contracts.options import became, expanded
 from ..errors import ModelError, UnknownName
 from ..keys import ModelKeys
 from ..storage import is_inside
@@ -54,13 +55,13 @@ def resolve(keys: ModelKeys) -> Path | None:
                 path, "built-in model", [f"{BUILTIN}{e.parent.name}" for e in ASSETS.glob("*/config.json")]
             )
         return ASSETS / name
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if folder.is_dir():
         return folder
     if folder.is_file():
         raise ModelError(f"'{path}' is a file, not a model folder.", hint="Name the folder with config.json in it.")
-    if path.startswith((".", "~", os.sep)) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-        raise ModelError(f"The model folder '{path}' does not exist.", hint="Check the path.")
+    if path.startswith((".", "~", "$", os.sep)) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        raise ModelError(f"The model folder '{path}'{became(path)} does not exist.", hint="Check the path.")
     cached = _cache_folder(keys)
     return None if missing_files(cached) else cached
 

@@ -59,8 +59,8 @@ def choose_layers(
         bad = [name for name in kept if name not in whole]
         sizes = " and ".join(map(str, dict.fromkeys(found[name].group for name in bad)))
         raise ModelError(
-            f"{len(bad)} layers have input features that groups of {sizes} do not divide: "
-            f"{_listed({name: shapes[name] for name in bad})}.",
+            f"scheme: {len(bad)} layers have input features that groups of {sizes} do not divide: "
+            f"{listed({name: shapes[name] for name in bad})}.",
             hint=_fitting(shapes[name][1] for name in kept) + "or set quantize.indivisible: skip.",
         )
     if not whole:
@@ -72,14 +72,19 @@ FEW = 2
 """Layers of one kind and shape that are named one by one; of more, a pattern."""
 
 
-def _listed(shapes: Mapping[str, tuple[int, int]]) -> str:
-    """Layers and their shapes, those of many blocks as a pattern with their number."""
-    kinds: dict[tuple[str, tuple[int, int]], list[str]] = {}
-    for name, shape in shapes.items():
-        kinds.setdefault((re.sub(r"\.\d+\.", ".*.", name), shape), []).append(name)
-    told = []
-    for (pattern, shape), names in kinds.items():
-        told += [f"{len(names)} of {pattern} {shape}"] if len(names) > FEW else [f"{name} {shape}" for name in names]
+def listed(shapes: Mapping[str, tuple[int, int]]) -> str:
+    """Layers with their shapes; those of many blocks as patterns, as `skip` takes them, with their number."""
+    kinds: dict[tuple[str, int], list[str]] = {}
+    for name, (_, width) in shapes.items():
+        kinds.setdefault((re.sub(r"^.*\.\d+\.(.*\.)?", "*.", name), width), []).append(name)
+    told, many = list[str](), dict[tuple[int, int], list[str]]()
+    for (pattern, width), names in kinds.items():
+        if len(names) > FEW:
+            many.setdefault((len(names), width), []).append(pattern)
+        else:
+            told += [f"{name} {shapes[name]}" for name in names]
+    for (count, width), patterns in many.items():
+        told.append(f"{count}{' each' if patterns[1:] else ''} of {', '.join(patterns)} ({width} input features)")
     return ", ".join(told)
 
 

@@ -295,8 +295,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     tested = any("says" in row for table in found["tasks"] for row in table["rows"])
     if tested:
         parts.append(
-            "Differences in points. Paired problem by problem: exact McNemar test (of several seeds, sign test on their "
-            "means) at 5 %; intervals of differences by bootstrap over problems, 10,000 draws. Unclosed: thinking that "
+            "Differences in points. Paired problem by problem: exact McNemar test (of several seeds, sign test on "
+            "their means) at 5 %; intervals of differences by bootstrap over problems, 10,000 draws. Unclosed: thinking that "
             "never ended.\n"
         )
     return "\n".join(parts)

@@ -7,12 +7,15 @@ prompts, grades the completions and compares two shares with the recipe's floors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from ..contracts import Completion, Row, Verdict
 from ..errors import RqatError
+
+SHOWN = 200
+"""Characters of a text that are shown of an example."""
 
 Grade = Callable[[str, str, Row], Verdict]
 
@@ -91,12 +94,28 @@ def judge(figures: GateFigures, floors: Floors) -> dict[str, Any]:
     return {**asdict(figures), "passed": passed, "action": floors.action, "why": "" if passed else why}
 
 
-def stop_if_failed(verdict: dict[str, Any], objective: str, floors: Floors) -> None:
-    """Raises RqatError for a failed gate whose action is to stop."""
+def example_of(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What a model wrote, to be shown where the gate stops: the first completion, with its prompt and answer."""
+    if not lines:
+        return ""
+    first = lines[0]
+    asked, wrote = (_shortened(first[key]) for key in ("prompt", "completion"))
+    end = "" if first["ended"] else ", and was cut off there"
+    return f" Asked {asked!r} (answer {first['answer']}), it wrote {wrote!r}{end}."
+
+
+def _shortened(text: str) -> str:
+    """The end of a text, where the answer is, on one line."""
+    words = " ".join(text.split())
+    return words if len(words) <= SHOWN else f"... {words[-SHOWN:]}"
+
+
+def stop_if_failed(verdict: dict[str, Any], objective: str, floors: Floors, example: str = "") -> None:
+    """Raises RqatError for a failed gate whose action is to stop; `example` of what the model wrote stands in it."""
     if verdict["passed"] or floors.action != "stop":
         return
     raise RqatError(
-        f"the model is not ready for {objective}: {verdict['why']}.",
+        f"the model is not ready for {objective}: {verdict['why']}.{example}",
         hint="Distil longer first or use easier problems; or lower gate.pass_rate and gate.signal, or set gate.action "
         "to skip (keep the model as it is) or warn (train all the same).",
     )

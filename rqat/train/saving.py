@@ -13,7 +13,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -84,6 +84,7 @@ class Saving(TrainerCallback):
         every_s: seconds between two checkpoints.
         processes: those that train together: the first writes, and all have to have trained the same weights.
         log: training.jsonl, which has to be on disk as far as a checkpoint goes.
+        then: called when a checkpoint is on disk, by the thread that wrote it; never raises.
     """
 
     def __init__(
@@ -96,9 +97,10 @@ class Saving(TrainerCallback):
         every_s: float,
         processes: Processes,
         log: Path,
+        then: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.optimizer, self.scheduler, self.log = folder, optimizer, scheduler, log
-        self.every_steps, self.every_s, self.processes = every_steps, every_s, processes
+        self.every_steps, self.every_s, self.processes, self.then = every_steps, every_s, processes, then
         self.saved = 0
         self._random: dict[str, Any] | None = None
         self._since = time.monotonic()
@@ -265,6 +267,7 @@ class Saving(TrainerCallback):
             return
         written = sum(tensor.nbytes for tensor in snapshot.tensors.values())
         self._bytes_per_s = max(written, 1) / max(time.monotonic() - began, 1e-3)
+        self.then()
 
     def finish(self, patience_s: float | None = None) -> None:
         """Waits for what is being written.

@@ -37,6 +37,8 @@ class Log(TrainerCallback):
         self.seconds = 0.0
         kept = [line for line in read_json_lines(path) if _is_line(line) and line["step"] <= done]
         write_json_lines(path, kept)
+        if done:
+            bar.update(done)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Starts the step's clock."""

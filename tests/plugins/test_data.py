@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import Counter
 from itertools import islice
 
@@ -147,6 +148,173 @@ def test_text_splits_documents(registry, tmp_path):
     assert texts(min_chars=3) == ["one\nstill one", "two"]
     assert texts(split_at="line") == ["one", "still one", "two", "x"]
     assert len(texts(split_at="file")) == 1
+
+
+def made(registry, tmp_path, records, kind="jsonl", **options):
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows = source(registry, kind, path=str(path), validation=0, shuffle=False, **options).rows("train", 0)
+    return [{name: value for name, value in row.items() if name != "place"} for row in rows]
+
+
+def said(*turns):
+    """Messages from (role, content) pairs."""
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+TALK = said(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "2+2?"), ("assistant", "4"))
+
+
+@pytest.mark.parametrize(
+    ("record", "row"),
+    [
+        ({"messages": TALK}, {"messages": TALK}),
+        ({"messages": TALK[1:], "system": "Be brief."}, {"messages": TALK}),
+        ({"messages": TALK[1:], "system": None}, {"messages": TALK[1:]}),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}, {"messages": TALK[1:2]}),
+        (
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}], "id": 3},
+            {"messages": TALK[1:3]},
+        ),
+        ({"prompt": TALK[1:2], "completion": TALK[2:3]}, {"messages": TALK[1:3]}),  # TRL's
+        ({"prompt": TALK[:4], "answer": 4}, {"messages": TALK[:4], "answer": "4"}),
+        ({"prompt": "Hi", "messages": TALK[1:3]}, {"messages": TALK[1:3]}),
+        ({"instruction": "Add.", "input": "1 2", "output": "3"}, {"prompt": "Add.\n\n1 2", "completion": "3"}),
+        ({"instruction": "Add.", "input": "", "output": "3"}, {"prompt": "Add.", "completion": "3"}),
+        ({"prompt": "a", "completion": "b", "system": "s"}, {"prompt": "a", "completion": "b", "system": "s"}),
+        # What was a row before stays that row.
+        ({"prompt": "a", "completion": "b", "messages": TALK}, {"prompt": "a", "completion": "b"}),
+        ({"prompt": "a", "answer": 2, "instruction": "x", "output": "y"}, {"prompt": "a", "answer": "2"}),
+        ({"text": "a", "conversations": []}, {"text": "a"}),
+    ],
+)
+def test_the_usual_shapes_are_known(registry, tmp_path, record, row):
+    assert made(registry, tmp_path, [record]) == [row]
+
+
+def test_fields_may_name_a_conversation(registry, tmp_path):
+    record = {"talk": {"turns": TALK}, "gold": 4, "prompt": "other"}
+    fields = {"messages": "talk.turns", "answer": "gold"}
+    assert made(registry, tmp_path, [record], fields=fields) == [{"messages": TALK, "answer": "4"}]
+
+
+def test_every_turn_of_the_assistant_can_be_a_row(registry, tmp_path):
+    rows = made(registry, tmp_path, [{"messages": TALK}, {"messages": TALK[:2]}], turns="all")
+    assert [row["messages"] for row in rows] == [TALK[:3], TALK, TALK[:2]]
+
+
+def test_a_conversation_stays_in_one_split(registry, tmp_path):
+    path = tmp_path / "talks.jsonl"
+    records = [{"messages": [*said(("user", f"question {i % 40}")), *TALK[2:]]} for i in range(200)]
+    path.write_text("\n".join(map(json.dumps, records)))
+    read = source(registry, "jsonl", path=str(path), validation=0.3, turns="all")
+    asked = [{row["messages"][0]["content"] for row in read.rows(split, 0)} for split in ("train", "validation")]
+    assert all(asked)
+    assert not asked[0] & asked[1]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": []}, "'messages' is not a list of turns but empty"),
+        ({"messages": ["Hi"]}, "turn 1 of 'messages' is str"),
+        (
+            {"messages": [*TALK, {"role": "tool", "content": "x"}]},
+            "turn 6 of 'messages' is by 'tool'; read are turns by",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, "turn 1 of 'messages': its content is null"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "turn 1 of 'messages': its content is parts that are no text",
+        ),
+        ({"messages": said(("assistant", "Hello."))}, "no turn of 'messages' is the user's"),
+        ({"prompt": None, "completion": "x"}, "the field 'prompt' is null"),
+    ],
+)
+def test_conversations_that_cannot_be_used_are_told_with_their_line(registry, tmp_path, record, message):
+    with pytest.raises(DataError, match=rf"records\.jsonl:2: .*{re.escape(message)}"):
+        made(registry, tmp_path, [{"text": "a"}, record])
+
+
+def test_a_list_of_objects_is_read_with_its_lines(registry, tmp_path):
+    path = tmp_path / "alpaca.json"
+    path.write_text('[\n  {"text": "a"},\n  {"text":\n "b"}, {"text": "c"}\n]\n')
+    rows = list(source(registry, "jsonl", path=str(path), validation=0, shuffle=False).rows("train", 0))
+    assert [(row["text"], row["place"]) for row in rows] == [("a", f"{path}:2"), ("b", f"{path}:3"), ("c", f"{path}:4")]
+    for written, message in (
+        ('[{"text": "a"}\n {"text": "b"}]', r":2: not JSON: a comma or the list's end is missing"),
+        ('[{"text": "a"},\n{"text": ', r":2: not JSON: Expecting value at column"),
+        ('[{"text": "a"},\n', r":2: not JSON: Expecting value"),
+        ("[]", "is empty"),
+    ):
+        path.write_text(written)
+        with pytest.raises(DataError, match=message):
+            source(registry, "jsonl", path=str(path)).rows("train", 0)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".csv.gz", ".parquet"])
+def test_tables_hold_texts_as_they_are_written(registry, tmp_path, ending):
+    import datasets
+
+    record = {"prompt": "a, b\nc\td", "completion": '"007"', "answer": "N/A"}
+    path = tmp_path / f"table{ending}"
+    frame = datasets.Dataset.from_list([record, record | {"answer": "007"}])
+    if ending == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, sep="\t" if ending == ".tsv" else ",", index=False)
+    if ending.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    rows = list(source(registry, "table", path=str(path), validation=0, shuffle=False).rows("train", 0))
+    assert rows[0] == record | {"place": f"{path}, row 1"}
+    assert rows[1]["answer"] == "007"
+    fields = {"prompt": "answer", "completion": "prompt"}
+    read = source(registry, "table", path=str(path), validation=0, shuffle=False, fields=fields)
+    assert next(read.rows("train", 0))["prompt"] == "N/A"
+
+
+def test_parquet_holds_conversations(registry, tmp_path):
+    import datasets
+
+    path = tmp_path / "talks.parquet"
+    datasets.Dataset.from_list([{"messages": TALK, "answer": 4}]).to_parquet(path)
+    [row] = source(registry, "table", path=str(path), validation=0).rows("train", 0)
+    assert (row["messages"], row["answer"]) == (TALK, "4")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"prompt,completion\na,b\nc,d,e\n", "is no .csv table: .*Expected 2 fields in line 3, saw 3"),
+        ("a.csv", b"prompt,prompt\na,b\n", r"a\.csv:1: two columns are called 'prompt'"),
+        ("a.csv", b"prompt\n\xe9\n", r"a\.csv:2: not UTF-8"),
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"prompt,completion\n", "is empty"),
+        ("a.csv", b"question\nx\n", r"a\.csv, row 1: neither 'text' nor 'prompt'\. Fields here: question"),
+        ("a.parquet", b"x", "is no .parquet table"),
+        ("a.jsonl", b"{}", "is no table"),
+    ],
+)
+def test_what_is_no_table_is_told(registry, tmp_path, capfd, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(source(registry, "table", path=str(path)).rows("train", 0))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_table_is_no_json(registry, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text\na\n")
+    with pytest.raises(DataError, match=r"rows\.csv' is a \.csv file, which has no JSON\. Name it as the source"):
+        source(registry, "jsonl", path=str(path)).rows("train", 0)
+    with pytest.raises(DataError, match="there is no such file"):
+        source(registry, "table", path=str(tmp_path / "none.parquet")).rows("train", 0)
+
+
+def test_a_part_of_a_mixture_may_be_a_file(registry, many):
+    alone = source(registry, "jsonl", path=str(many))
+    assert list(source(registry, "mix", parts=[str(many)]).rows("train", 4)) == list(alone.rows("train", 4))
 
 
 @pytest.fixture

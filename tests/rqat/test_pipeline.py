@@ -10,9 +10,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,7 @@ import rqat.run_lock
 from rqat.errors import RunError
 from rqat.facts import difference
 from rqat.intact import verified
-from rqat.job import Job
+from rqat.job import Job, Silence
 from rqat.pipeline import run_pipeline
 from rqat.run_folder import MANIFEST
 from rqat.storage import HEAD_BYTES, SCRATCH, fingerprint_of
@@ -36,6 +38,7 @@ class ToyStep:
     stage: str = "toy"
     variant: str = "toy"
     inputs: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,6 +105,37 @@ def test_a_run_that_fails_leaves_a_report_of_what_was_done(toy, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(job_of(tmp_path / "run", 1))
     assert toy.told == [(tmp_path / "run", False)]
+
+
+class Shown(Silence):
+    """Notes the steps that are shown, with what is said of the time left."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int, int, str]] = []
+
+    def step(self, name, number, count, left=""):
+        self.steps.append((name, number, count, left))
+        return super().step(name, number, count, left)
+
+
+def test_steps_are_numbered_and_the_time_left_is_said_as_far_as_it_is_known(toy, tmp_path, monkeypatch):
+    job = job_of(tmp_path / "run", 1, 2, 3)
+    job.plan.steps[2].stage = "other"
+    monkeypatch.setitem(sys.modules, "rqat.stages.other.run", toy)
+    clock = iter(range(0, 10_000, 200))
+    monkeypatch.setattr(rqat.pipeline, "time", types.SimpleNamespace(perf_counter=lambda: next(clock), time=time.time))
+    job.progress = Shown()
+    run_pipeline(job)
+    # The first step took 200 s; the second is like it, the third is not.
+    assert job.progress.steps == [
+        ("01-toy", 1, 3, ""),
+        ("02-toy", 2, 3, "at least 3 min left"),
+        ("03-toy", 3, 3, ""),
+    ]
+    again = job_of(tmp_path / "run", 1, 5, 6)
+    again.progress = Shown()
+    run_pipeline(again)
+    assert again.progress.steps == [("02-toy", 2, 3, "about 7 min left"), ("03-toy", 3, 3, "about 3 min left")]
 
 
 def test_the_manifest_tells_what_was_done(toy, tmp_path):

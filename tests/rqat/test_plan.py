@@ -356,3 +356,12 @@ def test_planning_needs_neither_torch_nor_transformers(model: Path):
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_who_is_told_of_a_training_decides_no_result() -> None:
+    registry = Registry.discover()
+    plain, logged = (
+        build_plan(load_recipe("quickstart", changes), registry) for changes in ([], ["log=[tensorboard, wandb]"])
+    )
+    assert logged.recipe.log == ("tensorboard", "wandb")
+    assert [plain.fingerprint(step) for step in plain.steps] == [logged.fingerprint(step) for step in logged.steps]

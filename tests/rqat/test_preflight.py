@@ -80,7 +80,7 @@ def test_layers_that_do_not_divide_are_all_named(registry: Registry, model: Path
     texts = found(plan_of(registry, model, "scheme=w2g96"), "error")
     only(
         texts,
-        "quantize: 14 layers",
+        "--set scheme: 14 layers",
         "model.layers.0.self_attn.q_proj (128, 128)",
         "model.layers.1.mlp.down_proj (128, 256)",
     )

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rqat import RecipeError, UnknownName
-from rqat.recipe import LoadedRecipe, Recipe, built_recipe, find_recipe, json_schema, load_recipe, shipped_recipes
+from rqat import RecipeError, RqatError, UnknownName
+from rqat.problems import models_in
+from rqat.recipe import LoadedRecipe, Recipe, built_recipe, find_recipe, load_recipe, shipped_recipes
+from rqat.recipe_schema import json_schema
 from rqat.registry import Registry
 from rqat.yaml_lines import parse_value, read_yaml
 
@@ -141,7 +143,7 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, complaint: str):
 def test_a_file_that_is_not_text(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xff\xfe\x00")
-    assert "cannot be read" in problems(path)[0]
+    assert "is not UTF-8" in problems(path)[0]
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path):
@@ -383,3 +385,126 @@ def test_shipped_recipes_fit_the_json_schema():
         jsonschema.validate({"train": [{"objective": "kd", "teacher": {"name": "some/model"}}]}, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"quantize": {"method": "gptq", "damp": "much"}}, schema)
+
+
+# ------------------------------------------------------------------------------------- merge keys, files, folders
+
+
+MERGED = """\
+name: merged
+model: m
+quantize: rtn
+train:
+  - &kd
+    objective: kd
+    data: arith
+    steps: 4
+  - <<: *kd
+    steps: 8
+  - <<: [{lr: 1e-4, steps: 9}, *kd]
+"""
+
+
+def test_a_merge_key_stands_in_for_what_a_mapping_leaves_out(tmp_path: Path):
+    path = written(tmp_path, MERGED)
+    first, second, third = load_recipe(path).recipe.train
+    assert (second.objective, second.data, second.steps) == (first.objective, first.data, 8)
+    assert (third.objective, third.lr, third.steps) == ("kd", 1e-4, 9)  # of several the first counts
+    place = load_recipe(path).place
+    assert str(place.at("train", 1, "data")) == f"{path}:7 train.1.data"
+    assert str(place.at("train", 1, "steps")) == f"{path}:10 train.1.steps"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: x\nmodel: &m {<<: *m, path: y}\n", ":2: merges too many mappings, or itself."),
+        ("name: x\nmodel: {<<: 3}\n", ":2: '<<' takes a mapping, or a list of such: <<: *name."),
+    ],
+)
+def test_what_cannot_be_merged_is_told(tmp_path: Path, text: str, told: str):
+    path = written(tmp_path, text)
+    assert f"{path}{told}" in problems(path)
+
+
+def test_merging_without_bound_is_refused(tmp_path: Path):
+    levels = "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 40)}]}}" for n in range(1, 8))
+    assert "merges too many mappings" in problems(written(tmp_path, f"a0: &a0 {{x: 1}}\n{levels}\n"))[0]
+
+
+def test_a_quoted_merge_key_is_a_key(tmp_path: Path):
+    assert parse_value("{'<<': {a: 1}}", "x") == {"<<": {"a": 1}}
+
+
+def test_a_file_that_is_not_utf8_is_told_with_its_line(tmp_path: Path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: x\nmodel: m # \xe9t\xe9\n".encode("latin-1"))
+    assert problems(path) == [f"{path}:2: is not UTF-8 (byte 0xe9); save the file as UTF-8."]
+
+
+def test_a_folder_is_told_as_one_with_the_recipes_in_it(tmp_path: Path):
+    with pytest.raises(RqatError) as caught:
+        find_recipe(tmp_path)
+    assert str(caught.value).startswith(f"'{tmp_path}' is a folder, not a recipe. It holds no .yaml file;")
+    written(tmp_path, "name: x\n", "b.yaml")
+    written(tmp_path, "name: x\n", "a.yml")
+    with pytest.raises(RqatError, match=r"Name a file in it: a\.yml, b\.yaml"):
+        find_recipe(tmp_path)
+    path = written(tmp_path, f"extends: {tmp_path}\n", "c.yaml")
+    with pytest.raises(RqatError, match=rf"{path}:1 extends: '{tmp_path}' is a folder"):
+        load_recipe(path)
+
+
+# --------------------------------------------------------------------------------------- dropping what is inherited
+
+
+@pytest.mark.parametrize("change", ["train: {kd: null}", "train: -kd", "train: [-kd]", "train: {0: null}"])
+def test_an_inherited_entry_can_be_dropped(tmp_path: Path, whole: Path, change: str):
+    path = written(tmp_path, f"extends: {whole.name}\nname: mine\n{change}\n")
+    loaded = load_recipe(path)
+    assert [keys.objective for keys in loaded.recipe.train] == ["grpo"]
+    assert str(loaded.place.at("train", 0, "data", "seed")) == f"{whole}:20 train.0.data.seed"
+
+
+@pytest.mark.parametrize("change", ["train.kd=null", "train=-kd", "train.0=null"])
+def test_an_entry_can_be_dropped_on_the_command_line(whole: Path, change: str):
+    assert [keys.objective for keys in load_recipe(whole, [change]).recipe.train] == ["grpo"]
+
+
+def test_one_entry_can_go_while_another_changes(tmp_path: Path, whole: Path):
+    path = written(tmp_path, f"extends: {whole.name}\ntrain: {{kd: null, grpo: {{steps: 7}}}}\n")
+    loaded = load_recipe(path)
+    assert [(keys.objective, keys.steps) for keys in loaded.recipe.train] == [("grpo", 7)]
+    assert str(loaded.place.at("train", 0, "steps")) == f"{path}:2 train.0.steps"
+    assert load_recipe(whole, ["train=[-kd, -grpo]"]).recipe.train == ()
+
+
+def test_a_name_that_is_not_inherited_cannot_be_dropped(tmp_path: Path, whole: Path):
+    path = written(tmp_path, f"extends: {whole.name}\ntrain: -sft\n")
+    assert problems(path) == [f"{path}:2: 'train' has no entry 'sft'; write 0 to 1 or kd, grpo."]
+
+
+# ------------------------------------------------------------------------------------------- files where a source is
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("a.jsonl", "jsonl"), ("b.JSON", "jsonl"), ("c.csv", "table"), ("d.parquet", "table"), ("e.txt.gz", "text")],
+)
+def test_a_path_may_stand_where_a_source_is_expected(whole: Path, name: str, source: str):
+    data = load_recipe(whole, [f"train.0.data={name}", f"train.1.data.source=x/{name}"]).recipe.train
+    assert (data[0].data.source, data[0].data.options) == (source, {"path": name})
+    assert (data[1].data.source, data[1].data.options, data[1].data.seed) == (source, {"path": f"x/{name}"}, 4)
+
+
+def test_the_schema_says_what_every_key_means():
+    schema = json_schema(Registry.discover())
+    mapping = schema["$defs"]["TrainKeys"]["anyOf"][1]
+    assert mapping["properties"]["lr"]["description"] == "learning rate of the latent weights."
+    assert schema["properties"]["train"]["description"] == "objectives, in order."
+    kd = next(each["then"] for each in mapping["allOf"] if each["if"]["properties"]["objective"]["const"] == "kd")
+    assert all(kd["properties"][name].get("description") for name in kd["properties"])
+    for model in models_in(Recipe):
+        found = schema if model is Recipe else schema["$defs"][model.__name__]
+        keys = next((each for each in found.get("anyOf", [found]) if "properties" in each), found)["properties"]
+        assert [name for name, key in keys.items() if not key.get("description")] == [], model.__name__

@@ -16,6 +16,8 @@ class CalibrationKeys(DataKeys):
     """Text whose activations the quantizer sees: `samples` sequences of `tokens` tokens.
 
     Attributes:
+        samples: sequences.
+        tokens: of each sequence.
         pack: join rows into sequences of exactly `tokens` tokens (True), or one row per sequence, cut at `tokens`.
     """
 

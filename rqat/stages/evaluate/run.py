@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...contracts import Comparison, File, Task, TaskOptions
+from ...contracts.options import expanded
 from ...errors import RqatError
 from ...evals.compare import rows_of, run_comparison
 from ...evals.harness import Evaluation, number_of_completions, run_task
@@ -123,7 +124,7 @@ def load_variant(
 def _unchanged(job: Job, backend: Backend) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """The plan's model as it is, for reading only: the one that is kept in memory, unless it is quantized itself."""
     keys = job.plan.model
-    is_step = (Path(keys.path).expanduser() / QUANTIZED_FILE).is_file()
+    is_step = (expanded(keys.path) / QUANTIZED_FILE).is_file()
     if backend == "packed" or is_step or read_config(keys, offline=job.offline).quantization is not None:
         return open_model(keys, device=job.device, offline=job.offline, backend=backend)
     return job.original.get(keys, device=job.device, offline=job.offline)

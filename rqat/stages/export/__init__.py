@@ -15,7 +15,11 @@ from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
 
 
 class ExportKeys(PluginKeys):
-    """A checkpoint format by name; what remains are its options."""
+    """A checkpoint format by name; what remains are its options.
+
+    Attributes:
+        format: name of the format.
+    """
 
     named_by: ClassVar[str] = "format"
     kinds: ClassVar[tuple[str, ...]] = ("exporter",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...estimate import Needs, Sizes
 from ...keys import DataKeys, Keys, Neutral
@@ -29,6 +29,17 @@ class GateKeys(Keys):
     pass_rate: float = Field(default=0.05, ge=0, le=1)
     signal: float = Field(default=0.1, ge=0, le=1)
     action: Literal["stop", "skip", "warn"] = "stop"
+
+    @model_validator(mode="after")
+    def _possible(self) -> GateKeys:
+        """A prompt that carries signal has a wrong completion, at least, so that the floors bound one another."""
+        most = 1 - self.signal / self.samples
+        if self.pass_rate > most + 1e-9:
+            raise ValueError(
+                f"no model can pass: where {self.signal:g} of the prompts have a wrong completion among "
+                f"{self.samples}, at most {most:g} are correct, and pass_rate asks for {self.pass_rate:g}. Lower one."
+            )
+        return self
 
 
 class GateSettings(Keys):

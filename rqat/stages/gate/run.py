@@ -35,7 +35,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     from ...model.devices import default_dtype
     from ...quiet import quiet_training
     from ...train.data import completion_room, prepare_rows
-    from ...train.gate import judge, measure, stop_if_failed
+    from ...train.gate import example_of, judge, measure, stop_if_failed
 
     keys: GateSettings = step.settings  # type: ignore[assignment]
     dtype = default_dtype(job.device, job.plan.model.dtype)
@@ -77,7 +77,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     ]
     write_json_lines(job.workdir(step) / "samples.jsonl", lines)
     write_json(job.workdir(step) / "gate.json", verdict)
-    stop_if_failed(verdict, keys.objective, keys.gate)
+    stop_if_failed(verdict, keys.objective, keys.gate, example_of(lines))
     if not verdict["passed"]:
         log.warning("%s: %s", step.name, verdict["why"])
     return verdict

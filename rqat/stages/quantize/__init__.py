@@ -11,7 +11,7 @@ from ...errors import RqatError
 from ...estimate import FLOAT32, Needs, Sizes
 from ...keys import Neutral, PluginKeys
 from ...model.config import ModelConfig, check_quantizable
-from ...model.layers import EMBEDDING, choose_layers
+from ...model.layers import EMBEDDING, choose_layers, listed
 from ...problems import Place
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
@@ -84,7 +84,7 @@ class Quantize(Stage):
         calibration = making.find(Calibrate.name)
         needs = bool(use and use.card.needs)
         if needs and not calibration:
-            by_flag = str(place.at("method")).startswith("--")
+            by_flag = str(place.at("method")) == "--method"  # not `--set`, which commands have that lack the other
             wanted = "give --calibration SOURCE" if by_flag else "add `calibration: {source: ...}`"
             making.problem(f"{place.at('method')}: '{keys.method}' looks at data; {wanted}.")
         variant = making.variant(keys.method)
@@ -160,7 +160,8 @@ class Quantize(Stage):
             yield Finding("note", f"{place}: lm_head shares the embedding's weight{unless}; {what}.")
         left = [name for name in look.config.linears if name not in chosen]
         if left:
-            yield Finding("note", f"{step.name}: {len(left)} linear layers stay as they are: {', '.join(left)}.")
+            shown = listed({name: look.config.linears[name] for name in left})
+            yield Finding("note", f"{step.name}: {len(left)} linear layers stay as they are: {shown}.")
 
 
 def _about_layers(step: Step, look: Look, error: RqatError) -> Finding:

@@ -50,6 +50,7 @@ def quantize_plan(
         ("scheme",): "--scheme",
         ("calibration",): "--calibration",
         ("calibration", "source"): "--calibration",
+        ("quantize",): "--method",
         ("quantize", "method"): "--method",
         ("export", "format"): "--format",
         **{("quantize", "transforms", index, "method"): "--method" for index in range(len(transforms))},

@@ -11,15 +11,13 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from ...batches import UnevenBatch, largest_that_fits, sequences_at_once, split_batch
 from ...cards import Card
-from ...errors import ModelError, RqatError, nearest
+from ...errors import RqatError, nearest
 from ...estimate import Needs, Sizes
-from ...figures import duration_s, size
+from ...figures import duration_s
 from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
-from ...model.config import read_config
-from ...model.hub import QUANTIZED_FILE
+from ...model.extras import about_teacher
 from ...model.layers import ENDS
-from ...model.vocabulary import check_vocabularies
-from ...optimizers import MOMENTS, OPTIMIZERS, SCHEDULES
+from ...optimizers import MOMENTS, OPTIMIZERS, RATES, SCHEDULES, too_fast
 from ...problems import Place
 from ...stage import PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..gate import Gate, GateKeys
@@ -262,6 +260,9 @@ class Train(Stage):
         keys = step.settings
         assert isinstance(keys, TrainKeys)
         yield from _lengths(step, keys, look)
+        for name, level, text in too_fast({name: getattr(keys, name) for name in RATES}, keys.optimizer, keys.lr_in):
+            yield step.finding(level, name, text, "Usual are 1e-6 to 1e-3.")
+        yield from _without_effect(step, keys)
         yield from _batches(step, keys, look.processes)
         for name, value, known in (("schedule", keys.schedule, SCHEDULES), ("optimizer", keys.optimizer, OPTIMIZERS)):
             if value not in known:
@@ -274,7 +275,8 @@ class Train(Stage):
             text = f"no checkpoint before the last of {keys.steps} steps; interrupted, it starts over. By time: 10m."
             yield step.finding("note", "save_every", text)
         if keys.teacher is not None:
-            yield from _teacher(step, keys, keys.teacher, look)
+            for problem in about_teacher(keys.teacher, look.config, keys.max_tokens, offline=look.offline):
+                yield step.finding(problem.level, "teacher", problem.text, problem.hint)
         if not look.plan.recipe.evaluate:
             yield Finding("note", "nothing is evaluated: the report will show losses only.", "Add `evaluate:`.")
 
@@ -360,40 +362,18 @@ def _lengths(step: Step, keys: TrainKeys, look: Look) -> Iterator[Finding]:
         yield step.finding("warning", "data.split", text, "Scores on that data will say nothing; use train.")
 
 
+def _without_effect(step: Step, keys: TrainKeys) -> Iterator[Finding]:
+    """Keys of objectives that are trained on rewards, for one that is not."""
+    card = step.parts["objective"].card
+    for name in ("task", "gate"):
+        if getattr(keys, name) != TrainKeys.model_fields[name].default and not card.graded:
+            text = f"'{card.name}' is not trained on rewards: this has no effect."
+            yield step.finding("warning", name, text, "Leave it out.")
+
+
 def _batches(step: Step, keys: TrainKeys, processes: int) -> Iterator[Finding]:
     """Whether a batch splits into micro-batches, and over the processes."""
     try:
         split_batch(keys.batch, keys.at_once, processes)
     except UnevenBatch as error:
         yield step.finding("error", error.key, error.message, error.hint)
-
-
-def _teacher(step: Step, keys: TrainKeys, teacher: ModelKeys, look: Look) -> Iterator[Finding]:
-    """The files of a teacher that a step names, and whether its tokens are the student's."""
-    path = teacher.path
-    try:
-        config = read_config(teacher, offline=look.offline)
-        if config.folder is not None and (config.folder / QUANTIZED_FILE).is_file():
-            raise ModelError(f"'{path}' is a step of a run.", hint="Name the folder of an exported model.")
-        theirs = config.vocabulary(offline=look.offline)
-    except RqatError as error:
-        yield step.finding("error", "teacher", error.message, error.hint)
-        return
-    try:
-        mine = look.config.vocabulary(offline=look.offline) if look.config else None
-    except RqatError:
-        mine = None  # which loading the model reports
-    if theirs is not None and mine is not None:
-        try:
-            check_vocabularies(theirs, mine)
-        except RqatError as error:
-            yield step.finding("error", "teacher", f"'{path}': {error.message}", error.hint)
-    if config.context is not None and keys.max_tokens > config.context:
-        text = f"max_tokens is {keys.max_tokens}, but the teacher's context is {config.context}."
-        yield step.finding("error", "teacher", text, f"Use at most {config.context}.")
-    if config.quantization is not None:
-        method = config.quantization.get("quant_method", "an unknown method")
-        fix = "What quantization cost it, the student learns too; distil from 16 or 32 bits if you can."
-        yield step.finding("warning", "teacher", f"'{path}' is quantized itself ({method}).", fix)
-    if config.folder is None:
-        yield step.finding("note", "teacher", f"'{path}' will be fetched from the hub, {size(config.bytes)}.")

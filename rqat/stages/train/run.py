@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...batches import split_batch
-from ...errors import PluginError
 from ...job import Job, log
 from ...lighter import room_for
 from ...processes import Processes
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
     import transformers
     from torch import Tensor
 
-    from ...cards import Card
-    from ...contracts import RewardFunction, Training
+    from ...contracts import RewardFunction
     from ...model.checkpoint import Checkpoint
     from ...train.data import Prepared
     from ...train.optimizer import QuantizedOptimizer
@@ -153,6 +151,7 @@ def _train(
     from ...contracts import Training
     from ...generation.sampling import context_length, own_settings_hidden
     from ...quiet import quiet_training
+    from ...train.callbacks import expect_given, reporters, without_printing
     from ...train.checkpoints import processes_of, step_of
     from ...train.data import completion_room, dropped_rows, prepare_rows
     from ...train.one_gpu import one_gpu
@@ -167,6 +166,7 @@ def _train(
     work, objective, processes = job.workdir(step), step.parts["objective"], job.processes
     card = objective.card
     arguments = _arguments(keys, job.scratch(step), job.device, processes)
+    arguments |= {"run_name": f"{job.plan.recipe.name}-{step.name}", "project": job.plan.recipe.name}
     with quiet_training():
         set_seed(keys.seed)
         max_tokens = min(keys.max_tokens, context_length(start.model))
@@ -230,9 +230,11 @@ def _train(
                 every_s=keys.save_s,
                 processes=processes,
                 log=work / LOG,
+                then=job.saved,
             )
             callbacks: list[Any] = [saving]
             if processes.leads:
+                callbacks[:0] = reporters(job.plan.recipe.log, job.folder, step.name)
                 callbacks.insert(0, Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
                 if keys.watch is not None:
                     original = teacher if keys.teacher is None else None
@@ -254,8 +256,8 @@ def _train(
                 processes=processes.count,
             )
             trainer = job.make(step, "objective").build_trainer(training)
-            _expect_given(trainer, training, card)
-            _without_printing(trainer)
+            expect_given(trainer, training, card)
+            without_printing(trainer)
             saving.attach(trainer)
             if rollouts is not None and processes.leads:
                 some = rows.rows["prompt_ids"][:4]
@@ -358,29 +360,6 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
         "dataloader_pin_memory": False,
         **processes.arguments(device),
     }
-
-
-def _expect_given(trainer: transformers.Trainer, training: Training, card: Card) -> None:
-    """A trainer that forgets what it was given would train to the end, and nothing of it could be used."""
-    optimizers = (trainer.optimizer, trainer.lr_scheduler)
-    if any(one is not given for one, given in zip(optimizers, (training.optimizer, training.scheduler), strict=True)):
-        raise PluginError(
-            f"{card}: its trainer lacks the optimizer or the schedule it was given, so weights would leave the grid.",
-            hint="Pass optimizers=(training.optimizer, training.scheduler) to the trainer.",
-        )
-    if any(one not in trainer.callback_handler.callbacks for one in training.callbacks):
-        raise PluginError(
-            f"{card}: its trainer does not have the callbacks it was given, which log and save.",
-            hint="Pass callbacks=training.callbacks to the trainer.",
-        )
-
-
-def _without_printing(trainer: transformers.Trainer) -> None:
-    """The Trainer's own output to the terminal; ours is the progress bar."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
 
 
 def _skipped(job: Job, step: Step) -> str:

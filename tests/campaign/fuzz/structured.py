@@ -12,7 +12,7 @@ from typing import Any
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
-from rqat.recipe import json_schema
+from rqat.recipe_schema import json_schema
 from rqat.yaml_lines import parse_value
 
 from .kinds import RECIPE

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from rqat.cli.app import build
 from rqat.cli.quantize import _calibration
+from rqat.run_lock import only_one
 from tests.tiny import save_tiny
 
 RECIPE = """name: mine
@@ -66,6 +67,32 @@ def test_a_finished_run_tells_of_itself(recipe: Path, tmp_path: Path) -> None:
     assert "| arith | 3 | " in card
     assert "| arith (2) | 2 | " in card
     assert rqat("runs", "verify", run).exit_code == 0
+
+
+def test_runs_are_listed_with_their_state_and_last_figures(recipe: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    assert rqat("qat", recipe, "-o", runs / "done").exit_code == 0
+    assert rqat("qat", recipe, "-o", runs / "half", "--until", "quantize-rtn").exit_code == 0
+    (runs / "half" / "summary.json").unlink()
+    partial = runs / "half" / "02-train-kd.partial"
+    partial.mkdir()
+    (partial / "training.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
+    (runs / "other").mkdir()
+    listed = rqat("runs", "ls", runs)
+    assert listed.exit_code == 0, listed.stderr
+    assert "finished" in listed.stdout
+    assert "02-train-kd: step 2, loss 0.25" in listed.stdout
+    found = {Path(one["run"]).name: one for one in json.loads(rqat("runs", "ls", runs, "--json").stdout)}
+    assert set(found) == {"done", "half"}
+    assert (found["done"]["state"], found["half"]["state"]) == ("finished", "stopped")
+    assert "rtn 0.0 % on arith" in found["done"]["last"]
+    assert found["half"]["steps"] == 1
+    assert found["done"]["bytes"] == sum(path.stat().st_size for path in (runs / "done").rglob("*") if path.is_file())
+    with only_one(runs / "half"):
+        assert json.loads(rqat("runs", "ls", runs / "half", "--json").stdout)[0]["state"] == "running"
+    nothing = rqat("runs", "ls", tmp_path / "none")
+    assert nothing.exit_code == 2
+    assert "There is no folder" in nothing.stderr
 
 
 def test_runs_verify_names_what_was_changed(recipe: Path, tmp_path: Path) -> None:

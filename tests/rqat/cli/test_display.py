@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+
 import pytest
 
 from rqat import figures
@@ -13,6 +16,18 @@ from rqat.cli import display
 )
 def test_seconds(value: float, shown: str) -> None:
     assert figures.seconds(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.4, "0:00"), (7, "0:07"), (103, "1:43"), (3599, "59:59"), (7800, "2h10")]
+)
+def test_clock(value: float, shown: str) -> None:
+    assert figures.clock(value) == shown
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.2, "1 s"), (89, "89 s"), (150, "2 min"), (7800, "2 h 10 min")])
+def test_roughly(value: float, shown: str) -> None:
+    assert figures.roughly(value) == shown
 
 
 @pytest.mark.parametrize(("value", "shown"), [(12, "12 B"), (812_000_000, "812 MB"), (1_400_000_000, "1.4 GB")])
@@ -49,3 +64,107 @@ def test_bars_survive_an_error() -> None:
         raise ValueError("oh")
     with bars.task("again", 1) as bar:
         bar.update(1)
+
+
+class _Clock:
+    """The time, as a test sets it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    found = _Clock()
+    monkeypatch.setattr(display, "time", found)
+    return found
+
+
+class _Screen(io.StringIO):
+    """A terminal of some width, which keeps what is drawn."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, columns: int) -> _Screen:
+    """Stderr as a terminal."""
+    screen = _Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    return screen
+
+
+def lines_of(screen: _Screen) -> list[str]:
+    """Every line that was ever drawn, without what steers the terminal."""
+    return [
+        line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())) if line.strip()
+    ]
+
+
+def test_a_resumed_bar_begins_where_the_work_does_and_knows_its_pace(
+    clock: _Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with display.Bars().task("train kd", 250) as bar:
+        bar.update(200)  # of an earlier process
+        assert bar._times() == "0:00"
+        for done in range(201, 211):
+            clock.now += 2
+            bar.update(done, "loss 0.5")
+        assert bar._times() == "0:20<1:20"  # 40 steps of 2 s, whatever the first 200 took
+        clock.now += 20
+        bar.update(211)
+        assert bar._times() == "0:40<2:22"
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with display.Bars().task("train kd", 100) as bar:
+        for done in range(1, 101):
+            clock.now += 3
+            bar.update(done, f"loss {1 / done:.2f}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train kd ..."
+    assert lines[1] == "train kd: 5 of 100  0:15<4:45  loss 0.20"
+    assert lines[-2] == "train kd: 95 of 100  4:45<0:15  loss 0.01"
+    assert lines[-1] == "train kd: 5 min 00 s  loss 0.01"
+    assert len(lines) == 21
+
+
+def test_quick_work_says_no_more_than_its_beginning_and_end(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with display.Bars().task("quantize rtn", 8) as bar:
+        for done in range(9):
+            bar.update(done)
+    assert capsys.readouterr().err.splitlines() == ["quantize rtn ...", "quantize rtn: 0.0 s"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_lines_of_a_bar_stand_still(clock: _Clock, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    screen = drawn(monkeypatch, columns)
+    bars = display.Bars()
+    with (
+        bars.step("04-train-kd", 4, 12, "about 3 min left"),
+        bars.task("evaluate a-long-name on its-task", 2000) as bar,
+    ):
+        for done in (1, 9, 10, 999, 1000, 2000):
+            clock.now += 700
+            bar.update(done, "reward 0.123 and much more than fits")
+            bars._progress.refresh()
+    lines = lines_of(screen)
+    assert any("Step 4 of 12: 04-train-kd, about 3 min left, loading ..." in line for line in lines)
+    bars_drawn = [line for line in lines if "4/12 evaluate" in line]
+    assert bars_drawn
+    assert max(map(len, lines)) <= columns - 4  # room for the ^C that a terminal writes there
+    positions = {line.rindex("2000") for line in bars_drawn if "2000" in line}
+    assert len(positions) == 1
+
+
+def test_waiting_is_said_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with display.waiting("Loading libraries"):
+        assert capsys.readouterr().err == "Loading libraries ...\n"
+    screen = drawn(monkeypatch, 80)
+    with display.waiting("Loading libraries"):
+        assert "Loading libraries ..." in screen.getvalue()

@@ -65,3 +65,41 @@ def test_validate_accepts_a_good_recipe(recipe: Path) -> None:
 def test_schema_is_json() -> None:
     schema = json.loads(CliRunner().invoke(build(), ["recipes", "schema"]).stdout)
     assert "quantize" in schema["properties"]
+
+
+def test_a_full_copy_makes_the_same_plan_and_inherits_nothing(tmp_path: Path) -> None:
+    from rqat.plan import build_plan
+    from rqat.recipe import load_recipe, shipped_recipes
+    from rqat.registry import Registry
+
+    registry = Registry.discover()
+    for name, path in shipped_recipes().items():
+        target = tmp_path / f"{name}.yaml"
+        result = CliRunner().invoke(build(), ["recipes", "cp", name, str(target), "--full"])
+        assert result.exit_code == 0, result.stderr
+        text = target.read_text()
+        assert text.startswith(path.read_text().split("\n", 1)[0])
+        assert "\nextends:" not in text
+        before, after = (build_plan(load_recipe(each), registry) for each in (path, target))
+        assert after.written_out() == before.written_out()
+        for step, same in zip(before.steps, after.steps, strict=True):
+            assert (step.name, step.inputs) == (same.name, same.inputs)
+            assert [use.options for use in step.parts.values()] == [use.options for use in same.parts.values()]
+            assert name != "quickstart" or before.fingerprint(step) == after.fingerprint(same)
+    assert "damp: 0.01" in (tmp_path / "quickstart.yaml").read_text()
+
+
+def test_a_full_copy_needs_no_warning(tmp_path: Path) -> None:
+    target = tmp_path / "full.yaml"
+    CliRunner().invoke(build(), ["recipes", "cp", "quickstart", str(target), "--full"])
+    assert "Warning" not in CliRunner().invoke(build(), ["plan", str(target)]).stderr
+
+
+def test_a_copy_may_bring_the_schema_for_editors(tmp_path: Path) -> None:
+    target = tmp_path / "mine.yaml"
+    assert CliRunner().invoke(build(), ["recipes", "cp", "quickstart", str(target), "--schema"]).exit_code == 0
+    assert target.read_text().splitlines()[0] == "# yaml-language-server: $schema=rqat.schema.json"
+    assert "description" in json.loads((tmp_path / "rqat.schema.json").read_text())["properties"]["name"]
+    result = CliRunner().invoke(build(), ["recipes", "schema", "-o", str(tmp_path / "other.json")])
+    assert "$schema=other.json" in result.stdout
+    assert json.loads((tmp_path / "other.json").read_text())["title"] == "rqat recipe"

@@ -1,0 +1,149 @@
+"""Training rows that hold the problems of an evaluation: word for word, or 13 words in a row.
+
+13 words are what GPT-3 was checked with (arXiv 2005.14165, appendix C). What all problems of a task share at their
+beginning or end, an instruction, is left out of account. Where one plugin brings both rows and problems, words in a row
+do not count: it makes both by the same rules, and keeps whole problems apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .contracts import Row
+from .errors import RqatError
+from .plan import Plan
+from .stage import Finding, Parts, Step
+
+WORDS = 13
+"""Words in a row that are found in a problem and in a training row."""
+
+ROWS, MOST_WORDS = 10_000, 3_000_000
+"""How much of a training's data is looked at."""
+
+_WORD = re.compile(r"\w+|[-+*/=<>^%$]")
+
+
+def overlaps(plan: Plan, parts: Parts, left_out: Collection[str]) -> Iterator[Finding]:
+    """A warning for every training and every task whose problems its rows hold.
+
+    Args:
+        left_out: names of steps whose rows are needed no more, or are not there yet.
+    """
+    asked: dict[str, Problems] = {}
+    for step in plan.steps:
+        use = step.parts.get("task")
+        if use is None or "source" in step.parts or not use.card.load or use.card.compares or use.card.name in asked:
+            continue
+        try:
+            asked[use.card.name] = Problems([_asked(row) for row in parts.make(use).problems()], use.card.module)
+        except RqatError:
+            continue  # which reading ahead tells
+    for step in plan.steps:
+        if asked and "objective" in step.parts and step.name not in left_out:
+            try:
+                yield from _of_training(step, parts, asked)
+            except RqatError:
+                continue
+
+
+def _of_training(step: Step, parts: Parts, asked: dict[str, Problems]) -> Iterator[Finding]:
+    settings: Any = step.settings
+    wanted = min(ROWS, settings.steps * settings.batch)
+    use = step.parts["source"]
+    modules = {part.card.module for part in use.all()}
+    rows = itertools.islice(parts.make(use).rows(settings.data.split, settings.data.seed), wanted)
+    found = {task: Found() for task in asked}
+    read = budget = 0
+    for row in rows:
+        prompt, whole = words(_asked(row)), words(f"{_asked(row)}\n{_answered(row)}")
+        read, budget = read + 1, budget + len(whole)
+        for task, problems in asked.items():
+            how = problems.compare(prompt, whole if modules != {problems.module} else [])
+            found[task].note(how, row.get("place") or f"row {read}")
+        if budget > MOST_WORDS:
+            break
+    for task, one in found.items():
+        if one.exact + one.shared:
+            text = (
+                f"{one.exact + one.shared} of {read} rows hold problems of the task '{task}' ({one.exact} word for "
+                f"word, {one.shared} with {WORDS} words in a row; the first is {one.first})."
+            )
+            yield step.finding("warning", "data", text, "A score there will say little: leave these rows out.")
+
+
+@dataclass
+class Found:
+    """How many rows hold a problem, and where the first of them was read."""
+
+    exact: int = 0
+    shared: int = 0
+    first: str = ""
+
+    def note(self, how: str, place: str) -> None:
+        """Counts a row: "exact", "shared" or ""."""
+        self.exact += how == "exact"
+        self.shared += how == "shared"
+        self.first = self.first or (place if how else "")
+
+
+class Problems:
+    """The problems of a task, to be found in other texts.
+
+    Args:
+        texts: what is asked, instructions included.
+        module: of the plugin that brings them.
+    """
+
+    def __init__(self, texts: Sequence[str], module: str = "") -> None:
+        self.module = module
+        listed = [words(text) for text in texts]
+        self.before = _common(listed) if len(listed) > 1 else []
+        self.behind = _common([each[::-1] for each in listed])[::-1] if len(listed) > 1 else []
+        bare = [self._bare(each) for each in listed]
+        self.whole = {tuple(each) for each in bare if each}
+        self.runs = {run for each in bare for run in _runs(each)}
+
+    def compare(self, prompt: list[str], whole: list[str]) -> str:
+        """ "exact" where a prompt asks one of them, "shared" where a text holds words of one in a row, else ""."""
+        if tuple(self._bare(prompt)) in self.whole:
+            return "exact"
+        return "shared" if any(run in self.runs for run in _runs(whole)) else ""
+
+    def _bare(self, found: list[str]) -> list[str]:
+        """Without what all problems share."""
+        start = len(self.before) if found[: len(self.before)] == self.before else 0
+        end = len(found) - len(self.behind)
+        return found[start : end if end >= start and found[end:] == self.behind else None]
+
+
+def words(text: str) -> list[str]:
+    """Words, numbers and signs of arithmetic, in lower case; punctuation is left out."""
+    return _WORD.findall(text.lower())
+
+
+def _runs(found: list[str]) -> Iterable[tuple[str, ...]]:
+    return zip(*(found[start:] for start in range(WORDS)), strict=False)
+
+
+def _common(listed: Sequence[list[str]]) -> list[str]:
+    """What all begin with; of the shortest at most what leaves a word over."""
+    shortest = min(map(len, listed), default=0)
+    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*listed, strict=False))
+    return [column[0] for column in itertools.islice(same, max(0, shortest - 1))]
+
+
+def _asked(row: Row) -> str:
+    """What a row asks, in all turns of the user; or its text."""
+    if "messages" in row:
+        return "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "user")
+    return row.get("prompt") or row.get("text", "")
+
+
+def _answered(row: Row) -> str:
+    if "messages" in row:
+        return "\n".join(turn["content"] for turn in row["messages"] if turn["role"] != "user")
+    return row.get("completion", "")

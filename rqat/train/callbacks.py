@@ -1,0 +1,104 @@
+"""What hangs on a trainer: it has to keep what it was given and to print nothing, and trackers may look on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from transformers import TrainerCallback
+
+from ..contracts import Training
+from ..errors import PluginError
+
+if TYPE_CHECKING:
+    import transformers
+
+    from ..cards import Card
+
+log = logging.getLogger("rqat")
+
+
+def expect_given(trainer: transformers.Trainer, training: Training, card: Card) -> None:
+    """A trainer that forgets what it was given would train to the end, and nothing of it could be used.
+
+    Raises:
+        PluginError: it lacks the optimizer, the schedule or a callback.
+    """
+    optimizers = (trainer.optimizer, trainer.lr_scheduler)
+    if any(one is not given for one, given in zip(optimizers, (training.optimizer, training.scheduler), strict=True)):
+        raise PluginError(
+            f"{card}: its trainer lacks the optimizer or the schedule it was given, so weights would leave the grid.",
+            hint="Pass optimizers=(training.optimizer, training.scheduler) to the trainer.",
+        )
+    if any(one not in trainer.callback_handler.callbacks for one in training.callbacks):
+        raise PluginError(
+            f"{card}: its trainer does not have the callbacks it was given, which log and save.",
+            hint="Pass callbacks=training.callbacks to the trainer.",
+        )
+
+
+def without_printing(trainer: transformers.Trainer) -> None:
+    """The Trainer's own output to the terminal; ours is the progress bar."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+
+
+def reporters(names: Sequence[str], folder: Path, step: str) -> list[TrainerCallback]:
+    """The callbacks of transformers that hand figures to trackers.
+
+    Args:
+        names: "tensorboard", "trackio", "wandb".
+        folder: of the run; TensorBoard's files go into `logs/<step>` there.
+    """
+    return [Reporter(name, folder / "logs" / step) for name in names]
+
+
+class Reporter(TrainerCallback):
+    """Hands the figures of a training to one tracker, by transformers' own callback.
+
+    When that fails, offline or for want of a login, it is told once and left out: no training ends for it.
+    """
+
+    EVENTS: ClassVar[tuple[str, ...]] = ("on_train_begin", "on_log", "on_train_end")
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self._inner: Any = None
+        self._failed = False
+
+    def _hand_on(self, event: str, args: Any, state: Any, control: Any, given: dict[str, Any]) -> None:
+        if self._failed:
+            return
+        try:
+            if self._inner is None:
+                self._inner = self._made()
+            getattr(self._inner, event)(args, state, control, **given)
+        except Exception as error:
+            self._failed = True
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            log.warning("%s: nothing is logged there: %s", self.name, reason)
+
+    def _made(self) -> Any:
+        from transformers.integrations import get_reporting_integration_callbacks
+
+        [kind] = get_reporting_integration_callbacks(self.name)
+        made = kind()
+        if self.name == "tensorboard":  # which would be within what a step resumes from, and go with it
+            made.logging_dir = str(self.folder)
+        return made
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Begins, or begins anew where a training resumes."""
+        self._hand_on("on_train_begin", args, state, control, given)
+
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Figures of a step, as they stand in training.jsonl."""
+        self._hand_on("on_log", args, state, control, given)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Ends."""
+        self._hand_on("on_train_end", args, state, control, given)

@@ -1,0 +1,81 @@
+"""Training rows that hold evaluation problems: word for word, or 13 words in a row; and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rqat.overlap import WORDS, Problems, words
+from rqat.plan import build_plan
+from rqat.preflight import read_data
+from rqat.recipe import load_recipe
+from rqat.registry import Registry
+
+ASKED = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+HENS = "Anna has 16 hens. Each hen lays 3 eggs a day, and she sells all but 7. How many eggs does she sell in a week?"
+SHIP = "A ship leaves the harbour at 9 and sails 12 miles an hour for 5 hours. How far from the harbour is it then?"
+SUM = "What is 12 + 30?"
+
+
+@pytest.fixture
+def problems() -> Problems:
+    return Problems([f"{text}{ASKED}" for text in (HENS, SHIP, SUM)])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "how"),
+    [
+        (HENS, "", "exact"),
+        (HENS.upper().replace(".", " !"), "", "exact"),
+        (f"{HENS}{ASKED}", "", "exact"),
+        (SUM, "42", "exact"),
+        ("What is 12 - 30?", "", ""),  # signs count
+        ("What is 12 + 31?", "", ""),
+        (f"Solve this: {HENS}", "", "shared"),
+        ("Tell me a problem.", f"Here is one: {SHIP}", "shared"),
+        (f"Bob has 9 ducks.{ASKED}", "He has 9.", ""),  # an instruction is no problem
+        (" ".join(words(SHIP)[: WORDS - 1]), "", ""),
+        (" ".join(words(SHIP)[1 : WORDS + 1]), "", "shared"),
+    ],
+)
+def test_what_counts(problems: Problems, prompt: str, completion: str, how: str) -> None:
+    assert problems.compare(words(prompt), words(f"{prompt}\n{completion}")) == how
+
+
+def test_one_problem_is_no_boilerplate_of_itself() -> None:
+    assert Problems([SUM]).compare(words(SUM), words(SUM)) == "exact"
+    assert Problems([SUM, SUM]).compare(words(SUM), words(SUM)) == "exact"
+    assert Problems([]).compare(words(SUM), words(SUM)) == ""
+
+
+def test_the_data_of_a_plan_is_compared(tmp_path: Path) -> None:
+    registry = Registry.discover()
+    (tmp_path / "math.jsonl").write_text(
+        "".join(json.dumps({"problem": text, "answer": "1"}) + "\n" for text in (HENS, SHIP, SUM))
+    )
+    rows = [{"prompt": f"{number} and one?", "completion": f"{number + 1}"} for number in range(30)]
+    rows[4] = {"messages": [{"role": "user", "content": HENS}, {"role": "assistant", "content": "x"}]}
+    rows[9] = {"prompt": "A problem, please.", "completion": SHIP}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "name: mine\nmodel: builtin:tiny-reasoner\nscheme: w2g32\nquantize: rtn\n"
+        f"train:\n  - {{objective: sft, data: {{source: {tmp_path / 'rows.jsonl'}, validation: 0, shuffle: false}}, "
+        "steps: 5, batch: 6}\n"
+        f"evaluate: [{{task: math500, data: {tmp_path / 'math.jsonl'}}}]\n"
+    )
+
+    def told(*changes: str) -> list[str]:
+        plan = build_plan(load_recipe(recipe, changes), registry)
+        return [str(found) for found in read_data(plan, registry) if "hold problems" in found.text]
+
+    [line] = told()
+    assert line.startswith(
+        f"warning: {recipe}:6 train.0.data: 2 of 30 rows hold problems of the task 'math500' (1 word for word, 1 with "
+        f"13 words in a row; the first is {tmp_path / 'rows.jsonl'}:5)."
+    )
+    assert told("train.0.steps=1", "train.0.batch=4") == []
+    assert told("evaluate=[arith]") == []
+    assert told("train.0.data=arith", "evaluate=[arith]") == []  # whose problems are made by the same rules

@@ -1,0 +1,89 @@
+"""What hangs on a trainer: trackers are told what training.jsonl holds, and none of them can end a training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers.integrations
+from transformers import TrainerCallback
+
+from rqat.stages.train import run as train
+from rqat.storage import read_json_lines
+from tests.training import train_step, write_start
+
+
+class Tracker(TrainerCallback):
+    """Stands in for a tracker's callback; notes what it is told."""
+
+    told: list[tuple[str, Any]] = []  # noqa: RUF012
+    fails = ""
+
+    def _note(self, event: str, value: Any) -> None:
+        if event == self.fails:
+            raise RuntimeError("no login\nhere")
+        self.told.append((event, value))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self._note("begin", args.run_name)
+
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self._note("log", (state.global_step, given["logs"].get("loss")))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self._note("end", None)
+
+
+@pytest.fixture
+def tracker(monkeypatch: pytest.MonkeyPatch) -> type[Tracker]:
+    found = type("Fresh", (Tracker,), {"told": []})
+    made = lambda names: [found] if names == "wandb" else []  # noqa: E731 (the Trainer itself asks for none)
+    monkeypatch.setattr(transformers.integrations, "get_reporting_integration_callbacks", made)
+    return found
+
+
+def trained(folder: Path, **keys: Any) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines of training.jsonl, and how often a checkpoint was told of."""
+    write_start(folder)
+    job, step = train_step(folder, "sft", log=("wandb",), steps=4, max_tokens=64, lr=1e-3, **keys)
+    saved: list[int] = []
+    job.saved = lambda: saved.append(1)
+    train.run(job, step)
+    return read_json_lines(job.workdir(step) / "training.jsonl"), saved
+
+
+def test_a_tracker_is_told_what_the_log_holds(tracker: type[Tracker], tmp_path: Path) -> None:
+    lines, saved = trained(tmp_path, save_every=2)
+    assert tracker.told[0] == ("begin", "run-02-train-sft")
+    assert tracker.told[-1] == ("end", None)
+    logged = [value for event, value in tracker.told if event == "log" and value[1] is not None]
+    assert logged == [(line["step"], line["loss"]) for line in lines]
+    assert len(lines) == 4
+    assert len(saved) == 2
+
+
+@pytest.mark.parametrize("event", ["begin", "log", "end"])
+def test_a_tracker_that_fails_is_told_once_and_left_out(
+    tracker: type[Tracker], tmp_path: Path, caplog: pytest.LogCaptureFixture, event: str
+) -> None:
+    tracker.fails = event
+    with caplog.at_level(logging.WARNING, "rqat"):
+        lines, _ = trained(tmp_path)
+    assert len(lines) == 4
+    assert [record.message for record in caplog.records] == ["wandb: nothing is logged there: no login here"]
+
+
+def test_tensorboard_writes_into_the_run_folder(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_start(tmp_path)
+    job, step = train_step(tmp_path, "sft", log=("tensorboard",), steps=4, max_tokens=64, lr=1e-3)
+    train.run(job, step)
+    read = EventAccumulator(str(job.folder / "logs" / step.name))
+    read.Reload()
+    losses = [(event.step, event.value) for event in read.Scalars("train/loss")]
+    lines = read_json_lines(job.workdir(step) / "training.jsonl")
+    assert losses == [(line["step"], pytest.approx(line["loss"])) for line in lines]
