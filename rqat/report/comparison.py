@@ -296,8 +296,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     if tested:
         parts.append(
             "Differences in points. Paired problem by problem: exact McNemar test (of several seeds, sign test on "
-            "their means) at 5 %; intervals of differences by bootstrap over problems, 10,000 draws. Unclosed: thinking that "
-            "never ended.\n"
+            "their means) at 5 %; intervals of differences by bootstrap over problems, 10,000 draws. Unclosed: "
+            "thinking that never ended.\n"
         )
     return "\n".join(parts)
 

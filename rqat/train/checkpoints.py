@@ -6,8 +6,10 @@
       state.json                           all the rest: optimizer and schedule, random states, the Trainer's counters
       trainer_state.json                   the same counters, as transformers' Trainer reads them
 
-The tensors are written by torch's distributed checkpoint in its safetensors form, everything else is JSON: no pickle,
-so that a checkpoint of someone else runs no code. A folder has its name once all in it is on disk, and only then does
+The tensors lie as torch's distributed checkpoint writes them in its safetensors form, and are read by it; everything else
+is JSON: no pickle, so that a checkpoint of someone else runs no code. They are written by safetensors itself, since torch
+makes each file in memory first and keeps Python from doing anything else meanwhile, training among it: 1.3 GB took it
+24 s, and safetensors 5 s (2 busy cores, 2026-11-29). A folder has its name once all in it is on disk, and only then does
 the one before it go; what has another name is the rest of an attempt.
 """
 
@@ -34,8 +36,10 @@ FORMAT = 1
 
 STATE, TRAINER_STATE = "state.json", "trainer_state.json"
 
+INDEX = "model.safetensors.index.json"
+
 FILE_BYTES = 1 << 30
-"""Of tensors in one file, about: torch makes each file in memory before it writes it."""
+"""Of tensors in one file, about: a network disk is spared files of many gigabytes."""
 
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
@@ -185,23 +189,29 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    from torch.distributed import checkpoint as distributed
+    from safetensors.torch import save_file
 
-    numbers, number, filled = {}, 1, 0
+    files: list[dict[str, Tensor]] = [{}]
+    filled = 0
     for name, tensor in tensors.items():
         if filled and filled + tensor.nbytes > FILE_BYTES:
-            number, filled = number + 1, 0
-        numbers[name], filled = number, filled + tensor.nbytes
-    writer = distributed.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=numbers)
-    with _alone():
-        distributed.save(dict(tensors), storage_writer=writer, no_dist=True)
+            files.append({})
+            filled = 0
+        files[-1][name] = tensor.contiguous()
+        filled += tensor.nbytes
+    names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    for file, inside in zip(names, files, strict=True):
+        save_file(inside, str(folder / file), metadata={"format": "pt"})
+    weight_map = {name: file for file, inside in zip(names, files, strict=True) for name in inside}
+    index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     from torch.distributed import checkpoint as distributed
 
     told = distributed.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    there = set((read_json(folder / "model.safetensors.index.json") or {}).get("weight_map", {}))
+    there = set((read_json(folder / INDEX) or {}).get("weight_map", {}))
     if there != set(told):
         raise ValueError(f"{len(told)} of its {len(there)} tensors are there")
     tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in told.items()}  # type: ignore[union-attr]

@@ -24,6 +24,7 @@ from ...model.blocks import quantize_model
 from ...model.checkpoint import keep_generation_settings, save_checkpoint
 from ...model.config import read_config
 from ...model.families import layout_of
+from ...model.repeatable import repeatable_attention
 from ...model.transforms import apply_transforms
 from ...stage import Step
 from ...storage import write_json
@@ -56,7 +57,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     kept = job.scratch(step)
     kept.mkdir(exist_ok=True)
     blocks = model.config.num_hidden_layers
-    with job.progress.task(f"quantize {step.variant}", blocks) as bar:
+    with job.progress.task(f"quantize {step.variant}", blocks) as bar, repeatable_attention(job.device):
         layers, reports = quantize_model(
             model,
             batches,

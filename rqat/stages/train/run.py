@@ -150,6 +150,7 @@ def _train(
 
     from ...contracts import Training
     from ...generation.sampling import context_length, own_settings_hidden
+    from ...model.repeatable import repeatable_attention
     from ...quiet import quiet_training
     from ...train.callbacks import expect_given, reporters, without_printing
     from ...train.checkpoints import processes_of, step_of
@@ -268,7 +269,7 @@ def _train(
                 trainer.state = saving.resume(checkpoint)
                 bar.update(keys.steps)
             else:
-                with saving.guarding():
+                with saving.guarding(), repeatable_attention(job.device):
                     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     lines = read_json_lines(work / LOG)
     last = lines[-1] if lines else {}
