@@ -1,9 +1,9 @@
 """Attention whose gradients are the same to the bit in every run.
 
 On CUDA the kernels behind `scaled_dot_product_attention` add up the gradients of queries in the order in which their
-blocks happen to end, so that two runs of one training part after a few steps, and a resumed run from the one that was
-never interrupted. torch has an order that is fixed, but takes it only where `torch.use_deterministic_algorithms` says
-so without `warn_only`; and that, left on, refuses operations that are no part of attention. So it is on for the gradient
+blocks happen to end, so that two runs of one training part after a few steps, and a resumed run from one that was never
+interrupted. torch has an order that is fixed, but takes it only where `torch.use_deterministic_algorithms` says so
+without `warn_only`; and that, left on, refuses operations that are no part of attention. So it is on for the gradient
 of attention alone.
 """
 
@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import deterministic
+from torch.utils import deterministic as _deterministic
+
+deterministic: Any = _deterministic
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """What torch asks for before it multiplies matrices with the switch on, as the plain form of attention does."""

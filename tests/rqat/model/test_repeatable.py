@@ -55,10 +55,15 @@ def test_gradients_are_those_of_plain_attention_and_only_they_are_made_with_the_
 
 def test_all_is_as_it_was_when_training_ends_or_fails():
     plain, filled = functional.scaled_dot_product_attention, deterministic.fill_uninitialized_memory
-    with pytest.raises(ValueError, match="ended"), repeatable._switched():
-        assert functional.scaled_dot_product_attention is not plain
-        torch.use_deterministic_algorithms(True)
-        raise ValueError("ended")
+
+    def training():
+        with repeatable._switched():
+            assert functional.scaled_dot_product_attention is not plain
+            torch.use_deterministic_algorithms(True)
+            raise ValueError("ended")
+
+    with pytest.raises(ValueError, match="ended"):
+        training()
     assert functional.scaled_dot_product_attention is plain
     assert deterministic.fill_uninitialized_memory is filled
     assert not torch.are_deterministic_algorithms_enabled()
