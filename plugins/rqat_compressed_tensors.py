@@ -1,4 +1,4 @@
-"""Exporter `compressed-tensors`: the `pack-quantized` layout that transformers and vLLM load.
+"""Exporter `compressed-tensors`: the `pack-quantized` layout of transformers and vLLM.
 
 Per layer, with `W = ceil(I * bits / 32)` and `W' = ceil(O * bits / 32)` words:
 
@@ -27,11 +27,6 @@ class CompressedTensors(rqat.Exporter):
 
     loader_packages = ("compressed_tensors",)
     serving = """\
-```shell
-vllm serve THIS_FOLDER
-```
-
-Older releases of vLLM read only 4 and 8 bits of this format; for 2 and 3 bits there, export as `gptq`.
 With 3 bits, every reader needs compressed-tensors 0.18 or newer. transformers 5.23 and 5.24 load asymmetric weights
 of this format only with `quantization_config=CompressedTensorsConfig(dequantize=True)`.
 """
