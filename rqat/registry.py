@@ -55,6 +55,7 @@ BUILTIN = (
     "rqat_kl",
     "rqat_compressed_tensors",
     "rqat_gptq_format",
+    "rqat_gguf",
     "rqat_bf16",
     "rqat_native",
 )

@@ -129,7 +129,16 @@ TOP = ("cli", "api", "__main__", "__init__")
 """What a user enters by; these may import all others."""
 
 PLUGINS_MAY_IMPORT = {"rqat", "rqat_kernels", "torch", "transformers", "trl", "datasets", "accelerate", "pydantic"}
-PLUGINS_MAY_IMPORT |= {"numpy", "tokenizers", "safetensors", "math_verify", "lm_eval", "compressed_tensors", "typer"}
+PLUGINS_MAY_IMPORT |= {
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "math_verify",
+    "lm_eval",
+    "compressed_tensors",
+    "typer",
+    "gguf",
+}
 
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 

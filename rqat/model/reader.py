@@ -106,6 +106,7 @@ class CheckpointReader:
             blocks=config.num_hidden_layers,
             tied=bool(config.tie_word_embeddings),
             context=getattr(config, "max_position_embeddings", None),
+            config=config.to_dict(),
         )
         return Context(schemes=self.layers, model=shape)
 
