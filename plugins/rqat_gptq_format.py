@@ -115,6 +115,8 @@ Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which holds every
         width = tensors[f"{name}.g_idx"].numel()
         zero = unpack(tensors[f"{name}.qzeros"], scheme.bits, scale.shape[0]).T.contiguous()
         if self._stored_format(scheme) == "gptq":
+            if bool((zero == 255).any()):
+                raise rqat.ModelError(f"{name} has zero points of 256, which no code is.", hint="Dequantize it.")
             zero = zero + 1
         codes = unpack(tensors[f"{name}.qweight"].T, scheme.bits, width)
         return rqat.QuantizedWeight(codes, scale, zero, scheme=scheme)

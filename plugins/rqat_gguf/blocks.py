@@ -1,6 +1,6 @@
 """Quantized layers in blocks of GGUF: bytes `(O, I / 32 * bytes of a block)`.
 
-Q4_0   18 bytes   float16 d, 16 bytes                w = (q - 8) d,  q of weight i in the low, of i + 16 in the high half
+Q4_0   18 bytes   float16 d, 16 bytes                w = (q - 8) d; low halves of the bytes: weights 0 to 15
 Q5_0   22 bytes   float16 d, 4 bytes, 16 bytes       w = (q - 16) d, bit i of the four bytes is the highest of weight i
 Q8_0   34 bytes   float16 d, 32 bytes                w = q d
 """

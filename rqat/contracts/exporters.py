@@ -81,6 +81,14 @@ class Exporter:
         """Tensors of one layer under their full names (`name + ".weight_packed"`); `weight.scheme` is set."""
         raise NotImplementedError
 
+    def other(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor that is no quantized weight, as this format holds it; by default as it is.
+
+        Args:
+            tensor: on the CPU, in the narrowest dtype that holds its values.
+        """
+        return tensor
+
     def config(self, layers: Mapping[str, Scheme], skipped: Sequence[str]) -> dict[str, Any] | None:
         """The `quantization_config` of the checkpoint's config.json; None writes none.
 

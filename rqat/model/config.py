@@ -261,7 +261,8 @@ def check_quantizable(config: ModelConfig) -> None:
     if config.quantization is not None:
         method = config.quantization.get("quant_method", "an unknown method")
         raise ModelError(
-            f"'{path}' is quantized already ({method}).", hint="Name the checkpoint it was made from, in 16 or 32 bits."
+            f"'{path}' is quantized already ({method}).",
+            hint="Name the checkpoint it was made from, in 16 or 32 bits; training may begin with this one: `start:`.",
         )
     experts = next(
         (key for key in ("num_experts", "num_local_experts", "n_routed_experts") if config.raw.get(key)), None

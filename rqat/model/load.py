@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LOADERS = {
     "compressed-tensors": {"compressed-tensors": "compressed_tensors"},
     "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
+    "awq": {"gptqmodel": "gptqmodel"},
 }
 """What transformers needs to load a quantized checkpoint: for its `quant_method`, distributions and their modules."""
 

@@ -66,8 +66,9 @@ def small_model(family: str = "qwen3", *, tied: bool = True, **settings: object)
 
 
 def save_rounded(
-    folder: Path, scheme: str, family: str = "qwen3", *, ends: str = "", tied: bool = True, **settings: object
-) -> Path:
+    folder: Path, scheme: str, family: str = "qwen3", *, ends: str = "", tied: bool = True, skip: str = "no layer",
+    **settings: object,
+) -> Path:  # fmt: skip
     """A finished step: `small_model` with its linear layers, and with `ends` its ends, rounded to the nearest."""
     model = small_model(family, tied=tied, **settings)
     layers: dict[str, QuantizedWeight] = {}
@@ -76,7 +77,7 @@ def save_rounded(
         end = embedding or name == "lm_head"
         if not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) or (end and not ends):
             continue
-        if name == "lm_head" and tied:
+        if (name == "lm_head" and tied) or name.endswith(skip):
             continue
         grid = grid_of(Scheme.parse(ends if end else scheme))
         layers[name] = grid.quantize_layer(module.weight.data, *grid.fit_layer(module.weight.data))

@@ -1,23 +1,18 @@
-"""Runs in llama.cpp's environment: log-probabilities after prompts, as JSON on the last line.
-
-    python probe_llama.py PROMPTS.json FILE.gguf...
-
-PROMPTS.json is a list of prompts, texts or lists of token ids. For each file: {"loads": true, "logprobs": [...]}, a
-mapping of token to log-probability for each prompt, or {"loads": false, "words": "..."}.
-"""
+"""Runs in llama.cpp's environment; see `table.py` for what it is given and what it answers."""
 
 import json
 import sys
+from pathlib import Path
 
 import xllamacpp
 
 MOST = 512
-"""Tokens whose probability is asked for; more than the small models have, less than real ones."""
+"""Tokens whose probability is asked for: as many as the small models have, fewer than real ones."""
 
 
 def probe(path: str, prompts: list) -> dict:
     params = xllamacpp.CommonParams()
-    params.model.path = path
+    params.model.path = str(next(Path(path).glob("*.gguf")))
     params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = 512, 1, 0, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     try:
@@ -32,10 +27,11 @@ def probe(path: str, prompts: list) -> dict:
             return {"loads": False, "words": json.dumps(answer)[:300]}
         told = answer["choices"][0]["logprobs"]  # nothing where the end token is the likeliest
         found.append({each["id"]: each["logprob"] for each in told["content"][0]["top_logprobs"]} if told else {})
-    return {"loads": True, "logprobs": found}
+    text = server.handle_completions({"prompt": prompts[0], "n_predict": 16, "temperature": 0})["choices"][0]["text"]
+    return {"loads": True, "logprobs": found, "text": text}
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1]) as file:
-        asked = json.load(file)
-    print(json.dumps([probe(path, asked) for path in sys.argv[2:]]))
+    prompts = json.loads(Path(sys.argv[1]).read_text())
+    for folder in sys.argv[2:]:
+        print("RESULT", json.dumps(probe(folder, prompts)), flush=True)
