@@ -44,7 +44,7 @@ def test_rows_become_groups_that_mlx_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "dtype", "most"), [("w4g32", "float16", 0.01), ("w8g32", "float16", 0.1), ("w2g64", "bfloat16", 0.02)]
+    ("scheme", "dtype", "most"), [("w4g32", "float16", 0.01), ("w8g32", "float16", 0.1), ("w3g64", "bfloat16", 0.02)]
 )
 def test_what_rounding_costs_is_measured(tmp_path: Path, scheme: str, dtype: str, most: float) -> None:
     facts = export(save_rounded(tmp_path / "start", scheme), tmp_path / "out", "mlx", dtype=dtype)

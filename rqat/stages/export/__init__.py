@@ -72,7 +72,7 @@ class Export(Stage):
             return
         for name in _unpacked(step, schemes):
             text = f"'{step.parts['exporter'].card.name}' writes {name}, quantized to {schemes[name]}, in 16 bits."
-            yield step.finding("note", "", text, "`export: rqat` packs it, for rqat itself to read.")
+            yield step.finding("note", "", text, "`export: gguf`, `mlx` and `rqat` pack it.")
         yield from _servers(step, look.config, schemes)
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
