@@ -27,6 +27,7 @@ COMMANDS = {
     "vllm": "vllm serve THIS_FOLDER",
     "llama.cpp": "llama-server -m THIS_FOLDER/model.gguf",
     "mlx-lm": "mlx_lm.server --model THIS_FOLDER",
+    "vllm-cuda": "vllm serve THIS_FOLDER",
 }
 """How each server is given a folder."""
 
@@ -102,12 +103,12 @@ def _trial(row: Mapping[str, str]) -> Trial:
 
 
 def outlooks(format_name: str, schemes: Iterable[Scheme]) -> list[Outlook]:
-    """Every server that was tried with a format, and what is known of it with all of these schemes together.
+    """Every server that was run with a format, and what is known of it with all of these schemes together.
 
     Empty for a format that nobody tried: those of other plugins, and `rqat`, which rqat itself reads.
     """
     wanted = list(dict.fromkeys(schemes))
-    tried = [trial for trial in trials() if trial.format == format_name]
+    tried = [trial for trial in trials() if trial.format == format_name and not trial.read]
     found = []
     for server in dict.fromkeys(trial.server for trial in tried):
         own = [trial for trial in tried if trial.server == server]

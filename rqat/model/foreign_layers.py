@@ -19,6 +19,7 @@ from ..registry import Registry
 from ..scheme import Scheme
 from ..storage import read_json
 from .checkpoint import Checkpoint, assembled
+from .devices import default_dtype
 from .foreign import ANOTHER, foreign
 from .stored import StoredTensors
 from .tensors import damaged
@@ -27,8 +28,8 @@ DEAD = 2.0**-14
 """Scale given to a group of which every weight is 0, whose own scale may be 0."""
 
 
-def load_foreign(folder: Path) -> Checkpoint:
-    """The model on the CPU in float32, with its layers, as `load_checkpoint` gives a step of a run.
+def load_foreign(folder: Path, *, device: str = "cpu") -> Checkpoint:
+    """The model with its layers, as `load_checkpoint` gives a step of a run; float32 on the CPU, bfloat16 on CUDA.
 
     Raises:
         ModelError: a file is missing or damaged, or holds what rqat cannot take over.
@@ -55,7 +56,7 @@ def load_foreign(folder: Path) -> Checkpoint:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     others = {name: stored.read(name) for name in stored.names if name not in taken}
     others = _without_empty_biases(others, {*layers}, config)
-    return assembled(folder, layers, others, device="cpu", dtype=torch.float32)
+    return assembled(folder, layers, others, device=device, dtype=default_dtype(device))
 
 
 def _check_order(folder: Path, name: str, own: dict[str, Tensor], scheme: Scheme) -> None:

@@ -120,7 +120,7 @@ def write(found: list[dict[str, Any]]) -> None:
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        order = list(SERVERS)
+        order = [*SERVERS, *(row["server"] for row in kept)]
         writer.writerows(sorted([*kept, *found], key=lambda row: order.index(row["server"])))
 
 

@@ -7,11 +7,8 @@ from typing import Any
 
 from ...job import Job
 from ...model.checkpoint import load_layers, save_checkpoint
-from ...model.foreign import is_foreign
-from ...model.foreign_layers import load_foreign
 from ...model.hub import QUANTIZED_FILE
-from ...model.native import is_native, load_native
-from ...model.stored_schemes import quantization_of
+from ...model.native import load_quantized
 from ...stage import Step
 from . import StartKeys
 
@@ -31,8 +28,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     keys = step.settings
     assert isinstance(keys, StartKeys)
     source, work = keys.path.path, job.workdir(step)
-    if is_native(source) or is_foreign(quantization_of(source)):
-        found = load_native(source) if is_native(source) else load_foreign(source)
+    if not (source / QUANTIZED_FILE).is_file():
+        found = load_quantized(source)
         save_checkpoint(work, found.model, found.tokenizer, found.layers)
         return {"from": str(source), "layers": len(found.layers)}
     layers = load_layers(source / QUANTIZED_FILE)
