@@ -22,15 +22,25 @@ OFFSETS = {"Q4_0": 8, "Q5_0": 16, "Q8_0": 128}
 """What stands for a weight of 0."""
 
 
+AT_ONCE = 1 << 22
+"""Weights that are packed at once: an embedding has a hundred million, and their differences take four bytes each."""
+
+
 def blocks(weight: rqat.QuantizedWeight, kind: str) -> np.ndarray:
     """A layer in one of the types above.
 
     Raises:
         ValueError: a value, or a scale, that the type does not hold.
     """
-    out, width = weight.codes.shape
-    group = width // weight.scale.shape[1]
-    levels = weight.codes.int() - weight.zero.int().repeat_interleave(group, 1) + OFFSETS[kind]
+    rows = max(1, AT_ONCE // weight.codes.shape[1])
+    parts = (tensor.split(rows) for tensor in (weight.codes, weight.zero, weight.scale))
+    return np.concatenate([_rows(*some, kind) for some in zip(*parts, strict=True)])
+
+
+def _rows(codes: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor, kind: str) -> np.ndarray:
+    out, width = codes.shape
+    group = width // scale.shape[1]
+    levels = codes.int() - zero.int().repeat_interleave(group, 1) + OFFSETS[kind]
     if int(levels.min()) < 0 or int(levels.max()) >= 2 * OFFSETS[kind]:
         raise ValueError(f"{kind} does not hold its codes")
     q = levels.numpy().astype(np.uint8).reshape(out, -1, BLOCK)
@@ -41,8 +51,8 @@ def blocks(weight: rqat.QuantizedWeight, kind: str) -> np.ndarray:
         parts = [np.packbits(q >> 4, axis=-1, bitorder="little"), (low & 15) | high << 4]
     else:
         parts = [q ^ 128]  # two's complement
-    scale = _half(weight.scale).repeat_interleave(group // BLOCK, 1).numpy()
-    return np.concatenate([scale[..., None].view(np.uint8), *parts], -1).reshape(out, -1)
+    halves = _half(scale).repeat_interleave(group // BLOCK, 1).numpy()
+    return np.concatenate([halves[..., None].view(np.uint8), *parts], -1).reshape(out, -1)
 
 
 def _half(scale: torch.Tensor) -> torch.Tensor:

@@ -54,6 +54,20 @@ def test_what_rounding_costs_is_measured(tmp_path: Path, scheme: str, dtype: str
     assert written(tmp_path / "out")[1]["model.norm.weight"].dtype == getattr(torch, dtype)
 
 
+def test_what_does_not_read_the_folder_says_so(tmp_path: Path) -> None:
+    from rqat.keys import ModelKeys
+    from rqat.model.load import load_model
+
+    export(save_rounded(tmp_path / "start", "w2g64"), tmp_path / "out", "mlx")
+    with pytest.raises(ModelError, match="is an MLX checkpoint, which transformers does not load"):
+        load_model(ModelKeys(path=str(tmp_path / "out")), quantizable=False)
+    with pytest.raises(ModelError, match=r"quantized already \(mlx\)"):
+        load_model(ModelKeys(path=str(tmp_path / "out")))
+    export(tmp_path / "start", tmp_path / "file", "gguf")
+    with pytest.raises(ModelError, match=r"It holds a GGUF file, which llama\.cpp loads"):
+        load_model(ModelKeys(path=str(tmp_path / "file")), quantizable=False)
+
+
 def test_values_beyond_float16_are_told() -> None:
     from rqat_mlx import Mlx, Options
 
