@@ -54,7 +54,7 @@ class Options(rqat.Options):
         if kind not in ROTARY:
             fix = "Export as bf16 and convert that with llama.cpp's own script."
             yield rqat.Problem(f"gguf: rotary embeddings of the kind '{kind}' are not written.", fix, "format")
-        if config.get("sliding_window") and config.get("use_sliding_window", True) and family != "llama":
+        if config.get("sliding_window") and config.get("use_sliding_window"):
             text = "gguf: llama.cpp reads every token where this model has a sliding window."
             yield rqat.Problem(text, "Leave the window out of config.json, or export in another format.", "format")
         if context.tokenizer is not None:

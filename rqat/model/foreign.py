@@ -65,7 +65,7 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
             groups = _groups(folder, quantization)
             return Foreign(method, {name: _in_group(folder, name, groups) for name in names})
         given = _gptq(folder, quantization) if method == "gptq" else _awq(folder, quantization)
-        options = {"checkpoint_format": quantization.get("checkpoint_format") or "gptq"} if method == "gptq" else {}
+        options = {"checkpoint_format": _version(quantization)} if method == "gptq" else {}
         return Foreign(method, dict.fromkeys(names, given), options)
     except (ValidationError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise _refused(folder, method, f"a config.json that is not understood ({error!r:.120})") from error
@@ -89,7 +89,7 @@ def _layers(folder: Path, key: str) -> Iterator[str]:
 
 
 def _gptq(folder: Path, given: Mapping[str, Any]) -> Scheme:
-    version, group = str(given.get("checkpoint_format") or "gptq"), given.get("group_size", ROW)
+    version, group = _version(given), given.get("group_size", ROW)
     if version not in ("gptq", "gptq_v2"):
         raise _refused(folder, "gptq", f"checkpoint_format '{version}'")
     if given.get("desc_act") and group != ROW:
@@ -98,6 +98,11 @@ def _gptq(folder: Path, given: Mapping[str, Any]) -> Scheme:
     if own:
         raise _refused(folder, "gptq", f"layers with settings of their own ({own[0]})")
     return Scheme(bits=given["bits"], group=group, symmetric=bool(given.get("sym", True)))
+
+
+def _version(given: Mapping[str, Any]) -> str:
+    """Of gptq: GPTQModel has called it by both names; AutoGPTQ writes none."""
+    return str(given.get("checkpoint_format") or given.get("format") or "gptq")
 
 
 def _awq(folder: Path, given: Mapping[str, Any]) -> Scheme:

@@ -1,7 +1,7 @@
 """Starts the servers on small models of every scheme, and writes down what becomes of them: rqat/assets/servers.csv.
 
     python -m tests.servers.environments        builds their environments
-    python -m tests.servers.table [SERVER...]   all schemes and formats of those servers, or of all
+    python -m tests.servers.table [SERVER[:FORMAT]...]   all schemes of those, or of all
 
 A probe is given a file of prompts and folders; for each it answers a line: that it loads, with the log-probabilities of
 the tokens after every prompt and a text that it wrote, or that it does not, in the server's own words.
@@ -33,6 +33,9 @@ SCHEMES = [
     f"w{bits}{group}{sym}" for bits in (2, 3, 4, 8) for group in ("g32", "g64", "g128", "-row") for sym in ("", "-sym")
 ]
 COLUMNS = ("server", "version", "format", "bits", "zeros", "group", "outcome", "difference", "words", "how")
+
+PLAIN = "bf16"
+"""The format without codes: no scheme matters to who loads it, so it has no lines; test_servers.py tries it."""
 
 AT_ONCE = 8
 """Folders that one process of a server is given."""
@@ -126,7 +129,8 @@ def write(found: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     where = Path(os.environ.get("RQAT_SERVERS_WORK", tempfile.mkdtemp()))
-    for given in sys.argv[1:] or [f"{server}:{form}" for server, each in SERVERS.items() for form in each.formats]:
+    for given in sys.argv[1:] or SERVERS:
         server_name, _, form_name = given.partition(":")
         for form in [form_name] if form_name else SERVERS[server_name].formats:
-            write(rows(server_name, form, where))
+            if form != PLAIN:
+                write(rows(server_name, form, where))
