@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rqat_kernels.packing import words_for
+
 from ..contracts import Exporter, QuantizedWeight
 from ..errors import ModelError
 from ..registry import Registry
@@ -49,6 +51,7 @@ def load_foreign(folder: Path, *, device: str = "cpu") -> Checkpoint:
         own = {key: stored.read(key) for part in parts if (key := f"{name}.{part}") in stored.names}
         taken.update(own)
         _check_order(folder, name, own, scheme)
+        _check_words(folder, name, own, scheme)
         try:
             layers[name] = _checked(folder, name, exporter.decode(name, own, scheme))
         except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -66,6 +69,25 @@ def _check_order(folder: Path, name: str, own: dict[str, Tensor], scheme: Scheme
         raise ModelError(
             f"'{folder}': {name} has its input features in another order (desc_act), which is not taken over.",
             hint=ANOTHER,
+        )
+
+
+def _check_words(folder: Path, name: str, own: dict[str, Tensor], scheme: Scheme) -> None:
+    """Refuses packed codes of another length: cut off, or in the layout of older releases of compressed-tensors.
+
+    Those put ten values of 3 bits into each word.
+    """
+    if f"{name}.weight_packed" in own and f"{name}.weight_shape" in own:
+        words, width = own[f"{name}.weight_packed"].shape[-1], int(own[f"{name}.weight_shape"][1])
+    elif f"{name}.g_idx" in own and f"{name}.qweight" in own:
+        words, width = len(own[f"{name}.qweight"]), own[f"{name}.g_idx"].numel()
+    else:
+        return
+    if words != words_for(width, scheme.bits):
+        raise ModelError(
+            f"'{folder}': {name} has {words} words for {width} values of {scheme.bits} bits: it is damaged, or was "
+            "written by an older release of its tool.",
+            hint="Quantize it again with a newer one. " + ANOTHER,
         )
 
 

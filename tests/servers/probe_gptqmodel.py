@@ -10,7 +10,7 @@ from gptqmodel import GPTQModel
 
 def probe(path: str, prompts: list) -> dict:
     try:
-        model = GPTQModel.load(path, device="cpu", dtype=torch.float32)
+        model = GPTQModel.load(path, device="cpu", dtype=torch.bfloat16)
         with torch.no_grad():
             logits = [model.model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1) for ids in prompts]
             written = model.generate(torch.tensor(prompts[:1]), max_new_tokens=16, do_sample=False)

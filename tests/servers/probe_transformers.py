@@ -10,7 +10,7 @@ import transformers
 
 def probe(path: str, prompts: list) -> dict:
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
         with torch.no_grad():
             logits = [model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1) for ids in prompts]
             written = model.generate(torch.tensor(prompts[:1]), max_new_tokens=16, do_sample=False)
