@@ -68,11 +68,7 @@ class Mlx(rqat.Exporter):
     """Writes packed safetensors and `quantization` in config.json."""
 
     serving = """\
-On a Mac, or with `pip install "mlx[cpu]" mlx-lm` on Linux:
-
-```shell
-mlx_lm.generate --model THIS_FOLDER --prompt "..."
-```
+`pip install mlx-lm` on a Mac, `pip install "mlx[cpu]" mlx-lm` on Linux.
 """
 
     def write(self, folder: Path, reader: rqat.Reader, layers: Mapping[str, rqat.Scheme]) -> None:

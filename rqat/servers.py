@@ -22,14 +22,14 @@ FUSING = ("vllm",)
 """Servers that compute the layers which read one input as a single one, and so want one scheme for them."""
 
 COMMANDS = {
-    "transformers": 'AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")',
-    "gptqmodel": 'GPTQModel.load("THIS_FOLDER")',
+    "transformers": "",
+    "gptqmodel": "",
     "vllm": "vllm serve THIS_FOLDER",
+    "vllm-cuda": "vllm serve THIS_FOLDER",
     "llama.cpp": "llama-server -m THIS_FOLDER/model.gguf",
     "mlx-lm": "mlx_lm.server --model THIS_FOLDER",
-    "vllm-cuda": "vllm serve THIS_FOLDER",
 }
-"""How each server is given a folder."""
+"""How each server is started on a folder; libraries are not."""
 
 
 @dataclass(frozen=True)
@@ -164,14 +164,15 @@ def seen(format_name: str, schemes: Mapping[str, Scheme], torn: Sequence[tuple[s
 
 
 def markdown(found: Sequence[Outlook]) -> str:
-    """For a model card: how the servers that load it are given the folder, and which refuse it."""
-    lines = []
-    for each in found:
-        told = f"- {each.server} {each.version}"
-        if each.loads:
-            lines.append(f"{told}: `{COMMANDS[each.server]}`")
-        elif each.loads is False:
-            lines.append(f"{told} refuses it{f': {each.words}' if each.words else ''}.")
-    if not any(each.loads for each in found):
-        lines.insert(0, "No server was seen to load it.\n")
-    return "\n".join(lines) + "\n"
+    """For a model card: which servers load it, how they are started, and which refuse it."""
+    loading = [each for each in found if each.loads]
+    names = ", ".join(f"{each.server} {each.version}" for each in loading)
+    lines = [f"Seen to load it: {names}." if loading else "No server was seen to load it."]
+    lines += [
+        f"{each.server} {each.version} refuses it{f': {each.words}' if each.words else ''}."
+        for each in found
+        if each.loads is False
+    ]
+    commands = [COMMANDS[each.server] for each in loading if COMMANDS[each.server]]
+    fence = ["", "```shell", *commands, "```"] if commands else []
+    return "\n".join([*lines, *fence]) + "\n"

@@ -31,7 +31,7 @@ def test_layers_with_other_sizes_are_named(tmp_path: Path) -> None:
         torch.float16, torch.uint32,
     }  # fmt: skip
     assert tensors["model.embed_tokens.weight"].dtype == torch.uint32
-    assert "mlx_lm.generate" in (tmp_path / "out" / "README.md").read_text()
+    assert "mlx_lm.server" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_rows_become_groups_that_mlx_has(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def test_servers_that_fuse_layers_refuse_those_torn_apart() -> None:
     assert "q_proj and k_proj and v_proj as one layer" in vllm.words
     assert transformers.loads is True
     text = markdown([vllm, transformers])
-    assert "- vllm 1 refuses it: it computes" in text
-    assert COMMANDS["vllm"] not in text
-    assert COMMANDS["transformers"] in text
+    assert "vllm 1 refuses it: it computes" in text
+    assert "```" not in text, "no command of a server that refuses"
+    assert "Seen to load it: transformers 5." in text
+    assert "```shell\nvllm serve THIS_FOLDER\n```" in markdown(outlooks("f", [W4]))
     assert markdown([vllm]).startswith("No server was seen to load it.")
