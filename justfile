@@ -27,7 +27,7 @@ test *ARGS:
     pytest -q -n {{WORKERS}} {{ARGS}}
 
 quick *ARGS:
-    pytest -q -n {{WORKERS}} -m "not slow and not campaign" {{ARGS}}
+    pytest -q -n {{WORKERS}} -m "not slow and not campaign and not servers" {{ARGS}}
 
 # interrupts a small run at every point, in every way, and starts it again; prints a table
 campaign *ARGS:

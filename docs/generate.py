@@ -1,7 +1,7 @@
 """Writes docs/reference/{cli,recipe-keys,hooks,performance}.md; `--check` only says whether they are up to date.
 
 The first three come from the code, the last one from the results in kernels/bench/results. The tutorial on plugins
-shows files; they are put into it anew.
+shows files; they are put into it anew, as is the table of servers into the page on serving.
 
 python docs/generate.py
 """
@@ -85,6 +85,34 @@ def tutorial_page() -> str:
 
 def _filled(block: re.Match[str]) -> str:
     return f"{block[1]}{(ROOT / block[2]).read_text(encoding='utf-8')}```"
+
+
+def serve_page() -> str:
+    """The page on servers as it stands, with the table of what they did."""
+    page = (ROOT / "docs" / "howto" / "serve.md").read_text(encoding="utf-8")
+    table = f"<!-- servers -->\n{_servers()}\n<!-- /servers -->"
+    return re.sub(r"<!-- servers -->.*<!-- /servers -->", lambda _: table, page, flags=re.DOTALL)
+
+
+def _servers() -> str:
+    """Every trial of a server; groups that went alike share a line."""
+    from rqat.scheme import ROW
+    from rqat.servers import Trial, trials
+
+    alike: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in trials():
+        key = (trial.server, trial.version, trial.format, trial.bits, trial.symmetric, trial.loads, trial.words)
+        alike.setdefault(key, []).append(trial)
+    lines = ["| server | format | bits | zero points | groups | | difference |", "|---|---|---|---|---|---|---|"]
+    for (server, version, form, bits, symmetric, loads, words), found in alike.items():
+        groups = ", ".join("row" if one.group == ROW else str(one.group) for one in found)
+        measured = [one.difference for one in found if one.difference is not None]
+        most = f"{max(measured):.2g}" if measured else ""
+        what = "loads" if loads else f"refuses: {words}".replace("|", "\\|")
+        read = " (*read*)" if found[0].read else ""
+        zeros = "fixed" if symmetric else "free"
+        lines.append(f"| {server} {version} | `{form}` | {bits} | {zeros} | {groups} | {what}{read} | {most} |")
+    return "\n".join(lines)
 
 
 def keys_page() -> str:
@@ -171,6 +199,7 @@ PAGES = {
     "hooks.md": hooks_page,
     "performance.md": performance_page,
     "../tutorial/write-a-plugin.md": tutorial_page,
+    "../howto/serve.md": serve_page,
 }
 """Pages by their path from docs/reference."""
 

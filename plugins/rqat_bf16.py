@@ -21,10 +21,6 @@ class Bf16(rqat.Exporter):
     loader_packages = ()
     loader_dtype = "bfloat16"
     serving = """\
-```shell
-vllm serve THIS_FOLDER
-```
-
 Weights take 16 bits each, on disk and in memory: this format is for readers of no other.
 """
 

@@ -1,9 +1,9 @@
-"""Exporter `compressed-tensors`: the `pack-quantized` layout that transformers and vLLM load.
+"""Exporter `compressed-tensors`: the `pack-quantized` layout of transformers and vLLM.
 
 Per layer, with `W = ceil(I * bits / 32)` and `W' = ceil(O * bits / 32)` words:
 
     weight_packed      (O, W) int32      codes along the input features
-    weight_scale       (O, G) bfloat16
+    weight_scale       (O, G) bfloat16, float16 where only that holds it (another tool's)
     weight_zero_point  (W', G) int32     zero points along the output features; not written when symmetric
     weight_shape       (2,) int64        O, I
 
@@ -27,11 +27,6 @@ class CompressedTensors(rqat.Exporter):
 
     loader_packages = ("compressed_tensors",)
     serving = """\
-```shell
-vllm serve THIS_FOLDER
-```
-
-Older releases of vLLM read only 4 and 8 bits of this format; for 2 and 3 bits there, export as `gptq`.
 With 3 bits, every reader needs compressed-tensors 0.18 or newer. transformers 5.23 and 5.24 load asymmetric weights
 of this format only with `quantization_config=CompressedTensorsConfig(dequantize=True)`.
 """
@@ -47,7 +42,7 @@ of this format only with `quantization_config=CompressedTensorsConfig(dequantize
 
         packed = {
             f"{name}.weight_packed": pack(weight.codes, scheme.bits),
-            f"{name}.weight_scale": weight.scale.to(torch.bfloat16),
+            f"{name}.weight_scale": weight.scale.to(_narrow(weight.scale)),
             f"{name}.weight_shape": torch.tensor(weight.codes.shape),
         }
         if not scheme.symmetric:
@@ -94,6 +89,13 @@ of this format only with `quantization_config=CompressedTensorsConfig(dequantize
             "config_groups": groups,
             "ignore": list(skipped),
         }
+
+
+def _narrow(scale: torch.Tensor) -> torch.dtype:
+    import torch
+
+    widths = (torch.bfloat16, torch.float16, torch.float32)
+    return next(dtype for dtype in widths if torch.equal(scale.to(dtype).float(), scale))
 
 
 def _weights(scheme: rqat.Scheme) -> dict[str, Any]:

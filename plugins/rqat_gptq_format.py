@@ -72,11 +72,7 @@ class Gptq(rqat.Exporter):
     # logit: 0 with 2 and 3 bits, 0.003 with 4, 0.0003 with 8.
     loader_tolerance = 0.02
     serving = """\
-```shell
-vllm serve THIS_FOLDER --dtype float16
-```
-
-Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which older releases of vLLM misread.
+Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which holds every zero point.
 """
 
     def tensors(self, name: str, weight: rqat.QuantizedWeight) -> dict[str, torch.Tensor]:
@@ -119,6 +115,8 @@ Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which older relea
         width = tensors[f"{name}.g_idx"].numel()
         zero = unpack(tensors[f"{name}.qzeros"], scheme.bits, scale.shape[0]).T.contiguous()
         if self._stored_format(scheme) == "gptq":
+            if bool((zero == 255).any()):
+                raise rqat.ModelError(f"{name} has zero points of 256, which no code is.", hint="Dequantize it.")
             zero = zero + 1
         codes = unpack(tensors[f"{name}.qweight"].T, scheme.bits, width)
         return rqat.QuantizedWeight(codes, scale, zero, scheme=scheme)

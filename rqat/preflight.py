@@ -366,6 +366,7 @@ def _shape(config: ModelConfig, schemes: Mapping[str, Scheme]) -> ModelShape:
         blocks=config.blocks,
         tied=config.tied,
         context=config.context,
+        config=config.raw,
     )
 
 

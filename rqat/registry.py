@@ -55,6 +55,9 @@ BUILTIN = (
     "rqat_kl",
     "rqat_compressed_tensors",
     "rqat_gptq_format",
+    "rqat_awq_format",
+    "rqat_mlx",
+    "rqat_gguf",
     "rqat_bf16",
     "rqat_native",
 )

@@ -114,7 +114,7 @@ def test_unknown_scheme(model: Path, scheme: str) -> None:
 
 
 def test_unknown_format(model: Path) -> None:
-    refused(*quantize(model, "--format", "gguf"), says=["--format", "'gguf' is not an exporter", "compressed-tensors"])
+    refused(*quantize(model, "--format", "exl2"), says=["--format", "'exl2' is not an exporter", "compressed-tensors"])
 
 
 def test_unknown_calibration_source(model: Path) -> None:

@@ -39,10 +39,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "cards": ("hookspecs", "contracts", "errors"),
     "shapes": ("contracts", "keys", "scheme", "errors", "storage", "figures"),
     "estimate": ("shapes", "keys", "scheme", "errors"),
+    "servers": ("shapes", "scheme"),
     "stage": ("estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme"),
     "stages": (
         *("stage", "estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme", "figures", "errors"),
-        *("batches", "optimizers", "storage"),
+        *("batches", "optimizers", "storage", "servers"),
     ),
     "facts": ("stage", "cards", "shapes", "keys", "contracts", "storage"),
     "discovery": ("cards", "hookspecs", "errors"),
@@ -85,6 +86,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
             "generation",
             "batches",
             "quiet",
+            "servers",
             "processes",
             "cards",
             "keys",
@@ -120,14 +122,23 @@ FLOORS: dict[str, tuple[str, ...]] = {
 that tell of a model without loading it.
 """
 
-SHAPES = {"config", "extras", "families", "hub", "layers", "memory", "stored_schemes", "vocabulary"}
+SHAPES = {"config", "extras", "families", "foreign", "hub", "layers", "memory", "stored_schemes", "vocabulary"}
 """Of the files in rqat/model."""
 
 TOP = ("cli", "api", "__main__", "__init__")
 """What a user enters by; these may import all others."""
 
 PLUGINS_MAY_IMPORT = {"rqat", "rqat_kernels", "torch", "transformers", "trl", "datasets", "accelerate", "pydantic"}
-PLUGINS_MAY_IMPORT |= {"numpy", "tokenizers", "safetensors", "math_verify", "lm_eval", "compressed_tensors", "typer"}
+PLUGINS_MAY_IMPORT |= {
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "math_verify",
+    "lm_eval",
+    "compressed_tensors",
+    "typer",
+    "gguf",
+}
 
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
@@ -246,7 +257,7 @@ def test_a_plugins_card_is_light():
 def test_the_light_half_does_not_import_torch():
     light = "errors scheme contracts hookspecs keys problems yaml_lines storage stage stages registry recipe facts"
     light += " plan estimate figures"
-    light += " processes cards discovery describe launcher"
+    light += " processes cards discovery describe launcher servers"
     modules = ", ".join(
         f"rqat.{name}" for name in [*light.split(), "preflight", "scaffold", "testing", "job", "cli.app"]
     )

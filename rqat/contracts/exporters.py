@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -24,6 +24,10 @@ class Reader(Protocol):
     @property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The model's tokenizer."""
+
+    @property
+    def layers(self) -> Mapping[str, Scheme]:
+        """The scheme of every quantized layer, by full name, in the order data passes them."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -77,6 +81,14 @@ class Exporter:
         """Tensors of one layer under their full names (`name + ".weight_packed"`); `weight.scheme` is set."""
         raise NotImplementedError
 
+    def other(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor that is no quantized weight, as this format holds it; by default as it is.
+
+        Args:
+            tensor: on the CPU, in the narrowest dtype that holds its values.
+        """
+        return tensor
+
     def config(self, layers: Mapping[str, Scheme], skipped: Sequence[str]) -> dict[str, Any] | None:
         """The `quantization_config` of the checkpoint's config.json; None writes none.
 
@@ -88,4 +100,15 @@ class Exporter:
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedWeight:
         """The inverse of `tensors`; optional. With it, the export stage checks every layer bit by bit."""
+        raise NotImplementedError
+
+    def values(self, folder: Path, reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and weights `(O, I)` of the quantized layers, float32, as readers of the files compute them; optional.
+
+        For formats that have no `decode`, or hold a little less than codes, scales and zero points: the export stage
+        says by how much of a step of the grid a weight differs at most, and refuses more than an eighth.
+
+        Args:
+            reader: of what was written, for names and shapes.
+        """
         raise NotImplementedError

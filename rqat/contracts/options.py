@@ -43,6 +43,7 @@ class ModelShape:
         linears: `(O, I)` of every linear layer of the decoder blocks, by full name, in the order data passes them; and
             of an embedding and a head that are quantized.
         context: tokens a sequence may have; None where the model sets no bound.
+        config: its config.json.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ModelShape:
     blocks: int
     tied: bool
     context: int | None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ SIZES = {
 """Sizes in config.json that are computed with, and what they are at most."""
 
 
+MLX = "mlx"
+"""What a quantization is called here whose config.json, being MLX's, names no `quant_method`."""
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One tensor of a checkpoint, as its header describes it: `dtype` in safetensors' spelling ("BF16")."""
@@ -119,6 +123,8 @@ class ModelConfig:
     def quantization(self) -> Mapping[str, Any] | None:
         """The `quantization_config` of a model that is quantized already."""
         value = self.raw.get("quantization_config") or self.raw.get("compression_config")
+        if value is None and isinstance(self.raw.get("quantization"), Mapping):  # as MLX writes it
+            value = {"quant_method": MLX, **self.raw["quantization"]}
         return value if isinstance(value, Mapping) else None
 
     @property
@@ -209,6 +215,8 @@ def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:
                 f"'{keys.path}' is a run, not a model.", hint=f"Name one of its models: {', '.join(steps)}."
             )
         adapter = " It holds a LoRA adapter." if (folder / "adapter_config.json").is_file() else ""
+        if any(folder.glob("*.gguf")):
+            adapter = " It holds a GGUF file, which llama.cpp loads."
         raise ModelError(
             f"'{keys.path}' is not a model: it has no config.json.{adapter}",
             hint="Name a folder in Hugging Face format; merge an adapter into its base model first.",
@@ -261,7 +269,8 @@ def check_quantizable(config: ModelConfig) -> None:
     if config.quantization is not None:
         method = config.quantization.get("quant_method", "an unknown method")
         raise ModelError(
-            f"'{path}' is quantized already ({method}).", hint="Name the checkpoint it was made from, in 16 or 32 bits."
+            f"'{path}' is quantized already ({method}).",
+            hint="Name the checkpoint it was made from, in 16 or 32 bits; training may begin with this one: `start:`.",
         )
     experts = next(
         (key for key in ("num_experts", "num_local_experts", "n_routed_experts") if config.raw.get(key)), None

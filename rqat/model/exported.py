@@ -21,7 +21,7 @@ from ..contracts import Exporter
 from ..errors import ModelError, NumericsError, PluginError
 from ..quiet import quiet_loading
 from .blockwise import largest_difference
-from .checkpoint import load_checkpoint
+from .checkpoint import decoded, load_checkpoint
 from .devices import default_dtype
 from .memory import available_bytes
 from .native import is_native, native_layers
@@ -39,6 +39,10 @@ DEVICE_TOLERANCE = 2.0**-5
 significant bits), and kernels may sum in another order from one call to the next. A wrong zero point moves more."""
 
 
+STEP_TOLERANCE = 1 / 8
+"""Largest difference of a weight, in steps of its grid: rounding a bias or a value to 16 bits moves none by more."""
+
+
 def check_layers(folder: Path, exporter: Exporter, name: str, reader: CheckpointReader) -> str:
     """Decodes every layer from the files and compares it bit by bit; says what was found.
 
@@ -48,6 +52,8 @@ def check_layers(folder: Path, exporter: Exporter, name: str, reader: Checkpoint
     Raises:
         PluginError: a layer is not what was exported.
     """
+    if type(exporter).values is not Exporter.values:
+        return _check_values(folder, exporter, name, reader)
     if type(exporter).decode is Exporter.decode:
         return f"not checked: exporter '{name}' has no decode"
     stored, others = StoredTensors(folder), set(reader.names)
@@ -61,6 +67,28 @@ def check_layers(folder: Path, exporter: Exporter, name: str, reader: Checkpoint
                     hint="Its decode() is not the inverse of its tensors(); please report it to the plugin's author.",
                 )
     return "every layer equal, bit by bit"
+
+
+def _check_values(folder: Path, exporter: Exporter, name: str, reader: CheckpointReader) -> str:
+    """Of a format that is read by another library: how far weights are from those that were exported."""
+    largest, left = 0.0, set(reader.layers)
+    for layer, values in exporter.values(folder, reader):
+        left.discard(layer)
+        weight = reader.layer(layer)
+        group = weight.codes.shape[1] // weight.scale.shape[1]
+        step = weight.scale.repeat_interleave(group, 1)
+        difference = float(((values - decoded(weight, torch.float32)) / step).abs().max())
+        if not difference <= STEP_TOLERANCE:
+            raise PluginError(
+                f"exporter '{name}' changes the weights of {layer} by up to {difference:.3g} steps of its grid.",
+                hint="Do not use the file; please report it to the plugin's author.",
+            )
+        largest = max(largest, difference)
+    if left:
+        raise PluginError(f"exporter '{name}' reads no weights of {min(left)}.", hint="Its values() leaves layers out.")
+    if not largest:
+        return "every weight equal, bit by bit"
+    return f"weights differ by {largest:.2g} steps of the grid at most"
 
 
 def check_logits(

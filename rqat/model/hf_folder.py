@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import PluginError
 from ..storage import read_json, write_json
 from .hub import GENERATION_FILE, INDEX, SINGLE
-from .tensors import save_tensors
+from .tensors import owned, save_tensors
 
 if TYPE_CHECKING:
     import transformers
@@ -52,9 +52,7 @@ class ShardWriter:
             self._flush()
         self._names.add(name)
         self._total += tensor.nbytes
-        tensor = tensor.detach().cpu().contiguous()
-        # A view of something larger: safetensors writes only tensors with memory of their own.
-        self._waiting[name] = tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+        self._waiting[name] = owned(tensor.detach().cpu())
 
     def close(self) -> None:
         """Writes what is left and gives the files their names.

@@ -14,7 +14,7 @@ from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
 from .checkpoint import ends_alone
-from .config import ModelConfig, check_quantizable, read_config
+from .config import MLX, ModelConfig, check_quantizable, read_config
 from .devices import default_dtype
 from .extras import check_checkpoint, refuse_unasked, split_by_blocks
 from .native import load_native
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LOADERS = {
     "compressed-tensors": {"compressed-tensors": "compressed_tensors"},
     "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
+    "awq": {"gptqmodel": "gptqmodel"},
 }
 """What transformers needs to load a quantized checkpoint: for its `quant_method`, distributions and their modules."""
 
@@ -116,6 +117,11 @@ def _explained(path: str, what: str) -> Iterator[None]:
 def check_loader(config: ModelConfig) -> None:
     """Refuses a quantized checkpoint that transformers loads only with packages that are not installed."""
     method = str((config.quantization or {}).get("quant_method", ""))
+    if method == MLX:
+        raise ModelError(
+            f"'{config.keys.path}' is an MLX checkpoint, which transformers does not load.",
+            hint="Use mlx_lm, or the step of the run it was exported from.",
+        )
     missing = [name for name, module in LOADERS.get(method, {}).items() if find_spec(module) is None]
     if missing:
         raise ModelError(

@@ -20,8 +20,10 @@ from ..scheme import Scheme
 from ..storage import read_json
 from .checkpoint import Checkpoint, assembled, load_checkpoint
 from .devices import default_dtype
+from .foreign import is_foreign
+from .foreign_layers import load_foreign
 from .stored import StoredTensors
-from .stored_schemes import NATIVE
+from .stored_schemes import NATIVE, quantization_of
 from .tensors import damaged
 
 VERSION = 1
@@ -30,14 +32,20 @@ VERSION = 1
 
 def is_native(folder: Path) -> bool:
     """Whether a folder is in this format."""
-    config = read_json(folder / "config.json")
-    quantization = config.get("quantization_config") if isinstance(config, dict) else None
-    return isinstance(quantization, dict) and quantization.get("quant_method") == NATIVE
+    return quantization_of(folder).get("quant_method") == NATIVE
 
 
 def load_quantized(folder: Path, *, device: str = "cpu") -> Checkpoint:
-    """A quantized model with its codes: a step of a run, or a folder in this format; see `load_checkpoint`."""
-    return load_native(folder, device=device) if is_native(folder) else load_checkpoint(folder, device=device)
+    """A quantized model with its codes: a step of a run, or an exported folder, also another tool's.
+
+    Raises:
+        ModelError: see `load_checkpoint` and `load_foreign`.
+    """
+    if is_native(folder):
+        return load_native(folder, device=device)
+    if is_foreign(quantization_of(folder)):
+        return load_foreign(folder, device=device)
+    return load_checkpoint(folder, device=device)
 
 
 def load_native(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:

@@ -106,6 +106,7 @@ class CheckpointReader:
             blocks=config.num_hidden_layers,
             tied=bool(config.tie_word_embeddings),
             context=getattr(config, "max_position_embeddings", None),
+            config=config.to_dict(),
         )
         return Context(schemes=self.layers, model=shape)
 
@@ -139,7 +140,7 @@ class CheckpointReader:
         with explained(folder):
             shards = ShardWriter(folder)
             for name in self.names:
-                shards.add(name, self.tensor(name))
+                shards.add(name, exporter.other(name, self.tensor(name)))
             for name in layers:
                 for key, tensor in exporter.tensors(name, self.layer(name)).items():
                     shards.add(key, tensor)

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import ModelError, RqatError
 from ..scheme import Scheme
 from ..storage import read_json
+from .foreign import KEYS, foreign, is_foreign
 from .hub import QUANTIZED_FILE
 
 ENTRY = "rqat"
@@ -33,12 +34,14 @@ def schemes_in(facts: Mapping[str, Any]) -> dict[str, Scheme]:
 
 
 def stored_schemes(folder: Path) -> dict[str, Scheme]:
-    """The scheme of every layer of a step of a run, or of a folder that was exported in the format `rqat`.
+    """The scheme of every layer of a step of a run, or of a quantized checkpoint: rqat's own or another tool's.
 
     Raises:
-        ModelError: it is neither.
+        ModelError: it is neither, or one that cannot be taken over.
     """
-    exported = _quantization(folder)
+    exported = quantization_of(folder)
+    if is_foreign(exported) and not (folder / QUANTIZED_FILE).is_file():
+        return dict(foreign(folder, exported).schemes)
     try:
         if exported.get("quant_method") == NATIVE:
             return {name: Scheme.parse(spelled) for name, spelled in exported["layers"].items()}
@@ -49,8 +52,8 @@ def stored_schemes(folder: Path) -> dict[str, Scheme]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RqatError) as error:
         if exported:
             raise ModelError(
-                f"'{folder}' was exported for servers ({exported.get('quant_method')}).",
-                hint=f"Name the step of the run it was exported from, or a folder in the format {NATIVE}.",
+                f"'{folder}' is quantized in a way that is not taken over ({exported.get('quant_method')}).",
+                hint=f"Taken over are {', '.join([NATIVE, *KEYS])}, and steps of runs.",
             ) from error
         raise ModelError(
             f"'{folder}' is not a finished quantize or train step.",
@@ -58,7 +61,7 @@ def stored_schemes(folder: Path) -> dict[str, Scheme]:
         ) from error
 
 
-def _quantization(folder: Path) -> Mapping[str, Any]:
+def quantization_of(folder: Path) -> Mapping[str, Any]:
     """The `quantization_config` of config.json; empty where there is none."""
     config = read_json(folder / "config.json")
     found = config.get("quantization_config") if isinstance(config, dict) else None

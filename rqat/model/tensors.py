@@ -38,7 +38,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """
     with explained(path):
         try:
-            save_file(tensors, path, metadata=metadata)
+            save_file({name: owned(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
             path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files only their owner can read
         except SafetensorError as error:
             # The operating system's refusal comes as text only.
@@ -46,6 +46,15 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """The same values in memory of their own: of a view of something larger, or in another order, a copy.
+
+    Files are written from such tensors only, and only they let go of what they were cut out of.
+    """
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

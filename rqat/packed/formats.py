@@ -4,6 +4,7 @@
     rqat                   what the exporter of this name writes
     compressed-tensors     pack-quantized, groups or rows, symmetric or not
     gptq                   versions 1 and 2, groups in order
+    awq                    GEMM, 4 bits
 
 Nothing is dequantized on the way, and no value changes.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rqat_kernels.packing import PackedWeight, from_compressed_tensors, from_gptq, words_for
+from rqat_kernels.packing import PackedWeight, from_awq, from_compressed_tensors, from_gptq, words_for
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError
@@ -112,8 +113,10 @@ def reader(path: str, quantization: Mapping[str, Any]) -> Format:
         return _compressed_tensors(path, quantization)
     if method == "gptq":
         return _gptq(path, quantization)
+    if method == "awq":
+        return _awq(path, quantization)
     raise ModelError(
-        f"'{path}' is stored as '{method}'; packed weights are read from rqat, compressed-tensors and gptq.",
+        f"'{path}' is stored as '{method}'; packed weights are read from rqat, compressed-tensors, gptq and awq.",
         hint=ANOTHER,
     )
 
@@ -206,3 +209,14 @@ def _gptq(path: str, quantization: Mapping[str, Any]) -> Format:
         return from_gptq(tensors["qweight"], tensors["qzeros"], tensors["scales"], bits, width, version=version)
 
     return Format("qweight", lambda name: ("qweight", "qzeros", "scales", "g_idx"), pack)
+
+
+def _awq(path: str, quantization: Mapping[str, Any]) -> Format:
+    version, bits = str(quantization.get("version", "gemm")).lower(), quantization.get("bits")
+    if version != "gemm" or bits != 4:
+        raise ModelError(f"'{path}' is awq of version {version}, {bits} bits; read here is gemm with 4.", hint=ANOTHER)
+
+    def pack(name: str, tensors: Mapping[str, Tensor]) -> PackedWeight:
+        return from_awq(tensors["qweight"], tensors["qzeros"], tensors["scales"])
+
+    return Format("qweight", lambda name: ("qweight", "qzeros", "scales"), pack)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,14 @@ def _evaluate(settings: dict[str, Any], model: Path) -> str:
 
 
 def _serving(model: Path) -> str:
-    """What the model card says of serving, with this folder's name in it."""
+    """The commands of the model card's part on serving, with this folder's name in them."""
     try:
         text = (model / CARD).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
     section = text.partition("\n## Serve it\n")[2].partition("\n## ")[0]
-    lines = [line for line in section.strip().splitlines() if not line.startswith("```")]
-    return "\n".join(lines).replace(FOLDER, _shown(model)).strip()
+    blocks = re.findall(r"^```shell\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    return "".join(blocks).replace(FOLDER, _shown(model)).strip()
 
 
 def _trust(run: RunFiles) -> str:

@@ -390,3 +390,41 @@ def test_micro_batch_auto_is_what_fits_and_changes_no_fingerprint(
     for nothing in (0, None):
         monkeypatch.setattr(preflight_module, "free_bytes", lambda device, nothing=nothing: nothing)
         assert chosen()[0] == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantize": {"method": "rtn", "skip": ["*.q_proj"]}},
+        {"quantize": {"method": "rtn", "skip": ["*.0.mlp.up_proj"]}},
+        {"quantize": "rtn", "scheme": {"default": "w4g128", "*.k_proj": "w3g128"}},
+    ],
+)
+def test_parts_of_a_layer_that_servers_fuse_are_told(registry: Registry, model: Path, changes: dict[str, Any]):
+    texts = found(plan_of(registry, model, **{"scheme": "w4g128", "train": []} | changes), "warning")
+    only(texts, "export", "vllm computes as one layer, and refuses where their schemes differ", "_proj", "one scheme")
+
+
+def test_layers_left_out_as_a_whole_are_no_matter(registry: Registry, model: Path):
+    for skip in ("*.o_proj", "*.[qkv]_proj"):
+        changes = {"quantize": {"method": "rtn", "skip": [skip]}, "train": [], "scheme": "w4g128"}
+        assert found(plan_of(registry, model, **changes), "warning") == []
+
+
+def test_what_servers_were_seen_to_do_is_told(registry: Registry, model: Path):
+    notes = found(plan_of(registry, model, scheme="w2g128"), "note")
+    (line,) = [text for text in notes if "was seen to load in" in text]
+    assert "'compressed-tensors' with w2g128 was seen to load in transformers" in line
+    assert "Refused by vllm" in line
+
+
+def test_a_format_that_no_server_was_seen_to_load_is_warned_of(registry: Registry, model: Path, monkeypatch):
+    from rqat import servers
+
+    monkeypatch.setattr(
+        servers, "trials", lambda: (servers.Trial("vllm", "1", "gptq", 2, False, 128, False, words="no"),)
+    )
+    texts = found(plan_of(registry, model, scheme="w2g128", export="gptq"), "warning")
+    only(texts, "export", "'gptq' with w2g128 was seen to load in no server. Refused by vllm 1: no", "bf16")
+    texts = found(plan_of(registry, model, scheme="w3g128", export="gptq"), "warning")
+    only(texts, "'gptq' with w3g128 was seen to load in no server. It was not tried")

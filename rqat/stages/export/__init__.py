@@ -8,9 +8,11 @@ from typing import ClassVar
 from ...errors import RqatError
 from ...estimate import Needs, Sizes, bits_of
 from ...keys import PluginKeys
+from ...model.config import ModelConfig
 from ...model.layers import EMBEDDING
 from ...model.stored_schemes import NATIVE
 from ...scheme import Scheme
+from ...servers import FUSING, Outlook, seen, torn_apart
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
 
 
@@ -70,7 +72,8 @@ class Export(Stage):
             return
         for name in _unpacked(step, schemes):
             text = f"'{step.parts['exporter'].card.name}' writes {name}, quantized to {schemes[name]}, in 16 bits."
-            yield step.finding("note", "", text, "`export: rqat` packs it, for rqat itself to read.")
+            yield step.finding("note", "", text, "`export: gguf`, `mlx` and `rqat` pack it.")
+        yield from _servers(step, look.config, schemes)
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
@@ -87,6 +90,34 @@ class Export(Stage):
         if step.parts["exporter"].card.name == NATIVE:  # compared tensor by tensor
             memory = 2 * sizes.rest_stored
         return Needs(memory, bits * parameters / 8)
+
+
+def _servers(step: Step, config: ModelConfig, schemes: Mapping[str, Scheme]) -> Iterator[Finding]:
+    """What servers were seen to do with such a file; a warning where none loads it."""
+    packed = {name: scheme for name, scheme in schemes.items() if name not in _unpacked(step, schemes)}
+    format_name, torn = step.parts["exporter"].card.name, torn_apart(config.layout, config.blocks, packed)
+    found = seen(format_name, packed, torn)
+    if not found:  # a format that nobody tried: another plugin's, or rqat's own
+        return
+    fusing = [each.server for each in found if each.server in FUSING]
+    if torn and fusing:
+        parts = "; ".join(", ".join(name.rpartition(".")[2] for name in names) for names in torn)
+        text = f"{fusing[0]} computes as one layer, and refuses where their schemes differ: {parts}."
+        yield step.finding("warning", "", text, "Give them one scheme, or leave all of them out.")
+    what = f"'{format_name}' with {', '.join(map(str, dict.fromkeys(packed.values())))}"
+    loading = [f"{each.server} {each.version}" for each in found if each.loads]
+    refusing = "; ".join(_refusal(each) for each in found if each.loads is False)
+    if loading:
+        also = f" Refused by {refusing}." if refusing else ""
+        yield step.finding("note", "", f"{what} was seen to load in {', '.join(loading)}.{also}")
+        return
+    why = f" Refused by {refusing}." if refusing else " It was not tried."
+    fix = "docs/howto/serve.md says what loads where; `export: bf16` loads everywhere."
+    yield step.finding("warning", "", f"{what} was seen to load in no server.{why}", fix)
+
+
+def _refusal(found: Outlook) -> str:
+    return f"{found.server} {found.version}{f': {found.words}' if found.words else ''}"
 
 
 def _unpacked(step: Step, schemes: Mapping[str, Scheme]) -> list[str]:

@@ -7,9 +7,11 @@ from pathlib import PurePath
 
 from ... import __version__
 from ...contracts import Exporter
+from ...model.families import layout_of
 from ...model.layers import EMBEDDING, HEAD
 from ...model.reader import CheckpointReader
 from ...scheme import ROW, Scheme
+from ...servers import markdown, seen, torn_apart
 
 
 def model_card(base: str, reader: CheckpointReader, format_name: str, exporter: Exporter, count: int) -> str:
@@ -63,8 +65,11 @@ def model_card(base: str, reader: CheckpointReader, format_name: str, exporter: 
             "```",
             "",
         ]
-    if exporter.serving:
-        lines += ["## Serve it", "", exporter.serving]
+    torn = torn_apart(layout_of(reader.config.model_type), reader.config.num_hidden_layers, layers)
+    outlooks = seen(format_name, layers, torn)
+    told = [*([markdown(outlooks)] if outlooks else []), *([exporter.serving] if exporter.serving else [])]
+    if told:
+        lines += ["## Serve it", "", *told]
     return "\n".join(lines)
 
 

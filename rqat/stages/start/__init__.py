@@ -23,8 +23,9 @@ class StartKeys(Keys):
     """A quantized model that is there already. In a recipe a plain text is short for `{path: ...}`.
 
     Attributes:
-        path: folder of a finished quantize or train step of any run, or one that `rqat.save` wrote; or an exported one
-            in the format `rqat`, which holds no latent weights.
+        path: folder of a finished quantize or train step of any run, or one that `rqat.save` wrote; or a quantized
+            checkpoint, which holds no latent weights: in the format `rqat`, or gptq, awq (GEMM) or compressed-tensors
+            (pack-quantized) of any tool.
     """
 
     named_by: ClassVar[str] = "path"

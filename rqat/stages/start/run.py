@@ -8,7 +8,7 @@ from typing import Any
 from ...job import Job
 from ...model.checkpoint import load_layers, save_checkpoint
 from ...model.hub import QUANTIZED_FILE
-from ...model.native import is_native, load_native
+from ...model.native import load_quantized
 from ...stage import Step
 from . import StartKeys
 
@@ -17,7 +17,7 @@ LEFT_BEHIND = frozenset({"manifest.json", "training.jsonl", "layers.json"})
 
 
 def run(job: Job, step: Step) -> dict[str, Any]:
-    """Copies the files of a checkpoint; an exported folder becomes one again.
+    """Copies the files of a checkpoint; an exported folder, also one by another tool, becomes one.
 
     Returns:
         where they came from, and how many layers are quantized.
@@ -28,8 +28,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     keys = step.settings
     assert isinstance(keys, StartKeys)
     source, work = keys.path.path, job.workdir(step)
-    if is_native(source):
-        found = load_native(source)
+    if not (source / QUANTIZED_FILE).is_file():
+        found = load_quantized(source)
         save_checkpoint(work, found.model, found.tokenizer, found.layers)
         return {"from": str(source), "layers": len(found.layers)}
     layers = load_layers(source / QUANTIZED_FILE)

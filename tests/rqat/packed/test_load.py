@@ -73,9 +73,15 @@ def test_logits_are_those_of_transformers_to_the_bit(exports: Any, scheme: str, 
     assert not model.training
 
 
-@pytest.mark.parametrize("scheme", ["w2g32", "w3g64-sym", "w4-row", "w4g128-sym"])
-def test_gptq_needs_no_other_package_and_has_the_same_logits(exports: Any, scheme: str) -> None:
-    packed, _ = load_packed(exports(scheme, "gptq"))
+@pytest.mark.parametrize(
+    ("scheme", "format_name"),
+    [(scheme, "gptq") for scheme in ("w2g32", "w3g64-sym", "w4-row", "w4g128-sym")]
+    + [(scheme, "awq") for scheme in ("w4-row", "w4g128-sym")],
+)
+def test_gptq_and_awq_need_no_other_package_and_have_the_same_logits(
+    exports: Any, scheme: str, format_name: str
+) -> None:
+    packed, _ = load_packed(exports(scheme, format_name))
     expected, _ = open_model(ModelKeys(path=str(exports(scheme))), device="cpu", offline=True)
     assert torch.equal(packed(tokens()).logits, expected(tokens()).logits)
 
@@ -170,6 +176,7 @@ Q = "model.layers.0.self_attn.q_proj"
         ("compressed-tensors", weights(num_bits=3), None, "words for 256 values of 3 bits"),
         ("gptq", quantization(bits=8), None, "weights of 8 bits"),
         ("gptq", quantization(checkpoint_format="marlin"), None, "checkpoint_format 'marlin'"),
+        ("awq", quantization(version="gemv"), None, "awq of version gemv"),
         ("gptq", None, lambda state: state[f"{Q}.g_idx"].copy_(state[f"{Q}.g_idx"].flip(0)), "in another order"),
         ("gptq", None, lambda state: state.pop(f"{Q}.qzeros"), "qzeros is missing"),
         ("compressed-tensors", None, lambda state: state.pop(f"{Q}.weight_scale"), "weight_scale is missing"),

@@ -9,18 +9,20 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from transformers import Qwen3ForCausalLM
 
 from rqat import Exporter, NumericsError, PluginError, QuantizedWeight, Scheme
 from rqat.job import Job
 from rqat.model import exported as exported_model
 from rqat.model import hf_folder
 from rqat.model.checkpoint import load_checkpoint, save_checkpoint
+from rqat.model.tensors import write_tensors
 from rqat.registry import Registry
 from rqat.stage import Step, Use
 from rqat.stages.export import ExportKeys
 from rqat.stages.export import run as export
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 START = "01-quantize-rtn"
 GROUPS = ("g32", "g64", "g128", "-row")
@@ -46,11 +48,17 @@ def quantize_model(
 
 
 def prepare(
-    folder: Path, spelling: str, *, tied: bool = True, skip: str = "lm_head", format_name: str = "compressed-tensors"
+    folder: Path,
+    spelling: str,
+    *,
+    tied: bool = True,
+    skip: str = "lm_head",
+    format_name: str = "compressed-tensors",
+    model: transformers.PreTrainedModel | None = None,
 ) -> tuple[Job, Step, transformers.PreTrainedModel]:
     """A run folder with a finished quantize step, the export step after it, and the quantized model."""
     scheme = Scheme.parse(spelling)
-    model = tiny_model(tied=tied)
+    model = model or tiny_model(tied=tied)
     layers = quantize_model(model, scheme, skip)
     (folder / START).mkdir(parents=True)
     save_checkpoint(folder / START, model, tiny_tokenizer(), layers)
@@ -169,7 +177,50 @@ def test_model_card(tmp_path: Path) -> None:
     assert text.startswith("---\nbase_model: someone/tiny-qwen\nlibrary_name: transformers\n")
     assert "# tiny-qwen, w2g64-sym" in text.replace("someone/", "")
     assert "`model.layers.1.mlp.down_proj`" in text
-    assert "vllm serve" in text
+    assert "Seen to load it: transformers 5" in text
+
+
+@pytest.mark.parametrize("format_name", ["compressed-tensors", "gptq"])
+def test_a_model_card_promises_no_server_that_refuses(tmp_path: Path, format_name: str) -> None:
+    job, step, _ = prepare(tmp_path, "w2g128", format_name=format_name)
+    export.run(job, step)
+    text = (exported(job, step) / "README.md").read_text()
+    assert "vllm 0.32.0 (CPU) refuses it: " in text
+    assert "vllm serve" not in text
+
+
+def test_a_model_card_says_that_parts_of_a_fused_layer_were_left_out(tmp_path: Path) -> None:
+    job, step, _ = prepare(tmp_path, "w4g128", skip="q_proj")
+    export.run(job, step)
+    text = (exported(job, step) / "README.md").read_text()
+    assert "refuses it: it computes q_proj and k_proj and v_proj as one layer, and here their schemes differ" in text
+    assert "vllm serve" not in text
+
+
+@pytest.mark.parametrize("format_name", ["compressed-tensors", "rqat", "bf16"])
+@pytest.mark.parametrize("spelling", ["w4-row", "w3-row", "w2g8", "w3g8", "w8-row-sym"])
+def test_any_number_of_output_features_can_be_written(tmp_path: Path, format_name: str, spelling: str) -> None:
+    """Zero points of 172 rows end within a word: the packed tensor is then a view of something larger."""
+    config = tiny_config()
+    config.intermediate_size = 172 if spelling.endswith(("row", "sym")) else 168
+    torch.manual_seed(0)
+    job, step, _ = prepare(tmp_path, spelling, format_name=format_name, model=Qwen3ForCausalLM(config).eval())
+    facts = export.run(job, step)
+    assert facts["max_abs_diff"] == 0.0
+
+
+def test_every_file_takes_views_of_something_larger(tmp_path: Path) -> None:
+    whole = torch.arange(12.0)
+    views = {"start": whole[:5], "end": whole[7:], "column": whole.view(6, 2)[:, :1], "turned": whole.view(3, 4).T}
+    shards = hf_folder.ShardWriter(tmp_path)
+    for name, view in views.items():
+        shards.add(name, view)
+    shards.close()
+    write_tensors(tmp_path / "other.safetensors", views, {})
+    for stored in (load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "other.safetensors")):
+        assert {name: tensor.tolist() for name, tensor in stored.items()} == {
+            name: tensor.tolist() for name, tensor in views.items()
+        }
 
 
 def test_model_card_of_a_local_folder_does_not_name_its_path(tmp_path: Path) -> None:

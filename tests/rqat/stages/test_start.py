@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,18 @@ def test_an_exported_folder_of_our_own_is_a_start_others_are_one_line(registry: 
 
     other = plan_of(registry, quantize="rtn", scheme="w2g128", export="compressed-tensors")
     run_pipeline(Job(other, tmp_path / "other", registry))
-    (line,) = errors(plan_of(registry, start=str(tmp_path / "other" / "02-export" / "model")))
-    assert "was exported for servers (compressed-tensors). Name the step of the run it was exported from" in line
+    served = tmp_path / "other" / "02-export" / "model"
+    plan = plan_of(registry, start=str(served), train=[train[0] | {"train_embedding": False}])
+    assert not errors(plan)
+    run_pipeline(Job(plan, tmp_path / "third", registry))
+    before = load_layers(tmp_path / "other" / "01-quantize-rtn" / QUANTIZED_FILE)
+    after = load_layers(tmp_path / "third" / "01-start" / QUANTIZED_FILE)
+    assert all(layer.equals(before[name]) for name, layer in after.items())
+    config = json.loads((served / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "bitsandbytes"
+    (served / "config.json").write_text(json.dumps(config))
+    (line,) = errors(plan_of(registry, start=str(served)))
+    assert "quantized in a way that is not taken over (bitsandbytes). Taken over are rqat, gptq, awq" in line
 
 
 def errors(plan: Plan) -> list[str]:

@@ -1,0 +1,162 @@
+"""Exporter `mlx`: the folder that MLX's `mlx_lm` loads, packed at 2, 3, 4 and 8 bits, embedding and head included.
+
+Per layer, with `W = I * bits / 32` words and groups of 32, 64 or 128 (wider ones are written as several alike):
+
+    weight   (O, W) uint32    a bit stream along the input features
+    scales   (O, G) float16
+    biases   (O, G) float16   -zero * scale: MLX computes `code * scale + bias`
+
+A scale has eight significant bits and a zero point as many as a code, so that their product is exact in float16 at 2
+and 3 bits, and with a fixed zero point, which is a power of two. At 4 and 8 bits it is rounded; the export stage
+measures by how much. `config.json` names group size and bits under `quantization`, and those of every layer that has
+others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import rqat
+
+if TYPE_CHECKING:
+    import torch
+
+GROUPS = (128, 64, 32)
+"""Sizes that MLX has, the one that takes least first."""
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3")
+"""Families that mlx_lm has a model for, by `model_type`."""
+
+
+class Options(rqat.Options):
+    """Options of `mlx`.
+
+    Attributes:
+        dtype: of scales, biases and all that is not quantized, and so what MLX computes in. bfloat16 has the range of
+            the original and rounds the biases of asymmetric weights more; float16 holds those of 2 and 3 bits exactly.
+    """
+
+    dtype: Literal["float16", "bfloat16"] = "float16"
+
+    def check(self, context: rqat.Context) -> Iterator[rqat.Problem]:
+        """Families and groups that MLX has."""
+        if context.model is None:
+            return
+        if context.model.model_type not in FAMILIES:
+            text = f"'{context.model.model_type}' is not a family that mlx_lm was seen to load."
+            yield rqat.Problem(text, f"Known: {', '.join(FAMILIES)}.", "format")
+        shapes = context.model.linears
+        odd = {
+            scheme: shapes[name][1]
+            for name, scheme in context.schemes.items()
+            if name in shapes and not group_of(scheme, shapes[name][1])
+        }
+        for scheme, width in odd.items():
+            text = f"'mlx' cannot write {scheme} with {width} input features: its groups are 32, 64 or 128."
+            yield rqat.Problem(text, "Use one of these, a multiple, or another format.", "format")
+
+
+def group_of(scheme: rqat.Scheme, width: int) -> int:
+    """MLX's group size for a layer of `width` input features; 0 where none of its sizes divides the groups."""
+    return next((size for size in GROUPS if scheme.group_size(width) % size == 0), 0)
+
+
+class Mlx(rqat.Exporter):
+    """Writes packed safetensors and `quantization` in config.json."""
+
+    serving = """\
+`pip install mlx-lm` on a Mac, `pip install "mlx[cpu]" mlx-lm` on Linux.
+"""
+
+    def write(self, folder: Path, reader: rqat.Reader, layers: Mapping[str, rqat.Scheme]) -> None:
+        """See `Exporter`."""
+        reader.save(folder, self, layers)
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["quantization"] = self._quantization(reader, layers)
+        config["dtype"] = config["torch_dtype"] = self.options.dtype
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def tensors(self, name: str, weight: rqat.QuantizedWeight) -> dict[str, torch.Tensor]:
+        """See `Exporter`.
+
+        Raises:
+            ModelError: groups that MLX does not have.
+        """
+        import torch
+
+        from rqat_kernels.packing import pack
+
+        scheme = weight.scheme
+        assert scheme is not None
+        width, dtype = weight.codes.shape[1], getattr(torch, self.options.dtype)
+        size = group_of(scheme, width)
+        if not size:
+            raise rqat.ModelError(f"mlx has no groups for {name}, {scheme}.", hint="Export it in another format.")
+        alike = scheme.group_size(width) // size
+        return {
+            f"{name}.weight": pack(weight.codes, scheme.bits).view(torch.uint32),
+            f"{name}.scales": weight.scale.repeat_interleave(alike, 1).to(dtype),
+            f"{name}.biases": (-weight.zero.float() * weight.scale).repeat_interleave(alike, 1).to(dtype),
+        }
+
+    def other(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """See `Exporter`: in one dtype, since MLX would compute in float32 where two meet.
+
+        Raises:
+            ModelError: a value that float16 has no room for.
+        """
+        import torch
+
+        narrow = tensor.to(getattr(torch, self.options.dtype))
+        if bool(narrow.isinf().any()) and not bool(tensor.isinf().any()):
+            raise rqat.ModelError(f"{name} has values beyond float16.", hint="Set export.dtype to bfloat16.")
+        return narrow
+
+    def values(self, folder: Path, reader: rqat.Reader) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Exporter`: `code * scale + bias` of what is in the files."""
+        import torch
+        from safetensors import safe_open
+
+        from rqat_kernels.packing import unpack
+
+        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("model*.safetensors"))]
+        holder = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (it cannot be iterated)
+        for name, scheme in reader.layers.items():
+            words, scale, bias = (
+                holder[f"{name}.{part}"].get_tensor(f"{name}.{part}") for part in ("weight", "scales", "biases")
+            )
+            width = words.shape[1] * 32 // scheme.bits
+            codes = unpack(words.view(torch.int32), scheme.bits, width)
+            each = width // scale.shape[1]
+            values = codes * scale.float().repeat_interleave(each, 1) + bias.float().repeat_interleave(each, 1)
+            yield name, values
+
+    def config(self, layers: Mapping[str, rqat.Scheme], skipped: Sequence[str]) -> None:
+        """See `Exporter`: there is none, but what `write` adds."""
+
+    def _quantization(self, reader: rqat.Reader, layers: Mapping[str, rqat.Scheme]) -> dict[str, Any]:
+        """Group size and bits of most layers, and of every layer that has others."""
+        each = {
+            name: (group_of(scheme, reader.layer(name).codes.shape[1]), scheme.bits) for name, scheme in layers.items()
+        }
+        usual = max(dict.fromkeys(each.values()), key=list(each.values()).count)
+        others = {
+            name: {"group_size": size, "bits": bits} for name, (size, bits) in each.items() if (size, bits) != usual
+        }
+        return {"group_size": usual[0], "bits": usual[1], "mode": "affine", **others}
+
+
+@rqat.hookimpl
+def register_exporters(register: rqat.RegisterExporter) -> None:
+    """See `rqat.hookspecs`."""
+    register(
+        "mlx",
+        options=Options,
+        load=":Mlx",
+        embedding=True,
+        summary="packed safetensors for MLX on Macs, 2, 3, 4 and 8 bits, the embedding included",
+    )

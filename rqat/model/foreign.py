@@ -1,0 +1,152 @@
+"""Quantized checkpoints of other tools as a start: which layers they hold, and at which schemes. Imports no torch.
+
+    gptq                 GPTQModel, AutoGPTQ: versions 1 and 2, 2, 3, 4 and 8 bits, groups in order
+    awq                  AutoAWQ, GPTQModel: GEMM, 4 bits
+    compressed-tensors   llm-compressor: pack-quantized, groups or rows, one or several schemes
+
+What cannot be taken over says why from config.json and the headers of the files alone. `foreign_layers.py` reads them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import ModelError
+from ..scheme import ROW, Scheme
+from ..storage import read_json
+from .config import read_header, weight_files
+from .families import layout_of
+from .layers import HEAD
+
+KEYS = {"gptq": "qweight", "awq": "qweight", "compressed-tensors": "weight_packed"}
+"""The tensor that every quantized layer has, by `quant_method`."""
+
+ANOTHER = "Dequantize it, or begin with the model it was made from."
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint that can be taken over.
+
+    Attributes:
+        method: its `quant_method`, which is also the name of our exporter of the format.
+        schemes: of every quantized layer, by full name, in the order data passes them.
+        options: of that exporter, so that it decodes this variant.
+    """
+
+    method: str
+    schemes: Mapping[str, Scheme]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_foreign(quantization: Mapping[str, Any]) -> bool:
+    """Whether a `quantization_config` is of a method that is read here."""
+    return quantization.get("quant_method") in KEYS
+
+
+def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
+    """Looks at a folder whose config.json has this `quantization_config`.
+
+    Raises:
+        ModelError: a file is missing, or a variant of the method that is not read.
+    """
+    method = str(quantization["quant_method"])
+    names = list(_layers(folder, KEYS[method]))
+    if not names:
+        raise ModelError(f"'{folder}' has no tensor called <layer>.{KEYS[method]}.", hint="Fetch it again.")
+    try:
+        if method == "compressed-tensors":
+            groups = _groups(folder, quantization)
+            return Foreign(method, {name: _in_group(folder, name, groups) for name in names})
+        given = _gptq(folder, quantization) if method == "gptq" else _awq(folder, quantization)
+        options = {"checkpoint_format": _version(quantization)} if method == "gptq" else {}
+        return Foreign(method, dict.fromkeys(names, given), options)
+    except (ValidationError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise _refused(folder, method, f"a config.json that is not understood ({error!r:.120})") from error
+
+
+def _layers(folder: Path, key: str) -> Iterator[str]:
+    """Layers that have a tensor of this name, in the order data passes them.
+
+    Raises:
+        ModelError: one of them is none that rqat quantizes.
+    """
+    tensors = {name for path in weight_files(folder) for name in read_header(path)}
+    found = {name.removesuffix(f".{key}") for name in tensors if name.endswith(f".{key}")}
+    config = read_json(folder / "config.json")
+    layout = layout_of(str(config.get("model_type")))
+    known = [*layout.layer_names(int(config.get("num_hidden_layers", 0))), HEAD]
+    strange = sorted(found - {*known})
+    if strange:
+        raise ModelError(f"'{folder}' has a quantized {strange[0]}, which rqat does not quantize.", hint=ANOTHER)
+    yield from (name for name in known if name in found)
+
+
+def _gptq(folder: Path, given: Mapping[str, Any]) -> Scheme:
+    version, group = _version(given), given.get("group_size", ROW)
+    if version not in ("gptq", "gptq_v2"):
+        raise _refused(folder, "gptq", f"checkpoint_format '{version}'")
+    if given.get("desc_act") and group != ROW:
+        raise _refused(folder, "gptq", "its input features in another order (desc_act)")
+    own = [pattern for pattern in given.get("dynamic") or {} if not str(pattern).startswith("-:")]
+    if own:
+        raise _refused(folder, "gptq", f"layers with settings of their own ({own[0]})")
+    return Scheme(bits=given["bits"], group=group, symmetric=bool(given.get("sym", True)))
+
+
+def _version(given: Mapping[str, Any]) -> str:
+    """Of gptq: GPTQModel has called it by both names; AutoGPTQ writes none."""
+    return str(given.get("checkpoint_format") or given.get("format") or "gptq")
+
+
+def _awq(folder: Path, given: Mapping[str, Any]) -> Scheme:
+    version, bits = str(given.get("version", "gemm")).lower(), given.get("bits", given.get("w_bit"))
+    if version != "gemm" or bits != 4 or not given.get("zero_point", True):
+        raise _refused(folder, "awq", f"version {version}, {bits} bits, zero_point {given.get('zero_point', True)}")
+    return Scheme(bits=bits, group=given.get("group_size", given.get("q_group_size", 128)))
+
+
+def _groups(folder: Path, given: Mapping[str, Any]) -> list[tuple[list[str], Scheme]]:
+    """Targets and scheme of every group of layers."""
+    if given.get("format") != "pack-quantized":
+        raise _refused(folder, "compressed-tensors", f"format '{given.get('format')}'")
+    found = []
+    for group in given["config_groups"].values():
+        weights = group["weights"]
+        wrong = [
+            f"{key} {value}"
+            for key, value, allowed in (
+                ("type", weights.get("type", "int"), ("int",)),
+                ("strategy", weights.get("strategy"), ("group", "channel")),
+                ("actorder", weights.get("actorder"), (None, False, "weight", "static")),
+                ("input_activations", group.get("input_activations"), (None,)),
+            )
+            if value not in allowed
+        ]
+        if wrong:
+            raise _refused(folder, "compressed-tensors", ", ".join(wrong))
+        size = ROW if weights["strategy"] == "channel" else weights["group_size"]
+        scheme = Scheme(bits=weights["num_bits"], group=size, symmetric=weights.get("symmetric", True))
+        found.append(([str(target) for target in group.get("targets") or ()], scheme))
+    return found
+
+
+def _in_group(folder: Path, name: str, groups: list[tuple[list[str], Scheme]]) -> Scheme:
+    """The scheme of a layer: of the group that names it, else of the one for all linear layers."""
+    for targets, scheme in groups:
+        if any(name == each or (each[:3] == "re:" and re.match(each[3:], name)) for each in targets):
+            return scheme
+    for targets, scheme in groups:
+        if "Linear" in targets:
+            return scheme
+    raise _refused(folder, "compressed-tensors", f"{name} in no group of layers")
+
+
+def _refused(folder: Path, method: str, what: str) -> ModelError:
+    return ModelError(f"'{folder}' is {method} with {what}, which is not taken over.", hint=ANOTHER)

@@ -1,0 +1,136 @@
+"""Reads the layers of a quantized checkpoint of another tool: `foreign.py` says which there are.
+
+Codes, scales and zero points are taken as they are. Scales may need float16, or float32, where rqat's own hold in
+bfloat16 as well; training moves them onto its own grid of scales at its first step, and no sooner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rqat_kernels.packing import words_for
+
+from ..contracts import Exporter, QuantizedWeight
+from ..errors import ModelError
+from ..registry import Registry
+from ..scheme import Scheme
+from ..storage import read_json
+from .checkpoint import Checkpoint, assembled
+from .devices import default_dtype
+from .foreign import ANOTHER, foreign
+from .stored import StoredTensors
+from .tensors import damaged
+
+DEAD = 2.0**-14
+"""Scale given to a group of which every weight is 0, whose own scale may be 0."""
+
+
+def load_foreign(folder: Path, *, device: str = "cpu") -> Checkpoint:
+    """The model with its layers, as `load_checkpoint` gives a step of a run; float32 on the CPU, bfloat16 on CUDA.
+
+    Raises:
+        ModelError: a file is missing or damaged, or holds what rqat cannot take over.
+    """
+    import transformers
+
+    about = foreign(folder, read_json(folder / "config.json")["quantization_config"])
+    registry, stored = Registry.current(), StoredTensors(folder)
+    card = registry.card("exporter", about.method)
+    exporter: Exporter = registry.make(card, registry.options(card, about.options))
+    parts = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "awq": ("qweight", "qzeros", "scales")}.get(
+        about.method, ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
+    )
+    layers: dict[str, QuantizedWeight] = {}
+    taken: set[str] = set()
+    for name, scheme in about.schemes.items():
+        own = {key: stored.read(key) for part in parts if (key := f"{name}.{part}") in stored.names}
+        taken.update(own)
+        _check_order(folder, name, own, scheme)
+        _check_words(folder, name, own, scheme)
+        try:
+            layers[name] = _checked(folder, name, exporter.decode(name, own, scheme))
+        except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise damaged(folder, f"{name}: {' '.join(str(error).split())[:200]}") from error
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    others = {name: stored.read(name) for name in stored.names if name not in taken}
+    others = _without_empty_biases(others, {*layers}, config)
+    return assembled(folder, layers, others, device=device, dtype=default_dtype(device))
+
+
+def _check_order(folder: Path, name: str, own: dict[str, Tensor], scheme: Scheme) -> None:
+    """Refuses layers whose input features are not grouped in their order, whatever config.json says."""
+    order = own.get(f"{name}.g_idx", own.get(f"{name}.weight_g_idx"))
+    if order is not None and not order.long().equal(torch.arange(len(order)) // scheme.group_size(len(order))):
+        raise ModelError(
+            f"'{folder}': {name} has its input features in another order (desc_act), which is not taken over.",
+            hint=ANOTHER,
+        )
+
+
+def _check_words(folder: Path, name: str, own: dict[str, Tensor], scheme: Scheme) -> None:
+    """Refuses packed codes of another length: cut off, or in the layout of older releases of compressed-tensors.
+
+    Those put ten values of 3 bits into each word.
+    """
+    if f"{name}.weight_packed" in own and f"{name}.weight_shape" in own:
+        words, width = own[f"{name}.weight_packed"].shape[-1], int(own[f"{name}.weight_shape"][1])
+    elif f"{name}.g_idx" in own and f"{name}.qweight" in own:
+        words, width = len(own[f"{name}.qweight"]), own[f"{name}.g_idx"].numel()
+    else:
+        return
+    if words != words_for(width, scheme.bits):
+        raise ModelError(
+            f"'{folder}': {name} has {words} words for {width} values of {scheme.bits} bits: it is damaged, or was "
+            "written by an older release of its tool.",
+            hint="Quantize it again with a newer one. " + ANOTHER,
+        )
+
+
+def _checked(folder: Path, name: str, layer: QuantizedWeight) -> QuantizedWeight:
+    """A layer as it was decoded, if it means what our grid means by it.
+
+    Raises:
+        ModelError: zero points or scales that our grid does not have, or that readers disagree on.
+    """
+    scheme = layer.scheme
+    assert scheme is not None
+    zero, scale = layer.zero, layer.scale
+    if scheme.symmetric and bool((zero != scheme.middle).any()):
+        raise ModelError(f"'{folder}' says that it is symmetric, and {name} has other zero points.", hint=ANOTHER)
+    if bool((zero > scheme.max_code).any()):
+        raise ModelError(
+            f"'{folder}': {name} has zero points of {scheme.levels}, on which readers of this format disagree.",
+            hint=ANOTHER,
+        )
+    if not bool(scale.isfinite().all()) or bool((scale < 0).any()):
+        raise ModelError(f"'{folder}': {name} has scales that are negative or not finite.", hint=ANOTHER)
+    dead = scale == 0
+    if not bool(dead.any()):
+        return layer
+    width = layer.codes.shape[1] // scale.shape[1]
+    spread = dead.repeat_interleave(width, 1)
+    codes = torch.where(spread, zero.repeat_interleave(width, 1), layer.codes)
+    return replace(layer, codes=codes, scale=scale.masked_fill(dead, DEAD))
+
+
+def _without_empty_biases(others: dict[str, Tensor], layers: set[str], config: Any) -> dict[str, Tensor]:
+    """Other tensors without the biases of zeros that AutoGPTQ gives to layers which have none."""
+    import transformers
+
+    model_class: Any = getattr(transformers, (config.architectures or [""])[0], None)
+    if model_class is None:
+        return others
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        known = set(model_class(config).state_dict())
+    return {
+        name: tensor
+        for name, tensor in others.items()
+        if name in known or name.removesuffix(".bias") not in layers or bool(tensor.any())
+    }

@@ -1,0 +1,77 @@
+"""The exporter `mlx`: a folder whose `quantization` MLX understands, exact where float16 holds the biases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rqat import ModelError
+from tests.servers.files import export, save_rounded
+
+
+def written(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    return json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+
+
+def test_layers_with_other_sizes_are_named(tmp_path: Path) -> None:
+    start = save_rounded(tmp_path / "start", "w2g64", ends="w8g32-sym", tied=False)
+    facts = export(start, tmp_path / "out", "mlx")
+    config, tensors = written(tmp_path / "out")
+    assert facts["decoded"] == "every weight equal, bit by bit"
+    eight = {"group_size": 32, "bits": 8}
+    assert config["quantization"] == {
+        "group_size": 64, "bits": 2, "mode": "affine", "model.embed_tokens": eight, "lm_head": eight,
+    }  # fmt: skip
+    assert "quantization_config" not in config
+    assert {tensor.dtype for name, tensor in tensors.items() if not name.endswith("proj.weight")} <= {
+        torch.float16, torch.uint32,
+    }  # fmt: skip
+    assert tensors["model.embed_tokens.weight"].dtype == torch.uint32
+    assert "mlx_lm.server" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_rows_become_groups_that_mlx_has(tmp_path: Path) -> None:
+    facts = export(save_rounded(tmp_path / "start", "w3-row"), tmp_path / "out", "mlx")
+    config, tensors = written(tmp_path / "out")
+    assert (config["quantization"]["group_size"], facts["decoded"]) == (128, "every weight equal, bit by bit")
+    scales = tensors["model.layers.0.mlp.up_proj.scales"]
+    assert scales.shape == (512, 2)
+    assert torch.equal(scales[:, 0], scales[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "most"), [("w4g32", "float16", 0.01), ("w8g32", "float16", 0.1), ("w3g64", "bfloat16", 0.02)]
+)
+def test_what_rounding_costs_is_measured(tmp_path: Path, scheme: str, dtype: str, most: float) -> None:
+    facts = export(save_rounded(tmp_path / "start", scheme), tmp_path / "out", "mlx", dtype=dtype)
+    told = str(facts["decoded"])
+    assert told.startswith("weights differ by ")
+    assert 0 < float(told.split()[3]) < most
+    assert written(tmp_path / "out")[1]["model.norm.weight"].dtype == getattr(torch, dtype)
+
+
+def test_what_does_not_read_the_folder_says_so(tmp_path: Path) -> None:
+    from rqat.keys import ModelKeys
+    from rqat.model.load import load_model
+
+    export(save_rounded(tmp_path / "start", "w2g64"), tmp_path / "out", "mlx")
+    with pytest.raises(ModelError, match="is an MLX checkpoint, which transformers does not load"):
+        load_model(ModelKeys(path=str(tmp_path / "out")), quantizable=False)
+    with pytest.raises(ModelError, match=r"quantized already \(mlx\)"):
+        load_model(ModelKeys(path=str(tmp_path / "out")))
+    export(tmp_path / "start", tmp_path / "file", "gguf")
+    with pytest.raises(ModelError, match=r"It holds a GGUF file, which llama\.cpp loads"):
+        load_model(ModelKeys(path=str(tmp_path / "file")), quantizable=False)
+
+
+def test_values_beyond_float16_are_told() -> None:
+    from rqat_mlx import Mlx, Options
+
+    with pytest.raises(ModelError, match="beyond float16") as error:
+        Mlx(Options()).other("model.norm.weight", torch.tensor([7e4]))
+    assert "bfloat16" in error.value.hint
+    assert Mlx(Options(dtype="bfloat16")).other("model.norm.weight", torch.tensor([7e4])).isfinite().all()

@@ -1,0 +1,229 @@
+"""Quantized checkpoints of other tools: rqat starts from what they hold, packed here by each format's definition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rqat import ModelError, Scheme
+from rqat.job import Job
+from rqat.model.checkpoint import load_checkpoint
+from rqat.model.foreign_layers import load_foreign
+from rqat.model.stored_schemes import stored_schemes
+from rqat.pipeline import run_pipeline
+from rqat.plan import build_plan
+from rqat.preflight import preflight
+from rqat.recipe import built_recipe
+from rqat.registry import Registry
+from tests.servers.files import byte_tokenizer, prompts, small_model
+
+TINY = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 2, "vocab_size": 288}
+
+
+def words(rows: torch.Tensor, bits: int) -> torch.Tensor:
+    """Each row as one number whose lowest bits are its first value, cut into words of 32 bits."""
+    count = -(-rows.shape[1] * bits // 32)
+    found = []
+    for row in rows.tolist():
+        number = sum(value << (bits * index) for index, value in enumerate(row))
+        found.append([(number >> (32 * word)) & 0xFFFFFFFF for word in range(count)])
+    return torch.tensor(found, dtype=torch.int64).to(torch.int32)
+
+
+def awq_words(rows: torch.Tensor) -> torch.Tensor:
+    """Eight values to a word; the nibbles, from the lowest, hold values 0, 2, 4, 6, 1, 3, 5, 7."""
+    order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
+    return words(rows.view(len(rows), -1, 8)[..., order].reshape(len(rows), -1), 4)
+
+
+def gptq_layer(codes, zero, scale, bits, group, version):
+    order = torch.arange(codes.shape[1], dtype=torch.int32) // group
+    stored = zero - 1 if version == 1 else zero
+    tensors = {"qweight": words(codes, bits).T, "qzeros": words(stored.T, bits), "scales": scale.T, "g_idx": order}
+    return tensors | {"bias": torch.zeros(len(codes), dtype=torch.float16)}  # as AutoGPTQ writes where there is none
+
+
+def awq_layer(codes, zero, scale, bits, group):
+    return {"qweight": awq_words(codes.T), "qzeros": awq_words(zero.T), "scales": scale.T}
+
+
+def compressed_layer(codes, zero, scale, bits, group, symmetric):
+    tensors = {"weight_packed": words(codes, bits), "weight_scale": scale, "weight_shape": torch.tensor(codes.shape)}
+    return tensors | ({} if symmetric else {"weight_zero_point": words(zero.T, bits).T})
+
+
+def config_groups(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
+    row = scheme.group == -1
+    weights = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, "actorder": None}
+    weights |= {"strategy": "channel" if row else "group", "group_size": None if row else scheme.group}
+    return {"targets": targets, "weights": weights, "input_activations": None}
+
+
+CASES = {
+    "gptq-v1-sym": ("w4g32-sym", {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}),
+    "gptq-v1": ("w3g32", {"quant_method": "gptq", "bits": 3, "group_size": 32, "sym": False}),
+    "gptq-v2": ("w2-row", {"quant_method": "gptq", "bits": 2, "group_size": -1, "sym": False, "desc_act": True}),
+    "gptq-v2-8": ("w8g32", {"quant_method": "gptq", "bits": 8, "group_size": 32, "sym": False}),
+    "awq": ("w4g32", {"quant_method": "awq", "version": "GEMM", "bits": 4, "group_size": 32, "zero_point": True}),
+    "ct": ("w4g32", {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+    "ct-sym": ("w8-row-sym", {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+    "ct-3": ("w3-row", {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+}
+
+
+def write_foreign(folder: Path, case: str, *, family: str = "qwen3", head: bool = False, **settings: Any):
+    """A checkpoint as another tool writes it, in float16, and the float32 model it stands for."""
+    spelling, quantization = CASES[case]
+    scheme, generator = Scheme.parse(spelling), torch.Generator().manual_seed(1)
+    model = small_model(family, tied=not head, **TINY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    if not head:
+        del tensors["lm_head.weight"]
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or (name == "lm_head" and not head):
+            continue
+        out, width = module.weight.shape
+        group = scheme.group_size(width)
+        codes = torch.randint(0, scheme.levels, (out, width), generator=generator)
+        low = 1 if "v1" in case else 0
+        zero = torch.randint(low, scheme.levels, (out, width // group), generator=generator)
+        zero = torch.full_like(zero, scheme.middle) if scheme.symmetric else zero
+        scale = ((torch.rand(zero.shape, generator=generator) + 0.1) / scheme.levels).half()
+        if case.startswith("gptq"):
+            made = gptq_layer(codes, zero, scale, scheme.bits, group, 1 if "v1" in case else 2)
+        elif case == "awq":
+            made = awq_layer(codes, zero, scale, scheme.bits, group)
+        else:
+            made = compressed_layer(codes, zero, scale, scheme.bits, group, scheme.symmetric)
+        had_bias = module.bias is not None
+        del tensors[f"{name}.weight"]
+        tensors |= {f"{name}.{key}": value for key, value in made.items() if not (key == "bias" and had_bias)}
+        spread = (codes - zero.repeat_interleave(group, 1)).float() * scale.float().repeat_interleave(group, 1)
+        module.weight.data.copy_(spread)
+    folder.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    if case.startswith("gptq-v2"):
+        quantization = quantization | {"checkpoint_format": "gptq_v2"}
+    if case.startswith("ct"):
+        quantization = quantization | {
+            "config_groups": {"group_0": config_groups(scheme, ["Linear"])},
+            "quantization_status": "compressed",
+            "ignore": [] if head else ["lm_head"],
+        }
+    config = json.loads(model.config.to_json_string()) | {
+        "quantization_config": quantization | settings,
+        "architectures": [type(model).__name__],
+        "torch_dtype": "float16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    byte_tokenizer().save_pretrained(folder)
+    return model
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.stack([model(torch.tensor([ids])).logits[0, -1] for ids in prompts()])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_taken_over_is_what_the_checkpoint_holds(tmp_path: Path, case: str) -> None:
+    """To the bit: scales of float16 stay as they are."""
+    expected = write_foreign(tmp_path / "theirs", case)
+    assert set(map(str, stored_schemes(tmp_path / "theirs").values())) == {CASES[case][0]}
+    found = load_foreign(tmp_path / "theirs")
+    assert len(found.layers) == 14
+    assert torch.equal(logits(found.model), logits(expected))
+
+
+@pytest.mark.parametrize(("case", "family"), [("gptq-v1-sym", "qwen2"), ("ct", "llama")])
+def test_biases_and_a_quantized_head(tmp_path: Path, case: str, family: str) -> None:
+    expected = write_foreign(tmp_path / "theirs", case, family=family, head=True)
+    found = load_foreign(tmp_path / "theirs")
+    assert list(found.layers)[-1] == "lm_head"
+    assert torch.equal(logits(found.model), logits(expected))
+
+
+def test_transformers_reads_the_same(tmp_path: Path) -> None:
+    import transformers
+
+    write_foreign(tmp_path / "theirs", "ct")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32)
+    assert torch.equal(logits(load_foreign(tmp_path / "theirs").model), logits(theirs))
+
+
+@pytest.mark.parametrize("case", ["gptq-v1", "awq", "ct"])
+def test_a_recipe_begins_with_one_and_exports_it_again(tmp_path: Path, case: str) -> None:
+    expected = write_foreign(tmp_path / "theirs", case)
+    expected.half().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    keys = {"name": "r", "model": str(tmp_path / "model"), "start": str(tmp_path / "theirs"), "export": "rqat"}
+    registry = Registry.discover()
+    plan = build_plan(built_recipe(keys, {}), registry)
+    assert [str(found) for found in preflight(plan) if found.level == "error"] == []
+    run_pipeline(Job(plan, tmp_path / "run", registry))
+    found = load_checkpoint(tmp_path / "run" / "01-start")
+    original = load_foreign(tmp_path / "theirs")
+    assert all(layer.equals(original.layers[name]) for name, layer in found.layers.items())
+    assert torch.equal(logits(found.model), logits(original.model))
+
+
+def change_tensor(folder: Path, ending: str, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(tensors) if name.endswith(ending))
+    tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("case", "settings", "says"),
+    [
+        ("gptq-v1", {"desc_act": True}, "another order"),
+        ("gptq-v1", {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
+        ("gptq-v1", {"dynamic": {r"+:.*\.0\..*": {"bits": 8}}}, "settings of their own"),
+        ("gptq-v1", {"bits": 5}, "not understood"),
+        ("awq", {"version": "gemv"}, "version gemv"),
+        ("ct", {"format": "float-quantized"}, "format 'float-quantized'"),
+        ("ct", {"config_groups": {"a": config_groups(Scheme.parse("w4g32"), ["model.layers.0.mlp.up_proj"])}}, "in no"),
+    ],
+)
+def test_what_is_not_taken_over_says_why_before_any_work(tmp_path: Path, case: str, settings: dict, says: str) -> None:
+    write_foreign(tmp_path / "theirs", case, **settings)
+    keys = {"name": "r", "model": "builtin:tiny-reasoner", "start": str(tmp_path / "theirs"), "export": None}
+    plan = build_plan(built_recipe(keys, {}), Registry.discover())
+    (line,) = [str(found) for found in preflight(plan) if found.level == "error"]
+    assert says in line
+    assert "begin with the model it was made from" in line
+
+
+@pytest.mark.parametrize(
+    ("case", "ending", "change", "says"),
+    [
+        ("gptq-v1", "g_idx", lambda order: order.flip(0), "another order"),
+        ("gptq-v1", "qzeros", lambda words: torch.full_like(words, -1), "readers of this format disagree"),
+        ("gptq-v1-sym", "qzeros", lambda words: words * 0, "has other zero points"),
+        ("awq", "scales", lambda scale: -scale, "negative"),
+        ("ct", "weight_packed", lambda words: words[:, :-1], "damaged"),
+    ],
+)
+def test_what_the_files_alone_tell(tmp_path: Path, case: str, ending: str, change, says: str) -> None:
+    write_foreign(tmp_path / "theirs", case)
+    change_tensor(tmp_path / "theirs", ending, change)
+    with pytest.raises(ModelError, match=says):
+        load_foreign(tmp_path / "theirs")
+
+
+def test_groups_of_zeros_keep_their_value(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "theirs", "awq")
+    change_tensor(tmp_path / "theirs", "k_proj.scales", lambda scale: scale * 0)
+    found = load_foreign(tmp_path / "theirs")
+    layer = found.layers["model.layers.0.self_attn.k_proj"]
+    assert bool((layer.scale > 0).all())
+    assert not found.model.model.layers[0].self_attn.k_proj.weight.any()

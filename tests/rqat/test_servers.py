@@ -1,0 +1,76 @@
+"""What is known of servers: only what was seen, and never more of a model than of each of its schemes."""
+
+from __future__ import annotations
+
+import pytest
+
+from rqat import Scheme, servers
+from rqat.model.families import LLAMA
+from rqat.registry import Registry
+from rqat.servers import COMMANDS, Trial, markdown, outlooks, seen, torn_apart, trials
+
+NAMES = LLAMA.layer_names(2)
+Q, K, V, O, GATE, UP, DOWN = NAMES[:7]  # noqa: E741
+W4, W2 = Scheme.parse("w4g128"), Scheme.parse("w2g128-sym")
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that loads 4 bits and refuses 2, and one that loads both."""
+    found = (
+        Trial("vllm", "1", "f", 4, False, 128, True, 0.25),
+        Trial("vllm", "1", "f", 2, True, 128, False, words="no kernel"),
+        Trial("transformers", "5", "f", 4, False, 128, True, 0.0),
+        Trial("transformers", "5", "f", 2, True, 128, True, 0.125),
+    )
+    monkeypatch.setattr(servers, "trials", lambda: found)
+
+
+def test_the_table_names_formats_servers_and_schemes_that_there_are() -> None:
+    formats = {card.name for card in Registry.discover().cards("exporter")}
+    for trial in trials():
+        assert trial.format in formats
+        assert trial.server in COMMANDS
+        assert Scheme(bits=trial.bits, group=trial.group, symmetric=trial.symmetric)  # type: ignore[arg-type]
+        assert trial.loads or trial.words, f"{trial}: a refusal has words"
+    keys = [(t.server, t.version, t.format, t.bits, t.symmetric, t.group) for t in trials()]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.usefixtures("table")
+def test_a_server_loads_a_model_when_it_loads_every_scheme_of_it() -> None:
+    assert [(each.server, each.loads, each.difference) for each in outlooks("f", [W4])] == [
+        ("vllm", True, 0.25),
+        ("transformers", True, 0.0),
+    ]
+    vllm, transformers = outlooks("f", [W4, W2])
+    assert (vllm.loads, vllm.words) == (False, "no kernel")
+    assert (transformers.loads, transformers.difference) == (True, 0.125)
+    assert [each.loads for each in outlooks("f", [W4, Scheme.parse("w4g64")])] == [None, None]
+    assert outlooks("another", [W4]) == []
+
+
+def test_layers_that_read_one_input_and_differ_are_found() -> None:
+    whole = dict.fromkeys(NAMES, W4)
+    assert torn_apart(LLAMA, 2, whole) == []
+    assert torn_apart(LLAMA, 2, whole | {O: W2, DOWN: W2}) == []
+    assert torn_apart(LLAMA, 2, {name: W4 for name in NAMES if not name.endswith(("q_proj", "k_proj", "v_proj"))}) == []
+    assert torn_apart(LLAMA, 2, {name: W4 for name in NAMES if name != Q}) == [(Q, K, V)]
+    assert torn_apart(LLAMA, 2, whole | {K: W2, UP: W2}) == [(Q, K, V), (GATE, UP)]
+    second = {name: W4 for name in NAMES if name != NAMES[7]}
+    assert torn_apart(LLAMA, 2, second) == [tuple(NAMES[7:10])]
+
+
+@pytest.mark.usefixtures("table")
+def test_servers_that_fuse_layers_refuse_those_torn_apart() -> None:
+    schemes = {name: W4 for name in NAMES if name != Q}
+    vllm, transformers = seen("f", schemes, torn_apart(LLAMA, 2, schemes))
+    assert vllm.loads is False
+    assert "q_proj and k_proj and v_proj as one layer" in vllm.words
+    assert transformers.loads is True
+    text = markdown([vllm, transformers])
+    assert "vllm 1 refuses it: it computes" in text
+    assert "```" not in text, "no command of a server that refuses"
+    assert "Seen to load it: transformers 5." in text
+    assert "```shell\nvllm serve THIS_FOLDER\n```" in markdown(outlooks("f", [W4]))
+    assert markdown([vllm]).startswith("No server was seen to load it.")

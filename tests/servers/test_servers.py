@@ -1,0 +1,76 @@
+"""Servers really started on our files: what they answer is what the table says. Run with `pytest -m servers`.
+
+Each server needs its environment: `python -m tests.servers.environments`. What was not built is skipped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rqat import ROW, Scheme
+from rqat.servers import trials
+
+from .environments import SERVERS, python_of
+from .files import export, last_logits, prompts, save_rounded
+from .table import PLAIN, TOLERANCE, accepted, difference, probe
+
+pytestmark = pytest.mark.servers
+
+PAIRS = [(server, form) for server, each in SERVERS.items() for form in each.formats]
+
+
+@pytest.mark.parametrize(("server", "format_name"), PAIRS)
+def test_the_table_says_what_a_server_does(tmp_path: Path, server: str, format_name: str) -> None:
+    if python_of(server) is None:
+        pytest.skip(f"{server} is not built")
+    known = {(t.bits, t.symmetric, t.group): t.loads for t in trials() if (t.server, t.format) == (server, format_name)}
+    if format_name == PLAIN:
+        known = dict.fromkeys([(2, False, 64), (3, True, ROW), (4, False, 128), (8, True, 32)], True)
+    spellings = [text for text in ("w2g64", "w3-row-sym", "w4g128", "w8g32-sym") if accepted(format_name, text)]
+    starts = [save_rounded(tmp_path / text, text) for text in spellings]
+    folders = [tmp_path / f"{text}-out" for text in spellings]
+    for start, folder in zip(starts, folders, strict=True):
+        export(start, folder, format_name)
+    for text, start, answer in zip(spellings, starts, probe(server, folders, prompts()), strict=True):
+        scheme = Scheme.parse(text)
+        right = answer["loads"] and difference(answer, last_logits(start)) < TOLERANCE
+        assert right == known[scheme.bits, scheme.symmetric, scheme.group], (text, answer.get("words"))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(("server", "format_name"), [("llama.cpp", "gguf"), ("mlx-lm", "mlx")])
+def test_families_tied_or_not_with_ends_of_their_own(
+    tmp_path: Path, server: str, format_name: str, family: str
+) -> None:
+    if python_of(server) is None:
+        pytest.skip(f"{server} is not built")
+    starts, folders = [], []
+    for tied in (True, False):
+        starts.append(save_rounded(tmp_path / f"{tied}", "w3g64", family, ends="w8g32-sym", tied=tied))
+        folders.append(tmp_path / f"{tied}-out")
+        export(starts[-1], folders[-1], format_name)
+    for start, answer in zip(starts, probe(server, folders, prompts()), strict=True):
+        assert answer["loads"], answer.get("words")
+        assert difference(answer, last_logits(start)) < TOLERANCE
+
+
+def test_llama_cpp_cuts_texts_up_as_we_do(tmp_path: Path) -> None:
+    from .files import TEXTS
+
+    if python_of("llama.cpp") is None:
+        pytest.skip("llama.cpp is not built")
+    export(save_rounded(tmp_path / "start", "w4g32"), tmp_path / "out", "gguf")
+    (by_ids,), (by_text,) = (probe("llama.cpp", [tmp_path / "out"], each) for each in (prompts(), list(TEXTS)))
+    assert by_ids["logprobs"] == by_text["logprobs"]
+
+
+def test_vllm_refuses_layers_torn_apart(tmp_path: Path) -> None:
+    if python_of("vllm") is None:
+        pytest.skip("vllm is not built")
+    start = save_rounded(tmp_path / "start", "w4g128", skip="q_proj")
+    export(start, tmp_path / "out", "compressed-tensors")
+    (answer,) = probe("vllm", [tmp_path / "out"], prompts())
+    assert not answer["loads"]
+    print(answer["words"])
