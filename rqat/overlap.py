@@ -69,10 +69,12 @@ def _of_training(step: Step, parts: Parts, asked: dict[str, Problems]) -> Iterat
     for task, one in found.items():
         if one.exact + one.shared:
             text = (
-                f"{one.exact + one.shared} of {read} rows hold problems of the task '{task}' ({one.exact} word for "
-                f"word, {one.shared} with {WORDS} words in a row; the first is {one.first})."
+                f"{one.exact + one.shared} of {read} rows overlap with problems of the task '{task}' ({one.exact} word "
+                f"for word, {one.shared} by {WORDS} words in a row; the first is {one.first})."
             )
-            yield step.finding("warning", "data", text, "A score there will say little: leave these rows out.")
+            yield step.finding(
+                "warning", "data", text, "What a model does on those problems says little: leave these rows out."
+            )
 
 
 @dataclass

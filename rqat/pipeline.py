@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
         _tell_versions(job)
         if any(fate.state != "kept" for fate in chosen):
             report.begin(job)
+        job.saved = partial(report.refresh, job.folder)
         results = _Results(job, outcome)
         try:
             for step in job.plan.steps:

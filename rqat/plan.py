@@ -71,20 +71,6 @@ class Plan:
         """
         return stages()[step.stage].schemes(step, self, config)
 
-    def written_out(self) -> dict[str, Any]:
-        """The recipe with a value for every key, the options of its plugins among them; it makes this same plan."""
-        values: dict[str, Any] = self.recipe.model_dump(mode="json")
-        for use in (use for step in self.steps for part in step.parts.values() for use in part.all()):
-            mapping: Any = values if use.place.keys else None
-            for key in use.place.keys:
-                inside = isinstance(mapping, list | dict) and (isinstance(mapping, list) or key in mapping)
-                mapping = mapping[key] if inside else None
-            if isinstance(mapping, dict):  # a task beside an objective is a name, and has no options there
-                mapping |= {
-                    key: value for key, value in use.options.model_dump(mode="json").items() if key not in mapping
-                }
-        return values
-
     def facts(self, step: Step) -> dict[str, Any]:
         """Everything that decides the result of a step, as JSON: the fingerprint is its hash (see `storage`)."""
         stage = stages()[step.stage]

@@ -146,10 +146,11 @@ def _written_out(source: Path, registry: Registry) -> str:
     import yaml
 
     from .. import __version__
+    from ..filled import filled
     from ..plan import build_plan
     from ..recipe import load_recipe
 
-    values = build_plan(load_recipe(source), registry).written_out()
+    values = filled(build_plan(load_recipe(source), registry))
     lines = source.read_text(encoding="utf-8").splitlines()
     head = [*itertools.takewhile(lambda line: line.startswith("#"), lines), f"# Every value as of rqat {__version__}."]
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)

@@ -72,11 +72,16 @@ FEW = 2
 """Layers of one kind and shape that are named one by one; of more, a pattern."""
 
 
+def kind_of(name: str) -> str:
+    """The pattern for a layer of this kind in any block, as `skip` takes it: `*.down_proj`."""
+    return re.sub(r"^.*\.\d+\.(.*\.)?", "*.", name)
+
+
 def listed(shapes: Mapping[str, tuple[int, int]]) -> str:
     """Layers with their shapes; those of many blocks as patterns, as `skip` takes them, with their number."""
     kinds: dict[tuple[str, int], list[str]] = {}
     for name, (_, width) in shapes.items():
-        kinds.setdefault((re.sub(r"^.*\.\d+\.(.*\.)?", "*.", name), width), []).append(name)
+        kinds.setdefault((kind_of(name), width), []).append(name)
     told, many = list[str](), dict[tuple[int, int], list[str]]()
     for (pattern, width), names in kinds.items():
         if len(names) > FEW:

@@ -7,10 +7,10 @@
       trainer_state.json                   the same counters, as transformers' Trainer reads them
 
 The tensors lie as torch's distributed checkpoint writes them in its safetensors form, and are read by it; everything
-else is JSON: no pickle, so that a checkpoint of someone else runs no code. They are written by safetensors itself, since
-torch makes each file in memory first and keeps Python from all else meanwhile, training among it: 1.3 GB took it 24 s,
-and safetensors 5 s (2 busy cores, 2026-11-29). A folder has its name once all in it is on disk, and only then does the one
-before it go; what has another name is the rest of an attempt.
+else is JSON: no pickle, so that a checkpoint of someone else runs no code. They are written by safetensors itself,
+since torch makes each file in memory first and keeps Python from all else meanwhile, training among it: 1.3 GB took
+it 24 s, and safetensors 5 s (2 busy cores, 2026-11-29). A folder has its name once all in it is on disk, and only
+then does the one before it go; what has another name is the rest of an attempt.
 """
 
 from __future__ import annotations

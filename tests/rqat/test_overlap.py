@@ -69,12 +69,12 @@ def test_the_data_of_a_plan_is_compared(tmp_path: Path) -> None:
 
     def told(*changes: str) -> list[str]:
         plan = build_plan(load_recipe(recipe, changes), registry)
-        return [str(found) for found in read_data(plan, registry) if "hold problems" in found.text]
+        return [str(found) for found in read_data(plan, registry) if "overlap with problems" in found.text]
 
     [line] = told()
     assert line.startswith(
-        f"warning: {recipe}:6 train.0.data: 2 of 30 rows hold problems of the task 'math500' (1 word for word, 1 with "
-        f"13 words in a row; the first is {tmp_path / 'rows.jsonl'}:5)."
+        f"warning: {recipe}:6 train.0.data: 2 of 30 rows overlap with problems of the task 'math500' (1 word for word, "
+        f"1 by 13 words in a row; the first is {tmp_path / 'rows.jsonl'}:5)."
     )
     assert told("train.0.steps=1", "train.0.batch=4") == []
     assert told("evaluate=[arith]") == []

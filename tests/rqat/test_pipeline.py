@@ -78,7 +78,7 @@ def toy(monkeypatch):
         return summary
 
     monkeypatch.setattr(rqat.report, "begin", lambda job: None)
-    monkeypatch.setattr(rqat.report, "refresh", lambda folder, running: stage.told.append((folder, running)))
+    monkeypatch.setattr(rqat.report, "refresh", lambda folder, running=None: stage.told.append((folder, running)))
     monkeypatch.setattr(rqat.report, "write", write)
     return stage
 
@@ -105,6 +105,13 @@ def test_a_run_that_fails_leaves_a_report_of_what_was_done(toy, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(job_of(tmp_path / "run", 1))
     assert toy.told == [(tmp_path / "run", False)]
+
+
+def test_the_report_is_written_anew_at_every_checkpoint(toy, tmp_path):
+    job = job_of(tmp_path / "run", 1)
+    toy.before = lambda work: job.saved()
+    run_pipeline(job)
+    assert toy.told == [(tmp_path / "run", None)]
 
 
 class Shown(Silence):

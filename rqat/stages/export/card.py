@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import PurePath
 
 from ... import __version__
 from ...contracts import Exporter
 from ...model.families import layout_of
-from ...model.layers import EMBEDDING, HEAD
+from ...model.layers import EMBEDDING, FEW, HEAD, kind_of
 from ...model.reader import CheckpointReader
 from ...scheme import ROW, Scheme
 from ...servers import markdown, seen, torn_apart
@@ -78,7 +79,9 @@ def _left(reader: CheckpointReader) -> list[str]:
     ends = {**reader.layers, **reader.unpacked}
     shared = EMBEDDING in ends and bool(reader.config.get_text_config().tie_word_embeddings)
     linears = [name for name in reader.skipped if not (shared and name == HEAD)]
-    return [*([] if EMBEDDING in ends else ["the embeddings"]), "the norms", *(f"`{name}`" for name in linears)]
+    kinds = Counter(map(kind_of, linears))
+    told = (f"{kinds[kind_of(n)]} of `{kind_of(n)}`" if kinds[kind_of(n)] > FEW else f"`{n}`" for n in linears)
+    return [*([] if EMBEDDING in ends else ["the embeddings"]), "the norms", *dict.fromkeys(told)]
 
 
 def _described(scheme: Scheme) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from rqat.stages.export.card import _left
 from rqat.stages.export.told import licence_of, shareable, told
 
 CARD = """---
@@ -121,3 +123,10 @@ def test_the_licence_is_that_of_the_model_before(tmp_path: Path) -> None:
     assert "Licence: other qwen-research, that of the model before quantization." in card(licence=found)
     (tmp_path / "README.md").write_bytes(b"---\n: [\xff\n---\n")
     assert licence_of(tmp_path) == {}
+
+
+def test_layers_of_many_blocks_that_were_left_are_a_pattern_with_a_count() -> None:
+    names = [f"model.layers.{block}.mlp.down_proj" for block in range(30)] + ["model.layers.0.mlp.up_proj", "lm_head"]
+    reader: Any = SimpleNamespace(layers={}, unpacked={}, skipped=names)
+    left = ["the embeddings", "the norms", "30 of `*.down_proj`", "`model.layers.0.mlp.up_proj`", "`lm_head`"]
+    assert _left(reader) == left
