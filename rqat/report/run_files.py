@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ..job import Job
 
 TRAINING = "training.jsonl"
+
+SCORE = ("accuracy", "low", "high", "n", "seconds")
+"""Figures that every evaluation has; a stranger's file may lack them."""
 
 
 @dataclass
@@ -106,7 +109,7 @@ class RunFiles:
     @property
     def evaluations(self) -> list[StepFiles]:
         """The steps that found how well a model does on a task."""
-        return [step for step in self.steps if {"task", "accuracy"} <= step.results.keys()]
+        return [step for step in self.steps if isinstance(step.results.get("task"), str) and _has(step.results, SCORE)]
 
     @property
     def tasks(self) -> dict[str, list[StepFiles]]:
@@ -123,7 +126,13 @@ class RunFiles:
     @property
     def comparisons(self) -> list[StepFiles]:
         """The steps that compared a model with its original."""
-        return [step for step in self.steps if {"task", "figures"} <= step.results.keys()]
+        told = [step for step in self.steps if isinstance(step.results.get("figures"), dict)]
+        return [
+            step
+            for step in told
+            if all(isinstance(step.results.get(key), str) for key in ("task", "data", "rows_hash"))
+            and _has(step.results, ("n", "tokens", "seconds"))
+        ]
 
     @property
     def waiting(self) -> list[dict[str, Any]]:
@@ -143,6 +152,10 @@ class RunFiles:
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value from a file can be drawn and added up."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _has(results: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    return all(is_number(results.get(key)) for key in keys)
 
 
 def _makes_model(step: StepFiles) -> bool:

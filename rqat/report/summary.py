@@ -16,7 +16,7 @@ from typing import Any
 from ..evals.harness import scores
 from ..evals.stats import Paired, paired
 from ..stage import BASE
-from .run_files import RunFiles, StepFiles
+from .run_files import RunFiles, StepFiles, is_number
 
 FIGURES = (
     *("task", "n", "correct", "wrong", "unverifiable", "accuracy", "low", "high", "interval", "seconds"),
@@ -64,8 +64,9 @@ def compared(run: RunFiles) -> dict[str, dict[str, Any]]:
 
 def _size(run: RunFiles) -> dict[str, Any]:
     """Bytes and bits per parameter in all: of the exported files, else of the quantized model in the format `rqat`."""
-    found = [step.results for step in run.steps if "bits_per_parameter" in step.results]
-    return {key: found[-1][key] for key in ("bytes", "bits_per_parameter")} if found else {}
+    keys = ("bytes", "bits_per_parameter")
+    found = [step.results for step in run.steps if all(is_number(step.results.get(key)) for key in keys)]
+    return {key: found[-1][key] for key in keys} if found and found[-1]["bits_per_parameter"] > 0 else {}
 
 
 def comparisons(run: RunFiles) -> list[dict[str, Any]]:

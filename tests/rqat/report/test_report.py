@@ -356,6 +356,28 @@ def test_refreshing_never_raises(job, caplog, name, text):
     assert "Training" in text_of(job.folder)
 
 
+ODD = [
+    {"task": 3, "accuracy": 1, "low": 0, "high": 1, "n": 1, "seconds": 1},
+    {"task": "t", "accuracy": "x", "low": 0, "high": 1, "n": 1, "seconds": 1},
+    {"task": "t", "accuracy": 0.5, "low": 0.4, "high": 1, "n": 1, "seconds": 1, "seeds": 3, "truncated": "x"},
+    {"task": "t", "accuracy": 23.0, "low": 20, "high": 30, "n": 1.5, "seconds": 1},
+    {"task": "t", "figures": []},
+    {"task": "t", "figures": {"kl": "x"}, "data": "d", "rows_hash": "h", "n": 1, "tokens": 2, "seconds": 1},
+    {"bits_per_parameter": "x", "bytes": None},
+    {"bits_per_parameter": 0, "bytes": 0, "rows_dropped_too_long": {}, "tokens": []},
+]
+
+
+@pytest.mark.parametrize("results", ODD)
+def test_results_that_nobody_writes_have_a_report(job, results):
+    report.write(job)
+    for name in ("07-evaluate-bf16", "03-train-kd", "06-export-grpo"):
+        path = job.folder / name / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"results": results}))
+    write_report(job.folder)
+    assert "Training" in text_of(job.folder)
+
+
 def test_refreshing_what_is_no_run_does_nothing(tmp_path):
     report.refresh(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
