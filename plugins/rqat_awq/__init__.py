@@ -14,11 +14,18 @@ class Options(rqat.Options):
 
     Attributes:
         grid: exponents tried, evenly from 0 (no scaling) to 1 (an input is scaled by its mean magnitude).
-        clip: `mse` then narrows the span of each group to the one of least output error; `minmax` spans every weight.
+        duo: tries every exponent a second time, with an input divided by its weights' magnitude to the power of what
+            the exponent lacks to 1.
+        clip: `mse` then narrows the span of each group to the one of least output error; `ends` narrows its two ends by
+            different shares; `minmax` spans every weight.
+        rounding: the quantizer that rounds the scaled weights, with its options, in place of the clip search and
+            rounding to nearest; it may look at the Hessian.
     """
 
     grid: int = Field(default=20, ge=2)
-    clip: Literal["minmax", "mse"] = "mse"
+    duo: bool = False
+    clip: Literal["minmax", "mse", "ends"] = "mse"
+    rounding: rqat.Start | None = None
 
 
 @rqat.hookimpl

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 import rqat
-from rqat_kernels.grid import dequantize, fit_clip, fit_minmax, quantize
+from rqat_kernels.grid import dequantize, fit_clip, fit_ends, fit_minmax, quantize
 
 from . import Options
 from .folding import Fold
@@ -30,8 +31,20 @@ class Awq(rqat.Quantizer):
     needs: ClassVar[frozenset[rqat.Statistic]] = frozenset({"hessian", "absmean"})
     options: Options
 
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self._rounding = rqat.quantizer_of(options.rounding) if options.rounding else None
+        beyond = self._rounding.needs - {"hessian"} if self._rounding else frozenset()
+        if beyond:
+            raise rqat.RqatError(
+                f"awq.rounding: {options.rounding} needs {', '.join(sorted(beyond))}, which awq does not scale.",
+                hint="Name a quantizer that looks at the Hessian at most: gptq, rtn.",
+            )
+
     def quantize_linear(self, weight: Tensor, stats: rqat.LinearStats, scheme: rqat.Scheme) -> rqat.QuantizedWeight:
         """See `rqat.Quantizer`."""
+        if self._rounding:
+            return self._rounding.quantize_linear(weight, stats, scheme)
         hessian, _ = _checked(stats, weight.device)
         return self._round(weight.float(), hessian, scheme)
 
@@ -51,6 +64,13 @@ class Awq(rqat.Quantizer):
                 fold.apply(scale)
                 hessian = hessian / scale / scale[:, None]  # of x / s, which the layers see now
             hessians.append(hessian)
+        if self._rounding:
+            now = {
+                name: replace(stats[name], hessian=hessian)
+                for shared, hessian in zip(block.inputs, hessians, strict=True)
+                for name in shared.names
+            }
+            return self._rounding.quantize_block(block, now)
         return {
             name: self._round(block.linear(name).weight.detach().float(), hessian, block.schemes[name])
             for shared, hessian in zip(block.inputs, hessians, strict=True)
@@ -66,14 +86,24 @@ class Awq(rqat.Quantizer):
         best, least = torch.ones_like(absmean), float("inf")
         if not absmean.any():
             return best
-        magnitude = (absmean / absmean.mean()).clamp(min=SMALLEST_MAGNITUDE).log()
-        magnitude -= (magnitude.amax() + magnitude.amin()) / 2
-        for step in range(self.options.grid):
-            scale = (magnitude * (step / (self.options.grid - 1))).exp()
+        for scale in self._tried(weights, absmean):
             cost = sum(self._cost(weight, scale, hessian, scheme) for scheme, weight in weights.items())
             if cost < least:
                 best, least = scale, cost
         return best
+
+    def _tried(self, weights: Mapping[rqat.Scheme, Tensor], absmean: Tensor) -> Iterator[Tensor]:
+        """Scales `(I,)`, from none to the input's magnitude, the middle of their range at 1."""
+        inputs = (absmean / absmean.mean()).clamp(min=SMALLEST_MAGNITUDE).log()
+        ways = [torch.zeros_like(inputs)]
+        if self.options.duo:
+            mean = torch.cat([weight.abs() for weight in weights.values()]).mean(0)
+            ways.append((mean / mean.mean()).clamp(min=SMALLEST_MAGNITUDE).log())
+        for divided in ways:
+            for step in range(self.options.grid):
+                share = step / (self.options.grid - 1)
+                power = share * inputs - (1 - share) * divided
+                yield (power - (power.amax() + power.amin()) / 2).exp()
 
     def _cost(self, weight: Tensor, scale: Tensor, hessian: Tensor, scheme: rqat.Scheme) -> float:
         scaled = weight * scale
@@ -96,6 +126,9 @@ class Awq(rqat.Quantizer):
         groups, symmetric = scheme.groups(weight.shape[1]), scheme.symmetric
         if self.options.clip == "minmax":
             return fit_minmax(weight, groups, scheme.max_code, symmetric=symmetric)
+        if self.options.clip == "ends":
+            few = max(2, shrinks * 2 // 5)  # of each of three searches, for about as much time
+            return fit_ends(weight, groups, scheme.max_code, symmetric=symmetric, importance=importance, shrinks=few)
         return fit_clip(weight, groups, scheme.max_code, symmetric=symmetric, importance=importance, shrinks=shrinks)
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 import rqat
 from rqat_kernels.gptq_block import gptq_block
-from rqat_kernels.grid import fit_clip, fit_minmax
+from rqat_kernels.grid import fit_clip, fit_ends, fit_minmax
 
 from . import Options
 from .any_grid import gptq_on
+from .refit import refit_scales
 
 DAMPING_RAISES = 4
 """How often the damping is raised tenfold before a layer is rounded to nearest instead."""
@@ -25,6 +26,11 @@ class Gptq(rqat.Quantizer):
     needs: ClassVar[frozenset[rqat.Statistic]] = frozenset({"hessian"})
     tied_ends: ClassVar[bool] = True
     options: Options
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.in_turn = options.true_sequential  # type: ignore[misc]
+        self.needs = type(self).needs | {*options.also_needs()}  # type: ignore[misc]
 
     def quantize_linear(self, weight: Tensor, stats: rqat.LinearStats, scheme: rqat.Scheme) -> rqat.QuantizedWeight:
         """See `rqat.Quantizer`.
@@ -42,14 +48,20 @@ class Gptq(rqat.Quantizer):
         if not alive.any():
             return self._rounded(weight, scheme, note="rounded to nearest: its input was never seen, or always zero")
         weight = weight * alive  # what meets only zeros has no effect, and must not widen a span
-        order = self._order(hessian)
+        if self.options.shrink:
+            hessian = hessian * (1 - self.options.shrink) + torch.diag(hessian.diagonal() * self.options.shrink)
+        order = self._order(hessian.diagonal(), scheme)
         factor, damp = _inverse_factor(hessian[order][:, order], alive[order], self.options.damp)
         if factor is None:
             return self._rounded(weight, scheme, note=f"rounded to nearest: not positive definite at damping {damp:g}")
+        if self.options.asymmetric:
+            weight = self._corrected(weight, stats.cross, factor, order)
         grid = rqat.grid_of(scheme)
-        codes, scale, zero = (
-            self._loop(weight, factor, order, scheme) if grid.uniform else self._loop_on(grid, weight, factor, order)
-        )
+        if grid.uniform:
+            damping = damp * float(hessian.diagonal()[alive].mean())
+            codes, scale, zero = self._loop(weight, factor, order, scheme, hessian, damping)
+        else:
+            codes, scale, zero = gptq_on(grid, weight, factor, order, _importance(factor, order), static=self._static)
         note = "" if damp == self.options.damp else f"damping raised from {self.options.damp:g} to {damp:g}"
         return grid.layer(codes, scale, zero, note)
 
@@ -82,72 +94,114 @@ class Gptq(rqat.Quantizer):
             for index, name in enumerate(names)
         }
 
-    def _order(self, hessian: Tensor) -> Tensor:
-        """Columns in the order in which they are rounded."""
+    def _order(self, diagonal: Tensor, scheme: rqat.Scheme) -> Tensor:
+        """Columns in the order in which they are rounded, by the Hessian's diagonal `(I,)`."""
+        if self.options.act_order == "groups":
+            grouped = diagonal.view(scheme.groups(len(diagonal)), -1)
+            inside = torch.argsort(grouped, dim=1, descending=True, stable=True)
+            inside += grouped.shape[1] * torch.arange(len(grouped), device=diagonal.device)[:, None]
+            return inside[torch.argsort(grouped.sum(1), descending=True, stable=True)].flatten()
         if self.options.act_order:
-            return torch.argsort(hessian.diagonal(), descending=True, stable=True)
-        return torch.arange(hessian.shape[0], device=hessian.device)
+            return torch.argsort(diagonal, descending=True, stable=True)
+        return torch.arange(len(diagonal), device=diagonal.device)
+
+    def _corrected(self, weight: Tensor, cross: Tensor | None, factor: Tensor, order: Tensor) -> Tensor:
+        """Weights that make up for what the layers before have done to the input (GPTAQ, arXiv 2504.02692).
+
+        With `D` the difference of original and present input, column `i` lacks `w_i D_i`; the columns that are rounded
+        after it make up for that as well as they can: `w + w ((D X^T U^T) * M) U`, with `M` 1 above the diagonal.
+        """
+        if cross is None:
+            raise rqat.PluginError("gptq was called without cross moments.", hint="Collect what its `needs` asks for.")
+        ordered = cross.to(weight.device, torch.float32)[order][:, order]
+        share = (ordered.T @ factor.T).triu_(1) @ factor
+        corrected = torch.empty_like(weight)
+        corrected[:, order] = torch.addmm(weight[:, order], weight[:, order], share, alpha=self.options.asymmetric)
+        return corrected
 
     def _loop(
-        self, weight: Tensor, factor: Tensor, order: Tensor, scheme: rqat.Scheme
+        self, weight: Tensor, factor: Tensor, order: Tensor, scheme: rqat.Scheme, hessian: Tensor, damping: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes, scale and zero point in the columns' own order."""
+        """Codes, scale and zero point in the columns' own order.
+
+        After every run of the loop the scales are refitted to its codes, `refits` times; every row keeps its best.
+        """
         groups = scheme.groups(weight.shape[1])
-        # An error e of column i that nothing behind it can make up for costs (e / U[i, i])**2.
-        importance = torch.empty_like(factor.diagonal())
-        importance[order] = factor.diagonal() ** -2
-
-        def fit(part: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-            count = groups * part.shape[1] // weight.shape[1]
-            if self.options.clip == "minmax":
-                return fit_minmax(part, count, scheme.max_code, symmetric=scheme.symmetric)
-            return fit_clip(
-                part,
-                count,
-                scheme.max_code,
-                symmetric=scheme.symmetric,
-                importance=importance[columns],
-                narrowest=self.options.narrowest,
-            )
-
-        static = self._static
-        if static:
-            scale, zero = fit(weight, slice(None))
+        importance = _importance(factor, order)
+        group_of = order // scheme.group_size(weight.shape[1])
+        ordered, back = weight[:, order], torch.argsort(order)
+        if self._static:
+            scale, zero = self._fit(weight, importance, scheme)
         else:
             scale = torch.ones((weight.shape[0], groups), device=weight.device)
             zero = torch.zeros_like(scale)
-        group_of = order // scheme.group_size(weight.shape[1])
-        codes, scale, zero = gptq_block(
-            weight[:, order],
-            factor,
-            scale,
-            zero,
-            scheme.max_code,
-            group_of,
-            refit=None if static else fit,
-            columns=self.options.block_columns,
-        )
-        return codes[:, torch.argsort(order)], scale, zero
+        by_turn = importance[order]
 
-    def _loop_on(self, grid: rqat.Grid, weight: Tensor, factor: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same on a grid that has no kernels."""
-        importance = torch.empty_like(factor.diagonal())
-        importance[order] = factor.diagonal() ** -2
-        return gptq_on(grid, weight, factor, order, importance, static=self._static)
+        def fit(part: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+            return self._fit(part, by_turn[columns], scheme)
+
+        best: tuple[Tensor, Tensor, Tensor] | None = None
+        least = torch.full((weight.shape[0],), torch.inf, dtype=torch.float64, device=weight.device)
+        for turn in range(max(1, self.options.refits)):
+            codes, scale, zero = gptq_block(
+                ordered,
+                factor,
+                scale,
+                zero,
+                scheme.max_code,
+                group_of,
+                refit=None if self._static or turn else fit,
+                columns=self.options.block_columns,
+            )
+            codes = codes[:, back]
+            if not self.options.refits:
+                return codes, scale, zero
+            scale, error = refit_scales(weight, codes, scale, zero, hessian, damping)
+            better = (error < least)[:, None]
+            least = torch.minimum(error, least)
+            if best is None:
+                best = codes, scale, zero
+            else:
+                best = (
+                    torch.where(better, codes, best[0]),
+                    torch.where(better, scale, best[1]),
+                    torch.where(better, zero, best[2]),
+                )
+        assert best is not None
+        return best
+
+    def _fit(self, weight: Tensor, importance: Tensor, scheme: rqat.Scheme) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the whole groups in `weight (O, I)`; `importance (I,)` of a squared error."""
+        groups, symmetric = scheme.groups(weight.shape[1]), scheme.symmetric
+        if self.options.clip == "minmax":
+            return fit_minmax(weight, groups, scheme.max_code, symmetric=symmetric)
+        search = fit_ends if self.options.clip == "ends" else fit_clip
+        narrowest = self.options.narrowest_at(scheme.bits)
+        return search(weight, groups, scheme.max_code, symmetric=symmetric, importance=importance, narrowest=narrowest)
 
     @property
     def _static(self) -> bool:
         """Whether every group is fitted before the loop."""
-        return self.options.act_order if self.options.static_groups is None else self.options.static_groups
+        asked = self.options.static_groups
+        return self.options.act_order is True if asked is None else asked
 
     def _rounded(self, weight: Tensor, scheme: rqat.Scheme, *, note: str) -> rqat.QuantizedWeight:
         """Round to nearest, for a layer whose Hessian is of no use."""
         grid = rqat.grid_of(scheme)
         if not grid.uniform:
             return grid.quantize_layer(weight, *grid.fit_layer(weight), note)
-        fit = fit_minmax if self.options.clip == "minmax" else fit_clip
+        fit = {"minmax": fit_minmax, "mse": fit_clip, "ends": fit_ends}[self.options.clip]
         scale, zero = fit(weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric)
         return grid.quantize_layer(weight, scale, zero, note)
+
+
+def _importance(factor: Tensor, order: Tensor) -> Tensor:
+    """What a squared error of each input feature costs, `(I,)`: an error e of column i that nothing behind it can make
+    up for costs `(e / U[i, i])**2`.
+    """
+    importance = torch.empty_like(factor.diagonal())
+    importance[order] = factor.diagonal() ** -2
+    return importance
 
 
 def _checked(hessian: Tensor | None, weight: Tensor) -> Tensor:

@@ -95,6 +95,10 @@ class Options(BaseModel):
         """
         return ()
 
+    def also_needs(self) -> Iterable[str]:
+        """Of a quantizer: the statistics that these options need beyond those of its card."""
+        return ()
+
 
 def expanded(path: str) -> Path:
     """A path as it is written in a recipe, with `~` and `$VARIABLES` replaced by what they stand for."""

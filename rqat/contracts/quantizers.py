@@ -13,8 +13,12 @@ from .grids import QuantizedWeight
 if TYPE_CHECKING:
     import torch
 
-Statistic = Literal["hessian", "absmean", "mean", "absmax", "cross", "streams"]
-"""What a quantizer may ask to be collected: per layer what `LinearStats` holds, per block `Block.streams`."""
+Statistic = Literal["hessian", "absmean", "mean", "absmax", "cross", "streams", "saliency"]
+"""What a quantizer may ask to be collected: per layer what `LinearStats` holds, per block `Block.streams`.
+
+With "saliency" a token counts in second moments as much as the model's predictions depend on what the layers put out
+there (`rqat.model.saliency`).
+"""
 
 
 @dataclass
@@ -119,10 +123,14 @@ class Quantizer(ABC):
             in the model before quantization. Without it such a weight, as an embedding always, is rounded to the
             nearest values of its grid, fitted for the least squared error; and so is a head of its own where the
             quantizer needs streams, which there are none of behind the last block: with it, `Block.streams` is None.
+        in_turn: it quantizes a decoder layer one shared input at a time, with statistics of what the layers before have
+            become by then: `quantize_block` is called once for each, with a block of that input alone. Not where it
+            needs "cross" or "streams".
     """
 
     needs: ClassVar[frozenset[Statistic]] = frozenset()
     tied_ends: ClassVar[bool] = False
+    in_turn: ClassVar[bool] = False
 
     def __init__(self, options: Any) -> None:
         self.options = options

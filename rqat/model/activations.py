@@ -9,27 +9,36 @@ hidden states are carried beside them: every block is run on them while its weig
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from rqat_kernels.hessian import add_gram
-
 from ..contracts import Block, LinearStats, Statistic, Streams
 from ..errors import NumericsError
 from .layers import HEAD
+from .memory import available_bytes
+from .saliency import token_saliency
+from .statistics import accumulate, empty, finish, taken
+from .turns import passes
+from .watching import hidden_of, recording, watching
 
 if TYPE_CHECKING:
     import transformers
 
-CHUNK = 512
-"""Columns of a Hessian that are mirrored at once."""
-
 ROOM = 0.5
 """Share of a GPU's free memory that hidden states may take up; statistics, factors and a block's activations follow."""
+
+
+HOST_ROOM = 0.1
+"""Share of a host's free memory that passes of a block which wait may take up."""
+
+HELD = 4
+"""Hidden states that such a pass holds beside the input it waits with."""
+
+MOST_THREADS = 256
+"""Threads at most that they may wait in."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,6 @@ class TokenBatch:
 
     input_ids: Tensor
     attention_mask: Tensor | None = None
-
-
-class _Collected(Exception):
-    """Ends a forward pass when the last input of interest has been seen."""
 
 
 class Activations:
@@ -85,6 +90,25 @@ class Activations:
         self._quietly = torch.no_grad if "streams" in needs else torch.inference_mode
         self._original: list[Tensor] = []
         self._outputs: list[Tensor] = []
+        self._saliency: dict[str, list[Tensor]] = {}
+
+    def weigh(self, model: transformers.PreTrainedModel, blocks: Sequence[Block]) -> None:
+        """Finds what every token counts in the Hessians of `blocks`, of the model as it is; to be called first."""
+        if "saliency" not in self._needs:
+            return
+
+        def call(ids: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
+            return self._call(TokenBatch(ids))
+
+        modules = [module for _, module in self._blocks]
+        watched = {
+            block.full_name(group.names[0]): [block.full_name(name) for name in group.names]
+            for block in blocks
+            if any(block.module is module for module in modules)
+            for group in block.inputs
+        }
+        batches = [(batch.input_ids, batch.attention_mask) for batch in self._batches]
+        self._saliency = token_saliency(model, modules, watched, batches, call, lambda: recording(modules, []))
 
     def remember(self, index: int) -> None:
         """Runs the original block at `index` on the original hidden states, before anybody changes it.
@@ -105,7 +129,7 @@ class Activations:
             self._outputs = []
             for number, batch in enumerate(self._batches if index < len(self._blocks) else ()):
                 hidden = self._original[number].to(self._device)
-                out = _hidden_of(self._blocks[index][1](hidden, **self._arguments(batch)[index]))
+                out = hidden_of(self._blocks[index][1](hidden, **self._arguments(batch)[index]))
                 self._outputs.append(out.to(self._original[number].device))
 
     def streams(self, block: Block) -> Streams:
@@ -114,7 +138,7 @@ class Activations:
         def run(number: int, hidden: Tensor) -> Tensor:
             with torch.no_grad():
                 keywords = self._keywords_here(TokenBatch(self._batches[number].input_ids[: len(hidden)]))
-            return _hidden_of(block.module(hidden.to(self._device), **keywords))
+            return hidden_of(block.module(hidden.to(self._device), **keywords))
 
         masks = [batch.attention_mask for batch in self._batches]
         return Streams(self._hidden, self._original, self._outputs, masks, run)
@@ -136,7 +160,7 @@ class Activations:
         name, module = self._blocks[self._at]
         finite = []
         for number, batch in enumerate(self._batches):
-            hidden = _hidden_of(module(self._states(number), **self._arguments(batch)[self._at]))
+            hidden = hidden_of(module(self._states(number), **self._arguments(batch)[self._at]))
             finite.append(torch.isfinite(hidden).all())
             self._put(number, hidden)
             self._tick((number + 1) / len(self._batches) / 2)
@@ -151,16 +175,78 @@ class Activations:
         Raises:
             NumericsError: an input holds values that are not finite.
         """
-        stats = [self._empty(block.linear(group.names[0]).in_features) for group in block.inputs]
+        stats = [empty(block.linear(group.names[0]).in_features, self._needs, self._device) for group in block.inputs]
         with torch.inference_mode():
             for number, batch in enumerate(self._batches):
                 self._look(block, stats, number, batch)
                 self._tick((1 + (number + 1) / len(self._batches)) / 2)
+        return self._finished(block, stats)
+
+    def _finished(self, block: Block, stats: Sequence[LinearStats]) -> dict[str, LinearStats]:
+        """Sums as means, by the names of the layers of each group."""
         for group, one in zip(block.inputs, stats, strict=True):
             finish(one)
-            if not all(bool(torch.isfinite(statistic).all()) for statistic in _taken(one)):
+            if not all(bool(torch.isfinite(statistic).all()) for statistic in taken(one)):
                 raise _not_finite(f"the input of {block.full_name(group.names[0])}")
         return {name: one for group, one in zip(block.inputs, stats, strict=True) for name in group.names}
+
+    def collect_in_turn(self, block: Block) -> Iterator[tuple[Block, dict[str, LinearStats]]]:
+        """As `collect`, a group of layers at a time: what each reads is put out by the block as it is by then.
+
+        Whoever iterates changes the layers of a group before the next is asked for; in the end the block has been run.
+        Where there is room, every batch's one pass waits for that; else the block is run anew for every group.
+        """
+        parts = [replace(block, inputs=[group]) for group in block.inputs]
+        widest = max(block.linear(group.names[0]).in_features for group in block.inputs)
+        if not self._may_wait(widest):
+            yield from ((part, self.collect(part)) for part in parts)
+            return
+
+        def work(number: int, batch: TokenBatch) -> Callable[[], Tensor]:
+            def run() -> Tensor:
+                with self._quietly():
+                    return hidden_of(module(self._states(number), **keywords[number]))
+
+            return run
+
+        name, module = self._blocks[self._at]
+        with self._quietly():
+            keywords = [self._keywords_here(batch) for batch in self._batches]
+        works = [work(number, batch) for number, batch in enumerate(self._batches)]
+        with passes(works, [block.linear(part.names()[0]) for part in parts]) as begun:
+            for turn, part in enumerate(parts):
+                stats = empty(block.linear(part.names()[0]).in_features, self._needs, self._device)
+                with self._quietly():
+                    for number, one in enumerate(begun):
+                        stopped = one.go_on()
+                        assert stopped == turn, f"{name} reads its inputs in another order than its family's layout"
+                        assert one.input is not None
+                        weight = self._weights_of(part, 0, number)
+                        accumulate(stats, self._rows_of(number, one.input), weight=weight)
+                        self._tick((turn + (number + 1) / len(begun)) / (len(parts) + 1))
+                yield part, self._finished(part, [stats])
+            finite = []
+            with self._quietly():
+                for number, one in enumerate(begun):
+                    one.go_on()
+                    hidden, one.output = one.output, None
+                    assert hidden is not None
+                    finite.append(torch.isfinite(hidden).all())
+                    self._put(number, hidden)
+        _check_finite(finite, f"the output of {name}")
+        self._at += 1
+
+    def _may_wait(self, widest: int) -> bool:
+        """Whether all batches may be in the middle of a block at once, with inputs so wide."""
+        tokens = sum(one.input_ids.numel() for one in self._batches)
+        hidden = self._hidden[0]
+        states = (widest + HELD * hidden.shape[-1]) * hidden.element_size() * tokens
+        if self._device.type == "cuda":
+            return _fits(states, self._device)
+        free = available_bytes()
+        # Every thread that computes brings threads of its own.
+        few = torch.get_num_threads() * len(self._batches) <= MOST_THREADS
+        return few and free is not None and states <= HOST_ROOM * free
 
     def collect_end(self, block: Block) -> LinearStats:
         """Statistics at the input of the head, of the model as it is now; `block` has the head as its only layer.
@@ -169,7 +255,7 @@ class Activations:
             NumericsError: an input holds values that are not finite.
         """
         name = block.names()[0]
-        stats = self._empty(block.linear(name).in_features)
+        stats = empty(block.linear(name).in_features, self._needs, self._device)
         with torch.inference_mode():
             for number, batch in enumerate(self._batches):
                 # Without a mask, as everywhere: padding stands on the right.
@@ -178,7 +264,7 @@ class Activations:
                 accumulate(stats, rows, rows if "cross" in self._needs else None)
                 self._tick((number + 1) / len(self._batches))
         finish(stats)
-        if not all(bool(torch.isfinite(statistic).all()) for statistic in _taken(stats)):
+        if not all(bool(torch.isfinite(statistic).all()) for statistic in taken(stats)):
             raise _not_finite(f"the input of {HEAD}")
         return stats
 
@@ -186,13 +272,14 @@ class Activations:
         """Adds one batch to the statistics of a block."""
         original: list[Tensor] = []
         if "cross" in self._needs:
-            with _watching(block, lambda _, x: original.append(self._rows_of(number, x))):
+            with watching(block, lambda _, x: original.append(self._rows_of(number, x))):
                 block.module(self._original[number].to(self._device), **self._keywords_here(batch))
 
         def add(index: int, x: Tensor) -> None:
-            accumulate(stats[index], self._rows_of(number, x), original[index] if original else None)
+            weight = self._weights_of(block, index, number)
+            accumulate(stats[index], self._rows_of(number, x), original[index] if original else None, weight)
 
-        with _watching(block, add):
+        with watching(block, add):
             block.module(self._states(number), **self._keywords_here(batch))
 
     def _rows_of(self, number: int, x: Tensor) -> Tensor:
@@ -200,18 +287,13 @@ class Activations:
         rows, real = x.flatten(0, 1), self._real(number)
         return rows if real is None else rows.index_select(0, real)
 
-    def _empty(self, width: int) -> LinearStats:
-        shapes: dict[str, tuple[int, ...]] = {
-            "hessian": (width, width),
-            "absmean": (width,),
-            "mean": (width,),
-            "absmax": (width,),
-            "cross": (width, width),
-        }
-        kept: dict[str, Any] = {
-            name: torch.zeros(shape, device=self._device) for name, shape in shapes.items() if name in self._needs
-        }
-        return LinearStats(**kept)
+    def _weights_of(self, block: Block, group: int, number: int) -> Tensor | None:
+        """What the tokens `(N,)` of a batch count at the input of a group of layers; None: all the same."""
+        found = self._saliency.get(block.full_name(block.inputs[group].names[0]))
+        if found is None:
+            return None
+        real = self._real(number)
+        return found[number] if real is None else found[number].index_select(0, real)
 
     def _embed(self) -> None:
         """The tokens' embeddings, and a place for the hidden states of every batch."""
@@ -270,47 +352,9 @@ class Activations:
         their input on unchanged meanwhile, so this costs next to nothing.
         """
         seen: list[tuple[Tensor, dict[str, Any]]] = []
-        with _recording([module for _, module in self._blocks], seen):
+        with recording([module for _, module in self._blocks], seen):
             self._base(input_ids=batch.input_ids.to(self._device), use_cache=False)
         return seen[0][0], [keywords for _, keywords in seen]
-
-
-@contextmanager
-def _watching(block: Block, look: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Calls `look` with the number and the input of every group of layers, and ends the pass after the last."""
-    seen = 0
-
-    def hook(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def observe(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            nonlocal seen
-            look(index, inputs[0])
-            seen += 1
-            if seen == len(block.inputs):
-                raise _Collected
-
-        return observe
-
-    handles = [
-        block.linear(group.names[0]).register_forward_pre_hook(hook(index)) for index, group in enumerate(block.inputs)
-    ]
-    try:
-        with suppress(_Collected):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hidden_of(out: Any) -> Tensor:
-    """Hidden states in what a block puts out."""
-    hidden: Tensor = out[0] if isinstance(out, tuple) else out
-    return hidden
-
-
-def _taken(stats: LinearStats) -> list[Tensor]:
-    """The statistics that were asked for."""
-    found = (stats.hessian, stats.absmean, stats.mean, stats.absmax, stats.cross)
-    return [statistic for statistic in found if statistic is not None]
 
 
 def _fits(states: int, device: torch.device) -> bool:
@@ -322,59 +366,6 @@ def _check_finite(finite: Sequence[Tensor], what: str) -> None:
     """Looks at the verdicts of all batches at once: on a GPU, looking means waiting."""
     if not bool(torch.stack(list(finite)).all()):
         raise _not_finite(what)
-
-
-@contextmanager
-def _recording(modules: Sequence[nn.Module], seen: list[tuple[Tensor, dict[str, Any]]]) -> Iterator[None]:
-    """Makes modules note how they are called instead of computing."""
-
-    def record(hidden: Tensor, **keywords: Any) -> Tensor:
-        seen.append((hidden, keywords))
-        return hidden
-
-    for module in modules:
-        module.forward = record
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
-
-
-def accumulate(stats: LinearStats, x: Tensor, original: Tensor | None = None) -> None:
-    """Adds inputs `x (N, I)` to sums and maxima in float32; `finish` makes means of the sums.
-
-    Args:
-        original: the same tokens' inputs `(N, I)` in the model before quantization.
-    """
-    stats.tokens += x.shape[0]
-    if stats.mean is not None:
-        stats.mean.add_(x.float().sum(0))
-    if stats.absmax is not None and len(x):
-        torch.maximum(stats.absmax, x.float().abs().amax(0), out=stats.absmax)
-    if stats.cross is not None and original is not None:
-        stats.cross.addmm_(x.float().T, original.float() - x.float())
-    if stats.absmean is not None:
-        stats.absmean.add_(x.float().abs().sum(0))
-    if stats.hessian is not None:
-        add_gram(stats.hessian, x)
-
-
-def finish(stats: LinearStats) -> None:
-    """Turns the sums of `accumulate` into means over tokens, and mirrors the Hessian's upper half."""
-    for total in (stats.mean, stats.cross):
-        if total is not None:
-            total.div_(stats.tokens)
-    if stats.absmean is not None:
-        stats.absmean.div_(stats.tokens)
-    if stats.hessian is not None:
-        hessian = stats.hessian.div_(stats.tokens)
-        for start in range(0, hessian.shape[0], CHUNK):
-            stop = start + CHUNK
-            # Inside a chunk on the diagonal both halves are there; copying one makes them equal to the bit.
-            square = hessian[start:stop, start:stop]
-            square.copy_(square.triu() + square.triu(1).T)
-            hessian[stop:, start:stop] = hessian[start:stop, stop:].T
 
 
 def _not_finite(what: str) -> NumericsError:

@@ -130,6 +130,7 @@ def quantize_model(
         needs=quantizer.needs,
         tick=lambda share: progress(max(0.0, current + share), blocks[current - first].name),
     )
+    activations.weigh(model, blocks)
     store = BlockStore(resume_dir)
     layers: dict[str, QuantizedWeight] = {}
     reports: list[LayerReport] = []
@@ -140,8 +141,12 @@ def quantize_model(
             if kept is None:
                 store.forget()
                 start = time.perf_counter()
-                stats = _statistics(block, quantizer, activations, current, tied=is_tied(model))
-                kept = _quantize_block(block, quantizer, stats, start)
+                if _in_turn(block, quantizer):
+                    activations.advance(current)
+                    kept = _quantize_in_turn(block, quantizer, activations, start)
+                else:
+                    stats = _statistics(block, quantizer, activations, current, tied=is_tied(model))
+                    kept = _quantize_block(block, quantizer, stats, start)
                 unloading.take(block, *kept)
             else:
                 layers.update((block.full_name(name), layer) for name, layer in kept[0].items())
@@ -173,6 +178,25 @@ def _statistics(
     if "streams" in quantizer.needs and block.name:
         block.streams = activations.streams(block)
     return stats
+
+
+def _in_turn(block: Block, quantizer: Quantizer) -> bool:
+    """Whether the layers of a block are quantized one shared input after the other."""
+    together = {"cross", "streams"} & quantizer.needs
+    return quantizer.in_turn and bool(block.inputs) and _is_decoder_layer(block) and not together
+
+
+def _quantize_in_turn(
+    block: Block, quantizer: Quantizer, activations: Activations, start: float
+) -> tuple[dict[str, QuantizedWeight], list[LayerReport]]:
+    """`_quantize_block`, one shared input after the other."""
+    layers: dict[str, QuantizedWeight] = {}
+    reports: list[LayerReport] = []
+    for part, stats in activations.collect_in_turn(block):
+        made, told = _quantize_block(part, quantizer, stats, start)
+        layers |= made
+        reports += told
+    return layers, reports
 
 
 @torch.no_grad()

@@ -10,6 +10,9 @@ from pathlib import Path
 MARGIN = 1.25
 """An estimate of memory may be wrong by this factor."""
 
+BACKWARD_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Tokens whose hidden states between all blocks are kept at once, where the whole model is passed backwards."""
+
 
 def available_bytes(device: str = "cpu") -> int | None:
     """Memory that is free for use on a device; None where the system does not say."""

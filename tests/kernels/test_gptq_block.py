@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,6 +58,28 @@ def test_blocked_equals_the_definition(features: int, group: int, columns: int, 
     else:
         assert torch.equal(got[1], scale.float())
         assert torch.equal(got[2], zero.float())
+
+
+@pytest.mark.parametrize("columns", [128, 24, 1])
+def test_whole_groups_may_come_in_any_order(columns: int, device: str) -> None:
+    weight, _, factor = problem(24, 96)
+    scale, zero = fit_minmax(weight, 6, 3, symmetric=False)
+    group_of = torch.tensor([4, 0, 5, 2, 1, 3]).repeat_interleave(16)
+
+    def refit(part: Tensor, where: slice) -> tuple[Tensor, Tensor]:
+        return fit_minmax(part, 1, 3, symmetric=False)
+
+    expected = gptq_loop(weight, factor, scale, zero, 3, group_of, refit=refit)
+    runs = [gptq_block(weight, factor, scale, zero, 3, group_of, refit=refit, columns=columns)]
+    if find_spec("triton"):
+        from rqat_kernels.gptq_block.kernel import gptq_block as launch
+
+        arguments = [tensor.to(device) for tensor in (weight, factor, scale, zero)]
+        runs.append(launch(*arguments, 3, group_of.to(device), refit=refit, columns=columns))
+    for codes, scales, zeros in runs:
+        assert (codes.cpu() == expected[0]).float().mean() >= 0.99
+        assert torch.allclose(scales.cpu(), expected[1].float(), rtol=2**-6)
+        assert (zeros.cpu() == expected[2]).float().mean() >= 0.95
 
 
 def test_the_loss_is_the_sum_of_squared_errors_passed_on() -> None:

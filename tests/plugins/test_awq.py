@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rqat import Block, LinearStats, NumericsError, QuantizedWeight, Scheme, SharedInput
+from rqat import Block, LinearStats, NumericsError, QuantizedWeight, RqatError, Scheme, SharedInput
 from rqat.testing import QuantizerSuite
 from rqat_awq import Options
 from rqat_awq.folding import Fold
@@ -249,3 +249,37 @@ class TestConformance(QuantizerSuite):
     """What every quantizer promises."""
 
     name = "awq"
+
+
+def test_another_quantizer_may_round_what_was_scaled() -> None:
+    by_gptq, scheme = Decoder(), Scheme.parse("w2g32")
+    before = by_gptq.run()
+    made = Awq(Options(rounding="gptq")).quantize_block(by_gptq.at(scheme), by_gptq.stats())
+    torch.testing.assert_close(by_gptq.run(), before, rtol=1e-5, atol=1e-5)
+    by_itself = Decoder()
+    plain = Awq(Options()).quantize_block(by_itself.at(scheme), by_itself.stats())
+    assert list(made) == list(plain)
+    for name in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj"):
+        losses = [
+            loss(layers[name], decoder.block.linear(name).weight.detach(), decoder.stats()[name].hessian)
+            for decoder, layers in ((by_gptq, made), (by_itself, plain))
+        ]
+        assert losses[0] < 0.8 * losses[1]
+
+
+@pytest.mark.parametrize("rounding", ["awq", "block-ap", {"method": "gptq", "token_weights": "saliency"}])
+def test_a_quantizer_that_looks_at_more_than_the_hessian_cannot_round(rounding: str | dict) -> None:
+    with pytest.raises(RqatError, match=r"awq.rounding: .* needs .*, which awq does not scale"):
+        Awq(Options(rounding=rounding))
+
+
+def test_dividing_by_the_weights_magnitude_is_tried_beside_the_plain_scales() -> None:
+    decoder, scheme = Decoder(), Scheme.parse("w3g32")
+    weight = decoder.block.linear("self_attn.q_proj").weight.detach() * torch.linspace(0.1, 3, 128)
+    stats = decoder.stats()["self_attn.q_proj"]
+    plain, duo = (list(Awq(Options(grid=4, duo=duo))._tried({scheme: weight}, stats.absmean)) for duo in (False, True))
+    assert len(duo) == 2 * len(plain) == 8
+    assert all(torch.equal(*pair) for pair in zip(plain, duo, strict=False))
+    found = [Awq(Options(duo=duo))._search({scheme: weight}, stats.hessian, stats.absmean) for duo in (False, True)]
+    costs = [Awq(Options())._cost(weight, scale, stats.hessian, scheme) for scale in found]
+    assert costs[1] <= costs[0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rqat import Block, LinearStats, NumericsError, QuantizedWeight, Scheme, SharedInput
 from rqat.testing import QuantizerSuite
 from rqat_gptq import Options
+from rqat_gptq.refit import FARTHEST, refit_scales
 from rqat_gptq.solver import Gptq, _inverse_factor
 from rqat_kernels.gptq_block import gptq_loop
 from rqat_kernels.grid import dequantize, fit_clip, fit_minmax, quantize
@@ -196,6 +197,118 @@ def test_the_factor_is_the_one_of_the_inverse_hessian() -> None:
     assert not factor.tril(-1).any()
     residual = factor.double().T @ factor.double() @ damped - torch.eye(700)
     assert residual.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("spelling", ["w2g64", "w3g64-sym", "w2-row", "w2g32"])
+def test_refitted_scales_solve_the_least_squares_of_the_output_error(spelling: str) -> None:
+    weight, hessian = problem(out=12)
+    scheme = Scheme.parse(spelling)
+    start = solve(weight, hessian, spelling, refits=0)
+    groups = start.scale.shape[1]
+    damping = 0.01 * float(hessian.diagonal().mean())
+    fitted, error = refit_scales(weight, start.codes, start.scale, start.zero.float(), hessian, damping)
+    damped = hessian.double() + damping * torch.eye(256)
+    root = torch.linalg.cholesky(damped)
+    for row in range(12):
+        values = start.codes[row].double() - start.zero[row].double().repeat_interleave(scheme.group_size(256))
+        columns = torch.block_diag(*values.view(groups, 1, -1)).T  # (I, G): w_hat = columns @ scale
+        best = torch.linalg.lstsq(root.T @ columns, (root.T @ weight[row].double())[:, None]).solution[:, 0]
+        best = best.clamp(start.scale[row] / FARTHEST, start.scale[row] * FARTHEST)
+        assert torch.allclose(fitted[row].double(), best, rtol=2**-8)  # half a step of what scales are snapped to
+        residual = columns @ fitted[row].double() - weight[row]
+        whole = float(weight[row].double() @ damped @ weight[row].double())
+        assert float(error[row]) + whole == pytest.approx(float(residual @ damped @ residual), rel=1e-3)
+
+
+def test_a_group_of_zeros_keeps_its_scale() -> None:
+    weight, hessian = problem(out=8)
+    weight[:, 64:128] = 0
+    start = solve(weight, hessian, "w3g64", refits=0, act_order=False, static_groups=True)
+    codes, zero = start.codes.clone(), start.zero.float()
+    codes[:, 64:128] = zero[:, 1:2].byte()
+    fitted, _ = refit_scales(weight, codes, start.scale, zero, hessian, 0.1)
+    assert torch.equal(fitted[:, 1], start.scale[:, 1])
+    assert torch.isfinite(fitted).all()
+
+
+@pytest.mark.parametrize("spelling", ["w2g64", "w3g64", "w2g64-sym", "w2-row"])
+@pytest.mark.parametrize("act_order", [True, "groups", False])
+def test_every_refit_lowers_the_output_error(spelling: str, act_order: bool | str) -> None:
+    weight, hessian = problem(out=128)
+    losses = [
+        loss(solve(weight, hessian, spelling, act_order=act_order, refits=refits), weight, hessian)
+        for refits in range(4)
+    ]
+    assert losses[1] < losses[0]
+    assert losses[3] < 0.97 * losses[0]
+
+
+def test_refits_leave_other_grids_as_they_are() -> None:
+    weight, hessian = problem()
+    assert solve(weight, hessian, "w2g64-seq", refits=2).equals(solve(weight, hessian, "w2g64-seq", refits=0))
+
+
+def test_shrunk_to_its_diagonal_a_hessian_couples_nothing() -> None:
+    weight, hessian = problem()
+    result = solve(weight, hessian, "w2g64", shrink=1, refits=0, clip="minmax")
+    assert torch.equal(result.codes, rounded(weight, "w2g64", "minmax").codes)
+
+
+def test_whole_groups_in_turn_are_fitted_to_what_the_loop_has_made_of_them() -> None:
+    weight, hessian = problem(out=128)
+    turns = solve(weight, hessian, "w2g64", act_order="groups", refits=0)
+    plain = solve(weight, hessian, "w2g64", act_order=False, refits=0)
+    before = solve(weight, hessian, "w2g64", act_order="groups", static_groups=True, refits=0)
+    assert loss(turns, weight, hessian) < min(loss(other, weight, hessian) for other in (plain, before))
+
+
+def test_the_order_of_groups_keeps_each_together() -> None:
+    _, hessian = problem()
+    order = Gptq(Options(act_order="groups"))._order(hessian.diagonal(), Scheme.parse("w2g32"))
+    assert torch.equal(order.sort().values, torch.arange(256))
+    groups = order.view(-1, 32) // 32
+    assert (groups == groups[:, :1]).all()
+    diagonal = hessian.diagonal()[order].view(-1, 32)
+    assert (diagonal.diff() <= 0).all()
+    assert (diagonal.sum(1).diff() <= 0).all()
+
+
+def test_asymmetric_calibration_makes_up_for_what_layers_before_have_done() -> None:
+    weight, _ = problem()
+    generator = torch.Generator().manual_seed(1)
+    original = torch.randn(2048, 256, generator=generator) @ torch.randn(256, 256, generator=generator) / 16
+    present = original + 0.3 * original.roll(1, dims=1)  # an error that depends on the input, as theirs does
+    hessian, cross = present.T @ present / 2048, present.T @ (original - present) / 2048
+    stats = LinearStats(tokens=2048, hessian=hessian, cross=cross)
+
+    def distance(share: float) -> float:
+        made = Gptq(Options(asymmetric=share)).quantize_linear(weight, stats, Scheme.parse("w8g64"))
+        w_hat = dequantize(made.codes, made.scale, made.zero)
+        return float((present @ w_hat.T - original @ weight.T).square().mean())
+
+    assert distance(1) < 0.8 * distance(0)
+    assert distance(1) < distance(0.5) < distance(0)
+    assert Gptq(Options(asymmetric=0.5)).needs == {"hessian", "cross"}
+    assert Gptq(Options()).needs == {"hessian"}
+
+
+def test_asymmetric_calibration_is_that_of_the_paper_column_by_column() -> None:
+    weight, hessian = problem(out=4, features=24)
+    generator = torch.Generator().manual_seed(3)
+    cross = 0.1 * torch.randn(24, 24, generator=generator)
+    quantizer = Gptq(Options(asymmetric=1, damp=0.01))
+    order = torch.randperm(24, generator=generator)
+    factor, _ = _inverse_factor(hessian[order][:, order], torch.ones(24, dtype=torch.bool), 0.01)
+    got = quantizer._corrected(weight, cross, factor, order)[:, order]
+    damped = hessian[order][:, order].double()
+    damped += 0.01 * damped.diagonal().mean() * torch.eye(24)
+    ordered = cross.double()[order][:, order]
+    expected = weight[:, order].double()
+    for column in range(23):  # what column lacks, by those behind it alone: w_q (D X^T) H^-1 of what is left
+        rest = slice(column + 1, 24)
+        share = ordered[rest, column] @ torch.linalg.inv(damped[rest, rest])
+        expected[:, rest] += weight[:, order[column]].double()[:, None] * share
+    assert torch.allclose(got.double(), expected, atol=1e-4)
 
 
 def block() -> tuple[Block, dict[str, LinearStats]]:

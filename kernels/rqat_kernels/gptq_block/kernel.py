@@ -109,6 +109,7 @@ def gptq_block(
         wide = max(1, min(columns, WIDEST))
         errors = torch.empty((wide, out), dtype=torch.float32, device=w.device)
         group_of = group_of.to(w.device, torch.int32).contiguous()
+        groups = group_of[::run].tolist() if refit is not None else []
         chosen = measured("gptq_block", w.device)
         rows, warps = chosen.get("rows", 8), chosen.get("warps", 1)
         cuts = sorted({*range(0, width, wide), *range(0, width, run), width})
@@ -116,7 +117,8 @@ def gptq_block(
             for start, stop in pairwise(cuts):
                 if refit is not None and start % run == 0:
                     fitted = refit(w[start : start + run].t().contiguous(), slice(start, start + run))
-                    s[start // run], z[start // run] = fitted[0][:, 0], fitted[1][:, 0]
+                    g = groups[start // run]
+                    s[g], z[g] = fitted[0][:, 0], fitted[1][:, 0]
                 block_kernel[(triton.cdiv(out, rows),)](
                     w,
                     u,

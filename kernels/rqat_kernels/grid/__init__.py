@@ -13,9 +13,10 @@ from torch import Tensor
 from ..dispatch import use_triton
 from ..op import op
 from . import reference
+from .ends import fit_ends
 from .reference import fit_minmax, snap_scale
 
-__all__ = ["dequantize", "fit_clip", "fit_minmax", "quantize", "requantize", "snap_scale"]
+__all__ = ["dequantize", "fit_clip", "fit_ends", "fit_minmax", "quantize", "requantize", "snap_scale"]
 
 IN_KERNELS = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of weights the kernels read and write; float64 is left to the reference."""

@@ -12,6 +12,7 @@ from ...estimate import FLOAT32, Needs, Sizes
 from ...keys import Neutral, PluginKeys
 from ...model.config import ModelConfig, check_quantizable
 from ...model.layers import EMBEDDING, choose_layers, listed
+from ...model.memory import BACKWARD_TOKENS
 from ...problems import Place
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
@@ -107,7 +108,8 @@ class Quantize(Stage):
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
-        needs, host = step.parts["quantizer"].card.needs, sizes.device == "cpu"
+        use, host = step.parts["quantizer"], sizes.device == "cpu"
+        needs = {*use.card.needs, *use.options.also_needs()}
         hidden, linears = sizes.config.hidden, sizes.config.linears
         widest = max((width for _, width in linears.values()), default=0)
         try:
@@ -125,18 +127,25 @@ class Quantize(Stage):
             return Needs(stays + working, sizes.checkpoint)
         calibration = plan.step(step.inputs["calibration"]).settings
         assert isinstance(calibration, CalibrationKeys)
-        streams = 3 if {"cross", "streams"} & {*needs} else 1  # the original's before and behind a block, too
+        streams = 3 if {"cross", "streams"} & needs else 1  # the original's before and behind a block, too
         stays += streams * calibration.all_tokens * hidden * sizes.width
         # A block's inputs are four: three as wide as the hidden state, one as the MLP. To solve, the widest's matrix is
         # put in order, factored, inverted and factored again.
-        matrices = len({"hessian", "cross"} & {*needs}) * (3 * hidden**2 + widest**2) * FLOAT32
+        matrices = len({"hessian", "cross"} & needs) * (3 * hidden**2 + widest**2) * FLOAT32
         solving = 4 * widest**2 * FLOAT32 if matrices else 0
         at_once = min(calibration.all_tokens, max(TOKENS_AT_ONCE[sizes.device], calibration.tokens))
         forward = at_once * (4 * widest + 6 * hidden) * sizes.width
         # A block that is trained: latents, two moments and two temporaries in float32, a gradient and two copies.
         block = sizes.quantized / max(1, sizes.config.blocks)
         trained = block * (5 * FLOAT32 + 3 * sizes.width) if "streams" in needs else 0
-        return Needs(stays + matrices + max(forward, solving + working, trained), sizes.checkpoint)
+        there = max(forward, solving + working, trained)
+        # Before the first block: hidden states between all blocks, and one sequence's logits with their gradients.
+        backward = 0
+        if "saliency" in needs:
+            kept = min(calibration.all_tokens, max(BACKWARD_TOKENS[sizes.device], calibration.tokens))
+            backward = kept * hidden * sizes.config.blocks * sizes.width
+            backward += 3 * calibration.tokens * sizes.config.vocab * FLOAT32
+        return Needs(stays + max(matrices + there, backward + forward), sizes.checkpoint)
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """See `Stage`."""

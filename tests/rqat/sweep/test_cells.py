@@ -129,3 +129,16 @@ def test_the_screening_of_a_real_model(registry: Registry, tmp_path: Path) -> No
     assert len({fingerprint for cell in made.cells for fingerprint in cell.prints.values()}) == (
         len(shared) - len(own) + 10 * len(own)
     )
+
+
+def test_the_screening_of_gptq(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned for the embedded model, with a file of the name that the comment says is there."""
+    text = (Path(__file__).parents[3] / "docs" / "examples" / "screen-gptq.yaml").read_text()
+    file = tmp_path / "screen-gptq.yaml"
+    file.write_text(text.replace("set:\n", "set:\n  model: builtin:tiny-reasoner\n"))
+    (tmp_path / "wikitext2_test_raw.txt.gz").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    made = load_sweep(file, registry)
+    assert len(made.cells) == 16
+    prints = [cell.prints["02-quantize-gptq"] for cell in made.cells]
+    assert len(set(prints)) == 16
