@@ -80,6 +80,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "testing": ("generation", "grids", "keys", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
     "job": ("plan", "stage", "registry", "model", "processes", "storage"),
     "works": (
+        "figures",
         "lighter",
         *("job", "plan", "recipe", "stage", "stages", "train", "packed", "model", "shapes", "evals", "storage"),
         *(

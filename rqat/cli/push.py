@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import RqatError, RunError
 from ..figures import size
+from ..stages.export.told import has_scores, scored, signed
+from ..storage import read_json
 from . import display
 from .quantize import RECORD
 
@@ -46,6 +48,12 @@ def push(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub; made if it is not there.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
     message: Annotated[str, typer.Option("--message", "-m", help="Of the commit.")] = "Upload by rqat",
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--results", metavar="FOLDER", help="Of `rqat eval` on this checkpoint, for its card; repeatable."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their bytes; send nothing.")] = False,
 ) -> None:
     """Push an exported model and its card to the Hugging Face hub. Log in before: hf auth login."""
@@ -53,13 +61,15 @@ def push(
         raise RqatError(
             f"REPO '{repo}' is not OWNER/NAME.", hint="Write it as on the hub, e.g. someone/my-model-w2g128."
         )
-    found = checkpoint(run, quantized_by=repo.partition("/")[0])
+    found = checkpoint(run, quantized_by=repo.partition("/")[0], results=results or ())
     for name, count in found.sizes.items():
         typer.echo(f"{count:>15,}  {display.harmless(name)}")
     total = sum(found.sizes.values())
     typer.echo(f"{total:>15,}  bytes in {len(found.sizes)} files: {size(total)}")
-    if "\nmodel-index:" not in found.card:
-        display.note("The card has no scores: no task was evaluated on this model in its run.")
+    if not has_scores(found.card):
+        display.note(
+            "The card has no scores: evaluate the checkpoint with `rqat eval`, and name the folder by --results."
+        )
     if dry_run:
         display.note(f"Nothing was sent. Without --dry-run this goes to {repo}.")
         return
@@ -68,11 +78,14 @@ def push(
     display.note(f"Wrote {_send(found, repo, private=private, message=message)}")
 
 
-def checkpoint(run: Path, *, quantized_by: str) -> Checkpoint:
+def checkpoint(run: Path, *, quantized_by: str, results: Sequence[Path] = ()) -> Checkpoint:
     """The newest checkpoint of a run, or the one in the folder itself, with a card that says who quantized it.
 
+    Args:
+        results: folders of `rqat eval`, whose scores the card gives.
+
     Raises:
-        RunError: there is none, or its files are not what was written.
+        RunError: there is none, or its files are not what was written; or results are of another model.
     """
     from ..run_folder import finished_steps, refuse_links
 
@@ -88,7 +101,8 @@ def checkpoint(run: Path, *, quantized_by: str) -> Checkpoint:
             f"'{folder}' is no exported checkpoint: it lacks {'weights' if card else CARD}.",
             hint="Name a run whose recipe exports, or the folder that `rqat quantize -o` wrote.",
         )
-    return Checkpoint(folder, files, _by(card, quantized_by))
+    figures = _figures(results, folder)
+    return Checkpoint(folder, files, signed(scored(card, figures) if figures else card, quantized_by))
 
 
 def _exported(run: Path, steps: list[Path]) -> Path:
@@ -123,13 +137,26 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _by(card: str, owner: str) -> str:
-    """The card with the owner of the repository as `quantized_by`."""
-    from huggingface_hub import ModelCard
+def _figures(results: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """What evaluations of the checkpoint in `folder` have found, by task.
 
-    read = ModelCard(card, ignore_metadata_errors=True)
-    read.data["quantized_by"] = owner
-    return f"---\n{read.data.to_yaml()}\n---\n\n{read.text.lstrip()}"
+    Raises:
+        RunError: there is no accuracy, or it is another model's.
+    """
+    found = {}
+    for place in results:
+        told = read_json(place / "results.json")
+        if not isinstance(told, dict) or not isinstance(told.get("accuracy"), float):
+            raise RunError(
+                f"--results: '{place}' holds no evaluation on a task.", hint="Name what `rqat eval -o` wrote."
+            )
+        if Path(str(told.get("model"))).resolve() != folder.resolve():
+            raise RunError(
+                f"--results: '{place}' is of '{told.get('model')}', not of '{folder}'.",
+                hint=f"rqat eval {told.get('task')} {folder} -o {place}",
+            )
+        found[str(told["task"])] = told
+    return found
 
 
 def _send(found: Checkpoint, repo: str, *, private: bool, message: str) -> str:

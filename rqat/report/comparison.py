@@ -140,6 +140,9 @@ def _read(path: Path) -> list[Scored]:
     there = [one for one in found if one is not None]
     if not there:
         what = "does not exist" if not path.exists() else "holds no evaluation on a task"
+        told = read_json(folder / RESULTS)
+        if isinstance(told, dict) and "figures" in told:
+            what = "tells how far a model is from its original, not how many problems it solves"
         raise RunError(
             f"'{path}' {what}.", hint="Name a run folder, a step in it, or the folder that `rqat eval -o` wrote."
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from ...figures import hundredths
 from ...stage import BASE
 
 CARD = "README.md"
@@ -32,22 +33,65 @@ def told(
         plan: contents of plan.json.
         licence: `license` and what goes with it, of the model before quantization; empty where none is known.
     """
-    from huggingface_hub import ModelCard
-
-    card: Any = ModelCard(text, ignore_metadata_errors=True)
-    found = {task: models[variant] for task, models in summary["tasks"].items() if variant in models}
+    card = _read(text)
     for key, value in licence.items():
         setattr(card.data, key, value)
     card.data["quantized_by"] = card.data.get("quantized_by") or "rqat"
+    found = {task: models[variant] for task, models in summary["tasks"].items() if variant in models}
+    _score(card, found, [*_results(variant, summary, found)])
+    _put(card, MADE, [*_made(plan, licence)])
+    return _written(card)
+
+
+def scored(text: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """A model card with the results of evaluations in place of those it had.
+
+    Args:
+        figures: contents of results.json, by task.
+    """
+    card = _read(text)
+    summary = {"tasks": {task: {"": found} for task, found in figures.items()}, "paired": ()}
+    _score(card, figures, [*_results("", summary, figures)])
+    return _written(card)
+
+
+def signed(text: str, owner: str) -> str:
+    """A model card with `owner` as the one who quantized the model."""
+    card = _read(text)
+    card.data["quantized_by"] = owner
+    return _written(card)
+
+
+def has_scores(text: str) -> bool:
+    """Whether a model card gives any."""
+    return bool(getattr(_read(text).data, "eval_results", None))
+
+
+def _read(text: str) -> Any:
+    from huggingface_hub import ModelCard
+
+    return ModelCard(text, ignore_metadata_errors=True)
+
+
+def _written(card: Any) -> str:
+    return f"---\n{card.data.to_yaml()}\n---\n\n{card.text.strip()}\n"
+
+
+def _score(card: Any, found: Mapping[str, Mapping[str, Any]], lines: list[str]) -> None:
+    """Scores for the hub and for people."""
+    shares = {task: figures for task, figures in found.items() if figures["accuracy"] <= 1}  # and no perplexities
     title = next((line[2:] for line in card.text.splitlines() if line.startswith("# ")), "model")
-    card.data.model_name = title if found else None
-    card.data.eval_results = [_entry(task, figures) for task, figures in found.items()] or None
+    card.data.model_name = title if shares else None
+    card.data.eval_results = [_entry(task, figures) for task, figures in shares.items()] or None
+    _put(card, RESULTS, lines if found else [], first=True)
+
+
+def _put(card: Any, title: str, lines: list[str], *, first: bool = False) -> None:
+    """A section in place of the one of its title, before the others or behind them."""
     head, *sections = re.split(r"^(?=## )", card.text.strip() + "\n", flags=re.MULTILINE)
-    kept = [section.strip() for section in sections if not section.startswith((f"## {RESULTS}\n", f"## {MADE}\n"))]
-    results = "\n".join(_results(variant, summary, found)).strip() if found else ""
-    made = "\n".join(_made(plan, licence))
-    card.text = "\n\n".join(part for part in (head.strip(), results, *kept, made) if part) + "\n"
-    return f"---\n{card.data.to_yaml()}\n---\n\n{card.text}"
+    kept = [section.strip() for section in sections if not section.startswith(f"## {title}\n")]
+    new = ["\n".join([f"## {title}\n", *lines]).strip()] if lines else []
+    card.text = "\n\n".join([head.strip(), *(new + kept if first else kept + new)]) + "\n"
 
 
 def _entry(task: str, figures: Mapping[str, Any]) -> Any:
@@ -67,7 +111,6 @@ def _entry(task: str, figures: Mapping[str, Any]) -> Any:
 
 def _results(variant: str, summary: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
     """Every task, beside the model before quantization where that was asked, too."""
-    yield f"## {RESULTS}\n"
     yield "| task | problems | before quantization, % | this model, % | difference, points |"
     yield "|---|---:|---:|---:|---|"
     pairs = {(pair["task"], pair["variant"], pair["against"]): pair for pair in summary["paired"]}
@@ -89,7 +132,8 @@ def _results(variant: str, summary: Mapping[str, Any], found: Mapping[str, Any])
 def _share(figures: Mapping[str, Any] | None) -> str:
     if figures is None:
         return ""
-    return f"{100 * figures['accuracy']:.1f} ({100 * figures['low']:.1f} to {100 * figures['high']:.1f})"
+    accuracy, low, high = (hundredths(figures[key]) for key in ("accuracy", "low", "high"))
+    return f"{accuracy} ({low} to {high})"
 
 
 def _sampled(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -114,7 +158,6 @@ def _made(plan: Mapping[str, Any], licence: Mapping[str, str]) -> Iterator[str]:
     """Licence, command, recipe and versions."""
     import yaml
 
-    yield f"## {MADE}\n"
     named = " ".join(_plain(licence[key]) for key in _LICENCE[:2] if key in licence)
     yield (
         f"Licence: {named}, that of the model before quantization."

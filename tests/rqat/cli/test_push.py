@@ -188,6 +188,26 @@ def test_a_folder_of_quantize_goes_without_its_record(tmp_path: Path, hub: Hub) 
     assert set(hub.repos["me/tiny"]) == {*FILES, "README.md"}
 
 
+def test_scores_of_an_evaluation_stand_in_the_card(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkpoint that no run has evaluated."""
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "out")
+    figures = {"task": "math500", "model": "out", "n": 40, "accuracy": 0.75, "low": 0.6, "high": 0.86, "seeds": [1]}
+    (tmp_path / "r").mkdir()
+    write_json(tmp_path / "r" / "results.json", figures)
+    assert "no scores" in rqat("push", "out", "me/tiny", "--dry-run").stderr
+    done = rqat("push", "out", "me/tiny", "--results", "r")
+    assert done.exit_code == 0
+    assert "no scores" not in done.stderr
+    card = ModelCard(hub.repos["me/tiny"]["README.md"].decode())
+    assert card.data.eval_results[0].metric_value == 75.0
+    assert "| math500 | 40 |  | 75.0 (60.0 to 86.0) |  |" in card.text
+    write_json(tmp_path / "r" / "results.json", figures | {"model": "another"})
+    other = rqat("push", "out", "me/tiny", "--results", "r")
+    assert other.exit_code == 2
+    assert "--results: 'r' is of 'another', not of 'out'" in other.stderr
+
+
 def test_a_changed_file_is_not_pushed(run_folder: Path, hub: Hub) -> None:
     (run_folder / "01-export" / "model" / "config.json").write_text("{ }")
     done = rqat("push", run_folder, "me/tiny")

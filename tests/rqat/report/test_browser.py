@@ -185,3 +185,24 @@ def test_a_report_with_scripts_in_every_text_runs_and_fetches_nothing(
     shown = opened(html, tmp_path)
     assert shown.count("&lt;script&gt;") > 100
     assert not trap.asked
+
+
+FILTER = """<script>
+const seen = {};
+for (const kind of ["all", "changed", "lost", "gained"]) {
+  document.getElementById("filter-" + kind).checked = true;
+  seen[kind] = [...document.querySelectorAll(".problem")].filter((one) => one.offsetParent !== null).length;
+}
+document.body.innerHTML = JSON.stringify(seen);
+</script>"""
+
+
+def test_the_filter_needs_no_script(job: Any, tmp_path: Path) -> None:  # noqa: F811
+    run = read_run(job)
+    html = page(run, summary_of(run), manifest_of(run))
+    policy = html[html.index('<meta http-equiv="Content-Security-Policy"') :].partition("\n")[0]
+    shown = opened(html.replace(policy, "").replace("</body>", f"{FILTER}</body>"), tmp_path, "--window-size=1280,900")
+    seen = json.loads(unescape(shown[shown.index("<body>") + 6 : shown.rindex("</body>")]))
+    assert seen["lost"] == 2
+    assert seen["gained"] == 0
+    assert seen["all"] > seen["changed"] > seen["lost"]

@@ -147,6 +147,9 @@ def test_a_folder_without_evaluations_is_refused(tmp_path: Path) -> None:
         compare([tmp_path])
     with pytest.raises(RunError, match="does not exist"):
         compare([tmp_path / "nowhere"])
+    (tmp_path / "results.json").write_text('{"task": "kl", "figures": {"kl": 0.1}}')
+    with pytest.raises(RunError, match="tells how far a model is from its original"):
+        compare([tmp_path])
 
 
 def test_samples_that_are_not_whole_are_refused(tmp_path: Path) -> None:
