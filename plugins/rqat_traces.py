@@ -53,6 +53,8 @@ class TracesOptions(rqat.Options):
         temperature: of sampling; 0 is greedy.
         top_p: nucleus sampling bound, used when `temperature > 0`.
         max_new_tokens: tokens after which a completion is cut off.
+        system: a system prompt before every prompt; it takes a chat template.
+        chat_template_kwargs: settings of the chat template, such as `{enable_thinking: false}`.
         keep: which completions are kept: those for which all of this holds. `finished`: it ended by itself;
             `not-looping`: it does not end in one piece said again and again; `correct`: the grader of `task` says so.
         task: whose grader judges, with the defaults of its options; named without `correct` under `keep`, it only
@@ -67,6 +69,8 @@ class TracesOptions(rqat.Options):
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=2048, ge=1)
+    system: str = ""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     keep: Annotated[
         tuple[Condition, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
     ] = ("finished", "not-looping")
@@ -148,14 +152,17 @@ class Traces(rqat.Source):
             yield trace(line["row"], line["completion"]) | {"place": f"{FILE}:{number}"}  # type: ignore[misc]
 
     def _asked(self, split: rqat.Split, seed: int) -> Iterator[rqat.Row]:
-        return islice(self._prompts.rows(split, seed), self.options.limit)
+        more: rqat.Row = {"system": self.options.system} if self.options.system else {}
+        for row in islice(self._prompts.rows(split, seed), self.options.limit):
+            template = {**row.get("template", {}), **self.options.chat_template_kwargs}
+            yield {**row, **more, "template": template} if template else {**row, **more}
 
     def _line(
         self, index: int, sample: int, row: rqat.Row, completion: rqat.Completion, loaded: rqat.LoadedModel
     ) -> str:
         """One line of the file, its end included."""
         task = self.options.task
-        verdict = loaded.grade(task, completion.text, row) if task is not None else None
+        verdict = loaded.grade(task, completion.to_grade, row) if task is not None else None
         holds = {"finished": completion.ended, "not-looping": not completion.looping, "correct": verdict == "correct"}
         failed = [reason for name, reason in REASONS.items() if name in self.options.keep and not holds[name]]
         line = {

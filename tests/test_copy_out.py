@@ -51,6 +51,8 @@ def options_for(folder: Path) -> dict[str, dict[str, object]]:
     gsm8k = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}.\n#### {2 * n}"} for n in range(60)]
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in gsm8k))
     (folder / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in gsm8k))
+    choices = {"Correct Answer": "it", **{f"Incorrect Answer {place}": f"not {place}" for place in (1, 2, 3)}}
+    (folder / "gpqa.jsonl").write_text("".join(json.dumps({"Question": f"{n}?", **choices}) + "\n" for n in range(20)))
     fields = {"prompt": "question", "completion": "solution"}
     return {
         "source jsonl": {"path": str(folder / "rows.jsonl"), "fields": fields},
@@ -61,6 +63,8 @@ def options_for(folder: Path) -> dict[str, dict[str, object]]:
         "source traces": {"prompts": [{"source": "arith"}], "limit": 4, "max_new_tokens": 64},
         "task kl": {"rows": [{"source": "arith"}]},
         "task math500": {"data": str(folder / "math500.jsonl")},
+        "task aime120": {"data": str(folder / "math500.jsonl")},
+        "task gpqa-diamond": {"data": str(folder / "gpqa.jsonl")},
         "task gsm8k": {"data": str(folder / "test.jsonl")},
     }
 

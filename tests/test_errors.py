@@ -85,6 +85,7 @@ def test_unknown_recipe() -> None:
 
 def test_unknown_task(model: Path) -> None:
     refused("eval", "arit", model, says=["'arit' is not a task", "Did you mean 'arith'"])
+    refused("eval", "livecodebench", model, says=["'livecodebench' is not done here", "no sandbox"])
 
 
 def test_unknown_method(model: Path) -> None:

@@ -1,4 +1,4 @@
-"""MATH-500 and GSM8K: where their problems are, and how completions are graded."""
+"""MATH-500, GSM8K and AIME: where their problems are, and how completions are graded."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class MathTask(rqat.Task):
 
     Class attributes:
         file: where the problems lie under `$RQAT_DATA`.
-        hub: name and configuration of the data set on the hub.
-        question: field of the problem.
+        hub: name and configuration of the data set on the hub; None where only the user has the problems.
+        question: field of the problem, in lower case.
         forms: where an answer may stand in a completion.
     """
 
     options: MathOptions
     file: ClassVar[str]
-    hub: ClassVar[tuple[str, str | None]]
+    hub: ClassVar[tuple[str, str | None] | None]
     question: ClassVar[str]
     forms: ClassVar[tuple[Form, ...]] = ("boxed",)
 
@@ -37,7 +37,7 @@ class MathTask(rqat.Task):
         """See `rqat.Task`."""
         rows = [self._row(place, record) for place, record in self._records()]
         if not rows:
-            raise rqat.DataError(f"'{self.options.data or self.hub[0]}' holds no problems.", hint="Check `data`.")
+            raise rqat.DataError(f"'{self.options.data or self.file}' holds no problems.", hint="Check `data`.")
         return rows
 
     def grade(self, completion: str, answer: str, row: rqat.Row) -> rqat.Verdict:
@@ -66,7 +66,7 @@ class MathTask(rqat.Task):
         if path is None:
             yield from self._from_hub()
             return
-        for line, text in enumerate(_read(path / Path(self.file).name if path.is_dir() else path).split("\n"), start=1):
+        for line, text in enumerate(read(path / Path(self.file).name if path.is_dir() else path).split("\n"), start=1):
             if text.strip():
                 try:
                     yield f"{path}:{line}", json.loads(text)
@@ -83,6 +83,11 @@ class MathTask(rqat.Task):
     def _from_hub(self) -> Iterator[tuple[str, Any]]:
         import datasets
 
+        if self.hub is None:
+            raise rqat.DataError(
+                f"{type(self).__name__} has no problems: rqat brings none, and its texts are not free.",
+                hint=f"Give your own file with --data, or put {self.file} under the folder that RQAT_DATA names.",
+            )
         name, config = self.hub
         try:
             found = datasets.load_dataset(name, config, split="test")
@@ -120,7 +125,27 @@ class Gsm8k(MathTask):
         return answer.strip().replace(",", "")
 
 
-def _read(path: Path) -> str:
+class Aime120(MathTask):
+    """The 120 problems of AIME I and II of 2022 to 2025, whose answers are integers from 0 to 999.
+
+    The texts are the user's: a file with `problem` and `answer`, in capitals or not, as several sets on the hub have.
+    """
+
+    file = "aime120/test.jsonl"
+    hub = None
+    question = "problem"
+
+    def _row(self, place: str, record: Any) -> rqat.Row:
+        lower = {key.lower(): value for key, value in record.items()} if isinstance(record, dict) else record
+        return super()._row(place, lower)
+
+
+def read(path: Path) -> str:
+    """Text of a file, packed or not.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")

@@ -29,6 +29,7 @@ from . import (
     doctor,
     evaluate,
     generate,
+    grade,
     plan,
     plugins,
     push,
@@ -38,6 +39,7 @@ from . import (
     report,
     runs,
     sweep,
+    tasks,
     traces,
 )
 from .display import harmless
@@ -95,6 +97,9 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except RqatError as error:
             raise typer.Exit(_report(error, verbose=bool(getattr(ctx.obj, "verbose", 0)))) from error
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # pydantic's words for who found it
+            raise
         except KeyboardInterrupt as interrupt:  # or another signal: see `_end_by_signals`
             resumes = ctx.invoked_subcommand in RESUMABLE
             typer.echo(f"\nInterrupted.{' The same command resumes from here.' if resumes else ''}", err=True)
@@ -168,6 +173,8 @@ def build() -> typer.Typer:
     app.command("compare")(compare.compare)
     app.command("report")(report.report)
     app.command("push")(push.push)
+    app.command("tasks")(tasks.tasks)
+    app.command("grade")(grade.grade)
     app.command("traces")(traces.traces)
     app.command("generate")(generate.generate)
     app.command("plan")(plan.plan)

@@ -26,13 +26,33 @@ if TYPE_CHECKING:
 OWN_FILES = frozenset({"results.json", "samples.jsonl"})
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0, "seeds": [42]},
+    "quick": {"temperature": 0.0, "seeds": [42], "max_new_tokens": 2048},
+    "paper": {"temperature": 0.6, "top_p": 0.95, "seeds": [42, 43, 44], "max_new_tokens": 32_768},
+}
+"""Options of a task by one word; `paper` is the protocol of arXiv 2504.04823. What `--set` says goes before them."""
+
+QUICK_LIMIT = 100
+"""Problems that `--quick` asks at most."""
+
+
 def evaluate(
     context: typer.Context,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Task of a plugin, or any task of lm-eval.")],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Tasks of plugins, or any task of lm-eval; several with commas.")
+    ],
     model: options.Model,
     data: Annotated[str | None, typer.Option(metavar="PATH", help="File to read the problems from.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first problems only.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Completions generated together.")] = 32,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Ask once, without sampling.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look: 100 problems, greedy, at most 2,048 tokens each.")
+    ] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="As arXiv 2504.04823: temperature 0.6, top-p 0.95, 32,768 tokens, 3 seeds.")
+    ] = False,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Option of the task, e.g. temperature=0.6.")
     ] = None,
@@ -45,55 +65,124 @@ def evaluate(
     ] = None,
     backend: options.Backend = "auto",
     device: Device = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            "--base-url",
+            metavar="URL",
+            help="Have a server with OpenAI's API write, e.g. http://localhost:8000/v1; of MODEL, which it serves, "
+            "config and tokenizer are read.",
+        ),
+    ] = None,
+    served_as: Annotated[
+        str | None, typer.Option("--served-as", metavar="NAME", help="What the server calls the model.")
+    ] = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Evaluate a model on a task. The model may be an original, a quantized or an exported one, or a step of a run."""
+    """Evaluate a model on tasks. The model may be an original, a quantized or an exported one, or a step of a run."""
     from ..keys import ModelKeys
     from ..stages.evaluate.command import eval_plan, task_keys
     from .plan import check, check_data
 
+    registry = context.obj.registry
     if task.startswith("builtin:") or (Path(task) / "config.json").is_file():
         raise RqatError(f"'{task}' is a model; the task comes first.", hint=f"rqat eval {model} {task}")
-    raw = pairs(changes or [], "--set") | ({} if data is None else {"data": data})
+    names = list(dict.fromkeys(name.strip() for name in task.split(",") if name.strip()))
+    if not names:
+        raise RqatError(f"'{task}' names no task.", hint="`rqat tasks` lists them.")
+    preset = _preset({"greedy": greedy, "quick": quick, "paper": paper})
+    said = pairs(changes or [], "--set")
+    raw = PRESETS.get(preset, {}) | said | ({} if data is None else {"data": data})
+    limit = QUICK_LIMIT if limit is None and preset == "quick" else limit
     own = {"limit": limit, "batch": batch, "backend": backend, "original": original}
-    keys = task_keys(context.obj.registry, task, raw, **own)
-    flags: dict[KeyPath, str] = {("evaluate", 0, key): f"--set {key}" for key in raw}
-    flags |= {("evaluate", 0, key): f"--{key}" for key in ("data", "original", "limit", "batch", "backend")}
+    own |= {"base_url": base_url, "served_as": served_as}
+    flags: dict[KeyPath, str] = {}
+    for number in range(len(names)):
+        flags |= {("evaluate", number, key): f"--set {key}" for key in raw}
+        flags |= {("evaluate", number, key): f"--{key.replace('_', '-')}" for key in ("data", *own)}
     plan = eval_plan(
-        context.obj.registry,
+        registry,
         ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code),
-        [keys],
+        [task_keys(registry, name, raw, **own) for name in names],
         flags=flags,
     )
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
-    _refuse_foreign(folder)
+    _refuse_foreign(folder, names)
     told = check(plan, folder, offline=context.obj.offline, notes=False)
-    check_data(plan, folder, context.obj.registry, fresh=True, offline=context.obj.offline)
-    found = _run(plan, folder, context.obj.registry, offline=context.obj.offline)
-    found["told"] = told
-    results = {"model": model, **found, "options": raw, "limit": limit} | ({"original": original} if original else {})
-    write_json(folder / "results.json", results)
-    if "figures" in results and original is None:
+    check_data(plan, folder, registry, fresh=True, offline=context.obj.offline)
+    _tell_cost(plan, registry, limit, preset)
+    places = {name: folder / _slug(name) if len(names) > 1 else folder for name in names}
+    found = _run(plan, folder, list(places.values()), registry, offline=context.obj.offline)
+    about = {"options": raw, "limit": limit} | ({"original": original} if original else {})
+    results = [{"model": model, **each, "told": told, **about} for each in found]
+    for place, each in zip(places.values(), results, strict=True):
+        write_json(place / "results.json", each)
+    if any("figures" in each for each in results) and original is None:
         display.note("Compared with itself; --original names the model before quantization.")
     if as_json:
-        display.print_json(results)
+        display.print_json(results if len(names) > 1 else results[0])
     else:
-        _show(results)
-    display.note(f"Wrote {folder / 'results.json'} and {folder / 'samples.jsonl'}")
+        for each in results:
+            _show(each)
+    for place, each in zip(places.values(), results, strict=True):
+        _advise(each)
+        display.note(f"Wrote {place / 'results.json'} and {place / 'samples.jsonl'}")
 
 
-def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[str, Any]:
-    """Evaluates beside `out`, where an interrupted evaluation resumes, and moves the samples there; the figures."""
+def _preset(asked: Mapping[str, bool]) -> str:
+    chosen = [name for name, wanted in asked.items() if wanted]
+    if len(chosen) > 1:
+        raise RqatError(f"--{chosen[0]} and --{chosen[1]} do not go together.", hint="Choose one, and --set the rest.")
+    return chosen[0] if chosen else ""
+
+
+def _tell_cost(plan: Plan, registry: Registry, limit: int | None, preset: str) -> None:
+    """How much will be written at most, before anything is."""
+    from ..evals.harness import number_of_completions, times_asked
+
+    for step in plan.steps:
+        if "task" not in step.parts or not step.parts["task"].card.load or step.parts["task"].card.compares:
+            continue
+        made = registry.make(step.parts["task"].card, step.parts["task"].options)
+        count, times = number_of_completions(made, limit), times_asked(made)
+        tokens = made.options.max_new_tokens
+        each = f", each {times} times (one per seed): {count:,} completions" if times > 1 else ""
+        once = " --greedy asks once." if times > 1 and preset != "paper" else ""
+        name = step.parts["task"].card.name
+        display.note(
+            f"{name}: {count // times:,} problems{each} of at most {tokens:,} tokens, {count * tokens:,} in all.{once}"
+        )
+
+
+def _run(plan: Plan, out: Path, places: Sequence[Path], registry: Registry, *, offline: bool) -> list[dict[str, Any]]:
+    """Evaluates beside `out`, where an interrupted evaluation resumes, and moves the samples to their places.
+
+    Returns:
+        the figures of every task.
+    """
     with work_beside(out, worth_keeping="*.partial/.resume/*.jsonl") as work:
         job = run_in(work, plan, registry, offline=offline)
-        made = job.result_of(plan.steps[-1].name)
-        results: dict[str, Any] = read_json(made / "results.json")
-        with explained(out):
-            out.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(made / "samples.jsonl", out / "samples.jsonl")
-        return results
+        steps = [step for step in plan.steps if "task" in step.parts]
+        found = []
+        for step, place in zip(steps, places, strict=True):
+            made = job.result_of(step.name)
+            found.append(read_json(made / "results.json"))
+            with explained(place):
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(made / "samples.jsonl", place / "samples.jsonl")
+        return found
+
+
+def _advise(results: Mapping[str, Any]) -> None:
+    """What to do where most completions were cut off."""
+    if results.get("truncated", 0) >= 0.5:
+        limit = results["generation"]["max_new_tokens"]
+        display.note(
+            f"{percent(results['truncated'])} of the completions were cut off after {limit:,} tokens; "
+            f"--set max_new_tokens={4 * limit} allows more."
+        )
 
 
 def _show(results: Mapping[str, Any]) -> None:
@@ -110,6 +199,10 @@ def _show(results: Mapping[str, Any]) -> None:
             else results["n"],
         ),
     ]
+    if "pass_at_k" in results:
+        count = len(results["seeds"])
+        rows[0] = (f"avg@{count}", rows[0][1])
+        rows += [(f"pass@{k}", percent(value)) for k, value in results["pass_at_k"].items() if k != "1"]
     if "metric" in results:
         rows.append(("metric", results["metric"]))
     if "truncated" in results:
@@ -118,9 +211,14 @@ def _show(results: Mapping[str, Any]) -> None:
             ("unverifiable", results["unverifiable"]),
             ("cut off", percent(results["truncated"])),
             ("looping", percent(results["repetition"])),
-            ("tokens", f"{results['mean_tokens']:.0f} on average"),
+            ("tokens", f"{results['mean_tokens']:.0f} on average{_speed(results)}"),
         ]
     _print(f"{results['task']} on {results['model']}", [*rows, ("time", seconds(results["seconds"]))])
+
+
+def _speed(results: Mapping[str, Any]) -> str:
+    speed = results.get("tokens_per_s")
+    return f", {speed:,.0f} per second" if speed else ""
 
 
 def _show_comparison(results: Mapping[str, Any]) -> None:
@@ -136,15 +234,18 @@ def _print(title: str, rows: Sequence[tuple[str, Any]]) -> None:
         typer.echo(f"  {name:<14}{display.harmless(str(value))}")
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_foreign(folder: Path, names: Sequence[str]) -> None:
     """Refuses a folder that holds anything but earlier results."""
     if folder.is_file():
         raise RunError(f"'{folder}' is a file.", hint="Choose a folder with -o.")
-    foreign = [path.name for path in folder.iterdir() if path.name not in (*OWN_FILES, WORK)] if folder.is_dir() else []
+    own = {*OWN_FILES, WORK, *(map(_slug, names) if len(names) > 1 else ())}
+    foreign = [path.name for path in folder.iterdir() if path.name not in own] if folder.is_dir() else []
     if foreign:
         raise RunError(
             f"'{folder}' holds '{foreign[0]}', which is no evaluation's.", hint="Choose another folder with -o."
         )
+    for name in names if len(names) > 1 else ():
+        _refuse_foreign(folder / _slug(name), [name])
 
 
 def _slug(text: str) -> str:

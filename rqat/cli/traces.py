@@ -13,7 +13,7 @@ from ..storage import write_json_lines
 from . import display, options
 from .beside import run_in, work_beside
 from .device import Device
-from .values import source
+from .values import pairs, source
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -45,6 +45,11 @@ def traces(
             "[default: finished, not-looping]",
         ),
     ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt before every prompt.")] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option("--template", metavar="KEY=VALUE", help="Setting of the chat template: enable_thinking=false."),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Task whose grader says what is correct.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Completions written together, and lost when interrupted.")] = 64,
     device: Device = None,
@@ -66,6 +71,8 @@ def traces(
         "temperature": temperature,
         "top_p": top_p,
         "max_new_tokens": max_new_tokens,
+        **({"system": system} if system else {}),
+        **({"chat_template_kwargs": pairs(template, "--template")} if template else {}),
         **({"keep": keep} if keep else {}),
         "task": task,
         "batch": batch,

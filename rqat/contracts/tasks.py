@@ -47,6 +47,11 @@ class Completion:
         """Cut off before the model ended by itself."""
         return not self.ended
 
+    @property
+    def to_grade(self) -> str:
+        """The text as a task's grader gets it: thinking that the prompt opened and nothing closed shows that it did."""
+        return f"<think>{self.text}" if self.unclosed_think and "<think>" not in self.text else self.text
+
 
 class TaskOptions(Options):
     """Options every task has; a task's own options derive from it.
@@ -58,6 +63,8 @@ class TaskOptions(Options):
         top_p: nucleus sampling bound, used when `temperature > 0`.
         seeds: one run per seed; with `temperature: 0` one is enough.
         chat: wrap the prompt in the tokenizer's chat template; `auto` does it when the tokenizer has one.
+        system: a system prompt before every problem; it takes a chat template.
+        chat_template_kwargs: settings of the chat template, such as `{enable_thinking: false}`.
     """
 
     data: File | None = None
@@ -66,6 +73,8 @@ class TaskOptions(Options):
     top_p: float = 1.0
     seeds: tuple[int, ...] = (42,)
     chat: Literal["auto", "yes", "no"] = "auto"
+    system: str = ""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 class Task(ABC):

@@ -1,16 +1,36 @@
-"""The process that asks math-verify whether two answers are equal; `grade.py` starts it and kills it when it hangs.
+"""The process that computes whether two answers are equal; `checking.py` starts it and kills it when it hangs.
 
-Run as a script: reads one JSON object per line (`{"gold", "answer", "seconds"}`) and writes one word per line. It
-imports nothing of rqat, so that starting it again after a kill is cheap. Simplifying an answer like `9^{9^{9^9}}` can
-take for ever inside C code, where no exception reaches; so the alarm keeps its default action, which ends the process.
+Run as a script: reads one JSON object per line (`{"gold", "answer", "kind", "seconds"}`) and writes one word per line.
+It imports nothing of rqat, so that starting it again after a kill is cheap. An alarm stops what takes too long; what an
+alarm cannot stop (long integers inside C code) ends with the process.
+
+math-verify parses. Values are then compared as numbers: both are evaluated to 50 digits at the same random points, so
+that `1/2004!` differs from `1/2006!`, and nothing has to be simplified. math-verify's own comparison decides what has
+no value, such as sets.
 """
 
+from __future__ import annotations
+
 import json
+import random
+import re
 import signal
 import sys
+from typing import Any
 
 MEMORY_BYTES = 4 << 30
 """Address space of this process; an expression that needs more ends it, and counts as unverifiable."""
+
+DIGITS = 50
+POINTS = 8
+"""At which expressions with letters are evaluated."""
+
+ENOUGH = 3
+"""Points at which both have to be real numbers and equal."""
+
+
+class Late(BaseException):
+    """The alarm: no `except Exception` on the way may hold it up."""
 
 
 def limit_memory() -> None:
@@ -23,15 +43,149 @@ def limit_memory() -> None:
         pass
 
 
-def compare(gold: str, answer: str) -> str:
-    """`correct`, `wrong` or `unverifiable`; an answer that is no mathematics at all is wrong."""
-    from math_verify import parse, verify
+def parsed(text: str, *, sets: bool = False) -> Any:
+    """What math-verify's parser reads in a formula, or None.
 
-    # Without math-verify's own timers: they are exceptions raised by signals, which long integer arithmetic never sees.
-    targets = [parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (gold, answer)]
-    if not targets[0]:
+    Units are left in it, since single letters are variables, and capitals stay capitals.
+
+    Args:
+        sets: read it as math-verify does, which knows more than values.
+    """
+    from latex2sympy2_extended import NormalizationConfig
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy, normalize_latex
+    from math_verify import LatexExtractionConfig, parse
+    from math_verify.grader import should_treat_as_complex
+
+    plain = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+    if sets:
+        config = LatexExtractionConfig(boxed_match_priority=0, normalization_config=plain)
+        # Without math-verify's own timers: they are exceptions raised by signals, which long integers never see.
+        found = parse(f"\\boxed{{{text}}}", [config], parsing_timeout=None)
+        return found[0] if found and not isinstance(found[0], str) else None
+    try:
+        return latex2sympy(
+            normalize_latex(text, plain),
+            is_real=not should_treat_as_complex(text),
+            convert_degrees=False,
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=False),
+        )
+    except Exception:  # the parser's own, and whatever sympy makes of what it has read
+        return None
+
+
+def compare(gold: str, answer: str, kind: str) -> str:
+    """`correct`, `wrong` or `unverifiable`; an answer that is no mathematics at all is wrong."""
+    from math_verify import verify
+
+    if kind != "any":
+        right, found = parsed(gold), parsed(answer)
+        equal = same_values(right, found, kind, tolerance(gold, answer))
+        if equal is not None:
+            return "correct" if equal else "wrong"
+    right, found = parsed(gold, sets=True), parsed(answer, sets=True)
+    if right is None:
         return "unverifiable"
-    return "correct" if verify(*targets, timeout_seconds=None, raise_on_error=True) else "wrong"
+    if found is None:
+        return "wrong"
+    agreed = verify(
+        right, found, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True, float_rounding=12
+    )
+    return "correct" if agreed else "wrong"
+
+
+def tolerance(gold: str, answer: str) -> float:
+    """What a decimal of six digits or more may differ by from a value that no decimal is equal to; else 0."""
+    for text in (gold, answer):
+        found = re.fullmatch(r"\s*[+-]?\s*(\d*)\.(\d+)\s*", text)
+        if found and len((found[1] + found[2]).lstrip("0")) >= 6:
+            return 10.0 ** -len(found[2])
+    return 0.0
+
+
+def same_values(right: Any, found: Any, kind: str, allowed: float) -> bool | None:
+    """Whether two expressions have the same value wherever both have one; None where that cannot be told.
+
+    Of an equation's differences, whether one is a multiple of the other.
+    """
+    import sympy
+
+    if not (isinstance(right, sympy.Expr) and isinstance(found, sympy.Expr)):
+        return None
+    both = [exact(each) for each in (right, found)]
+    names = sorted({symbol.name for each in both for symbol in each.free_symbols})
+    equal = values_agree(both, names, kind, allowed, {})
+    if not equal and "i" in names:  # a letter, or the imaginary unit
+        equal = values_agree(both, names, kind, allowed, {"i": sympy.I})
+    return equal
+
+
+def exact(expression: Any) -> Any:
+    """With decimals as the fractions they are."""
+    import sympy
+
+    return expression.xreplace({each: sympy.Rational(str(each)) for each in expression.atoms(sympy.Float)})
+
+
+def values_agree(both: list[Any], names: list[str], kind: str, allowed: float, fixed: dict[str, Any]) -> bool | None:
+    """At random points, the same for letters of the same name."""
+    import sympy
+
+    rng = random.Random(0)
+    agreeing, ratios = 0, []
+    for turn in range(POINTS if names else 1):
+        low, high = ((0.1, 2.0), (2.0, 9.0), (-3.0, -0.1), (0.05, 0.95))[turn % 4]
+        point = {name: sympy.Rational(str(round(rng.uniform(low, high), 6))) for name in names} | fixed
+        values = [value_at(each, point) for each in both]
+        if any(value is None for value in values):
+            continue
+        right, found = values
+        if names and not (right.is_real and found.is_real) and not fixed:
+            continue
+        if kind == "equation":
+            if right == 0 or found == 0:
+                continue
+            ratios.append(found / right)
+            if not close(ratios[0], ratios[-1], 0.0):
+                return False
+        elif not close(right, found, allowed):
+            return False
+        agreeing += 1
+    return True if agreeing >= (ENOUGH if names else 1) else None
+
+
+def value_at(expression: Any, point: dict[str, Any]) -> Any:
+    """A number, or None where the expression has none there."""
+    import sympy
+
+    replaced = {symbol: point[symbol.name] for symbol in expression.free_symbols}
+    try:
+        value = expression.subs(replaced).evalf(DIGITS)
+    except (ArithmeticError, ValueError, TypeError, AttributeError, RecursionError, NotImplementedError):
+        return None
+    if value in (sympy.oo, -sympy.oo):
+        return value
+    return value if value.is_number and value.is_finite and value.is_comparable is not None and _plain(value) else None
+
+
+def _plain(value: Any) -> bool:
+    real, imaginary = value.as_real_imag()
+    return bool(real.is_Number and imaginary.is_Number)
+
+
+def close(right: Any, found: Any, allowed: float) -> bool:
+    """Equal to 40 digits, or by less than `allowed`."""
+    import sympy
+
+    if right in (sympy.oo, -sympy.oo) or found in (sympy.oo, -sympy.oo):
+        return bool(right == found)
+    if right == 0:  # what is left of two terms that cancel out has no digits that count
+        return bool(found == 0 or getattr(found, "_prec", DIGITS) < 10)
+    return bool(abs(right - found) <= abs(right) * sympy.Float("1e-40") + sympy.Float(allowed))
+
+
+def _alarm(number: int, frame: Any) -> None:
+    raise Late
 
 
 def main() -> None:
@@ -42,17 +196,22 @@ def main() -> None:
     limit_memory()
     import math_verify  # noqa: F401
 
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _alarm)
     print("ready", flush=True)
     for line in sys.stdin:
         question = json.loads(line)
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, question["seconds"])
+        verdict = "unverifiable"
         try:
-            verdict = compare(question["gold"], question["answer"])
-        except Exception:
+            if hasattr(signal, "setitimer"):
+                signal.setitimer(signal.ITIMER_REAL, question["seconds"])
+            try:
+                verdict = compare(question["gold"], question["answer"], question["kind"])
+            finally:
+                if hasattr(signal, "setitimer"):
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+        except (Exception, Late):
             verdict = "unverifiable"
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
         print(verdict, flush=True)
 
 

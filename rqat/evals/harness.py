@@ -14,16 +14,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contracts import Comparison, Completion, Row, Task
+from ..contracts import Comparison, Completion, Row, Task, TaskOptions
 from ..errors import DataError
 from ..generation.complete import Batch, Generator, Report, complete_all, plan_batches
 from ..generation.prompts import Prompt, encode_prompts, prompt_hash
 from ..generation.sampling import Sampling, context_length
 from ..generation.writer import Writer
-from .stats import bootstrap, wilson
+from ..storage import LONE
+from .stats import bootstrap, pass_at_k, wilson
 
 if TYPE_CHECKING:
     import transformers
+
+    from ..generation.server_writer import ServedModel
 
 
 @dataclass
@@ -42,12 +45,13 @@ class Evaluation:
 def run_task(
     task: Task,
     name: str,
-    model: transformers.PreTrainedModel,
+    model: transformers.PreTrainedModel | ServedModel,
     tokenizer: transformers.PreTrainedTokenizerBase,
     *,
     limit: int | None = None,
     batch: int = 32,
     partial: Path | None = None,
+    stream: Path | None = None,
     report: Report | None = None,
     writer: Writer | None = None,
 ) -> Evaluation:
@@ -58,7 +62,9 @@ def run_task(
         limit: use the first `limit` problems only.
         batch: prompts completed together.
         partial: file that finished batches are appended to, and read from when an evaluation resumes.
-        report: receives how many of `number_of_completions(task, limit)` completions are done.
+        stream: file that every graded completion is added to as it comes; written anew.
+        report: receives how many of `number_of_completions(task, limit)` completions are done, and the accuracy so far
+            with its interval.
         writer: what writes with the model; None is transformers. Batches that another one finished are not taken.
 
     Raises:
@@ -68,7 +74,7 @@ def run_task(
     options = task.options
     if isinstance(task, Comparison):
         raise DataError(f"'{name}' compares two models.", hint=f"Run: rqat eval {name} MODEL --original ORIGINAL")
-    problems = list(task.problems())[:limit]
+    problems = [_with_settings(problem, options) for problem in list(task.problems())[:limit]]
     if not problems:
         raise DataError(f"The task '{name}' has no problems.", hint="Check its options.")
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
@@ -78,11 +84,11 @@ def run_task(
     batches, notes = plan_batches(prompts, batch, sampling, context_length(model))
     generator = Generator(model, tokenizer, sampling, writer)
     saved = _Saved(partial, generator.writer.name)
-    samples: list[dict[str, Any]] = []
+    asked = _Asked(task, problems, prompts, stream, report)
     began = time.perf_counter()
     for number, seed in enumerate(_seeds(task)):
-        run = _Run(generator, prompts, batches, seed, saved, _shifted(report, number * len(problems)))
-        samples += _graded(task, problems, run)
+        _Run(generator, prompts, batches, seed, saved, asked, number * len(problems)).go()
+    samples = asked.in_order()
     results = {
         "task": name,
         **figures(samples, len(problems)),
@@ -105,6 +111,11 @@ def number_of_completions(task: Task, limit: int | None) -> int:
     return len(list(task.problems())[:limit]) * len(_seeds(task))
 
 
+def times_asked(task: Task) -> int:
+    """How often every problem is asked: once per seed, or once where all runs are alike."""
+    return len(_seeds(task))
+
+
 def figures(samples: Sequence[dict[str, Any]], n: int) -> dict[str, Any]:
     """Counts, accuracy and its 95 % interval: Wilson's for one seed, a bootstrap over problems for several."""
     counts = {verdict: sum(sample["verdict"] == verdict for sample in samples) for verdict in _VERDICTS}
@@ -124,7 +135,15 @@ def figures(samples: Sequence[dict[str, Any]], n: int) -> dict[str, Any]:
         "interval": "Wilson" if len(seeds) == 1 else "bootstrap over problems",
         "seeds": seeds,
         "per_seed": per_seed,
+        **({"pass_at_k": _pass_at(samples, len(seeds))} if len(seeds) > 1 else {}),
     }
+
+
+def _pass_at(samples: Sequence[dict[str, Any]], count: int) -> dict[str, float]:
+    """Chance that one of k completions of a problem is right, for k of 1, 2, 4, ... and all."""
+    correct = [round(score * count) for score in scores(samples)]
+    steps = sorted({min(2**power, count) for power in range(count.bit_length() + 1)})
+    return {str(k): sum(pass_at_k(count, each, k) for each in correct) / len(correct) for k in steps}
 
 
 def scores(samples: Sequence[dict[str, Any]]) -> list[float]:
@@ -211,49 +230,94 @@ class _Saved:
 
 
 @dataclass
+class _Asked:
+    """The problems with what was answered to them so far, graded as it comes."""
+
+    task: Task
+    problems: Sequence[Row]
+    prompts: Sequence[Prompt]
+    stream: Path | None
+    report: Report | None
+    samples: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.stream is not None:
+            self.stream.write_text("", encoding="utf-8")
+
+    def add(self, seed: int, batch: Batch, completions: Sequence[Completion]) -> None:
+        """Grades a batch."""
+        rows = [self._row(seed, index, one) for index, one in zip(batch.indices, completions, strict=True)]
+        self.samples.update({(seed, row["index"]): row for row in rows})
+        if self.stream is not None:
+            with self.stream.open("a", encoding="utf-8", errors=LONE) as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def tell(self, done: float, note: str = "") -> None:
+        """Reports how far the run is, with the accuracy so far."""
+        if self.report is not None:
+            self.report(done, "  ".join(filter(None, (self._so_far(), note))))
+
+    def in_order(self) -> list[dict[str, Any]]:
+        """All rows, seed by seed."""
+        seeds = list(dict.fromkeys(seed for seed, _ in self.samples))
+        return [self.samples[seed, index] for seed in seeds for index in range(len(self.problems))]
+
+    def _so_far(self) -> str:
+        graded = len(self.samples)
+        if not graded:
+            return ""
+        correct = sum(row["verdict"] == "correct" for row in self.samples.values())
+        low, high = wilson(correct, graded)
+        return f"{100 * correct / graded:.1f} % correct ({100 * low:.0f} to {100 * high:.0f})"
+
+    def _row(self, seed: int, index: int, completion: Completion) -> dict[str, Any]:
+        """One completion, as `samples.jsonl` holds it."""
+        problem = self.problems[index]
+        return {
+            "index": index,
+            "seed": seed,
+            "prompt": self.prompts[index].text,
+            "completion": completion.text,
+            "answer": str(problem["answer"]),
+            "verdict": self.task.grade(completion.to_grade, problem["answer"], problem),
+            "tokens": len(completion.tokens),
+            "truncated": completion.truncated,
+            "looping": completion.looping,
+            "unclosed_think": completion.unclosed_think,
+        }
+
+
+@dataclass
 class _Run:
-    """One pass over all problems with one seed."""
+    """One pass over all problems with one seed, of which `before` completions have been made with others."""
 
     generator: Generator
     prompts: list[Prompt]
     batches: list[Batch]
     seed: int
     saved: _Saved
-    report: Report | None
+    asked: _Asked
+    before: int
 
-    def completions(self) -> list[Completion]:
-        """One completion per prompt, in the order of the prompts; finished batches are not done again."""
-        found: dict[int, Completion] = {}
-        missing = []
+    def go(self) -> None:
+        """Asks every problem; finished batches are not done again."""
+        missing, done = [], self.before
         for batch in self.batches:
             completions = self.saved.get(self.seed, batch)
             if completions is None:
                 missing.append(batch)
             else:
-                found.update(zip(batch.indices, completions, strict=True))
-        report = _shifted(self.report, len(found))
+                self.asked.add(self.seed, batch, completions)
+                done += len(completions)
+        report = _shifted(self.asked.tell, done) if self.asked.report else None
         for batch, completions, seconds in complete_all(self.generator, self.prompts, missing, self.seed, report):
             self.saved.add(self.seed, batch, completions, seconds)
-            found.update(zip(batch.indices, completions, strict=True))
-        return [found[index] for index in range(len(self.prompts))]
+            self.asked.add(self.seed, batch, completions)
 
 
-def _graded(task: Task, problems: Sequence[Row], run: _Run) -> list[dict[str, Any]]:
-    """One row per problem, as `samples.jsonl` holds it."""
-    return [
-        {
-            "index": index,
-            "seed": run.seed,
-            "prompt": prompt.text,
-            "completion": completion.text,
-            "answer": str(problem["answer"]),
-            "verdict": task.grade(completion.text, problem["answer"], problem),
-            "tokens": len(completion.tokens),
-            "truncated": completion.truncated,
-            "looping": completion.looping,
-            "unclosed_think": completion.unclosed_think,
-        }
-        for index, (problem, prompt, completion) in enumerate(
-            zip(problems, run.prompts, run.completions(), strict=True)
-        )
-    ]
+def _with_settings(problem: Row, options: TaskOptions) -> Row:
+    """A problem with the system prompt and the settings of the chat template that the task's options name."""
+    more: Any = {"system": options.system} if options.system else {}
+    if options.chat_template_kwargs:
+        more["template"] = {**problem.get("template", {}), **options.chat_template_kwargs}
+    return {**problem, **more} if more else problem

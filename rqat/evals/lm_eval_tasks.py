@@ -8,14 +8,13 @@ of ours that includes the task's own.
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from ..generation.prompts import dated
 from ..generation.sampling import foreign_settings
 from ..quiet import hush
 from .harness import Evaluation
-from .stats import bootstrap, wilson
+from .lm_eval_results import results_of, samples_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _NAMES = re.compile(rb"^(?:task|group|tag):[ \t]*[\"']?([\w.:/-]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
-_PREFERRED = ("acc_norm", "acc", "math_verify", "exact_match", "pass@1")
-"""Metrics that can be the accuracy of a task, the most telling first; else it is the first one."""
 
 
 def run_lm_eval_task(
@@ -83,13 +80,14 @@ def run_lm_eval_task(
             task_manager=manager,
         )
     assert found is not None
-    results = _results(name, found)
+    results = results_of(name, found)
+    metric = results["metric"] if "," in results["metric"] else None
     results["seconds"] = round(time.perf_counter() - began, 3)
     results["generation"] = {"batch": batch, "chat": _chat(given, tokenizer), **_generation(given)}
     results["notes"] = lm.notes
     if foreign := foreign_settings(model):
         results["notes"].append(f"lm-eval samples with the checkpoint's own settings where a task has none: {foreign}.")
-    return Evaluation(results, _samples(found, results["metric"]))
+    return Evaluation(results, samples_of(found, metric))
 
 
 def find_task(name: str, known: Iterable[str] = ()) -> Path:
@@ -130,6 +128,18 @@ def _root() -> Path:
     return Path(spec.origin).parent / "tasks"
 
 
+def prepare_task(name: str, options: TaskOptions | None = None, known: Iterable[str] = ()) -> None:
+    """Finds a task and everything it needs, its data among it, without a model.
+
+    Raises:
+        UnknownName, DataError: see `run_lm_eval_task`.
+    """
+    given = (options or TaskOptions()).data
+    hush("lm_eval")
+    with _manager(name, find_task(name, known), given) as manager, _explained(name):
+        manager.load([name])
+
+
 @contextmanager
 def _manager(name: str, file: Path, data: str | None) -> Iterator[TaskManager]:
     """A task manager that knows one family of tasks; with `data`, one task that reads files."""
@@ -138,12 +148,11 @@ def _manager(name: str, file: Path, data: str | None) -> Iterator[TaskManager]:
     if data is None:
         family = _root() / file.relative_to(_root()).parts[0]
         manager = TaskManager(include_path=str(family), include_defaults=False)
-        try:
-            manager.load([name])
-        except KeyError:  # a group whose tasks lie in other folders
-            manager = TaskManager()
-        except _fetching_errors() as error:
-            raise _missing(name, error) from error
+        with _explained(name):
+            try:
+                manager.load([name])
+            except (KeyError, TypeError):  # a group whose tasks lie in other folders, which are then nowhere or None
+                manager = TaskManager()
         yield manager
         return
     with tempfile.TemporaryDirectory(prefix="rqat-") as folder:
@@ -255,6 +264,25 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except _fetching_errors() as error:
         raise _missing(name, error) from error
+    except ImportError as error:
+        raise _without_package(name, error) from error
+
+
+def _without_package(name: str, error: ImportError) -> DataError:
+    """A task of lm-eval's may need packages that only an extra of lm-eval brings."""
+    module = (error.name or "").partition(".")[0]
+    lines = [line.partition(";") for line in requires("lm_eval") or ()]
+    extras = {
+        found[1]: re.match(r"[\w.-]+", package.strip())[0]  # type: ignore[index]
+        for package, _, condition in lines
+        if (found := re.search(r"extra == ['\"]([\w-]+)['\"]", condition))
+        and re.match(r"[\w.-]+", package.strip())[0].lower().replace("-", "_") == module.lower()  # type: ignore[index]
+    }
+    told = module or " ".join(str(error).split())
+    return DataError(
+        f"'{name}' needs the package '{told}', which is not installed.",
+        hint=f"pip install 'lm_eval[{min(extras)}]'" if extras else f"Install it: pip install {told}",
+    )
 
 
 def _fetching_errors() -> tuple[type[Exception], ...]:
@@ -269,67 +297,3 @@ def _missing(name: str, error: Exception) -> DataError:
         f"The data of '{name}' is neither in the cache nor reachable: {reason}",
         hint="Give its file, or a folder with one <split>.jsonl per split, with --data.",
     )
-
-
-def _results(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = {key: value for key, value in found["results"][name].items() if isinstance(value, int | float)}
-    metrics = {key: value for key, value in metrics.items() if "_stderr" not in key and "," in key}
-    metric = _main_metric(metrics)
-    samples = _samples(found, metric)
-    values = [sample["score"] for sample in samples if sample["score"] is not None]
-    accuracy = float(metrics[metric])
-    binary = bool(values) and set(values) <= {0.0, 1.0} and "groups" not in found
-    low, high = (
-        wilson(int(sum(values)), len(values)) if binary else bootstrap(values) if values else (accuracy, accuracy)
-    )
-    return {
-        "task": name,
-        "n": len(values),
-        "correct": int(sum(values)) if binary else None,
-        "accuracy": accuracy,
-        "low": low,
-        "high": high,
-        "interval": "Wilson" if binary else "bootstrap over problems",
-        "metric": metric,
-        "metrics": metrics,
-        # Without it two models are not compared problem by problem, which takes problems that are right or wrong.
-        **({"prompt_hash": _hash(samples)} if binary else {}),
-        "lm_eval": version("lm_eval"),
-    }
-
-
-def _hash(samples: Iterable[Mapping[str, Any]]) -> str:
-    return hashlib.sha256("\x00".join(sample["prompt"] for sample in samples).encode()).hexdigest()
-
-
-def _main_metric(metrics: Mapping[str, Any]) -> str:
-    for preferred in _PREFERRED:
-        for key in metrics:
-            if key.split(",")[0] == preferred:
-                return key
-    return next(iter(metrics))
-
-
-def _samples(found: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
-    """One row per problem, and per filter if the main metric has a filter of its own."""
-    short, _, chosen = metric.partition(",")
-    rows: list[dict[str, Any]] = []
-    for task, samples in found["samples"].items():
-        for sample in samples:
-            if sample["filter"] != chosen:
-                continue
-            score = sample.get(short)
-            response = sample["resps"][0][0] if sample["resps"] else ""
-            number = float(score) if isinstance(score, int | float) else None
-            rows.append(
-                {
-                    "task": task,
-                    "index": len(rows),
-                    "prompt": sample["arguments"][0][0],
-                    "completion": response if isinstance(response, str) else None,
-                    "answer": str(sample["target"]),
-                    "score": number,
-                    "verdict": "correct" if number == 1.0 else "wrong",
-                }
-            )
-    return rows

@@ -1,4 +1,4 @@
-"""How sure an accuracy is: Wilson's interval, the exact paired test, and a bootstrap over problems."""
+"""How sure an accuracy is: Wilson's interval, the exact paired test, a bootstrap over problems; and pass@k."""
 
 from __future__ import annotations
 
@@ -91,3 +91,23 @@ def bootstrap(scores: Sequence[float] | np.ndarray, *, draws: int = 10_000, seed
     )
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def bootstrap_of_means(groups: Sequence[Sequence[float]], *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean over groups of their means, by drawing problems within every group."""
+    rng = np.random.default_rng(seed)
+    means = np.zeros(draws)
+    for scores in groups:
+        values = np.asarray(scores, dtype=float)
+        for start in range(0, draws, 500):
+            drawn = values[rng.integers(0, len(values), size=(min(500, draws - start), len(values)))]
+            means[start : start + 500] += drawn.mean(axis=1) / len(groups)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that one of `k` completions is right, of `n` of which `correct` are; arXiv 2107.03374, equation 1."""
+    if not 0 <= correct <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {correct} in {n}")
+    return 1.0 - comb(n - correct, k) / comb(n, k)

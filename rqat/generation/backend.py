@@ -14,11 +14,13 @@ from ..errors import ModelError
 from ..model.checkpoint import load_checkpoint
 from ..model.config import read_config
 from ..model.devices import default_dtype
-from ..model.hub import QUANTIZED_FILE
-from ..model.load import load_model
+from ..model.hub import FETCHED, QUANTIZED_FILE, fetch, resolve
+from ..model.load import explained, load_model
+from ..model.tokenizers import tokenizer_in
 from ..packed.fused import is_bare, is_plain
 from ..packed.load import load_packed, why_not_packed
 from .engine import Engine
+from .server_writer import ServedModel
 from .transformers_writer import PIECE_TOKENS, TransformersWriter
 
 if TYPE_CHECKING:
@@ -59,6 +61,26 @@ def open_model(
         dtype = default_dtype(device, keys.dtype)
         return load_packed(keys.path, device, dtype, revision=keys.revision, offline=offline)
     return load_model(keys, device=device, offline=offline, quantizable=False)
+
+
+def open_served(keys: ModelKeys, *, offline: bool = False) -> tuple[ServedModel, transformers.PreTrainedTokenizerBase]:
+    """What has to be known of a model that a server runs: its config and its tokenizer; no weights are read.
+
+    Raises:
+        ModelError: there is no such model, or its config or tokenizer is damaged.
+    """
+    import transformers
+
+    small = [pattern for pattern in FETCHED if "safetensors" not in pattern]
+    folder = resolve(keys) or fetch(keys, offline=offline, only=small)
+    with explained(keys.path, "model"):
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=keys.trust_remote_code
+        )
+        tokenizer = tokenizer_in(folder, trust_remote_code=keys.trust_remote_code)
+        own = (folder / "generation_config.json").is_file()
+        generation = transformers.GenerationConfig.from_pretrained(folder) if own else None
+    return ServedModel(config, generation, torch.device("cpu")), tokenizer
 
 
 def writer_for(

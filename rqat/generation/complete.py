@@ -20,6 +20,8 @@ from .writer import Writer, limits_of
 if TYPE_CHECKING:
     import transformers
 
+    from .server_writer import ServedModel
+
 Report = Callable[[float, str], None]
 """Receives how many completions are done, and a short figure such as `812 tok/s`."""
 
@@ -46,13 +48,13 @@ class Generator:
 
     def __init__(
         self,
-        model: transformers.PreTrainedModel,
+        model: transformers.PreTrainedModel | ServedModel,
         tokenizer: transformers.PreTrainedTokenizerBase,
         sampling: Sampling,
         writer: Writer | None = None,
     ) -> None:
-        self.model = model
-        self.writer = writer or TransformersWriter(model)
+        known: Any = model
+        self.model, self.writer = known, writer or TransformersWriter(known)
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.ends = end_tokens(model, tokenizer)

@@ -19,6 +19,8 @@ from ..model.extras import NO_SAMPLING
 if TYPE_CHECKING:
     import transformers
 
+    from .server_writer import ServedModel
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -35,7 +37,9 @@ class Sampling:
     top_p: float = 1.0
 
 
-def end_tokens(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> frozenset[int]:
+def end_tokens(
+    model: transformers.PreTrainedModel | ServedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> frozenset[int]:
     """Tokens that end a completion: the checkpoint's own and the tokenizer's.
 
     Raises:
@@ -49,7 +53,7 @@ def end_tokens(model: transformers.PreTrainedModel, tokenizer: transformers.PreT
     return frozenset(ends)
 
 
-def context_length(model: transformers.PreTrainedModel) -> int:
+def context_length(model: transformers.PreTrainedModel | ServedModel) -> int:
     """Tokens that prompt and completion may have together."""
     config = model.config.get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or 2**31)
@@ -89,6 +93,6 @@ def own_settings_hidden(model: transformers.PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-def _own_ends(model: transformers.PreTrainedModel) -> list[int]:
+def _own_ends(model: transformers.PreTrainedModel | ServedModel) -> list[int]:
     own: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return [end for end in (own if isinstance(own, list) else [own]) if end is not None]

@@ -58,7 +58,7 @@ def load_model(
     folder = config.fetch(offline=offline)
     if (config.quantization or {}).get("quant_method") == NATIVE:
         return load_native(folder, device=device, dtype=default_dtype(device, keys.dtype)).model, tokenizer
-    with _explained(keys.path, "model"), quiet_loading():
+    with explained(keys.path, "model"), quiet_loading():
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=default_dtype(device, keys.dtype),
@@ -92,7 +92,7 @@ def load_tokenizer(keys: ModelKeys, *, offline: bool = False) -> transformers.Pr
         ModelError: it is missing, damaged or has no end-of-sequence token.
     """
     folder = read_config(keys, offline=offline).fetch(offline=offline)
-    with _explained(keys.path, "tokenizer"):
+    with explained(keys.path, "tokenizer"):
         tokenizer = tokenizer_in(folder, trust_remote_code=keys.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -103,7 +103,7 @@ def load_tokenizer(keys: ModelKeys, *, offline: bool = False) -> transformers.Pr
 
 
 @contextmanager
-def _explained(path: str, what: str) -> Iterator[None]:
+def explained(path: str, what: str) -> Iterator[None]:
     """Turns what transformers says about a broken checkpoint into one line."""
     try:
         yield

@@ -73,7 +73,7 @@ class Judge:
         row = self.rows[number]
         asked = Prompt(str(self.tokenizer.decode(list(prompt))), tuple(prompt))
         completion = completion_from(self.tokenizer, asked, tokens, self.ends, self.limit)
-        return completion, row, self.task.grade(completion.text, row["answer"], row)
+        return completion, row, self.task.grade(completion.to_grade, row["answer"], row)
 
 
 def reward_function(name: str, reward: Reward, judge: Judge) -> RewardFunction:

@@ -1,5 +1,6 @@
 """The tasks math500 and gsm8k: protocol, prompts, answers, and where their problems come from."""
 
+import csv
 import gzip
 import json
 from functools import partial
@@ -62,6 +63,8 @@ def test_grading(registry):
     gsm8k = partial(make(registry, "gsm8k").grade, row={})
     assert gsm8k("\\boxed{1,200}", "1200") == "correct"
     assert gsm8k("she pays\n#### $1,200", "1200") == "correct"
+    assert gsm8k("#### 18 dollars", "18") == "correct"
+    assert gsm8k("#### **18**", "18") == "correct"
     assert gsm8k("she pays 1200", "1200") == "wrong"
 
 
@@ -94,3 +97,53 @@ def test_the_environment_names_the_data(registry, tmp_path, monkeypatch):
     (tmp_path / "math500" / "test.jsonl").write_text(json.dumps(OWN[0]) + "\n")
     monkeypatch.setenv("RQAT_DATA", str(tmp_path))
     assert len(make(registry, "math500").problems()) == 1
+
+
+def test_aime_is_the_users_file_with_fields_in_capitals_or_not(registry, tmp_path, monkeypatch):
+    monkeypatch.delenv("RQAT_DATA", raising=False)
+    with pytest.raises(DataError, match="rqat brings none") as caught:
+        make(registry, "aime120").problems()
+    assert "aime120/test.jsonl" in caught.value.hint
+    path = tmp_path / "aime.jsonl"
+    path.write_text('{"Problem": "How many?", "Answer": 73}\n{"problem": "How few?", "answer": "007"}\n')
+    made = make(registry, "aime120", data=str(path))
+    assert [row["answer"] for row in made.problems()] == ["73", "007"]
+    assert made.grade("\\boxed{073}", "73", {}) == "correct"
+    assert made.grade("\\boxed{74}", "73", {}) == "wrong"
+
+
+QUESTION = {"Question": "Which?", "Correct Answer": "this", **{f"Incorrect Answer {n}": f"that {n}" for n in (1, 2, 3)}}
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_gpqa_shuffles_the_choices_of_the_users_file(registry, tmp_path, ending):
+    path = tmp_path / f"diamond.{ending}"
+    if ending == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(QUESTION))
+            writer.writeheader()
+            writer.writerows([QUESTION] * 40)
+    else:
+        path.write_text(f"{json.dumps(QUESTION)}\n" * 40)
+    made = make(registry, "gpqa-diamond", data=str(path))
+    problems = made.problems()
+    assert problems == made.problems()
+    assert {row["answer"] for row in problems} == set("ABCD")
+    assert problems != make(registry, "gpqa-diamond", data=str(path), shuffle=1).problems()
+    for row in problems[:5]:
+        assert f"({row['answer']}) this" in row["prompt"]
+        assert row["prompt"].count("that") == 3
+        assert made.grade(f"so \\boxed{{{row['answer']}}}", row["answer"], row) == "correct"
+        assert made.grade(f"The answer is ({row['answer']}).", row["answer"], row) == "correct"
+        assert made.grade(f"\\boxed{{\\text{{({row['answer']})}} this}}", row["answer"], row) == "correct"
+        other = "ABCD".replace(row["answer"], "")[0]
+        assert made.grade(f"\\boxed{{{other}}}", row["answer"], row) == "wrong"
+    path.write_text("a,b\n1,2\n" if ending == "csv" else '{"a": 1}\n')
+    with pytest.raises(DataError, match="a question needs the fields 'Question', 'Correct Answer'"):
+        make(registry, "gpqa-diamond", data=str(path)).problems()
+
+
+def test_gpqa_without_a_file_says_so(registry, monkeypatch):
+    monkeypatch.delenv("RQAT_DATA", raising=False)
+    with pytest.raises(DataError, match="their authors ask not to show them"):
+        make(registry, "gpqa-diamond").problems()

@@ -142,6 +142,14 @@ def test_what_is_kept_and_what_is_told(registry: Registry, tmp_path: Path, caplo
     assert "verdicts" not in told
 
 
+def test_a_system_prompt_and_settings_of_the_template_stay_with_the_rows(registry: Registry, tmp_path: Path) -> None:
+    made = source(registry, limit=2, system="Be brief.", chat_template_kwargs={"enable_thinking": False}, batch=6)
+    made.produce(tmp_path, Writer(lambda place, c: c).loaded(), "train", 0)
+    made.folder = tmp_path
+    for row in made.rows("train", 0):
+        assert (row["system"], row["template"]) == ("Be brief.", {"enable_thinking": False})
+
+
 def test_nothing_kept_is_an_error_that_says_why(registry: Registry, tmp_path: Path) -> None:
     cut = Writer(lambda place, c: Completion(c.text, c.tokens, False, 96))
     with pytest.raises(DataError, match=r"none of 4 completions is kept: 4 unfinished\. Allow more"):

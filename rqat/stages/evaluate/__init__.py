@@ -22,6 +22,9 @@ from ..produce import Produce
 LM_EVAL = "lm-eval:"
 """Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
 
+REFUSED = {"livecodebench": "it runs programs that a model has written, and rqat has no sandbox for them"}
+"""Tasks that people ask for and that are not done, with the reason."""
+
 COMPARED_BYTES = 1 << 29
 """Of logits and their logarithms, of both models, that are compared at once."""
 
@@ -38,6 +41,9 @@ class EvaluateKeys(PluginKeys):
         batch: sequences per generation batch.
         backend: what writes: transformers; the engine, on packed weights; `auto` is the engine on CUDA where it knows
             the model. Tasks of lm-eval's own are asked through transformers unless this says `packed`.
+        base_url: a server with OpenAI's API that writes, e.g. http://localhost:8000/v1; of the model here only config
+            and tokenizer are read.
+        served_as: what the server calls the model. None is the only one it has.
         variants: which models to evaluate: any of `bf16`, quantizer names, objective names. None is all.
         original: what a task that compares models compares with; None is the model before quantization.
     """
@@ -49,6 +55,8 @@ class EvaluateKeys(PluginKeys):
     limit: int | None = Field(default=None, ge=1)
     batch: int = Field(default=32, ge=1)
     backend: Literal["auto", "transformers", "packed"] = "auto"
+    base_url: str | None = None
+    served_as: str | None = None
     variants: Annotated[tuple[str, ...] | None, Neutral("which steps there are, not what they find")] = None
     original: ModelKeys | None = None
 
@@ -65,6 +73,9 @@ class Evaluate(Stage):
             self._add(making, keys, making.place.at("evaluate", index))
 
     def _add(self, making: Making, keys: EvaluateKeys, place: Place) -> None:
+        if why := REFUSED.get(keys.task.removeprefix(LM_EVAL)):
+            making.problem(f"{place.at('task')}: '{keys.task.removeprefix(LM_EVAL)}' is not done here: {why}.")
+            return
         known = [BASE, *making.made]
         for index, variant in enumerate(keys.variants or ()):
             if variant not in known:
@@ -103,6 +114,8 @@ class Evaluate(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, EvaluateKeys)
+        if keys.base_url is not None:
+            return Needs(0)
         quantized = "start" in step.inputs
         # What its weights are decoded from, as it is loaded.
         codes = sizes.codes if quantized and sizes.device == "cpu" else 0
@@ -137,6 +150,13 @@ class Evaluate(Stage):
         if context is not None and wanted > context:
             text = f"max_new_tokens is {wanted}, but the model's context is {context}."
             yield step.finding("warning", "", text, "Completions end where the context does.")
+        if keys.base_url is not None and "start" in step.inputs:
+            text = f"a server writes, but the step is about '{step.variant}' of this run."
+            yield step.finding("error", "base_url", text, f"Write `variants: [{BASE}]`, and `model: ` what is served.")
+        if keys.base_url is not None and card.compares:
+            yield step.finding("error", "base_url", f"'{keys.task}' compares models here.", "Leave it out.")
+        if keys.served_as is not None and keys.base_url is None:
+            yield step.finding("error", "served_as", "there is no server.", "Name it with base_url.")
         if keys.original is not None:
             try:
                 read_config(keys.original, offline=look.offline)

@@ -17,7 +17,9 @@ from ...contracts.options import expanded
 from ...errors import RqatError
 from ...evals.compare import rows_of, run_comparison
 from ...evals.harness import Evaluation, number_of_completions, run_task
-from ...generation.backend import Backend, open_model, writer_for
+from ...generation.backend import Backend, open_model, open_served, writer_for
+from ...generation.server_writer import ServerWriter
+from ...generation.writer import Writer
 from ...job import Job
 from ...model.checkpoint import load_checkpoint
 from ...model.config import read_config
@@ -60,8 +62,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         scratch.mkdir(exist_ok=True)
         # Before the model is loaded: missing data is known at once.
         total = number_of_completions(task, keys.limit)
-        model, tokenizer = load_variant(job, step, keys.backend)
-        writer = writer_for(model, keys.backend)
+        model, tokenizer, writer = _opened(job, step, keys)
         with job.progress.task(_label(job, step, keys.task), total) as bar:
             found = run_task(
                 task,
@@ -71,6 +72,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 limit=keys.limit,
                 batch=keys.batch,
                 partial=scratch / SAMPLES_FILE,
+                stream=work / SAMPLES_FILE,
                 report=bar.update,
                 writer=writer,
             )
@@ -78,6 +80,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     for note in found.results["notes"]:
         log.warning("%s: %s", step.name, note)
     results = {"variant": step.variant, "backend": "transformers", **found.results}
+    if keys.base_url is not None:
+        results["server"] = keys.base_url
     write_evaluation(work, results, found.samples)
     return results
 
@@ -92,10 +96,13 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
     assert isinstance(keys, EvaluateKeys)
     assert look.parts is not None
     if keys.task.startswith(LM_EVAL):
-        from ...evals.lm_eval_tasks import find_task
+        from ...evals.lm_eval_tasks import prepare_task
 
+        options = step.parts["task"].options
+        assert isinstance(options, TaskOptions)
         try:
-            find_task(keys.task.removeprefix(LM_EVAL), [card.name for card in look.parts.known("task")])
+            known = [card.name for card in look.parts.known("task")]
+            prepare_task(keys.task.removeprefix(LM_EVAL), options, known)
         except RqatError as error:
             yield step.finding("error", "task", error.message, error.hint)
         return
@@ -119,6 +126,15 @@ def load_variant(
         return load_packed(folder, job.device, dtype)
     loaded = load_checkpoint(folder, device=job.device, dtype=dtype)
     return loaded.model, loaded.tokenizer
+
+
+def _opened(job: Job, step: Step, keys: EvaluateKeys) -> tuple[Any, transformers.PreTrainedTokenizerBase, Writer]:
+    """The model of a step, or what is known of the one that a server runs, and what writes with it."""
+    if keys.base_url is not None:
+        served, tokenizer = open_served(job.plan.model, offline=job.offline)
+        return served, tokenizer, ServerWriter(keys.base_url, tokenizer, keys.served_as)
+    model, tokenizer = load_variant(job, step, keys.backend)
+    return model, tokenizer, writer_for(model, keys.backend)
 
 
 def _unchanged(job: Job, backend: Backend) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
@@ -175,6 +191,11 @@ def _lm_eval_task(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
     find_task(name, known)
     options = step.parts["task"].options
     assert isinstance(options, TaskOptions)
+    if keys.base_url is not None:
+        raise RqatError(
+            f"'{name}' is lm-eval's own; a server is asked the tasks of plugins only.",
+            hint="`rqat tasks` lists those. lm-eval asks servers by itself: lm_eval --model local-completions.",
+        )
     # It may want likelihoods: the model is asked through transformers.
     model, tokenizer = load_variant(job, step, "packed" if keys.backend == "packed" else "transformers")
     with job.progress.task(_label(job, step, name), 1) as bar:

@@ -246,6 +246,125 @@ def test_eval_writes_results_and_samples(model: Path, tmp_path: Path, monkeypatc
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 3
 
 
+def test_eval_runs_several_tasks_and_tells_the_cost_before(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n' * 3)
+    for task in ("math500", "gsm8k"):
+        Path(task).mkdir()
+        Path(task, "test.jsonl").write_text('{"question": "1 + 1?", "problem": "1?", "answer": "#### 2"}\n' * 3)
+    monkeypatch.setenv("RQAT_DATA", str(tmp_path))
+    result = rqat("eval", "gsm8k,math500", model, "--limit", 2, "--set", "max_new_tokens=4", "-o", "found", "--json")
+    assert result.exit_code == 0, result.stderr
+    told = "gsm8k: 2 problems, each 3 times (one per seed): 6 completions of at most 4 tokens, 24 in all."
+    assert f"{told} --greedy asks once." in result.stderr
+    assert result.stderr.index(told) < result.stderr.index("evaluate gsm8k")
+    found = json.loads(result.stdout)
+    assert [each["task"] for each in found] == ["gsm8k", "math500"]
+    assert found[0]["pass_at_k"].keys() == {"1", "2", "3"}
+    assert found[0]["pass_at_k"]["1"] == found[0]["accuracy"]
+    assert (
+        "100.0 % of the completions were cut off after 4 tokens; --set max_new_tokens=16 allows more" in result.stderr
+    )
+    for task in ("gsm8k", "math500"):
+        assert len(Path("found", task, "samples.jsonl").read_text().splitlines()) == 6
+        assert json.loads(Path("found", task, "results.json").read_text())["task"] == task
+
+
+def test_presets_are_options_by_one_word(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--limit", 1, "--json", "--set", "max_new_tokens=4"]
+    greedy = json.loads(rqat("eval", "arith", model, "--greedy", *tiny, "-o", "greedy").stdout)
+    assert (greedy["generation"]["temperature"], greedy["seeds"]) == (0.0, [42])
+    paper = rqat("eval", "arith", model, "--paper", *tiny, "-o", "paper")
+    assert "each 3 times" in paper.stderr
+    found = json.loads(paper.stdout)
+    assert (found["generation"]["temperature"], found["generation"]["top_p"]) == (0.6, 0.95)
+    assert (found["seeds"], found["generation"]["max_new_tokens"]) == ([42, 43, 44], 4)
+    both = rqat("eval", "arith", model, "--greedy", "--paper")
+    assert both.exit_code == 2
+    assert "--greedy and --paper do not go together" in both.stderr
+
+
+def test_an_unknown_choice_is_told_in_plain_words(model: Path) -> None:
+    result = rqat("eval", "arith", model, "--backend", "vllm")
+    assert result.exit_code == 2
+    assert "'vllm' is not one of 'auto', 'transformers', 'packed'" in result.stderr
+    assert "Value error" not in result.stderr
+
+
+def test_tasks_lists_what_there_is() -> None:
+    result = rqat("tasks")
+    assert result.exit_code == 0
+    assert "gsm8k" in result.stdout
+    assert "3 times, temperature 0.6, up to 32,768 tokens" in result.stdout
+    assert "lm-eval" in result.stderr
+    found = {each["name"]: each for each in json.loads(rqat("tasks", "--json").stdout)}
+    assert found["math500"]["options"]["seeds"] == [42, 43, 44]
+
+
+def test_grade_writes_a_verdict_beside_every_row(tmp_path: Path) -> None:
+    file = tmp_path / "said.jsonl"
+    rows = [
+        {"said": r"so \boxed{1/2}", "right": "0.5", "id": 7},
+        {"said": r"\boxed{5 km}", "right": r"5\text{ m}"},
+        {"said": "I do not know\nand stop", "right": 5},
+        {"said": "18 dollars", "right": 18},
+        {"said": None, "right": "5"},
+        {"said": "5", "right": ""},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = rqat("grade", file, "--response-field", "said", "--gold-field", "right")
+    assert result.exit_code == 0, result.stderr
+    graded = [json.loads(line) for line in (tmp_path / "said.graded.jsonl").read_text().splitlines()]
+    assert [row["correct"] for row in graded] == [True, False, False, True, False, None]
+    assert [row["reason"] for row in graded][1:3] == ["different numbers", "no answer"]
+    assert graded[0]["id"] == 7
+    assert "2 of 6, 33.3 %" in result.stdout
+    boxed = rqat("grade", file, "--response-field", "said", "--gold-field", "right", "--form", "boxed", "--json")
+    assert json.loads(boxed.stdout) == {
+        "rows": 6, "correct": 1, "wrong": 5, "unverifiable": 0, "accuracy": 1 / 6, "no_answer": 4
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "says"),
+    [
+        ("", (), "holds no rows"),
+        ('{"completion": "5"}\n', (), "said.jsonl:1: no field 'answer'; there are 'completion'"),
+        ('{"completion": "5", "answer": "5"}\n[1]\n', (), "said.jsonl:2: a list, no object"),
+        ('{"completion": "5", "answer": "5"}\n{\n', (), "said.jsonl:2: not JSON"),
+        ('{"completion": "5", "answer": "5"}\n', ("--form", "box"), "--form: 'box' is none"),
+        ('{"completion": "5", "answer": "5"}\n', ("-o", "said.jsonl"), "is the file that is read"),
+    ],
+)
+def test_grade_refuses_in_one_line(
+    text: str, arguments: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("said.jsonl").write_text(text)
+    result = rqat("grade", "said.jsonl", *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["said.jsonl"]
+
+
+def test_generate_talks(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny", 3)
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{{ 'assistant: ' }}"
+    (folder / "chat_template.jinja").write_text(template)
+    words = ["generate", str(folder), "-c", "--max-new-tokens", "6", "--system", "Be brief."]
+    result = CliRunner().invoke(build(), words, input="one\ntwo\n\nthree\n")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("> ") == 3
+    once = rqat("generate", folder, "one", "--max-new-tokens", 6, "--system", "Be brief.")
+    assert result.stdout.startswith(once.stdout)
+    refused = rqat("generate", folder, "-c", "--no-chat")
+    assert refused.exit_code == 2
+    assert "-c and --no-chat" in refused.stderr
+
+
 def test_generate_streams_an_answer_that_a_seed_repeats(model: Path) -> None:
     arguments = ("generate", model, "2 + 3 =", "--max-new-tokens", 12, "--temperature", 0.8, "--seed", 3)
     first = rqat(*arguments)

@@ -1,136 +1,18 @@
 """Answer equality: a table of cases, the process that hangs, and properties over MATH-500 where the file is at hand."""
 
+import gzip
 import json
 import random
+import re
+import threading
 import time
 
 import pytest
 
-from rqat.evals.grade import _CHECKER, _quick_verdict, boxed, final_answer, grade, same_answer
-
-EQUAL = [
-    # integers and decimals
-    ("18", "18"),
-    ("018", "18"),
-    ("+18", "18"),
-    ("-0", "0"),
-    ("18.0", "18"),
-    ("1,234", "1234"),
-    ("10{,}080", "10080"),
-    (r"11,\! 111,\! 111", "11111111"),
-    (r"10,\!080", "10,080"),
-    (".5", "0.5"),
-    ("0.50", r"\frac{1}{2}"),
-    ("$42$", "42"),
-    (r"\(42\)", "42"),
-    ("42.", "42"),
-    ("７", "7"),
-    ("−3", "-3"),
-    # fractions and roots
-    (r"\dfrac{3}{4}", r"\frac{3}{4}"),
-    ("3/4", r"\frac{3}{4}"),
-    (r"\frac34", r"\frac{3}{4}"),
-    (r"\frac{6}{8}", r"\frac{3}{4}"),
-    ("0.75", r"\frac{3}{4}"),
-    (r"-\frac{1}{2}", r"\frac{-1}{2}"),
-    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
-    (r"2\sqrt{3}", r"\sqrt{12}"),
-    (r"2\sqrt3", r"2 \sqrt{3}"),
-    (r"1\frac{1}{2}", r"\frac{3}{2}"),
-    ("½", r"\frac{1}{2}"),
-    ("2π", r"2\pi"),
-    # expressions
-    ("x^2+2x+1", "(x+1)^2"),
-    ("q - p", "-p + q"),
-    ("3 + 2i", "2i+3"),
-    (r"\cot x", r"\frac{\cos x}{\sin x}"),
-    ("y = 2x + 3", "y=3+2x"),
-    ("5", "x=5"),
-    ("x = 5", "5"),
-    ("x²", "x^2"),
-    # tuples, intervals, sets, matrices
-    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)"),
-    (r"(1, 2]", r"\left(1,2\right]"),
-    (r"[-2, 7]", r"x \in [-2,7]"),
-    (r"(-\infty, 2) \cup (3, \infty)", r"(-\infty,2)\cup(3,\infty)"),
-    (r"(−∞, 2) ∪ (3, ∞)", r"(-\infty,2)\cup(3,\infty)"),
-    ("-2, 1", "1,-2"),
-    (r"1 \text{ and } -2", "1,-2"),
-    (r"\{3, 1, 2\}", r"\{1,2,3\}"),
-    (r"1+\sqrt{19}, 1-\sqrt{19}", r"1 \pm \sqrt{19}"),
-    (r"\begin{pmatrix} 1/2 \\ 3 \end{pmatrix}", r"\begin{pmatrix} \frac{1}{2} \\ 3 \end{pmatrix}"),
-    (r"\begin{bmatrix} -1 & 0 \\ 0 & -1 \end{bmatrix}", r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}"),
-    # words and letters
-    (r"\text{Evelyn}", "Evelyn"),
-    ("evelyn", r"\text{Evelyn}"),
-    (r"\textbf{(C)}", r"\text{(C)}"),
-    ("C", r"\text{(C)}"),
-    (r"\text{no solution}", "no solution"),
-    # units, percent, degrees, money
-    ("90", r"90^\circ"),
-    ("90°", r"90^{\circ}"),
-    (r"90\text{ degrees}", r"90^\circ"),
-    (r"50\%", "50"),
-    ("50", r"50\%"),
-    ("0.5", r"50\%"),
-    (r"\$18.90", "18.90"),
-    ("18.9", r"\$18.90"),
-    (r"5.4 \text{ cents}", "5.4"),
-    ("15", r"15\mbox{ cm}^2"),
-    # number bases
-    ("7602_8", "7602_8"),
-    ("7602_{8}", "7602_8"),
-    (r"7602_{\text{eight}}", "7602_8"),
-    (r"\text{A3}_{12}", "A3_{12}"),
-    ("07602_8", "7602_8"),
-    ("7602", "7602_8"),
-    ("255_{10}", "255"),
-    # huge, but decided without arithmetic
-    ("9" * 6000, "9" * 6000),
-    (r"2^{100}", r"2^{100}"),
-]
-
-DIFFERENT = [
-    ("17", "18"),
-    ("-18", "18"),
-    ("1.8", "18"),
-    ("1,234", "1235"),
-    ("9" * 6000, "9" * 5999 + "8"),
-    (r"\frac{3}{5}", r"\frac{3}{4}"),
-    ("0.7", r"\frac{3}{4}"),
-    (r"3\sqrt{2}", r"2\sqrt{3}"),
-    ("3.14", r"\pi"),
-    ("(x+1)^2", "x^2+1"),
-    ("(1,2)", "(2,1)"),
-    ("(1,2)", "[1,2]"),
-    ("(1,2]", "(1,2)"),
-    ("1,2", "1,2,3"),
-    (r"\{1,2\}", r"\{1,2,3\}"),
-    ("5", "x=6"),
-    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
-    ("A", r"\text{(C)}"),
-    ("odd", r"\text{even}"),
-    (r"\text{Navin}", r"\text{Evelyn}"),
-    ("5", r"50\%"),
-    ("91", r"90^\circ"),
-    (r"5.5 \text{ cents}", "5.4"),
-    ("7602_8", "7602_9"),
-    ("7602_8", "7602"),
-    ("7603_8", "7602_8"),
-    ("7603", "7602_8"),
-    ("3_{10}", "11_2"),
-    ("3 + 2i", "3 - 2i"),
-    ("y = 2x", "y = -2x"),
-    # garbage
-    ("?", "18"),
-    (r"\frac{1}{", r"\frac{1}{2}"),
-    ("}{", "18"),
-    (r"\\\\", "18"),
-    ("the answer is unknown", "18"),
-    ("🙂", "18"),
-    ("\x00", "18"),
-    ("10" * 500 + "x", "18"),
-]
+from rqat.evals import checking
+from rqat.evals.checking import CHECKER
+from rqat.evals.grade import ANY, boxed, final_answer, grade, judge, same_answer
+from tests.rqat.evals.grading_cases import DIFFERENT, EQUAL
 
 
 @pytest.mark.parametrize(("found", "answer"), EQUAL)
@@ -156,6 +38,18 @@ def test_different_answers_are_not(found, answer):
         (r"\boxed{a} then \boxed{cut of", "a"),
         (r"I put it into \boxed{}. \boxed{6} as asked, in \boxed{}.", "6"),
         (r"\boxed{x = \boxed{5}}", "5"),
+        (r"\boxed 5", "5"),
+        (r"\boxed5.", "5"),
+        (r"\framebox{5}", "5"),
+        (r"**\boxed{5}**", "5"),
+        (r"$\boxed{-2}$ and $\boxed{1}$", "-2, 1"),
+        (r"\boxed{1}, \boxed{2} or \boxed{3}", "1, 2, 3"),
+        (r"\boxed{5}. I checked it: \boxed{5}", "5"),
+        (r"first \boxed{4}, and then, after a while, \boxed{5}", "5"),
+        (r"x = \boxed{1} and y = \boxed{2}", "1, 2"),
+        (r"\boxed{1} papers and \boxed{2} bins", "1, 2"),
+        (r"\boxed{3}, so the answer is \boxed{6}", "6"),
+        (r"\boxed{3} is too small. And so \boxed{6}", "6"),
         (r"\boxed{", None),
         ("no box", None),
         ("", None),
@@ -168,7 +62,13 @@ def test_last_complete_box(text, content):
 def test_only_text_after_thinking_counts():
     assert grade(r"<think>\boxed{5}</think> The answer is \boxed{6}", "6") == "correct"
     assert grade(r"<think>\boxed{5}</think> I do not know.", "5") == "wrong"
-    assert grade(r"<think>cut off, but \boxed{5}", "5") == "correct"
+    assert grade(r"first <think>a</think> \boxed{5} then <think>\boxed{6}", "5") == "wrong"
+
+
+def test_thinking_that_never_ends_has_no_answer():
+    judged = judge(r"<think>cut off, but \boxed{5}", "5")
+    assert (judged.verdict, judged.reason) == ("wrong", "thinking never ended")
+    assert judge("I do not know.", "5").reason == "no answer"
 
 
 def test_forms_are_tried_in_order():
@@ -182,9 +82,60 @@ def test_forms_are_tried_in_order():
     assert final_answer("nothing", ("boxed", "hashes", "number")) is None
 
 
-def test_integers_need_no_process():
-    for found, answer in [("177", "177"), ("176", "177"), ("1,770", "1770"), ("", "3")]:
-        assert _quick_verdict(found, answer) is not None
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is 18.", "18"),
+        ("... so we get\n\n**Answer:** 18", "18"),
+        ("Final Answer: The final answer is $[2,5)$. I hope it is correct.", "[2,5)"),
+        ("Answer \\[ 9 \\]", "9"),
+        ("first 3, then 4.\nTherefore, she earned $18.", "18"),
+        (r"Hence the ordered pair is $(7, 6)$.", "(7,6)"),
+        ("#### 18 dollars", "18"),
+        ("#### **18**", "18"),
+        (r"The answer is 3. No: \boxed{4}", "4"),
+        (r"\boxed{3}, no. The final answer is 4.", "4"),
+        ("18", "18"),
+        (r"$\frac{1}{2}$", "0.5"),
+        ("\\begin{pmatrix}\n1 \\\\\n2\n\\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+        ("that is 1,000.99 m²", "1000.99"),
+        (r"\boxed{4}<|im_end|>The answer is 5", "4"),
+    ],
+)
+def test_where_an_answer_may_stand_when_no_task_says_so(text, answer):
+    assert judge(text, answer, forms=ANY).verdict == "correct", judge(text, answer, forms=ANY)
+
+
+@pytest.mark.parametrize("text", ["first I add 3 and 4,\nwhich makes 7, then I", "7 apples\nare not enough", ""])
+def test_a_text_without_an_answer_has_none(text):
+    assert final_answer(text, ANY) is None
+
+
+def test_the_right_answer_may_be_a_solution():
+    assert grade(r"\boxed{18}", "She has 9 + 9 = <<9+9=18>>18.\n#### 18") == "correct"
+    assert grade(r"\boxed{18}", r"which is $\boxed{18}$ and not 9") == "correct"
+
+
+def test_no_right_answer_is_unverifiable():
+    for answer in ("", " ", "$$"):
+        assert judge(r"\boxed{5}", answer) == ("unverifiable", "the right answer is empty", "5")
+
+
+def test_numbers_need_no_process(monkeypatch):
+    monkeypatch.setattr(checking.Checker, "ask", lambda *question: pytest.fail("asked"))
+    pairs = [("177", "177"), ("176", "177"), ("1,770", "1770"), ("1/2", "0.5"), ("3, 4", "4,3"), ("(1,2)", "(2,1)")]
+    for found, answer in [*pairs, ("", "3"), ("5 km", "5 m"), ("odd", "even"), ("[1,2)", "[1,2]")]:
+        assert same_answer(found, answer) in ("correct", "wrong")
+
+
+def test_threads_share_the_process():
+    found = {}
+    work = [threading.Thread(target=lambda n=n: found.update({n: same_answer(f"x+{n}", f"{n}+x")})) for n in range(8)]
+    for each in work:
+        each.start()
+    for each in work:
+        each.join()
+    assert found == dict.fromkeys(range(8), "correct")
 
 
 @pytest.mark.parametrize(
@@ -200,8 +151,8 @@ def test_a_bomb_is_stopped_in_time_and_the_next_answer_is_judged(bomb):
 
 def test_a_killed_process_is_unverifiable_and_restarted():
     assert same_answer("1/2", "2/4") == "correct"
-    _CHECKER._process.kill()
-    _CHECKER._process.wait()
+    CHECKER._process.kill()
+    CHECKER._process.wait()
     assert same_answer("1/2", "2/4") == "correct"
 
 
@@ -257,4 +208,118 @@ def test_answers_of_different_math500_problems_are_wrong(math500):
     answers = sorted({row["answer"] for row in math500})
     pairs = [rng.sample(answers, 2) for _ in range(200)]
     accepted = [pair for pair in pairs if same_answer(*pair) == "correct"]
-    assert len(accepted) <= 2, accepted
+    # The same value in two spellings.
+    assert all(re.sub(r"[^0-9]", "", left) == re.sub(r"[^0-9]", "", right) for left, right in accepted), accepted
+
+
+REWRITTEN = {
+    "in dollars": lambda text: f"${text}$",
+    "in a box": lambda text: rf"\boxed{{{text}}}",
+    "larger fractions": lambda text: text.replace(r"\frac", r"\dfrac"),
+    "larger brackets": lambda text: text if "left" in text else text.replace("(", r"\left(").replace(")", r"\right)"),
+    "a full stop": lambda text: f"{text}.",
+    "a minus of Unicode": lambda text: text.replace("-", "−"),
+    "bold": lambda text: f"**{text}**",
+}
+CHANGED = {
+    "a digit more": lambda text: re.sub(r"(\d+)", lambda found: found[1] + "1", text, count=1),
+    "another number": lambda text: re.sub(r"(\d+)", lambda found: str(int(found[1]) + 1), text, count=1),
+    "a summand": lambda text: f"{text}+x",
+    "a second answer": lambda text: f"{text}, 12345",
+}
+
+
+def test_answers_of_math500_rewritten_and_changed(math500):
+    """Each in one spelling of the other kind: all of them are in the log, with their rates."""
+    for turn, answer in enumerate(sorted({row["answer"] for row in math500})):
+        name, rewrite = list(REWRITTEN.items())[turn % len(REWRITTEN)]
+        assert same_answer(rewrite(answer), answer) == "correct", (name, answer)
+        name, change = list(CHANGED.items())[turn % len(CHANGED)]
+        if change(answer) != answer and not re.search(r"frac\s*\d", answer):  # `\frac341` is three quarters of 1
+            assert same_answer(change(answer), answer) == "wrong", (name, answer)
+
+
+def test_answers_of_a_real_model(data_root):
+    path = data_root / "traces" / "coder-1.5b-gsm8k.jsonl.gz"
+    if not path.is_file():
+        pytest.skip(f"needs {path.name} under RQAT_DATA")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    judged = [(grade(row["completion"], row["answer"]) == "correct", row["ok"]) for row in rows]
+    assert all(found == known for found, known in judged)
+
+
+@pytest.mark.slow
+def test_ten_thousand_strings_are_answered_in_time():
+    """Random strings of what answers are made of; none may take longer than its time, and none may raise."""
+    rng = random.Random(0)
+    pieces = [
+        r"\frac",
+        r"\sqrt",
+        r"\boxed{",
+        "{",
+        "}",
+        "^",
+        "_",
+        "(",
+        ")",
+        "[",
+        "]",
+        r"\{",
+        r"\}",
+        ",",
+        ";",
+        "=",
+        "<",
+        "±",
+    ]
+    pieces += [
+        "1",
+        "2",
+        "9" * 9,
+        "x",
+        "y",
+        "0",
+        ".",
+        "%",
+        "!",
+        " and ",
+        r"\text{",
+        r"\pi",
+        r"\infty",
+        "&",
+        r"\\",
+        "|",
+        "-",
+        "π",
+    ]
+    pieces += [
+        r"\begin{pmatrix}",
+        r"\end{pmatrix}",
+        r"\cup",
+        r"\in",
+        "°",
+        " km",
+        "é",
+        "\x00",
+        "…",
+        "𝟙",
+        r"\sum",
+        r"\int",
+        "/",
+    ]
+    answers = [
+        "18",
+        r"\frac{1}{2}",
+        "x+1",
+        "(1,2)",
+        r"\{1,2\}",
+        r"\text{no}",
+        r"\begin{pmatrix}1\\2\end{pmatrix}",
+        "y=2x",
+    ]
+    for turn in range(10_000):
+        text = "".join(rng.choice(pieces) for _ in range(rng.randint(1, 14)))
+        began = time.monotonic()
+        assert same_answer(text, answers[turn % len(answers)], timeout_s=1.0) in ("correct", "wrong", "unverifiable")
+        assert time.monotonic() - began < 30, text

@@ -1,5 +1,7 @@
 """Running a task: figures, seeds, and resuming after an interruption at any byte."""
 
+import json
+
 import pytest
 
 import rqat
@@ -135,3 +137,39 @@ def test_graders_of_plugins_see_the_completion(model, tokenizer):
             return "wrong"
 
     assert run_task(Boxed(count=2), "echo", model, tokenizer).results["wrong"] == 2
+
+
+def test_samples_are_on_disk_as_they_come_and_the_accuracy_so_far_is_told(model, tokenizer, tmp_path):
+    path, seen = tmp_path / "samples.jsonl", []
+
+    def report(done, note):
+        seen.append((done, len(path.read_text().splitlines()), note))
+
+    found = run_task(Echo(), "echo", model, tokenizer, batch=3, stream=path, report=report)
+    assert {(done, lines) for done, lines, _ in seen} == {(3, 0), (6, 3), (9, 6)}
+    assert any(note.startswith("0.0 % correct (0 to 56)  ") for *_, note in seen)
+    assert sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["index"]) == found.samples
+
+
+def test_a_system_prompt_and_settings_of_the_template_are_the_tasks(model):
+    words = tiny_tokenizer()
+    words.chat_template = "{{ messages[0].content }}|{{ thinking }}|{{ messages[-1].content }}:"
+    options = rqat.TaskOptions(max_new_tokens=2, system="Be brief.", chat_template_kwargs={"thinking": False})
+    found = run_task(Echo(options), "echo", model, words, limit=2)
+    assert [sample["prompt"] for sample in found.samples] == ["Be brief.|False|x:", "Be brief.|False|xx:"]
+
+
+class Thinker(Echo):
+    def grade(self, completion, answer, row):
+        return "wrong" if completion.startswith("<think>") else "correct"
+
+
+def test_thinking_that_the_prompt_opened_and_nothing_closed_reaches_the_grader(model):
+    words = tiny_tokenizer()
+    words.chat_template = "{{ messages[-1].content }}<think>"
+    found = run_task(Thinker(), "thinker", model, words, limit=2)
+    assert {sample["verdict"] for sample in found.samples} == {"wrong"}
+    assert not found.samples[0]["completion"].startswith("<think>")
+    assert {sample["verdict"] for sample in run_task(Thinker(), "thinker", model, tiny_tokenizer()).samples} == {
+        "correct"
+    }

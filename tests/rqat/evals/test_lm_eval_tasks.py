@@ -7,7 +7,7 @@ import pytest
 
 from rqat.contracts import TaskOptions
 from rqat.errors import DataError, UnknownName
-from rqat.evals.lm_eval_tasks import find_task, run_lm_eval_task
+from rqat.evals.lm_eval_tasks import find_task, prepare_task, run_lm_eval_task
 from tests.tiny import tiny_model, tiny_tokenizer
 
 # Two rows of GSM8K: MIT licence, Copyright (c) 2021 OpenAI (github.com/openai/grade-school-math).
@@ -85,3 +85,71 @@ def test_unknown_names_are_told_within_seconds():
 @pytest.mark.parametrize("name", ["gsm8k", "hellaswag", "mmlu", "arc_easy", "aime24", "minerva_math500"])
 def test_known_names_are_found(name):
     assert f"{name}" in find_task(name).read_text(encoding="utf-8")
+
+
+FAMILY = """\
+{name}
+task: {task}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["A", "B"]
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    """Two tasks with a tag, a group without a figure of its own and one with, where lm-eval's own tasks would lie."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "tasks" / "pair"
+    folder.mkdir(parents=True)
+    for number, task in enumerate(("pair_one", "pair_two")):
+        data = folder / f"{task}.json"
+        rows = [{"question": f"{task} {index}?", "answer": index % 2} for index in range(3 + number)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{task}.yaml").write_text(FAMILY.format(name="tag: pair", task=task, data=data))
+    (folder / "plain.yaml").write_text("group: pair_plain\ntask: [pair_one, pair_two]\n")
+    mean = "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n"
+    (folder / "mean.yaml").write_text(f"group: pair_mean\ntask: [pair_one, pair_two]\n{mean}")
+    needs = FAMILY.format(name="tag: needy", task="needy", data=data).replace("{{question}}", "?")
+    (folder / "needy.yaml").write_text(f"{needs}process_docs: !function needy.process\n")
+    (folder / "needy.py").write_text("import langdetect_of_nobody\n\ndef process(rows):\n    return rows\n")
+    monkeypatch.setattr("rqat.evals.lm_eval_tasks._root", lambda: tmp_path / "tasks")
+    return tmp_path / "tasks"
+
+
+@pytest.mark.parametrize("name", ["pair", "pair_plain", "pair_mean", "pair_one"])
+def test_tags_and_groups_have_the_figures_that_lm_eval_gives(model, family, name):
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    found = run_lm_eval_task(name, model, tiny_tokenizer(), batch=2)
+    lm = HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=2)
+    manager = TaskManager(include_path=str(family), include_defaults=False)
+    alone = lm_eval.simple_evaluate(model=lm, tasks=[name], bootstrap_iters=0, task_manager=manager)["results"]
+    if name in ("pair_one", "pair_mean"):
+        assert found.results["accuracy"] == alone[name]["acc,none"]
+    else:
+        accuracies = {task: alone[task]["acc,none"] for task in ("pair_one", "pair_two")}
+        assert found.results["metrics"] == {f"{task}/acc,none": value for task, value in accuracies.items()}
+        assert found.results["accuracy"] == pytest.approx(sum(accuracies.values()) / 2)
+        assert found.results["metric"] == "mean over 2 tasks"
+    assert found.results["n"] == len(found.samples) == (3 if name == "pair_one" else 7)
+    assert found.results["low"] <= found.results["accuracy"] <= found.results["high"]
+
+
+def test_a_missing_package_is_one_line_before_any_work(family, monkeypatch):
+    with pytest.raises(DataError, match="'needy' needs the package 'langdetect_of_nobody'") as caught:
+        prepare_task("needy")
+    assert caught.value.hint == "Install it: pip install langdetect_of_nobody"
+    needs = ["langdetect-of-nobody>=1; extra == 'ifeval'"]
+    monkeypatch.setattr("rqat.evals.lm_eval_tasks.requires", lambda name: needs)
+    with pytest.raises(DataError) as caught:
+        prepare_task("needy")
+    assert caught.value.hint == "pip install 'lm_eval[ifeval]'"

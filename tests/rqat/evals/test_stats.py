@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from rqat.evals.stats import bootstrap, mcnemar, paired, wilson
+from rqat.evals.stats import bootstrap, bootstrap_of_means, mcnemar, paired, pass_at_k, wilson
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,22 @@ def test_problems_drawn_with_all_their_seeds_cover_the_true_difference():
         truth = 0.05 - 0.05**2 / 2  # capped at 1
         covered += low <= truth <= high
     assert 0.91 <= covered / trials <= 0.98
+
+
+def test_pass_at_k_against_enumeration():
+    from itertools import combinations
+
+    for n in (1, 3, 6):
+        for correct in range(n + 1):
+            for k in range(1, n + 1):
+                drawn = [any(place < correct for place in chosen) for chosen in combinations(range(n), k)]
+                assert pass_at_k(n, correct, k) == pytest.approx(sum(drawn) / len(drawn))
+    with pytest.raises(ValueError, match="pass@4 of 1 in 3"):
+        pass_at_k(3, 1, 4)
+
+
+def test_bootstrap_of_means_of_one_group_is_the_bootstrap():
+    scores = np.random.default_rng(2).random(50)
+    assert bootstrap_of_means([scores]) == pytest.approx(bootstrap(scores), abs=5e-3)
+    low, high = bootstrap_of_means([[0.0] * 10, [1.0] * 30])
+    assert (low, high) == (0.5, 0.5)
