@@ -88,7 +88,7 @@ def main() -> None:
     import torch
 
     import rqat_gptq
-    from rqat.model import activations, blocks
+    from rqat.model import activations, blocks, statistics
     from rqat.model.activations import TokenBatch
     from rqat.scheme import Scheme
     from rqat.stages.quantize.run import TOKENS_AT_ONCE
@@ -105,9 +105,10 @@ def main() -> None:
     timers = Timers(device)
     timers.wrap(activations.Activations, "advance", "output forward")
     timers.wrap(activations.Activations, "collect", "statistics forward and Hessian")
-    timers.wrap(activations, "add_gram", "  of it Hessian")
+    timers.wrap(statistics, "add_gram", "  of it Hessian")
     timers.wrap(solver, "_inverse_factor", "factor")
-    timers.wrap(solver, "fit_clip", "clip search")
+    timers.wrap(solver, "fit_ends", "clip search")
+    timers.wrap(solver, "refit_scales", "scales refitted")
     timers.wrap(solver, "gptq_block", "column loop")
     timers.wrap(blocks, "relative_error", "error report")
     timers.wrap(blocks, "check_result", "check of the result")

@@ -41,14 +41,14 @@ class Options(rqat.Options):
             pass.
     """
 
-    damp: float = Field(default=0.01, ge=0, lt=1)
+    damp: float = Field(default=0.05, ge=0, lt=1)
     shrink: float = Field(default=0.0, ge=0, le=1)
     block_columns: int = Field(default=128, ge=1)
     act_order: bool | Literal["groups"] = True
     static_groups: bool | None = None
-    clip: Literal["minmax", "mse", "ends"] = "mse"
+    clip: Literal["minmax", "mse", "ends"] = "ends"
     narrowest: float | None = Field(default=None, gt=0, le=1)
-    refits: int = Field(default=0, ge=0)
+    refits: int = Field(default=2, ge=0)
     asymmetric: float = Field(default=0.0, ge=0, le=1)
     true_sequential: bool = False
     token_weights: Literal["equal", "saliency"] = "equal"
