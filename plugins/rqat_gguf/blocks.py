@@ -33,8 +33,8 @@ def blocks(weight: rqat.QuantizedWeight, kind: str) -> np.ndarray:
         ValueError: a value, or a scale, that the type does not hold.
     """
     rows = max(1, AT_ONCE // weight.codes.shape[1])
-    parts = (tensor.split(rows) for tensor in (weight.codes, weight.zero, weight.scale))
-    return np.concatenate([_rows(*some, kind) for some in zip(*parts, strict=True)])
+    parts = zip(weight.codes.split(rows), weight.zero.split(rows), weight.scale.split(rows), strict=True)
+    return np.concatenate([_rows(codes, zero, scale, kind) for codes, zero, scale in parts])
 
 
 def _rows(codes: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor, kind: str) -> np.ndarray:
@@ -43,6 +43,7 @@ def _rows(codes: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor, kind: st
     levels = codes.int() - zero.int().repeat_interleave(group, 1) + OFFSETS[kind]
     if int(levels.min()) < 0 or int(levels.max()) >= 2 * OFFSETS[kind]:
         raise ValueError(f"{kind} does not hold its codes")
+    parts: list[np.ndarray]
     q = levels.numpy().astype(np.uint8).reshape(out, -1, BLOCK)
     low, high = q[..., : BLOCK // 2], q[..., BLOCK // 2 :]
     if kind == "Q4_0":
