@@ -96,7 +96,7 @@ def test_a_model_comes_closer_than_by_gptq(told: pytest.LogCaptureFixture) -> No
     """Though not by much: on random weights and tokens gptq is good already, and its start needs a lower rate."""
     made, _, _ = quantized(start="gptq", epochs=8, lr=2e-4, scale_lr=1e-3)
     assert all(after < before for before, after in errors(told))
-    assert error(made) < 0.95 * error(by_gptq())
+    assert error(made) < 0.97 * error(by_gptq())
 
 
 @pytest.mark.parametrize("target", ["original", "inputs"])
@@ -273,7 +273,7 @@ def test_the_start_counts_in_the_fingerprint_by_what_it_is(tmp_path: Path) -> No
         step = next(step for step in plan.steps if step.variant == "block-ap")
         return plan.facts(step)["parts"]["quantizer"]
 
-    assert facts(None) == facts("gptq") == facts({"method": "gptq", "narrowest": 0.8})
+    assert facts(None) == facts("gptq") == facts({"method": "gptq", "refits": 2})
     assert facts("gptq") != facts({"method": "gptq", "narrowest": 0.5})
     assert facts("gptq") != facts("rtn")
 
