@@ -143,7 +143,7 @@ def _tiles(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any
     variants = summary["variants"]
     tiles = [(score(figures["accuracy"]), f"{name} on {summary['task']}") for name, figures in variants.items()]
     pairs = [pair for pair in summary["paired"] if pair["task"] == summary["task"]]
-    tiles += filter(None, [recovered(run.start, variants, pairs)])
+    tiles += filter(None, [recovered(run.start, run.furthest(variants), variants, pairs)])
     if "bytes" in summary:
         bits = summary["bits_per_parameter"]
         tiles.append((size(summary["bytes"]), f"{bits:.2f} bits per parameter, {16 / bits:.1f} times less than 16"))
@@ -155,9 +155,8 @@ def _tiles(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any
     return tiles
 
 
-def recovered(start: str, variants: Mapping[str, Any], pairs: Pairs) -> tuple[str, str] | None:
+def recovered(start: str, last: str, variants: Mapping[str, Any], pairs: Pairs) -> tuple[str, str] | None:
     """Which share of what quantization lost the last model has won back; only of a loss and a gain that are shown."""
-    last = list(variants)[-1] if variants else ""
     if BASE not in variants or start not in variants or last in (BASE, start):
         return None
     says = {(pair["variant"], pair["against"]): pair["says"] for pair in pairs}

@@ -99,6 +99,12 @@ class RunFiles:
         made = (step.start for step in self.steps if step.variant == variant and _makes_model(step))
         return next(made, "")
 
+    def furthest(self, variants: Iterable[str]) -> str:
+        """Of these models the last that the run came to; one that is only compared with is none of its steps."""
+        names = list(variants)
+        own = [name for name in names if name in (BASE, self.start) or self.before(name)]
+        return (own or names)[-1] if names else ""
+
     @property
     def variants(self) -> list[str]:
         """Every model of the run, the one before quantization first: the order of their colours."""

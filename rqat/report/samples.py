@@ -70,7 +70,7 @@ def pick(run: RunFiles, task: str) -> Picked:
     if not variants:
         return Picked("", "")
     common = sorted(set.intersection(*(set(rows) for rows in variants.values())))
-    last = list(variants)[-1]
+    last = run.furthest(variants)
     picked = Picked(BASE if BASE in variants else next(iter(variants)), last)
     picked.counts.update({"all": len(common), CHANGED: 0, LOST: 0, GAINED: 0})
     of_kind: dict[str, int] = {}

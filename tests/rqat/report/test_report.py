@@ -312,6 +312,15 @@ def test_a_stopped_run_has_a_report_of_what_is_there(job):
     assert not (job.folder / "summary.json").exists()
 
 
+def test_a_model_that_is_only_compared_with_is_no_step_of_the_run(job):
+    """Of a run that was stopped after it."""
+    run = read_run(job)
+    assert run.furthest(["bf16", "rtn", "gptq", "kd", "grpo"]) == "grpo"
+    assert run.furthest(["bf16", "gptq", "rtn"]) == "gptq"
+    assert run.furthest(["rtn"]) == "rtn"
+    assert run.furthest([]) == ""
+
+
 def test_a_run_that_goes_on_says_so(job):
     report.begin(job)
     (job.folder / "12-evaluate-bf16").rename(job.folder / "12-evaluate-bf16.partial")
@@ -414,7 +423,7 @@ def pair(variant, against, says):
 def test_what_was_won_back_is_claimed_only_where_it_is_shown(gptq, kd, pairs, value, label):
     variants = {name: {"accuracy": share} for name, share in {"bf16": 0.9, "gptq": gptq, "kd": kd}.items()}
     told = [pair("gptq", "bf16", pairs["gptq"]), pair("kd", "gptq", pairs["kd"]), pair("kd", "bf16", pairs["kd bf16"])]
-    found = recovered("gptq", variants, told)
+    found = recovered("gptq", "kd", variants, told)
     assert found is not None
     assert found[0] == value
     assert label in found[1]
