@@ -26,12 +26,13 @@ class Options(rqat.Options):
             it, and false otherwise.
         clip: `mse` narrows the span of each group to the one of least squared error, each input feature weighted by how
             much of its error later columns cannot make up for; `ends` narrows its two ends by different shares;
-            `minmax` spans every weight. Grids other than the uniform one have a fit of their own.
+            `minmax` spans every weight. Left out, `ends` at 2 bits and `mse` with more. Grids other than the uniform
+            one have a fit of their own.
         narrowest: share of the full span that it may be narrowed to; left out, 0.5 at 2 bits and 0.8 with more. The
             search sees the weights before the loop, which then adds to those still to come: a span that just fits the
             originals cuts them off.
         refits: how often the scales are fitted anew to the codes that the loop has chosen, for the least output error,
-            and the loop is run again in between. Of the uniform grid only.
+            and the loop is run again in between. Left out, 2 at 2 bits and 0 with more. Of the uniform grid only.
         asymmetric: share of what the layers before have done to a layer's input that its weights make up for (GPTAQ,
             arXiv 2504.02692); more than 0 carries the original model's hidden states along.
         true_sequential: within a block, take the statistics of a layer's inputs when the layers before it have been
@@ -46,9 +47,9 @@ class Options(rqat.Options):
     block_columns: int = Field(default=128, ge=1)
     act_order: bool | Literal["groups"] = True
     static_groups: bool | None = None
-    clip: Literal["minmax", "mse", "ends"] = "ends"
+    clip: Literal["minmax", "mse", "ends"] | None = None
     narrowest: float | None = Field(default=None, gt=0, le=1)
-    refits: int = Field(default=2, ge=0)
+    refits: int | None = Field(default=None, ge=0)
     asymmetric: float = Field(default=0.0, ge=0, le=1)
     true_sequential: bool = False
     token_weights: Literal["equal", "saliency"] = "equal"
@@ -56,6 +57,14 @@ class Options(rqat.Options):
     def narrowest_at(self, bits: int) -> float:
         """`narrowest`, or what it is at so many bits."""
         return (0.5 if bits == 2 else 0.8) if self.narrowest is None else self.narrowest
+
+    def clip_at(self, bits: int) -> Literal["minmax", "mse", "ends"]:
+        """`clip`, or what it is at so many bits."""
+        return ("ends" if bits == 2 else "mse") if self.clip is None else self.clip
+
+    def refits_at(self, bits: int) -> int:
+        """`refits`, or how many there are at so many bits."""
+        return (2 if bits == 2 else 0) if self.refits is None else self.refits
 
     def also_needs(self) -> Iterable[str]:
         """See `rqat.Options`."""

@@ -143,7 +143,8 @@ class Gptq(rqat.Quantizer):
 
         best: tuple[Tensor, Tensor, Tensor] | None = None
         least = torch.full((weight.shape[0],), torch.inf, dtype=torch.float64, device=weight.device)
-        for turn in range(max(1, self.options.refits)):
+        refits = self.options.refits_at(scheme.bits)
+        for turn in range(max(1, refits)):
             codes, scale, zero = gptq_block(
                 ordered,
                 factor,
@@ -155,7 +156,7 @@ class Gptq(rqat.Quantizer):
                 columns=self.options.block_columns,
             )
             codes = codes[:, back]
-            if not self.options.refits:
+            if not refits:
                 return codes, scale, zero
             scale, error = refit_scales(weight, codes, scale, zero, hessian, damping)
             better = (error < least)[:, None]
@@ -174,9 +175,10 @@ class Gptq(rqat.Quantizer):
     def _fit(self, weight: Tensor, importance: Tensor, scheme: rqat.Scheme) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the whole groups in `weight (O, I)`; `importance (I,)` of a squared error."""
         groups, symmetric = scheme.groups(weight.shape[1]), scheme.symmetric
-        if self.options.clip == "minmax":
+        clip = self.options.clip_at(scheme.bits)
+        if clip == "minmax":
             return fit_minmax(weight, groups, scheme.max_code, symmetric=symmetric)
-        search = fit_ends if self.options.clip == "ends" else fit_clip
+        search = fit_ends if clip == "ends" else fit_clip
         narrowest = self.options.narrowest_at(scheme.bits)
         return search(weight, groups, scheme.max_code, symmetric=symmetric, importance=importance, narrowest=narrowest)
 
@@ -191,7 +193,7 @@ class Gptq(rqat.Quantizer):
         grid = rqat.grid_of(scheme)
         if not grid.uniform:
             return grid.quantize_layer(weight, *grid.fit_layer(weight), note)
-        fit = {"minmax": fit_minmax, "mse": fit_clip, "ends": fit_ends}[self.options.clip]
+        fit = {"minmax": fit_minmax, "mse": fit_clip, "ends": fit_ends}[self.options.clip_at(scheme.bits)]
         scale, zero = fit(weight, scheme.groups(weight.shape[1]), scheme.max_code, symmetric=scheme.symmetric)
         return grid.quantize_layer(weight, scale, zero, note)
 

@@ -219,6 +219,7 @@ class Bench:
 
     def _report(self, path: Path) -> None:
         from rqat.report.page import page
+        from rqat.report.planned import read_plan
         from rqat.report.run_files import RunFiles, StepFiles
         from rqat.report.summary import summary_of
 
@@ -240,7 +241,7 @@ class Bench:
             for number, variant in enumerate(("bf16", "gptq"))
         ]
         recipe = {"model": {"path": "m"}}
-        run = RunFiles(path.parent, "mine", "w4g64", recipe, "cpu", steps)
+        run = RunFiles(path.parent, "mine", "w4g64", recipe, "cpu", steps, read_plan(path.parent))
         page(run, summary_of(run), {"told": [], "rqat": "0", "packages": {}, "machine": {}})
 
     # ------------------------------------------------------------------------------------------- good files
