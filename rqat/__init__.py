@@ -74,6 +74,7 @@ if TYPE_CHECKING:
 
     from .api import QuantizedModel, evaluate, export, load, quantize, save
     from .train.optimizer import QuantizedOptimizer
+    from .train.shards import as_forward
     from .train.teacher import check_linear_head, scaled_logits
 
 __version__ = "0.1.0"
@@ -140,6 +141,7 @@ __all__ = [
     "UnknownName",
     "Verdict",
     "__version__",
+    "as_forward",
     "check_linear_head",
     "evaluate",
     "export",
@@ -158,6 +160,7 @@ __all__ = [
 _FETCHED = {
     ".api": ("QuantizedModel", "evaluate", "export", "load", "quantize", "save"),
     ".train.optimizer": ("QuantizedOptimizer",),
+    ".train.shards": ("as_forward",),
     ".train.teacher": ("check_linear_head", "scaled_logits"),
 }
 """What is fetched when it is first named, since it imports torch, by the module it is in."""

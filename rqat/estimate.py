@@ -21,6 +21,15 @@ LOGITS_COPIES = 3
 LOGITS_CHUNK = 1 << 29
 """Bytes of logits in a loss that works in chunks."""
 
+LATENT_BYTES = 2
+"""Of a weight's place in its cell, as a train step leaves it for the next."""
+
+CHECKPOINT_FILE = 1 << 30
+"""Bytes of a checkpoint that torch makes in memory at once, beside the copy it writes from."""
+
+AHEAD = 2
+"""Blocks of a split model that are gathered at the same time: one is computed, and the next one is on its way."""
+
 LIBRARIES_BYTES = 1 << 30
 """Python, torch and transformers themselves."""
 
@@ -204,3 +213,53 @@ class Sizes:
     def _width(self, keys: ModelKeys) -> int:
         narrow = keys.dtype == "bfloat16" or (keys.dtype == "auto" and self.device.startswith("cuda"))
         return 2 if narrow else FLOAT32
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What training takes in one process; bytes where the name does not say otherwise.
+
+    Attributes:
+        trained: parameters that are trained.
+        optimizer: what the optimizer holds for them.
+        teachers: models that are only looked at.
+        shards: parts that all of this is split into, of which a process holds one.
+        saves: checkpoints are written while training goes on.
+        cache: of completions that are written.
+        together: models that are gathered for a while, to write or to be compared, where they are split.
+    """
+
+    sizes: Sizes
+    trained: int
+    optimizer: int
+    teachers: int
+    shards: int = 1
+    saves: bool = True
+    cache: int = 0
+    together: int = 0
+
+    def memory(self, passing: float) -> float:
+        """At the worst moment: what stays, and what one pass through the model takes beside it.
+
+        Args:
+            passing: activations and logits of a forward and a backward pass.
+        """
+        sizes, host, split = self.sizes, self.sizes.device == "cpu", self.shards > 1
+        block = sizes.quantized // max(1, sizes.config.blocks) * sizes.width
+        ends = sizes.rest * sizes.width
+        stays: float = sizes.model + self.optimizer + self.teachers
+        if host:  # the layers that training started from, and what is being written of the optimizer
+            stays += sizes.codes + (self.optimizer if self.saves else 0)
+        stays = stays / self.shards + (min(self.optimizer, CHECKPOINT_FILE) if host and self.saves else 0)
+        passing += self.trained * sizes.width / self.shards
+        if split:  # gathered weights of the model and of its teacher, and gradients that are not yet spread
+            stays += (ends + AHEAD * block) * (2 if self.teachers else 1)
+            passing += AHEAD * block + (ends if self.trained > sizes.quantized else 0)
+        if host:  # or at the end: what the last checkpoint is written from, codes and places in their cells
+            last = 0 if self.saves else sizes.optimizer(self.trained, 0, 0) / self.shards
+            passing = max(passing, last + sizes.codes + sizes.quantized * LATENT_BYTES + sizes.rest_stored)
+        if split:
+            passing = max(passing, self.together + (self.cache if host else 0))
+        # On a GPU the cache of completions is kept while the model learns from them.
+        worst = stays + (max(passing, self.cache) if host else passing + self.cache)
+        return max(worst, sizes.model + self.teachers) if split else worst  # each loads both before it splits them

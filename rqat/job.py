@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .model.original import Original
+from .nodes import Nodes
 from .processes import Processes
 from .storage import PARTIAL, SCRATCH
 
@@ -83,7 +84,8 @@ class Job:
         device: "cpu" or "cuda".
         offline: nothing may be fetched.
         progress: where long work reports to.
-        workers: processes that a stage runs in which can run in several.
+        workers: processes on this machine that a stage runs in which can run in several.
+        nodes: machines that do the run together.
         told: what was known of the plan before it ran; it stands in the run's manifest and in the report.
         saved: called whenever a step has saved what it can resume from.
         original: keeps the plan's model in memory between steps, where there is room.
@@ -98,9 +100,15 @@ class Job:
     progress: Progress = field(default_factory=Silence)
     processes: Processes = field(default_factory=Processes)
     workers: int = 1
+    nodes: Nodes = field(default_factory=Nodes)
     told: Sequence[str] = ()
     saved: Callable[[], None] = field(default=lambda: None)
     original: Original = field(default_factory=Original)
+
+    @property
+    def together(self) -> int:
+        """Processes that such a stage runs in, on all machines."""
+        return self.workers * self.nodes.count
 
     def make(self, step: Step, role: str) -> Any:
         """Builds the part a step uses in `role` ("quantizer", "source", "objective", "task", "exporter")."""

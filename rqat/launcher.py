@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import DiskError, RqatError, RunError
 from .job import Bar, Job, Progress
 from .model.memory import give_back
-from .processes import WorkerFailed
+from .nodes import Nodes
+from .processes import LONGEST, WorkerFailed
 from .quiet import hush
 from .stage import Step
 from .storage import read_json, write_json
@@ -63,8 +64,8 @@ def check_processes(count: int, device: str) -> None:
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() == "true":
             raise RqatError(
-                f"{variable} asks for {name}, which splits a model over processes; here every process holds all of it.",
-                hint=f"Start rqat without {variable}.",
+                f"{variable} asks for {name}, by which accelerate splits a model over processes; rqat does so itself.",
+                hint=f"Start rqat without {variable}; `shard: true` of a train step splits its model.",
             )
     if device != "cuda":
         return
@@ -79,23 +80,25 @@ def check_processes(count: int, device: str) -> None:
 
 
 def launch(job: Job, step: Step) -> dict[str, Any]:
-    """Does the work of `step` in `job.workers` processes; see the module.
+    """Does the work of `step` in `job.workers` processes, on each of `job.nodes`; see the module.
 
     Returns:
-        What the stage's `run` returns in the first.
+        What the stage's `run` returns in the first, on the first machine; nothing on others.
 
     Raises:
         RqatError: what a worker reports, or it was killed.
         WorkerFailed: a worker failed otherwise.
     """
+    fingerprint = job.plan.fingerprint(step)
     job.original.release()  # every process loads its own
     give_back(job.device)
     with tempfile.TemporaryDirectory(prefix="rqat-") as name:
         folder = Path(name)
         write_json(folder / ORDER, _order(job, step))
         with _relayed(folder / RELAY, job.progress):
-            _run_workers(job.workers, folder)
-        results: dict[str, Any] = read_json(folder / RESULTS)
+            job.nodes.call(job.folder, step.name, fingerprint)
+            _run_workers(job.workers, folder, job.nodes, fingerprint)
+        results: dict[str, Any] = {} if job.nodes.rank else read_json(folder / RESULTS)
         return results
 
 
@@ -115,24 +118,30 @@ def _order(job: Job, step: Step) -> dict[str, Any]:
     }
 
 
-def _run_workers(count: int, folder: Path) -> None:
+def _run_workers(count: int, folder: Path, nodes: Nodes, run: str) -> None:
+    """Starts the workers of this machine and waits for them.
+
+    Args:
+        run: what all machines call it.
+    """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    alone: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "local_addr": "127.0.0.1"}
+    met = {"rank": nodes.rank, "timeout": int(LONGEST.total_seconds())}
+    several = {"rdzv_backend": "static", "rdzv_endpoint": nodes.address, "rdzv_configs": met}
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes.count,
+        max_nodes=nodes.count,
         nproc_per_node=count,
-        run_id=folder.name,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+        run_id=folder.name if nodes.count == 1 else run,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=Std.ALL),
         # Ctrl-C stays a KeyboardInterrupt, on which the launcher ends the workers as well.
         signals_to_handle="SIGTERM",
         shutdown_timeout=GRACE_S,
+        **(alone if nodes.count == 1 else several),
     )
     hush(*NOISY, level=logging.CRITICAL)  # what they say of a worker that failed is said by `_cause`
     before = signal.getsignal(signal.SIGTERM)

@@ -83,7 +83,7 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
     if job.workers > 1:
         check_processes(job.workers, job.device)
     refuse_links(job.folder)
-    with only_one(job.folder):
+    with only_one(job.folder), job.nodes.leading(job.folder):
         _refuse_foreign_folder(job)
         sweep(job.folder)
         if fresh:
@@ -111,6 +111,28 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
         if not outcome.summary:
             outcome.summary = report.write(job)
         return outcome
+
+
+def follow(job: Job) -> list[str]:
+    """Takes part in what the first of several machines does in processes; names of the steps, when its run has ended.
+
+    Raises:
+        RunError: it runs another plan. RqatError: see `launch`.
+    """
+    if job.workers > 1:
+        check_processes(job.workers, job.device)
+    joined = []
+    for name, fingerprint in job.nodes.calls(job.folder):
+        step = next((step for step in job.plan.steps if step.name == name), None)
+        if step is None or job.plan.fingerprint(step) != fingerprint:
+            raise RunError(
+                f"the first machine is at {name}, which is no step of this plan, or another.",
+                hint="Give the same command on every machine, with the same files, plugins and version of rqat.",
+            )
+        log.warning("%s: joins as machine %d of %d", name, job.nodes.rank, job.nodes.count)
+        launch(job, step)
+        joined.append(name)
+    return joined
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -301,7 +323,7 @@ def _publish(work: Path, final: Path) -> None:
 def run_stage(job: Job, step: Step) -> dict[str, Any]:
     """Does the work of a step in `job.workdir(step)`: in `job.workers` processes where its stage can run in several."""
     stage = stages().get(step.stage)
-    if job.workers > 1 and stage is not None and stage.several:
+    if job.together > 1 and stage is not None and stage.in_several(step):
         return launch(job, step)
     _seed()
     together = job.processes.count

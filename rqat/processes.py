@@ -1,7 +1,8 @@
 """This process among several that do one step together, one for each GPU; see `launcher` for who starts them.
 
-Each holds the whole model and takes its share of every batch. They wait for each other in the collective operations of
-one process group, which lives as long as they do. The first, of rank 0, leads: it alone writes the step's files.
+Each takes its share of every batch, and holds the whole model, or rows of it (`rqat.train.shards`). They wait for each
+other in the collective operations of one process group, which lives as long as they do. The first, of rank 0, leads: it
+alone writes the step's files.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ class Processes:
         """
         import torch
 
+        own: dict[str, Any] = {}
         if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group(_backend(device), timeout=LONGEST)
+            own["device_id"] = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(own["device_id"])
+        torch.distributed.init_process_group(_backend(device), timeout=LONGEST, **own)
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
     @property
@@ -67,6 +70,10 @@ class Processes:
 
             torch.distributed.all_gather_object(texts, text)
         return texts
+
+    def agree(self, verdict: bool) -> bool:
+        """Whether all say yes. To be called by all."""
+        return all(self.gather("yes" if verdict else ""))
 
     def arguments(self, device: str) -> dict[str, Any]:
         """Settings of a Trainer that trains together."""

@@ -271,7 +271,6 @@ class Stage:
         name: of its folder.
         order: stages add their steps in ascending order; also that of their sections in a recipe.
         sections: the recipe's keys it brings.
-        several: it runs in several processes, where several were started.
         makes_model: a step of it makes a variant, which is exported and evaluated.
         only_if_used: a step of it that no other needs is left out.
         of_model: what of the model decides its results: all of it, or the tokenizer alone.
@@ -287,7 +286,6 @@ class Stage:
     name: ClassVar[str]
     order: ClassVar[int]
     sections: ClassVar[tuple[Section, ...]] = ()
-    several: ClassVar[bool] = False
     makes_model: ClassVar[bool] = False
     only_if_used: ClassVar[bool] = False
     of_model: ClassVar[Literal["all", "tokenizer"]] = "all"
@@ -300,6 +298,10 @@ class Stage:
 
     def add(self, making: Making) -> None:
         """Adds the steps a recipe asks for."""
+
+    def in_several(self, step: Step) -> bool:
+        """Whether a step runs in several processes, where several were started."""
+        return False
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """Memory and disk a step takes: an upper bound."""

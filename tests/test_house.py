@@ -78,7 +78,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "cut_out": (),
     "scaffold": ("registry", "cards", "cut_out", "storage", "errors"),
     "testing": ("generation", "grids", "keys", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
-    "job": ("plan", "stage", "registry", "model", "processes", "storage"),
+    "nodes": ("errors", "storage"),
+    "job": ("plan", "stage", "registry", "model", "processes", "nodes", "storage"),
     "works": (
         "figures",
         "lighter",
@@ -102,7 +103,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("run_folder", "run_lock", "filled", "intact"),
         *("job", "plan", "stages", "stage", "evals", "storage", "figures", "errors"),
     ),
-    "launcher": ("shapes", "quiet", "job", "stage", "processes", "storage", "errors"),
+    "launcher": ("shapes", "quiet", "job", "stage", "processes", "nodes", "storage", "errors"),
     "intact": ("storage", "errors"),
     "run_lock": ("storage", "errors"),
     "run_folder": ("intact", "facts", "stage", "storage", "errors"),

@@ -16,6 +16,17 @@ from rqat.worker import reporting
 from .training import EvenLength, train_step
 
 
+def launched(root: Path, asked: dict[str, Any], count: int = 2) -> list[str]:
+    """The command that trains in several processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+    return [*launcher, "-m", "tests.together", str(root), json.dumps(asked)]
+
+
+def work_of(root: Path, objective: str) -> Path:
+    """Where a training is done, and what it leaves."""
+    return root / "run" / f"02-train-{objective}.partial"
+
+
 class Noted(EvenLength):
     """Writes down what this process grades."""
 

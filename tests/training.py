@@ -20,7 +20,7 @@ from rqat.job import Job
 from rqat.keys import ModelKeys
 from rqat.model.checkpoint import save_checkpoint
 from rqat.registry import Registry
-from rqat.scheme import Scheme
+from rqat.scheme import Scheme, Schemes
 from rqat.stage import Step, Use
 from rqat.stages.gate import GateSettings
 from rqat.stages.train import REWARDS, TrainKeys
@@ -116,7 +116,10 @@ def train_step(
         parts = {"objective": Use(card, use.options, made), "task": use}
     recipe = SimpleNamespace(name="run", log=log)
     plan: Any = SimpleNamespace(
-        model=ModelKeys(path=str(folder / "model")), fingerprint=lambda step: step.name, recipe=recipe
+        model=ModelKeys(path=str(folder / "model")),
+        scheme=Schemes.parse("w2g32"),
+        fingerprint=lambda step: step.name,
+        recipe=recipe,
     )
     told = GateSettings.before(settings, use) if stage == "gate" else settings
     step = Step(f"02-{stage}-{objective}", stage, objective, told, parts, {"start": START})  # type: ignore[arg-type]

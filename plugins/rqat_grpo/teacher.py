@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+import rqat
 from rqat_kernels.linear_kl import linear_kl
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ class Distilled:
         counted[:, : inputs["prompt_ids"].shape[1]] = False
         # Counted once: a GPU has to be waited for, to know how many there are. A place predicts the token behind it.
         places = counted[:, 1:].nonzero(as_tuple=True)
-        with torch.no_grad():
-            theirs = self.teacher.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        theirs = rqat.as_forward(self.teacher, self._hidden, ids, mask)
         return linear_kl(
             hidden[places],
             student.get_output_embeddings().weight,
@@ -61,6 +61,11 @@ class Distilled:
             count=count,
             vocabulary=self.vocabulary,
         )
+
+    @torch.no_grad()
+    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = self.teacher.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return found
 
 
 @contextmanager

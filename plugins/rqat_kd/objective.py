@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +71,9 @@ class DistillationTrainer(SFTTrainer):
         # Counted once: a GPU has to be waited for, to know how many there are.
         row, column = (inputs["labels"][:, 1:] != -100).nonzero(as_tuple=True)
         places = row * inputs["labels"].shape[1] + column
-        theirs = _hidden(self.teacher, inputs["input_ids"], places, train=False)
-        hidden = partial(_hidden, student, train=True)
-        mine = _by_way_of(model, student, hidden, inputs["input_ids"], places)
+        given = (inputs["input_ids"], places)
+        theirs = rqat.as_forward(self.teacher, partial(_hidden, self.teacher, train=False), *given)
+        mine = rqat.as_forward(model, partial(_hidden, student, train=True), *given)
         loss = linear_kl(
             mine,
             student.get_output_embeddings().weight,
@@ -91,33 +90,6 @@ class DistillationTrainer(SFTTrainer):
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
-
-
-def _by_way_of(
-    wrapped: torch.nn.Module, model: torch.nn.Module, function: Callable[..., Tensor], *arguments: Tensor
-) -> Tensor:
-    """`function(*arguments)`, in place of the forward pass of `model` within that of `wrapped`, which may be DDP.
-
-    DDP averages the gradients of what its own forward pass has given, and of nothing else.
-    """
-    if wrapped is model:
-        return function(*arguments)
-    own = vars(model).get("forward")
-
-    def put_back() -> None:
-        vars(model).pop("forward", None)
-        if own is not None:
-            vars(model)["forward"] = own
-
-    def instead(*given: Tensor) -> Tensor:
-        put_back()  # `function` may use it
-        return function(*given)
-
-    vars(model)["forward"] = instead
-    try:
-        return wrapped(*arguments)
-    finally:
-        put_back()
 
 
 def _hidden(model: transformers.PreTrainedModel, input_ids: Tensor, places: Tensor, *, train: bool) -> Tensor:

@@ -42,3 +42,6 @@ Revision = Annotated[str | None, typer.Option(help="Hub revision of the model.")
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the model.")
 ]
+Processes = Annotated[
+    int, typer.Option("--processes", min=0, metavar="N", help="Train in N processes, one per GPU; 0: on all GPUs.")
+]

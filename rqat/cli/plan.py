@@ -14,7 +14,7 @@ from ..contracts.options import became
 from ..errors import RqatError
 from ..figures import size
 from . import display, options
-from .device import Device, likely_device
+from .device import Device, likely_device, visible_gpus
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -33,6 +33,7 @@ def plan(
     data: Annotated[
         bool, typer.Option("--data", help="Read the data as well, as a run would; this takes seconds.")
     ] = False,
+    processes: options.Processes = 1,
     device: Device = None,
     as_json: options.Json = False,
 ) -> None:
@@ -43,10 +44,11 @@ def plan(
 
     made = build_plan(load_recipe(name, changes or ()), context.obj.registry)
     folder = out or Path("runs") / made.recipe.name
-    findings = preflight(made, folder=folder, offline=context.obj.offline, device=likely_device())
+    device, workers = likely_device(), processes or max(1, len(visible_gpus()))
+    findings = preflight(made, folder=folder, offline=context.obj.offline, device=device, processes=workers)
     if data and not any(found.level == "error" for found in findings):
         findings = [*read_data(made, context.obj.registry, offline=context.obj.offline), *findings]
-    sizes = _sizes(made, likely_device(), offline=context.obj.offline)
+    sizes = _sizes(made, device, offline=context.obj.offline, processes=workers)
     bits = _bits(made, offline=context.obj.offline)
     states = _fates(made, folder)
     if as_json:
@@ -62,7 +64,7 @@ def plan(
             }
         )
     else:
-        _show(made, sizes, bits, states)
+        _show(made, sizes, bits, states, workers)
         typer.echo()
         for found in findings:
             show_finding(found)
@@ -150,7 +152,7 @@ def show_finding(found: Finding) -> None:
     display.note(f"{typer.style(found.level.capitalize(), fg=colour)}: {display.harmless(found.text + hint)}")
 
 
-def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, Any]]:
+def _sizes(made: Plan, device: str, *, offline: bool, processes: int) -> dict[str, dict[str, Any]]:
     """Memory and disk of every step, and what keys come to that leave it to the free memory.
 
     Nothing when the model cannot be read, which pre-flight reports.
@@ -159,7 +161,8 @@ def _sizes(made: Plan, device: str, *, offline: bool) -> dict[str, dict[str, Any
     from ..preflight import estimate
 
     try:
-        found = estimate(made, read_config(made.model, offline=offline), device, offline=offline)
+        config = read_config(made.model, offline=offline)
+        found = estimate(made, config, device, offline=offline, processes=processes)
     except RqatError:
         return {}
     return {
@@ -201,8 +204,14 @@ def _state(fate: Fate | None) -> dict[str, str]:
 
 
 def _show(
-    made: Plan, sizes: Mapping[str, Mapping[str, Any]], bits: Mapping[str, float], states: Mapping[str, Fate]
+    made: Plan,
+    sizes: Mapping[str, Mapping[str, Any]],
+    bits: Mapping[str, float],
+    states: Mapping[str, Fate],
+    workers: int,
 ) -> None:
+    from ..stages import stages
+
     about = ", ".join(f"{value:.2f} bits per {what}" if what else size(value) for what, value in bits.items())
     typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme}{f' ({about})' if about else ''}")
     shown: dict[tuple[str, ...], str] = {}
@@ -210,8 +219,11 @@ def _show(
         needs = sizes.get(step.name)
         about = ""
         if needs:
-            about = f"   about {size(needs['memory_bytes'])} memory, {size(needs['disk_bytes'])} disk"
-            about += "".join(f", {key} {value} as memory is free now" for key, value in needs["chosen"].items())
+            each = f" in each of {workers} processes" if workers > 1 and stages()[step.stage].in_several(step) else ""
+            about = f"   about {size(needs['memory_bytes'])} memory{each}, {size(needs['disk_bytes'])} disk"
+            about += "".join(
+                f", {key} {json.dumps(value)} as memory is free now" for key, value in needs["chosen"].items()
+            )
         typer.echo(f"\n{typer.style(step.name, bold=True)}{about}")
         if fate := states.get(step.name):
             typer.echo(f"  {fate.state}{f': {fate.reason}' if fate.reason else ''}")

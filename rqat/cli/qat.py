@@ -36,13 +36,18 @@ def qat(
         list[str] | None,
         typer.Option("--log", metavar="TRACKER", help="Tell tensorboard, trackio or wandb, too; repeatable."),
     ] = None,
-    processes: Annotated[
-        int, typer.Option("--processes", min=0, metavar="N", help="Train in N processes, one per GPU; 0: on all GPUs.")
-    ] = 1,
+    processes: options.Processes = 1,
+    node: Annotated[
+        str, typer.Option("--node", metavar="K/N", help="This is machine K, from 0 on, of N with one shared folder.")
+    ] = "",
+    rendezvous: Annotated[
+        str, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where the others find machine 0.")
+    ] = "",
     device: Device = None,
     as_json: options.Json = False,
 ) -> None:
     """Run a recipe. What its run folder holds already is not done again; what belongs to another plan is set aside."""
+    from ..nodes import Nodes
     from ..plan import build_plan
     from ..recipe import load_recipe
     from ..run_folder import step_called
@@ -55,16 +60,17 @@ def qat(
     folder = out or Path("runs") / plan.recipe.name
     last = step_called(plan, until, "--until") if until else ""
     again = [step_called(plan, step, "--redo") for step in redo or ()]
-    workers = processes or _all_gpus()
+    workers, nodes = processes or _all_gpus(), Nodes.parse(node, rendezvous)
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
-    told = check(plan, folder, offline=context.obj.offline, fresh=fresh, processes=workers)
+    together = workers * nodes.count
+    told = check(plan, folder, offline=context.obj.offline, fresh=fresh, processes=together)
     told += check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
     from ..job import Job
     from ..model.devices import default_device
-    from ..pipeline import run_pipeline
+    from ..pipeline import follow, run_pipeline
 
     used = default_device()
-    display.note(f"Device: {used}{_others(used, workers)}")
+    display.note(f"Device: {used}{_others(used, together)}")
     only_our_bars()
     job = Job(
         plan,
@@ -74,8 +80,13 @@ def qat(
         offline=context.obj.offline,
         progress=display.Bars(),
         workers=workers,
+        nodes=nodes,
         told=told,
     )
+    if nodes.rank:
+        joined = follow(job)
+        display.note(f"The run has ended; joined: {', '.join(joined) or 'nothing'}.")
+        return
     outcome = run_pipeline(job, fresh=fresh, until=last, redo=again)
     if not outcome.ran:
         display.note("Finished already; nothing to do (--fresh starts over).")

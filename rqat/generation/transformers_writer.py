@@ -113,6 +113,7 @@ class TransformersWriter:
             output = generate(
                 input_ids=ids,
                 attention_mask=mask,
+                synced_gpus=False,  # a process writes by itself, whatever others do
                 past_key_values=cache,
                 generation_config=self._config(left if self.piece is None else min(left, self.piece), settings),
                 stopping_criteria=[_Watch(start, settings.ends, tell, (before[0] + ended, before[1] + written))]

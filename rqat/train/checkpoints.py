@@ -6,6 +6,9 @@
       state.json                           all the rest: optimizer and schedule, random states, the Trainer's counters
       trainer_state.json                   the same counters, as transformers' Trainer reads them
 
+Of a model that is split over processes (`shards.py`) each writes what it holds, tensors and the optimizer's part of
+state.json, into a folder `part-<rank>` of its own; they lie on one file system.
+
 The tensors lie as torch's distributed checkpoint writes them in its safetensors form, and are read by it; everything
 else is JSON: no pickle, so that a checkpoint of someone else runs no code. They are written by safetensors itself,
 since torch makes each file in memory first and keeps Python from all else meanwhile, training among it: 1.3 GB took
@@ -18,6 +21,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,9 +34,13 @@ from torch import Tensor
 
 from ..errors import RqatError, RunError
 from ..storage import PARTIAL, read_json, sync_folder
+from .shards import ALL, Share
 
 FORMAT = 1
 """Version of this layout."""
+
+OPTIMIZER = "optimizer"
+"""What a checkpoint calls the optimizer's state."""
 
 STATE, TRAINER_STATE = "state.json", "trainer_state.json"
 
@@ -40,6 +48,9 @@ INDEX = "model.safetensors.index.json"
 
 FILE_BYTES = 1 << 30
 """Of tensors in one file, about: a network disk is spared files of many gigabytes."""
+
+LOOK_S = 0.05
+"""Seconds between two looks whether the others have written their parts."""
 
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
@@ -53,16 +64,29 @@ class Snapshot:
         tensors: by name, on the CPU, nobody else's.
         state: what remains: JSON, with the names of tensors in their places; see `taken_apart`.
         trainer: the Trainer's state, as JSON.
+        share: of what is trained, what the tensors are.
     """
 
     step: int
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     trainer: dict[str, Any]
+    share: Share = ALL
+
+
+def begin_checkpoint(folder: Path, step: int) -> Path:
+    """An empty folder to write a checkpoint into, beside those there are in `folder`."""
+    partial = folder / f"checkpoint-{step}{PARTIAL}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     """Writes a snapshot, flushes it to disk, gives it its name, and removes those before it.
+
+    Of several processes that hold a part each, all call this after the first has called `begin_checkpoint`; it waits
+    for the parts of the others, and does the rest.
 
     Args:
         folder: of all checkpoints.
@@ -70,12 +94,20 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     Raises:
         OSError, or another error of torch's: it cannot be written. Those before are as they were.
     """
-    final = folder / f"checkpoint-{snapshot.step}"
-    partial = final.with_name(f"{final.name}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_tensors(partial, snapshot.tensors)
-    (partial / STATE).write_text(json.dumps({"format": FORMAT, **snapshot.state}), encoding="utf-8")
+    final, share = folder / f"checkpoint-{snapshot.step}", snapshot.share
+    state = {"format": FORMAT, **snapshot.state}
+    if share.count == 1:
+        partial = begin_checkpoint(folder, snapshot.step)
+        _write_tensors(partial, snapshot.tensors)
+    else:
+        partial = final.with_name(f"{final.name}{PARTIAL}")
+        _write_part(partial, snapshot, {"format": FORMAT, OPTIMIZER: state.pop(OPTIMIZER)})
+        if share.rank:
+            return final
+        while not all(_part(partial, rank).exists() for rank in range(share.count)):
+            time.sleep(LOOK_S)  # a process that fails ends all
+        state["parts"] = share.count
+    (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
     (partial / TRAINER_STATE).write_text(json.dumps(snapshot.trainer), encoding="utf-8")
     sync_folder(partial)
     if final.exists():
@@ -88,8 +120,31 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     return final
 
 
+def _part(checkpoint: Path, rank: int) -> Path:
+    return checkpoint / f"part-{rank}"
+
+
+def _write_part(partial: Path, snapshot: Snapshot, state: dict[str, Any]) -> None:
+    part = _part(partial, snapshot.share.rank)
+    unnamed = part.with_name(f"{part.name}{PARTIAL}")
+    unnamed.mkdir()
+    _write_tensors(unnamed, snapshot.tensors)
+    (unnamed / STATE).write_text(json.dumps(state), encoding="utf-8")
+    sync_folder(unnamed)
+    unnamed.replace(part)
+
+
+def parts_in(checkpoint: Path) -> list[Path]:
+    """Folders of the parts that a checkpoint was written in, by rank: `read_checkpoint` reads each; none if in one."""
+    state = read_json(checkpoint / STATE)
+    count = state.get("parts", 0) if isinstance(state, dict) else 0
+    return [_part(checkpoint, rank) for rank in range(count)] if isinstance(count, int) else []
+
+
 def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors, on the CPU, and the rest of a whole checkpoint.
+
+    Of one in parts only the rest, without the optimizer.
 
     Raises:
         RunError: it is damaged, or of another version.
@@ -98,7 +153,7 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
             raise ValueError(f"its format is {state['format']}, and this version reads {FORMAT}")
-        return _read_tensors(checkpoint), state
+        return {} if "parts" in state else _read_tensors(checkpoint), state
 
 
 @contextmanager

@@ -13,7 +13,7 @@ cell, an objective with a small learning rate would have to carry it half a cell
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..contracts import QuantizedWeight
 from ..model.checkpoint import decoded
 from .buckets import pieces
+from .shards import ALL, Share, local
 
 FILE = "latents.safetensors"
 
@@ -33,6 +34,16 @@ REACH = 0.4
 
 def save_latents(folder: Path, latents: Mapping[str, Tensor], layers: Mapping[str, QuantizedWeight]) -> None:
     """Writes the offsets of `latents (O, I)` from the values of their codes."""
+    save_offsets(folder, latent_offsets(latents, layers))
+
+
+def save_offsets(folder: Path, offsets: Mapping[str, Tensor]) -> None:
+    """Writes what `latent_offsets` found, of whole layers."""
+    save_file(dict(offsets), folder / FILE)
+
+
+def latent_offsets(latents: Mapping[str, Tensor], layers: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
+    """How far latents `(O, I)` are from the values of their codes, in units of the scale: float16, on the CPU."""
     offsets = {}
     for name, latent in latents.items():
         own = latent.detach()
@@ -42,15 +53,20 @@ def save_latents(folder: Path, latents: Mapping[str, Tensor], layers: Mapping[st
             grouped = own[part].float().view(centre.shape)
             found[part] = (grouped / scale - centre).clamp_(-0.5, 0.5).view(own[part].shape)
         offsets[name] = found.cpu()
-    save_file(offsets, folder / FILE)
+    return offsets
 
 
-def load_latents(folder: Path, layers: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
-    """Latents `(O, I)` float32 of the layers of a checkpoint; empty when the folder has none."""
+def load_latents(folder: Path, layers: Mapping[str, QuantizedWeight], share: Share = ALL) -> dict[str, Tensor]:
+    """Latents `(O, I)` float32 of the layers of a checkpoint; empty when the folder has none.
+
+    Args:
+        share: the rows that `layers` have of the checkpoint's.
+    """
     if not (folder / FILE).exists():
         return {}
     latents = {}
-    for name, offset in load_file(folder / FILE).items():
+    for name, of_all in load_file(folder / FILE).items():
+        offset = share.of(of_all)
         latents[name] = torch.empty(offset.shape)
         for part in pieces(offset):
             centre, scale = _centre(layers[name], part)
@@ -71,13 +87,16 @@ class SourceLatents(Mapping[str, Tensor]):
         self.source, self.layers, self.reach = source, layers, reach
 
     def __getitem__(self, name: str) -> Tensor:
-        weight = self.source.get_parameter(f"{name}.weight").detach()
+        weight = local(self.source.get_parameter(f"{name}.weight"))
         layer, found = self.layers[name].to(weight.device), torch.empty(weight.shape, device=weight.device)
         for part in pieces(weight):
             centre, scale = _centre(layer, part)
             offset = (weight[part].float().view(centre.shape) / scale - centre).clamp_(-self.reach, self.reach)
             found[part] = ((centre + offset) * scale).view(-1, weight.shape[1])
         return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layers  # without computing them
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layers)
@@ -87,28 +106,34 @@ class SourceLatents(Mapping[str, Tensor]):
 
 
 def is_source_of(source: nn.Module, model: nn.Module, layers: Mapping[str, QuantizedWeight]) -> bool:
-    """Whether `model` differs from `source` in its quantized weights only.
+    """Whether `model` differs from `source` in its quantized weights only, as far as they are here if they are split.
 
     AWQ folds scales into norms and into other layers: its weights are no longer comparable with those before.
     """
     quantized = {f"{name}.weight" for name in layers}
     theirs = dict(source.named_parameters())
     return all(
-        name in quantized or torch.equal(parameter, theirs[name].to(parameter.dtype))
+        name in quantized or torch.equal(local(parameter), local(theirs[name]).to(parameter.dtype))
         for name, parameter in model.named_parameters()
     )
 
 
 def first_latents(
-    source: nn.Module, model: nn.Module, layers: Mapping[str, QuantizedWeight], *, reach: float = REACH
+    source: nn.Module,
+    model: nn.Module,
+    layers: Mapping[str, QuantizedWeight],
+    *,
+    reach: float = REACH,
+    agreed: Callable[[bool], bool] = bool,
 ) -> tuple[Mapping[str, Tensor], str]:
     """Where the latent weights of a model start that has not been trained yet, and what that is called.
 
     Args:
         source: the model before quantization.
         reach: see `SourceLatents`; 0 starts all of them in the middle of their cells.
+        agreed: of processes that have parts of both, whether all say yes.
     """
-    if reach and is_source_of(source, model, layers):
+    if reach and agreed(is_source_of(source, model, layers)):
         return SourceLatents(source, layers, reach=reach), "the weights before quantization"
     return {}, "the middle of their cells"
 

@@ -17,24 +17,32 @@ With AdamW or Adam on CUDA a bucket's three parts are one kernel where the grid 
 
 Everything else that is trained (norms, biases, linear layers left out) has a float32 master here, and the model
 receives it rounded to bfloat16, so that saving a checkpoint in bfloat16 moves nothing.
+
+Of a model that is split over processes (`shards.py`) all this is about the rows of this process, and so are the layers
+and latents that are handed in.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..contracts import QuantizedWeight
-from ..errors import ModelError, NumericsError, RqatError, RunError
+from ..errors import NumericsError, RqatError, RunError
+from ..grids import grid_of
+from ..model.checkpoint import scheme_of
 from ..model.layers import ENDS
 from ..optimizers import OPTIMIZERS, UNSUITABLE
 from ..storage import fingerprint_of
 from .buckets import Bucket, plan_buckets
 from .fused import FusedAdam, all_finite
+from .regroup import regrouped
+from .shards import Share, is_part, local
+from .trainable import other_parameters, weights_of
 
 FORMAT = 1
 """Version of `state_dict`'s layout."""
@@ -91,17 +99,23 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self._in_codes = lr_in == "codes"
         self._trains_scale = scale_lr is not None
         self._trains_zero = zero_lr is not None
-        self.frozen = {name: layers[name] for name in layers if name in ENDS and not train_embedding}
-        weights = _weights_of(model, layers)
+        weights = weights_of(model, layers)
         self._order = list(weights)
-        weights = {name: weights[name] for name in weights if name not in self.frozen}
+        still = {name for name in weights if name in ENDS and not train_embedding}
+        self.trained = [name for name in weights if name not in still]
+        others = other_parameters(model, weights) if other_lr is not None else {}
+        trained = {id(weights[name]) for name in self.trained} | {id(p) for p in others.values()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        self._split: list[tuple[nn.Parameter, nn.Parameter]] = []
+        here = {name: self._here(weights[name]) for name in self.trained}
+        weights = {name: weight for name, weight in here.items() if weight.numel()}
+        self.others = {name: part for name, p in others.items() if (part := self._here(p)).numel()}
+        self.frozen = {name: layers[name] for name in self._order if name not in weights}
         self.buckets = plan_buckets(
             weights, layers, latents or {}, flat=OPTIMIZERS.get(inner.__name__, False), reach=reach
         )
-        self.others = _other_parameters(model, weights) if other_lr is not None else {}
-        trained = {id(p) for p in [*weights.values(), *self.others.values()]}
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
+        self._fixed = {name for name, layer in layers.items() if grid_of(scheme_of(layer)).fixed_zero}
         self.masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in self.others.items()}
 
         groups: list[dict[str, Any]] = [
@@ -129,6 +143,20 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self._share_inner()
         self._write_model()
 
+    def _here(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The rows of a split parameter that are here, in its memory, or the parameter itself."""
+        if not is_part(parameter):
+            return parameter
+        rows = local(parameter)
+        self._split.append((parameter, nn.Parameter(rows, requires_grad=False)))
+        return self._split[-1][1]
+
+    def _meet_model(self) -> None:
+        """Takes the rows of split parameters from where they are now, and their gradients: `Module.to` moves them."""
+        for parameter, rows in self._split:
+            rows.data = local(parameter)
+            rows.grad = None if parameter.grad is None else local(parameter.grad)
+
     def _share_inner(self) -> None:
         self.state = self.inner.state
         self.param_groups = self.inner.param_groups
@@ -150,6 +178,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.steps_done += 1
+        self._meet_model()
         fused = self._fused.taken(self.buckets)
         others = [parameter.grad for parameter in self.others.values() if parameter.grad is not None]
         if fused and not self._fused.step(fused, others):
@@ -227,6 +256,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             torch._foreach_copy_([parameter.detach() for parameter in self.others.values()], rounded)
 
     def _write_model(self) -> None:
+        self._meet_model()
         with torch.no_grad():
             for bucket in self.buckets:
                 bucket.write()
@@ -234,7 +264,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the model's trained parameters."""
-        for parameter in [*(w for b in self.buckets for w in b.weights), *self.others.values()]:
+        split = [parameter for parameter, _ in self._split]
+        for parameter in [*(w for b in self.buckets for w in b.weights), *self.others.values(), *split]:
             if set_to_none:
                 parameter.grad = None
             elif parameter.grad is not None:
@@ -300,6 +331,18 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self._share_inner()
         self._write_model()
 
+    def load_parts(self, saved: Sequence[dict[str, Any]], share: Share) -> None:
+        """Takes over the states that several processes saved of their rows, or one of all, where this one has others.
+
+        Args:
+            saved: `state_dict` of each, by rank.
+            share: the rows that are here.
+
+        Raises:
+            RunError: see `load_state_dict`. KeyError, ValueError: likewise.
+        """
+        self.load_state_dict(regrouped(saved, self.state_dict(), share, self._fixed))
+
     def _schemes(self) -> str:
         """The scheme of all buckets, or those of each where they differ."""
         spelled = [str(bucket.grid.scheme) for bucket in self.buckets]
@@ -344,36 +387,3 @@ def _check_arguments(model: Any, inner: Any, rates: Mapping[str, Any]) -> None:
             raise RqatError(f"{name}={rate!r} is not a learning rate.", hint="Give a number of 0 or more.")
     if rates["lr"] is None:
         raise RqatError("lr=None: latent weights are always trained.", hint="Give a number, such as lr=1e-5.")
-
-
-def _weights_of(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The weight of every layer in `layers`; refuses one that is missing or shared, but for a tied pair of ends."""
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    weights: dict[str, nn.Parameter] = {}
-    for layer in layers:
-        try:
-            weight = model.get_parameter(f"{layer}.weight")
-        except AttributeError:
-            raise ModelError(
-                f"quantized layer '{layer}' is not in the model.",
-                hint="The checkpoint belongs to another architecture.",
-            ) from None
-        if len(owners[id(weight)]) > 1 and set(owners[id(weight)]) != {f"{end}.weight" for end in ENDS}:
-            raise ModelError(
-                f"quantized layer '{layer}' shares its weight with {', '.join(owners[id(weight)])}.",
-                hint="Leave it out with quantize.skip.",
-            )
-        weights[layer] = weight
-    return weights
-
-
-def _other_parameters(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Everything that is neither quantized nor an embedding nor the output head."""
-    left_out = {id(weight) for weight in weights.values()}
-    for accessor in ("get_input_embeddings", "get_output_embeddings"):
-        module = getattr(model, accessor, lambda: None)()
-        if module is not None:
-            left_out |= {id(parameter) for parameter in module.parameters()}
-    return {name: p for name, p in model.named_parameters() if id(p) not in left_out and p.is_floating_point()}

@@ -11,6 +11,7 @@ from ..generation.engine import Engine
 from ..generation.prompts import Prompt
 from ..generation.sampling import Sampling, seed_of
 from ..generation.transformers_writer import TransformersWriter
+from .shards import is_split, whole
 
 if TYPE_CHECKING:
     import transformers
@@ -32,6 +33,8 @@ class Rollouts:
     The writer shares the model's weights. The engine lays some of them side by side, and the model's own become views
     of those; so an optimizer that writes in place, as rqat's does, changes both, and nothing is copied after a step.
     Build it before anything keeps addresses of the weights.
+
+    A model that is split over processes is gathered for as long as it writes, by transformers.
 
     What is drawn depends on the seed, the step and the process alone, so that a resumed run draws the same again.
 
@@ -72,14 +75,15 @@ class Rollouts:
         # In training mode a model that recomputes activations uses no cache.
         self.model.eval()
         try:
-            found = generator.complete(asked, self.limit, seed, logprobs=True)
+            with whole(self.model):
+                found = generator.complete(asked, self.limit, seed, logprobs=True)
         finally:
             self.model.train(training)
         return [list(one.tokens) for one in found], [list(one.logprobs or ()) for one in found]
 
 
 def _writer(model: transformers.PreTrainedModel, backend: Backend) -> Writer:
-    if backend == "transformers":
+    if backend == "transformers" or is_split(model):
         return TransformersWriter(model)
     writer = Engine(model) if backend == "rqat" else writer_for(model)
     if isinstance(writer, Engine):

@@ -28,8 +28,11 @@ from ..figures import seconds, size
 from ..processes import Processes
 from ..storage import explained, sync_file
 from .checkpoints import (
+    OPTIMIZER,
     TRAINER_STATE,
     Snapshot,
+    begin_checkpoint,
+    parts_in,
     put_together,
     read_checkpoint,
     step_of,
@@ -39,6 +42,7 @@ from .checkpoints import (
 )
 from .optimizer import QuantizedOptimizer
 from .random_states import random_state, set_random_state
+from .shards import ALL, Share
 
 log = logging.getLogger("rqat")
 
@@ -85,6 +89,7 @@ class Saving(TrainerCallback):
         processes: those that train together: the first writes, and all have to have trained the same weights.
         log: training.jsonl, which has to be on disk as far as a checkpoint goes.
         then: called when a checkpoint is on disk, by the thread that wrote it; never raises.
+        share: what this process holds of the model. Where that is a part, every process writes its own.
     """
 
     def __init__(
@@ -98,9 +103,11 @@ class Saving(TrainerCallback):
         processes: Processes,
         log: Path,
         then: Callable[[], None] = lambda: None,
+        share: Share = ALL,
     ) -> None:
         self.folder, self.optimizer, self.scheduler, self.log = folder, optimizer, scheduler, log
-        self.every_steps, self.every_s, self.processes, self.then = every_steps, every_s, processes, then
+        self.every_steps, self.every_s, self.processes = every_steps, every_s, processes
+        self.then, self.share = then, share
         self.saved = 0
         self._random: dict[str, Any] | None = None
         self._since = time.monotonic()
@@ -135,7 +142,13 @@ class Saving(TrainerCallback):
         """
         tensors, state = read_checkpoint(checkpoint)
         with whole(checkpoint):
-            self.optimizer.load_state_dict(put_together(state["optimizer"], tensors))
+            parts, share = parts_in(checkpoint), self.share
+            if share.count == (len(parts) or 1):
+                own = read_checkpoint(parts[share.rank]) if parts else (tensors, state)
+                self.optimizer.load_state_dict(_optimizer(*own))
+            else:
+                saved = [_optimizer(*read_checkpoint(part)) for part in parts] or [_optimizer(tensors, state)]
+                self.optimizer.load_parts(saved, share)
             self.scheduler.load_state_dict(put_together(state["scheduler"], tensors))
             of_all = state["random"]
             self._random = of_all[self.processes.rank] if len(of_all) == self.processes.count else None
@@ -213,14 +226,18 @@ class Saving(TrainerCallback):
         """
         self.finish()
         self._since = time.monotonic()
+        if self.share.count > 1 and self.processes.leads:
+            with explained(self.folder):
+                begin_checkpoint(self.folder, at.step)  # before the others, who wait below, write into it
         randoms = self._gathered(at)
         self.saved = at.step
-        if not self.processes.leads:
+        if not self.processes.leads and self.share.count == 1:
             return
         tensors: dict[str, Tensor] = {}
-        parts = {"optimizer": self.optimizer.state_dict(moments=not ended), "scheduler": at.scheduler}
+        parts = {OPTIMIZER: self.optimizer.state_dict(moments=not ended), "scheduler": at.scheduler}
         state = {name: taken_apart(part, tensors, name) for name, part in parts.items()}
-        snapshot = Snapshot(at.step, self._copied(tensors), {**state, "step": at.step, "random": randoms}, at.trainer)
+        state |= {"step": at.step, "random": randoms}
+        snapshot = Snapshot(at.step, self._copied(tensors), state, at.trainer, self.share)
         self._writer = threading.Thread(target=self._write, args=[snapshot], name="rqat-checkpoint", daemon=True)
         self._writer.start()
         self._writer.join(SMALL_S)
@@ -235,7 +252,8 @@ class Saving(TrainerCallback):
         """
         if self.processes.count == 1:
             return [at.random]
-        all_of_them = self.processes.gather(json.dumps({"digest": self.optimizer.digest(), "random": at.random}))
+        digest = self.optimizer.digest() if self.share.count == 1 else ""  # of parts, which are different
+        all_of_them = self.processes.gather(json.dumps({"digest": digest, "random": at.random}))
         told = [json.loads(text) for text in all_of_them]
         others = [rank for rank, one in enumerate(told) if one["digest"] != told[0]["digest"]]
         if others:
@@ -259,7 +277,7 @@ class Saving(TrainerCallback):
         began = time.monotonic()
         try:
             with explained(self.folder):
-                if self.log.exists():
+                if self.processes.leads and self.log.exists():
                     sync_file(self.log)
                 write_checkpoint(self.folder, snapshot)
         except Exception as error:  # told by the thread that trains
@@ -267,7 +285,8 @@ class Saving(TrainerCallback):
             return
         written = sum(tensor.nbytes for tensor in snapshot.tensors.values())
         self._bytes_per_s = max(written, 1) / max(time.monotonic() - began, 1e-3)
-        self.then()
+        if self.processes.leads:
+            self.then()
 
     def finish(self, patience_s: float | None = None) -> None:
         """Waits for what is being written.
@@ -345,6 +364,11 @@ class Saving(TrainerCallback):
                 self._save(at)
                 self.finish()
             self.finish(QUICK_S)
+
+
+def _optimizer(tensors: dict[str, Tensor], state: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = put_together(state[OPTIMIZER], tensors)
+    return found
 
 
 def _trainer_state(checkpoint: Path) -> TrainerState:

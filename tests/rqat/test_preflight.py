@@ -428,3 +428,41 @@ def test_a_format_that_no_server_was_seen_to_load_is_warned_of(registry: Registr
     only(texts, "export", "'gptq' with w2g128 was seen to load in no server. Refused by vllm 1: no", "bf16")
     texts = found(plan_of(registry, model, scheme="w3g128", export="gptq"), "warning")
     only(texts, "'gptq' with w3g128 was seen to load in no server. It was not tried")
+
+
+def test_shard_auto_splits_where_a_copy_does_not_fit(
+    registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = {value: plan_of(registry, model, f"train.0.shard={value}") for value in ("auto", "true", "false")}
+    config = read_config(plans["auto"].model)
+    assert len({tuple(plan.fingerprint(step) for step in plan.steps) for plan in plans.values()}) == 1
+
+    def needs(value: str, processes: int = 2) -> Any:
+        found = estimate(plans[value], config, "cuda", processes=processes)
+        return next(one for one in found if one.step == "03-train-kd")
+
+    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1 << 50)
+    copy, part = needs("false"), needs("true")
+    assert part.memory_bytes < copy.memory_bytes
+    assert needs("auto").chosen == {"shard": False}
+    assert needs("auto", processes=1).chosen == {}
+    assert needs("true", processes=1).memory_bytes == needs("false", processes=1).memory_bytes
+    monkeypatch.setattr(
+        preflight_module, "free_bytes", lambda device: int(MARGIN * (copy.memory_bytes - LIBRARIES_BYTES)) - 2
+    )
+    assert needs("auto").chosen == {"shard": True}
+    assert needs("auto").memory_bytes == part.memory_bytes
+    plans["auto"] = plan_of(registry, model, "train.0.shard=auto", "train.0.optimizer=Adafactor")
+    assert needs("auto").chosen == {"shard": False}
+
+
+def test_what_cannot_be_split_is_said(registry: Registry, model: Path) -> None:
+    only(
+        found(plan_of(registry, model, "train.0.shard=true", "train.0.optimizer=Adafactor"), "error"),
+        "train.0.shard: the model cannot be split: Adafactor trains every layer as one matrix. Leave it out",
+    )
+    grpo = {"objective": "grpo", "data": "arith", "task": "arith", "steps": 2, "batch": 8, "rollouts": "rqat"}
+    assert any(
+        "train.0.shard: the model cannot be split: completions come from the engine 'rqat'" in text
+        for text in found(plan_of(registry, model, "train.0.shard=true", train=[grpo]), "error")
+    )

@@ -149,7 +149,7 @@ def test_more_processes_than_gpus_and_sharding_are_refused(monkeypatch: pytest.M
         check_processes(4, "cuda")
     check_processes(4, "cpu")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RqatError, match="FSDP, which splits a model"):
+    with pytest.raises(RqatError, match=r"FSDP, by which accelerate splits a model.*`shard: true`"):
         check_processes(2, "cpu")
 
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from ...batches import UnevenBatch, largest_that_fits, sequences_at_once, split_batch
 from ...cards import Card
 from ...errors import RqatError, nearest
-from ...estimate import Needs, Sizes
+from ...estimate import LATENT_BYTES, Learning, Needs, Sizes
 from ...figures import duration_s
 from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
 from ...model.extras import about_teacher
@@ -23,14 +23,8 @@ from ...stage import PRODUCED, Finding, Look, Making, Planned, Section, Stage, S
 from ..gate import Gate, GateKeys
 from ..produce import Produce
 
-LATENT_BYTES = 2
-"""Of a weight's place in its cell, as a train step leaves it for the next."""
-
 CACHE_POSITIONS = 256
 """A cache of completions has room for a multiple of this."""
-
-CHECKPOINT_FILE = 1 << 30
-"""Bytes of a checkpoint that torch makes in memory at once, beside the copy it writes from."""
 
 
 def _often(value: int | str) -> int | str:
@@ -98,6 +92,8 @@ class TrainKeys(PluginKeys):
             memory, and the same again where the step resumes.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: far less memory
             for about a third more time. None is yes on CUDA and no on the CPU.
+        shard: split model, teacher and optimizer over the processes that train together (FSDP), in place of a copy in
+            each. `auto` where a copy does not fit into the free memory, and the same again where the step resumes.
         max_tokens: longest prompt plus completion; longer rows are left out and counted.
         optimizer: name of a torch.optim class.
         lr: learning rate of the latent weights.
@@ -136,6 +132,7 @@ class TrainKeys(PluginKeys):
     batch: int = Field(default=16, ge=1)
     micro_batch: Annotated[PositiveInt | Literal["auto"] | None, Neutral("how many fit into memory")] = None
     gradient_checkpointing: Annotated[bool | None, Neutral("what is kept in memory")] = None
+    shard: Annotated[bool | Literal["auto"], Neutral("how memory is spread over processes")] = "auto"
     max_tokens: int = Field(default=2048, ge=2)
     optimizer: str = "AdamW"
     lr: float = Field(default=2e-5, gt=0)
@@ -179,7 +176,6 @@ class Train(Stage):
 
     order = 30
     sections = (Section("train", TrainKeys, "objectives, in order.", many=True),)
-    several = True
     makes_model = True
     of_scheme = True
     beside = frozenset({"watch"})
@@ -223,6 +219,10 @@ class Train(Stage):
         making.made[variant] = making.add(self, f"train-{variant}", variant, keys, place, parts, inputs)
         making.last = variant
 
+    def in_several(self, step: Step) -> bool:
+        """See `Stage`."""
+        return True
+
     def shown(self, step: Step) -> dict[str, Any]:
         """See `Stage`; the gate shows its own keys."""
         elsewhere = ("gate", "task", "rewards", "watch")
@@ -232,11 +232,18 @@ class Train(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, TrainKeys)
-        memory = partial(_memory, keys, step.parts["objective"], sizes)
-        chosen: dict[str, int] = {}
-        if keys.micro_batch == "auto":
-            chosen["micro_batch"] = largest_that_fits(keys.batch, sizes.processes, memory, sizes.free)
-        at_once = sequences_at_once(keys.batch, chosen.get("micro_batch", keys.at_once), sizes.processes)
+        ways = {"auto": [False, True], True: [True], False: [False]}[keys.shard] if sizes.processes > 1 else [False]
+        if keys.shard == "auto" and _unsplittable(keys, step.parts["objective"]):
+            ways = [False]
+        for shard in ways:  # the first that fits, else the last
+            memory = partial(_memory, keys, step.parts["objective"], sizes, sizes.processes if shard else 1)
+            at_once = sequences_at_once(keys.batch, keys.at_once, sizes.processes)
+            if keys.micro_batch == "auto":
+                at_once = largest_that_fits(keys.batch, sizes.processes, memory, sizes.free)
+            if sizes.free is None or memory(at_once) <= sizes.free:
+                break
+        chosen: dict[str, int] = {"micro_batch": at_once} if keys.micro_batch == "auto" else {}
+        chosen |= {"shard": shard} if keys.shard == "auto" and sizes.processes > 1 else {}
         # The last checkpoint, and the one that is being written.
         disk = sizes.checkpoint + sizes.quantized * LATENT_BYTES
         return Needs(memory(at_once), disk, 2 * _optimizer(keys, sizes)[1], chosen)
@@ -253,6 +260,8 @@ class Train(Stage):
             found["gradient_checkpointing"] = True
         if keys.max_tokens > 2:
             found["max_tokens"] = keys.max_tokens // 2
+        if keys.shard is False and not _unsplittable(keys, step.parts["objective"]):
+            found["shard"] = True
         return found
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
@@ -269,6 +278,8 @@ class Train(Stage):
                 near = nearest(value, known)
                 fix = f"Did you mean '{near}'?" if near else f"Known: {', '.join(known)}."
                 yield step.finding("error", name, f"'{value}' is not known.", fix)
+        if keys.shard is True and (why := _unsplittable(keys, step.parts["objective"])):
+            yield step.finding("error", "shard", f"the model cannot be split: {why}.", "Leave it out, or say false.")
         if keys.train_embedding:
             yield from _ends(step, look)
         if keys.save_steps is not None and keys.save_steps > keys.steps:
@@ -288,27 +299,27 @@ def _optimizer(keys: TrainKeys, sizes: Sizes) -> tuple[int, int]:
     return trained, sizes.optimizer(trained, MOMENTS.get(keys.optimizer, 2), moved)
 
 
-def _memory(keys: TrainKeys, objective: Use, sizes: Sizes, at_once: int) -> float:
-    """What a training takes with so many sequences per forward pass, in bytes: what stays, and the worst moment."""
-    card, host, (trained, optimizer) = objective.card, sizes.device == "cpu", _optimizer(keys, sizes)
-    stays = sizes.model + optimizer + (sizes.teacher(keys.teacher) if objective.teacher else 0)
-    if keys.watch is not None and not (objective.teacher and keys.teacher is None):
-        stays += sizes.teacher(None)
-    saves = keys.save_steps is None or keys.save_steps < keys.steps
-    if host:  # the layers that training started from, and what is being written of the optimizer
-        stays += sizes.codes + (optimizer + min(optimizer, CHECKPOINT_FILE) if saves else 0)
+def _memory(keys: TrainKeys, objective: Use, sizes: Sizes, shards: int, at_once: int) -> float:
+    """What a process takes with its model split in so many parts and so many sequences per forward pass, in bytes."""
+    card, (trained, optimizer) = objective.card, _optimizer(keys, sizes)
+    teachers = [keys.teacher] if objective.teacher else []
+    watches = keys.watch is not None
+    if watches and None not in teachers:
+        teachers.append(None)
     counted = min(keys.max_tokens, getattr(objective.options, "max_completion_tokens", None) or keys.max_tokens)
-    numbers = at_once * keys.max_tokens * sizes.activations(recomputed=keys.recomputes(sizes.device))
-    passing = trained * sizes.width + numbers * sizes.width + sizes.logits(at_once * counted, card.logits)
-    if host:  # or at the end: what the last checkpoint is written from, codes and places in their cells
-        last = 0 if saves else sizes.optimizer(trained, 0, 0)
-        passing = max(passing, last + sizes.codes + sizes.quantized * LATENT_BYTES + sizes.rest_stored)
-    if not card.writes:
-        return stays + passing
     positions = -(-keys.max_tokens // CACHE_POSITIONS) * CACHE_POSITIONS
-    cache = sizes.cache(max(1, keys.batch // sizes.processes) + 1, positions)
-    # On a GPU the cache of completions is kept while the model learns from them.
-    return stays + (max(passing, cache) if host else passing + cache)
+    training = Learning(
+        sizes,
+        trained=trained,
+        optimizer=optimizer,
+        teachers=sum(sizes.teacher(teacher) for teacher in teachers),
+        shards=shards,
+        saves=keys.save_steps is None or keys.save_steps < keys.steps,
+        cache=sizes.cache(max(1, keys.batch // sizes.processes) + 1, positions) if card.writes else 0,
+        together=sizes.model * (card.writes or watches) + (sizes.teacher(None) if watches else 0),
+    )
+    numbers = at_once * keys.max_tokens * sizes.activations(recomputed=keys.recomputes(sizes.device))
+    return training.memory(numbers * sizes.width + sizes.logits(at_once * counted, card.logits))
 
 
 def _watched(making: Making, keys: WatchKeys, place: Place) -> tuple[Use | None, dict[str, str]]:
@@ -350,6 +361,16 @@ def _ends(step: Step, look: Look) -> Iterator[Finding]:
         text = "neither the embedding nor the head is quantized, so there is nothing to train on a grid."
         fix = "Leave it out, or give them a scheme: `scheme: {default: w2g128, lm_head: w4g128, embed_tokens: w4g128}`."
         yield step.finding("error", "train_embedding", text, fix)
+
+
+def _unsplittable(keys: TrainKeys, objective: Use) -> str:
+    """Why a training cannot have its model split over processes; "" if it can."""
+    if not OPTIMIZERS.get(keys.optimizer, True):
+        return f"{keys.optimizer} trains every layer as one matrix"
+    engine = getattr(getattr(objective.options, "rollouts", None), "engine", "auto")
+    if engine not in ("auto", "transformers"):
+        return f"completions come from the engine '{engine}', which needs whole weights that stay where they are"
+    return ""
 
 
 def _lengths(step: Step, keys: TrainKeys, look: Look) -> Iterator[Finding]:

@@ -10,32 +10,27 @@ from __future__ import annotations
 
 import copy
 import itertools
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...batches import split_batch
 from ...job import Job, log
-from ...lighter import room_for
 from ...processes import Processes
 from ...stage import READ_AHEAD, Finding, Look, Step
-from ...storage import read_json, read_json_lines, write_json
+from ...storage import read_json, read_json_lines
 
 if TYPE_CHECKING:
     import transformers
-    from torch import Tensor
 
     from ...contracts import RewardFunction
     from ...model.checkpoint import Checkpoint
     from ...train.data import Prepared
     from ...train.optimizer import QuantizedOptimizer
+    from ...train.shards import Share
     from . import TrainKeys, WatchKeys
 
 LOG = "training.jsonl"
-
-CHOSEN = "chosen.json"
-"""What keys came to that leave it to the free memory, beside the checkpoints."""
 
 
 def run(job: Job, step: Step) -> dict[str, Any]:
@@ -53,54 +48,38 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """
     from ...model.checkpoint import keep_generation_settings, save_checkpoint
     from ...train.checkpoints import last_complete
-    from ...train.latents import save_latents
+    from ...train.latents import save_offsets
+    from .chosen import chosen_for
+    from .weights import copy_latents, learned, start_of
 
     keys: TrainKeys = step.settings  # type: ignore[assignment]
     work, start_folder = job.workdir(step), job.result_of(step.inputs["start"])
     why = _skipped(job, step)
-    chosen = {} if why or keys.micro_batch != "auto" else {"micro_batch": _micro_batch(job, step, keys)}
+    chosen = {} if why else chosen_for(job, step, keys)
     keys = keys.model_copy(update=chosen)
     checkpoint = None if why else last_complete(job.scratch(step), clean=job.processes.leads)
-    start = _start(job, start_folder)
+    start = start_of(job, start_folder)
     if why:
         if not job.processes.leads:
             return {}
         log.warning("%s: skipped, %s", step.name, why)
         save_checkpoint(work, start.model, start.tokenizer, start.layers, start.transforms)
         keep_generation_settings(start_folder, work)
-        _copy_latents(start_folder, work)
+        copy_latents(start_folder, work)
         return {"skipped": why}
 
     # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
     configs = copy.deepcopy((start.model.config, start.model.generation_config))
+    rows = {name: len(layer.codes) for name, layer in start.layers.items()}
     optimizer, facts = _train(job, step, keys, start, start_folder, checkpoint)
+    layers, offsets = learned(job, start, optimizer, rows)
     if not job.processes.leads:
         return {}
     start.model.config, start.model.generation_config = configs
-    layers = optimizer.quantized_layers()
     save_checkpoint(work, start.model, start.tokenizer, layers, start.transforms)
     keep_generation_settings(start_folder, work)
-    save_latents(work, optimizer.latents(), layers)
+    save_offsets(work, offsets)
     return {**facts, "chosen": chosen} if chosen else facts
-
-
-def _micro_batch(job: Job, step: Step, keys: TrainKeys) -> int:
-    """The largest that fits into the memory that is free now; where the step was begun already, the one it had.
-
-    Sums over another one are rounded in another way.
-    """
-    record = job.scratch(step) / CHOSEN
-    chosen = (read_json(record) or {}).get("micro_batch")
-    if chosen is None or keys.batch % (chosen * job.processes.count):
-        learns = keys.teacher is None and step.parts["objective"].teacher
-        held = job.original.held_bytes if learns or keys.watch is not None else 0
-        own = room_for(step, job.plan, job.device, job.processes.count, held)
-        chosen = min(map(int, job.processes.gather(str(own["micro_batch"]))))
-        log.info("%s: micro_batch %d", step.name, chosen)
-        if job.processes.leads:
-            record.parent.mkdir(exist_ok=True)
-            write_json(record, {"micro_batch": chosen})
-    return int(chosen)
 
 
 def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
@@ -131,13 +110,6 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
         yield step.finding(problem.level, problem.key, problem.text, problem.hint)
 
 
-def _start(job: Job, folder: Path) -> Checkpoint:
-    from ...model.checkpoint import load_checkpoint
-    from ...model.devices import default_dtype
-
-    return load_checkpoint(folder, device=job.device, dtype=default_dtype(job.device, job.plan.model.dtype))
-
-
 def _train(
     job: Job, step: Step, keys: TrainKeys, start: Checkpoint, start_folder: Path, checkpoint: Path | None
 ) -> tuple[QuantizedOptimizer, dict[str, Any]]:
@@ -153,7 +125,7 @@ def _train(
     from ...model.repeatable import repeatable_attention
     from ...quiet import quiet_training
     from ...train.callbacks import expect_given, reporters, without_printing
-    from ...train.checkpoints import processes_of, step_of
+    from ...train.checkpoints import parts_in, processes_of, step_of
     from ...train.data import completion_room, dropped_rows, prepare_rows
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
@@ -161,8 +133,10 @@ def _train(
     from ...train.sampler_gap import sampler_gap
     from ...train.saving import Saving
     from ...train.schedule import build_schedule, optimizer_class
+    from ...train.shards import ALL, Share, split, whole
     from ...train.teacher import load_teacher
     from ...train.training_log import Log
+    from .weights import latents_of
 
     work, objective, processes = job.workdir(step), step.parts["objective"], job.processes
     card = objective.card
@@ -188,13 +162,19 @@ def _train(
             kept = job.original if keys.teacher is None else None
             named = keys.teacher or job.plan.model
             teacher = load_teacher(named, start.tokenizer, device=job.device, offline=job.offline, original=kept)
+        share = ALL
+        if keys.shard is True and processes.count > 1:
+            share = Share(processes.rank, processes.count)
+            for model in [start.model] if teacher is None else [start.model, teacher]:
+                split(model, processes)
+            start.layers = share.of_layers(start.layers)
         room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
         rollouts = None
         backend: Any = getattr(getattr(objective.options, "rollouts", None), "engine", "auto")
         if card.writes and backend in BACKENDS:
             rollouts = Rollouts(start.model, start.tokenizer, backend, limit=room, seed=keys.seed, rank=processes.rank)
         unquantized = teacher if keys.teacher is None else None
-        latents, where = _latents(job, start, start_folder, unquantized, keys.latent_reach)
+        latents, where = latents_of(job, start, start_folder, unquantized, keys.latent_reach, share)
         optimizer = QuantizedOptimizer(
             start.model,
             start.layers,
@@ -213,13 +193,19 @@ def _train(
         seed = keys.seed + processes.rank
         if checkpoint is not None:
             log.info("%s: resumes after step %d of %d", step.name, step_of(checkpoint), keys.steps)
-            before = processes_of(checkpoint)
+            before, parts = processes_of(checkpoint), len(parts_in(checkpoint)) or 1
             if before != processes.count:
                 log.warning(
                     "%s: resumes with %d process(es), its checkpoint was saved by %d: sums are rounded in another way, "
                     "and rollouts are drawn with other random numbers, than in a run that did not change.",
                     step.name, processes.count, before,
                 )  # fmt: skip
+            elif parts != share.count:
+                log.warning(
+                    "%s: resumes with %s, its checkpoint was saved with %s: sums are rounded in another way than in a "
+                    "run that did not change.", step.name, *(_spread(count) for count in (share.count, parts)),
+                )  # fmt: skip
+            if before != processes.count:
                 seed += step_of(checkpoint) * max(before, processes.count)
         with job.progress.task(f"train {step.variant}", keys.steps) as bar, one_gpu(), own_settings_hidden(start.model):
             scheduler = build_schedule(optimizer, keys)
@@ -232,14 +218,15 @@ def _train(
                 processes=processes,
                 log=work / LOG,
                 then=job.saved,
+                share=share,
             )
             callbacks: list[Any] = [saving]
             if processes.leads:
                 callbacks[:0] = reporters(job.plan.recipe.log, job.folder, step.name)
                 callbacks.insert(0, Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
-                if keys.watch is not None:
-                    original = teacher if keys.teacher is None else None
-                    callbacks.insert(0, _watch(job, step, keys.watch, start, original))
+            if keys.watch is not None and (processes.leads or share.count > 1):
+                original = teacher if keys.teacher is None else None
+                callbacks.insert(0, _watch(job, step, keys.watch, start, original, share))
             training = Training(
                 model=start.model,
                 tokenizer=copy.deepcopy(start.tokenizer),  # trainers give it a pad token, which would be exported
@@ -260,9 +247,10 @@ def _train(
             expect_given(trainer, training, card)
             without_printing(trainer)
             saving.attach(trainer)
-            if rollouts is not None and processes.leads:
+            if rollouts is not None and (processes.leads or share.count > 1):
                 some = rows.rows["prompt_ids"][:4]
-                gap = sampler_gap(start.model, start.tokenizer, some, writer=rollouts.writer)
+                with whole(start.model):
+                    gap = sampler_gap(start.model, start.tokenizer, some, writer=rollouts.writer)
                 rows.facts["sampler_gap_nats"] = gap
             set_seed(seed)
             if checkpoint is not None and step_of(checkpoint) >= keys.steps:  # it has ended: only results are missing
@@ -283,20 +271,32 @@ def _train(
     }
 
 
+def _spread(parts: int) -> str:
+    return f"its model split over {parts} processes" if parts > 1 else "the whole model in every process"
+
+
 def _watch(
-    job: Job, step: Step, keys: WatchKeys, start: Checkpoint, original: transformers.PreTrainedModel | None
+    job: Job,
+    step: Step,
+    keys: WatchKeys,
+    start: Checkpoint,
+    original: transformers.PreTrainedModel | None,
+    share: Share,
 ) -> Any:
     """The callback that looks on; `original`: the model before quantization, if it is in memory already."""
     from ...evals.compare import rows_of, tokenized
+    from ...train.shards import split
     from ...train.teacher import load_teacher
     from .watch import Watch
 
     task = job.make(step, "watch")
-    rows = tokenized(rows_of(task, keys.task, keys.limit), start.tokenizer)
+    rows = tokenized(rows_of(task, keys.task, keys.limit), start.tokenizer) if job.processes.leads else None
     if original is None:
         original = load_teacher(
             job.plan.model, start.tokenizer, device=job.device, offline=job.offline, original=job.original
         )
+        if share.count > 1:
+            split(original, job.processes)
     return Watch(task, keys.every, start.model, original, start.tokenizer, rows)
 
 
@@ -311,29 +311,6 @@ def _rewards(
     parts = step.parts["objective"].parts
     made = [reward_function(use.card.name, job.registry.make(use.card, use.options), judge) for use, _ in parts]
     return made, [weight for _, weight in parts]
-
-
-def _latents(
-    job: Job, start: Checkpoint, folder: Path, source: transformers.PreTrainedModel | None, reach: float
-) -> tuple[Mapping[str, Tensor], str]:
-    """Where the latent weights start, and what that is called in the facts; see `rqat.train.latents`.
-
-    Args:
-        source: the model before quantization if it is in memory already; else it is loaded when needed.
-        reach: how far from their codes' values they may start, where no training came before.
-    """
-    from ...model.transforms import apply_transforms
-    from ...train.latents import first_latents, load_latents
-
-    carried = load_latents(folder, start.layers)
-    if carried:
-        return carried, "the train step before"
-    if start.transforms:  # a copy of its own: a teacher stays as it was before them
-        source = job.original.copied(job.plan.model, device=job.device, offline=job.offline)[0]
-        apply_transforms(source, [(one.name, one.options, one.make(job.registry)) for one in start.transforms])
-    elif source is None:
-        source = job.original.get(job.plan.model, device=job.device, offline=job.offline, counted=False)[0]
-    return first_latents(source, start.model, start.layers, reach=reach)
 
 
 def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes) -> dict[str, Any]:
@@ -369,10 +346,3 @@ def _skipped(job: Job, step: Step) -> str:
         return ""
     verdict = read_json(job.result_of(step.inputs["gate"]) / "gate.json") or {}
     return verdict.get("why", "") if verdict.get("action") == "skip" and not verdict.get("passed") else ""
-
-
-def _copy_latents(source: Path, target: Path) -> None:
-    from ...train.latents import FILE
-
-    if (source / FILE).exists():
-        shutil.copyfile(source / FILE, target / FILE)

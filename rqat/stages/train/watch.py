@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ...contracts import Comparison, TokenRow
 from ...evals.compare import compare
 from ...stage import WATCHED
+from ...train.shards import whole
 
 if TYPE_CHECKING:
     import transformers
@@ -23,7 +24,7 @@ class Watch(TrainerCallback):
 
     Args:
         every: optimizer steps from one look to the next; the last step is looked at, too.
-        rows: what is compared on.
+        rows: what is compared on; None in a process that only helps others to gather the models.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Watch(TrainerCallback):
         model: transformers.PreTrainedModel,
         original: transformers.PreTrainedModel,
         tokenizer: transformers.PreTrainedTokenizerBase,
-        rows: Sequence[TokenRow],
+        rows: Sequence[TokenRow] | None,
     ) -> None:
         self.task, self.every = task, every
         self.model, self.original, self.tokenizer, self.rows = model, original, tokenizer, rows
@@ -44,5 +45,7 @@ class Watch(TrainerCallback):
         step = state.global_step
         if "loss" not in logs or (step % self.every and step != state.max_steps):
             return
-        figures, _ = compare(self.task, self.model, self.original, self.tokenizer, self.rows)
-        logs |= {f"{WATCHED}{name}": value for name, value in figures.items()}
+        with whole(self.model, self.original):
+            if self.rows is not None:
+                figures, _ = compare(self.task, self.model, self.original, self.tokenizer, self.rows)
+                logs |= {f"{WATCHED}{name}": value for name, value in figures.items()}

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from rqat import Schemes, lighter
+from rqat import lighter
 from rqat.stages.train import run as train
+from rqat.stages.train.chosen import CHOSEN
 from rqat.storage import read_json
 from tests.training import digests, train_step, with_callback, write_start
 
@@ -27,9 +28,7 @@ class Stop(TrainerCallback):
 
 
 def step_of(root: Path, **keys: Any) -> tuple[Any, Any]:
-    job, step = train_step(root, "kd", **KEYS | keys)
-    job.plan.scheme = Schemes.parse("w2g32")
-    return job, step
+    return train_step(root, "kd", **KEYS | keys)
 
 
 def takes(job: Any, step: Any, micro_batch: int) -> float:
@@ -68,7 +67,7 @@ def test_resumed_with_other_memory_free_it_ends_with_the_same_bytes(tmp_path: Pa
     job, step = step_of(tmp_path / "broken")
     with with_callback(job, step, Stop()), pytest.raises(KeyboardInterrupt):
         train.run(job, step)
-    assert read_json(job.scratch(step) / train.CHOSEN) == {"micro_batch": 4}
+    assert read_json(job.scratch(step) / CHOSEN) == {"micro_batch": 4}
     free["bytes"] = takes(job, step, 1)
     assert train.run(job, step)["chosen"] == {"micro_batch": 4}
     assert digests(job.workdir(step)) == whole

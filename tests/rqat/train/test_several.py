@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +25,7 @@ from rqat.storage import SCRATCH, read_json_lines
 from rqat.train.checkpoints import last_complete, processes_of
 from rqat.train.one_gpu import one_gpu
 from rqat.train.saving import Saving
+from tests.together import launched, work_of
 from tests.training import digests, train_step, write_start
 
 COMMON: dict[str, Any] = {
@@ -36,16 +36,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "sft": COMMON,
     "grpo": {**COMMON, "generations": 4, "max_completion_tokens": 6},
 }
-
-
-def launched(root: Path, asked: dict[str, Any]) -> list[str]:
-    """The command that trains in two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    return [*launcher, "-m", "tests.together", str(root), json.dumps(asked)]
-
-
-def work_of(root: Path, objective: str) -> Path:
-    return root / "run" / f"02-train-{objective}.partial"
 
 
 @pytest.fixture(scope="module")
