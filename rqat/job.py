@@ -87,6 +87,7 @@ class Job:
         workers: processes on this machine that a stage runs in which can run in several.
         nodes: machines that do the run together.
         told: what was known of the plan before it ran; it stands in the run's manifest and in the report.
+        told_of_data: what was found in the data of steps that are still to be done.
         saved: called whenever a step has saved what it can resume from.
         original: keeps the plan's model in memory between steps, where there is room.
         processes: this one among those, while it does such a step; alone otherwise.
@@ -102,6 +103,7 @@ class Job:
     workers: int = 1
     nodes: Nodes = field(default_factory=Nodes)
     told: Sequence[str] = ()
+    told_of_data: Sequence[str] = ()
     saved: Callable[[], None] = field(default=lambda: None)
     original: Original = field(default_factory=Original)
 

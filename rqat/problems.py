@@ -68,6 +68,8 @@ class Place:
         origin, length = self._origin()
         if length and is_flag(origin):  # what the flag says is not said again
             inside = ".".join(map(str, self.keys[length:]))
+            if inside.isdigit() and not origin.startswith("--set "):  # which time a flag was given
+                return origin
             return f"{origin}{'.' if origin.startswith('--set ') else ' '}{inside}" if inside else origin
         return f"{origin} {self.dotted}".strip()
 

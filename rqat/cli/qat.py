@@ -64,7 +64,7 @@ def qat(
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
     together = workers * nodes.count
     told = check(plan, folder, offline=context.obj.offline, fresh=fresh, processes=together)
-    told += check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
+    of_data = check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
     from ..job import Job
     from ..model.devices import default_device
     from ..pipeline import follow, run_pipeline
@@ -82,6 +82,7 @@ def qat(
         workers=workers,
         nodes=nodes,
         told=told,
+        told_of_data=of_data,
     )
     if nodes.rank:
         joined = follow(job)

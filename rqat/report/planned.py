@@ -1,6 +1,6 @@
 """What a run is to do, written into its folder before the first step: plan.json, and recipe.yaml to do it again.
 
-    {"name", "model", "scheme", "device", "recipe": every default filled in, "told": [...],
+    {"name", "model", "scheme", "device", "recipe": every default filled in, "told": [...], "told_of_data": [...],
      "rqat", "packages", "machine",
      "steps": [{"name", "stage", "variant", "start": variant it starts from, "settings": its keys as they were given,
                 "data": [{"role", "name", "domain", "options"}]}]}
@@ -44,18 +44,28 @@ def planned(job: Job) -> dict[str, Any]:
         }
         for step in plan.steps
     ]
+    recipe = filled(plan)
+    of_data = _of_data(job, recipe)
     return {
         "name": plan.recipe.name,
         "model": plan.model.path,
         "scheme": str(plan.scheme),
         "device": job.device,
-        "recipe": filled(plan),
-        "told": [*job.told],
+        "recipe": recipe,
+        "told": [*job.told, *of_data],
+        "told_of_data": of_data,
         "steps": steps,
         "rqat": __version__,
         "packages": versions(),
         "machine": machine(job.device),
     }
+
+
+def _of_data(job: Job, recipe: dict[str, Any]) -> list[str]:
+    """What was found in the data, now and when the same recipe began: what is done already is not looked into again."""
+    before = read_json(job.folder / PLAN)
+    same = isinstance(before, dict) and before.get("recipe") == recipe and isinstance(before.get("told_of_data"), list)
+    return [*dict.fromkeys([*(before["told_of_data"] if same else ()), *job.told_of_data])]
 
 
 def _told(role: str, use: Use) -> dict[str, Any]:

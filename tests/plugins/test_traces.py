@@ -297,7 +297,7 @@ def test_the_command_killed_in_the_middle_ends_with_the_same_bytes(tmp_path: Pat
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--keep", "correkt"), "--keep keep.0: 'correkt' is not one of"),
+        (("--keep", "correkt"), "--keep: 'correkt' is not one of"),
         (("--task", "nobody"), "--task: 'nobody' is not a task"),
         (("--prompts", "nobody"), "--prompts: 'nobody' is not a source"),
         (("--prompts", f"text:path={__file__}"), "has no prompt to answer"),

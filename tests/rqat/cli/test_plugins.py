@@ -95,9 +95,10 @@ def test_show_says_options_class_file_and_owner() -> None:
 
 def test_show_as_json_of_a_whole_plugin() -> None:
     shown = json.loads(CliRunner().invoke(build(), ["plugins", "show", "rqat-math", "--json"]).stdout)
-    assert [part["name"] for part in shown] == ["gsm8k", "math500"]
-    assert shown[0]["domain"] == "math"
-    option = next(row for row in shown[0]["options"] if row["name"] == "seeds")
+    parts = {part["name"]: part for part in shown}
+    assert sorted(parts) == [part["name"] for part in shown] == ["aime120", "gpqa-diamond", "gsm8k", "math500"]
+    assert parts["gsm8k"]["domain"] == "math"
+    option = next(row for row in parts["gsm8k"]["options"] if row["name"] == "seeds")
     assert option == {
         "name": "seeds",
         "type": "tuple[int, ...]",

@@ -15,7 +15,7 @@ from rqat.filled import filled
 from rqat.plan import build_plan
 from rqat.recipe import Recipe, load_recipe, shipped_recipes
 from rqat.registry import Registry
-from rqat.report import charts, write_report
+from rqat.report import charts, planned, write_report
 from rqat.report.page import recovered, value
 from rqat.report.run_files import read_folder, read_run
 from rqat.report.samples import held_against, pick, plain
@@ -129,7 +129,12 @@ def job(tmp_path):
         )
     plan = SimpleNamespace(recipe=recipe, model=recipe.model, scheme=Scheme.parse("w2g64"), steps=plan_steps)
     return SimpleNamespace(
-        plan=plan, folder=tmp_path, device="cpu", told=["rows < wrote"], result_of=lambda name: tmp_path / name
+        plan=plan,
+        folder=tmp_path,
+        device="cpu",
+        told=["rows < wrote"],
+        told_of_data=[],
+        result_of=lambda name: tmp_path / name,
     )
 
 
@@ -142,6 +147,17 @@ def test_summary_has_every_arm_of_the_first_task(job):
         assert {"task", "n", "accuracy", "low", "high", "seconds"} <= figures.keys()
     assert set(summary["tasks"]) == {"arith", "math500"}
     assert (summary["name"], summary["scheme"], summary["task"]) == ("made-up & more", "w2g64", "arith")
+
+
+def test_what_was_found_in_the_data_stays_when_a_run_resumes(job):
+    job.told_of_data = ["3 rows are left out"]
+    report.begin(job)
+    job.told_of_data = []  # those steps are done by now, and are not looked into
+    assert planned.is_written(job)
+    report.write(job)
+    assert json.loads((job.folder / "manifest.json").read_text())["told"] == ["rows < wrote", "3 rows are left out"]
+    job.plan.recipe.name = "another"
+    assert planned.planned(job)["told"] == ["rows < wrote"]
 
 
 def test_every_model_is_compared_with_bf16_with_the_quantized_one_and_with_its_own_start(job):
