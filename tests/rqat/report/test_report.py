@@ -156,7 +156,7 @@ def test_what_was_found_in_the_data_stays_when_a_run_resumes(job):
     assert planned.is_written(job)
     report.write(job)
     assert json.loads((job.folder / "manifest.json").read_text())["told"] == ["rows < wrote", "3 rows are left out"]
-    job.plan.recipe.name = "another"
+    job.plan.recipe = job.plan.recipe.model_copy(update={"name": "another"})
     assert planned.planned(job)["told"] == ["rows < wrote"]
 
 
