@@ -152,6 +152,12 @@ class Saving(TrainerCallback):
             self.scheduler.load_state_dict(put_together(state["scheduler"], tensors))
             of_all = state["random"]
             self._random = of_all[self.processes.rank] if len(of_all) == self.processes.count else None
+            if self._random is not None:  # tried here, where what is wrong with it is told
+                now = random_state()
+                try:
+                    set_random_state(self._random)
+                finally:
+                    set_random_state(now)
             self.saved = int(state["step"])
         return _trainer_state(checkpoint)
 
@@ -375,9 +381,9 @@ def _trainer_state(checkpoint: Path) -> TrainerState:
     with whole(checkpoint):
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
         fresh = vars(TrainerState()).items()
-        kinds = {
-            name: (int, float) if type(value) is int else (type(value),) for name, value in fresh if value is not None
-        }
+        kinds: dict[str, tuple[type, ...]]
+        kinds = {name: (int, float) if type(value) is int else (type(value),) for name, value in fresh}
+        kinds["train_batch_size"] = (int, type(None))  # what else begins as None stays so: no best model is looked for
         wrong = [name for name, kind in kinds.items() if type(getattr(state, name)) not in kind]
         if wrong or state.global_step != step_of(checkpoint):
             raise ValueError(f"its {wrong[0] if wrong else 'global_step'} is none")

@@ -7,12 +7,15 @@ import os
 import pickle
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy
 import pytest
 import torch
 
 from rqat.errors import RunError
+from rqat.processes import Processes
 from rqat.train import checkpoints
 from rqat.train.checkpoints import (
     STATE,
@@ -26,6 +29,7 @@ from rqat.train.checkpoints import (
     write_checkpoint,
 )
 from rqat.train.random_states import random_state, set_random_state
+from rqat.train.saving import Saving
 
 
 def snapshot(step: int) -> Snapshot:
@@ -111,6 +115,21 @@ def test_random_states_come_back_as_they_were() -> None:
     first = drawn()
     set_random_state(state)
     assert drawn() == first
+
+
+@pytest.mark.parametrize("changed", [{"torch": "zz"}, {"torch": ""}, {"python": [3, [1], None]}, {"numpy": 1}])
+def test_a_random_state_that_is_none_is_told_and_changes_nothing(tmp_path: Path, changed: dict[str, object]) -> None:
+    random_of_all = [{**json.loads(json.dumps(random_state())), **changed}]
+    state = {"optimizer": {"mapping": []}, "scheduler": {"mapping": []}, "step": 2, "random": random_of_all}
+    checkpoint = write_checkpoint(tmp_path, Snapshot(2, {}, state, {"global_step": 2}))
+    nothing: Any = SimpleNamespace(load_state_dict=lambda state: None)
+    saving = Saving(
+        tmp_path, nothing, nothing, every_steps=1, every_s=1, processes=Processes(), log=tmp_path / "training.jsonl"
+    )
+    before = torch.get_rng_state()
+    with pytest.raises(RunError, match="cannot be resumed from"):
+        saving.resume(checkpoint)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Planted:
