@@ -274,7 +274,7 @@ def test_training_that_has_ended_is_not_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rqat.train.latents.save_latents", killed)
+        patch.setattr("rqat.train.latents.save_offsets", killed)
         with pytest.raises(KeyboardInterrupt):
             train.run(job, step)
     begun: list[int] = []
