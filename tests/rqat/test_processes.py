@@ -237,9 +237,10 @@ def test_a_bug_in_one_is_told_once_and_ends_all(folder: Path, tmp_path: Path) ->
     assert done.returncode == 1, done.stderr
     told = done.stderr.rpartition("train together\n")[2]
     # The first may have begun to train before the second fails.
-    assert re.fullmatch(r"(train kd \.\.\.\n)?Traceback .*\n( .*\n)+IndexError: list index out of range\n\n", told), (
-        told
-    )
+    assert re.fullmatch(
+        r"Step 3 of 4: 03-train-kd\n(train kd \.\.\.\n)?Traceback .*\n( .*\n)+IndexError: list index out of range\n\n",
+        told,
+    ), told
 
 
 def failed(rank: int, code: int, timestamp: int = 100, **data: Any) -> tuple[int, Any]:
