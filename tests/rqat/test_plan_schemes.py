@@ -150,7 +150,7 @@ def test_quantized_ends_are_counted_once_and_formats_that_cannot_pack_them_are_t
         notes = [str(found) for found in preflight(plan) if "16 bits" in found.text]
         (note,) = notes
         assert "'compressed-tensors' writes model.embed_tokens, quantized to w4g64, in 16 bits." in note
-        assert "`export: rqat` packs it" in note
+        assert "`export: gguf`, `mlx` and `rqat` pack it" in note
         assert not errors(plan)
         own = plan_of(registry, models[tied], ends, export="rqat")
         assert not [found for found in preflight(own) if "16 bits" in found.text]

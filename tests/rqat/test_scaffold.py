@@ -76,7 +76,7 @@ def test_every_built_in_can_be_copied(registry: Registry, tmp_path: Path, module
 
 def test_several_names_keep_what_tells_them_apart(registry: Registry, tmp_path: Path):
     made = new_plugin(registry, "rqat-acme", "rqat_math", parent=tmp_path)
-    assert made.names == {"gsm8k": "acme-gsm8k", "math500": "acme-math500"}
+    assert made.names == {name: f"acme-{name}" for name in ("aime120", "gpqa-diamond", "gsm8k", "math500")}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_one_part_is_copied_with_its_own_files(registry: Registry, tmp_path: Pat
     made = new_plugin(registry, "rqat-acme-rows", "jsonl", parent=tmp_path)
     copied = made.folder / made.module
     assert made.names == {"jsonl": "acme-rows"}
-    assert sorted(path.name for path in copied.iterdir()) == ["__init__.py", "files.py", "rows.py"]
+    assert sorted(path.name for path in copied.iterdir()) == ["__init__.py", "conversations.py", "files.py", "rows.py"]
     card = (copied / "__init__.py").read_text()
     assert card.count("    register(") == 1
     for gone in ("HubOptions", "Gsm8kOptions", "MixOptions", "rqat.Part", ".hub:Hub"):
