@@ -29,6 +29,10 @@ test *ARGS:
 quick *ARGS:
     pytest -q -n {{WORKERS}} -m "not slow and not campaign and not servers" {{ARGS}}
 
+# what the suite leaves out to stay short: the tutorial on a real model, two machines, halves that are killed
+long *ARGS:
+    pytest -q -m long {{ARGS}}
+
 # interrupts a small run at every point, in every way, and starts it again; prints a table
 campaign *ARGS:
     pytest -q -s -m campaign tests/campaign {{ARGS}}

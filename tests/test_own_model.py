@@ -44,7 +44,7 @@ def test_the_pieces_that_the_page_shows_are_all_of_the_script() -> None:
     assert len(rows) == 48
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tutorial_runs_as_written(smol: Path, tmp_path: Path) -> None:
     for file in ("mine.yaml", "talks.jsonl", "run.sh"):
         shutil.copyfile(EXAMPLE / file, tmp_path / file)

@@ -59,7 +59,7 @@ def test_others_hear_of_every_step_and_of_the_end(tmp_path: Path, monkeypatch: p
     assert heard == [("03-train-kd", "print of 03-train-kd"), ("05-train-grpo", "print of 05-train-grpo")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_machines_end_with_what_two_processes_have(quantized: Path, tmp_path: Path) -> None:
     """Both are this one, with one process each."""
     with socket.socket() as free:

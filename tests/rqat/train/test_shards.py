@@ -199,7 +199,7 @@ def test_completions_are_written_with_the_gathered_model(together: Path) -> None
     assert all(line["distillation/divergence"] > 0 for line in lines)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_it_goes_on_with_the_same_bytes_and_in_one_process(
     together: Path, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
