@@ -27,7 +27,7 @@ test *ARGS:
     pytest -q -n {{WORKERS}} {{ARGS}}
 
 quick *ARGS:
-    pytest -q -n {{WORKERS}} -m "not slow and not campaign and not servers" {{ARGS}}
+    pytest -q -n {{WORKERS}} -m "not slow and not campaign and not servers and not long" {{ARGS}}
 
 # what the suite leaves out to stay short: the tutorial on a real model, two machines, halves that are killed
 long *ARGS:
