@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import rqat
 from rqat.evals.grade import grade
 
 from . import GpqaOptions
-from .tasks import read
+from .tasks import json_lines, read
 
 FILE = "gpqa/diamond.csv"
 RIGHT = "Correct Answer"
@@ -69,11 +68,4 @@ class Gpqa(rqat.Task):
             for number, record in enumerate(csv.DictReader(io.StringIO(text)), start=1):
                 yield f"{path}: row {number}", record
             return
-        for line, each in enumerate(text.split("\n"), start=1):
-            if each.strip():
-                try:
-                    yield f"{path}:{line}", json.loads(each)
-                except (ValueError, RecursionError) as error:
-                    raise rqat.DataError(
-                        f"{path}:{line}: not JSON: {error}.", hint="Write one object per line."
-                    ) from error
+        yield from json_lines(path, text)

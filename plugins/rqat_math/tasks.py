@@ -66,14 +66,7 @@ class MathTask(rqat.Task):
         if path is None:
             yield from self._from_hub()
             return
-        for line, text in enumerate(read(path / Path(self.file).name if path.is_dir() else path).split("\n"), start=1):
-            if text.strip():
-                try:
-                    yield f"{path}:{line}", json.loads(text)
-                except (ValueError, RecursionError) as error:
-                    raise rqat.DataError(
-                        f"{path}:{line}: not JSON: {error}.", hint="Write one object per line."
-                    ) from error
+        yield from json_lines(path, read(path / Path(self.file).name if path.is_dir() else path))
 
     def _beside(self) -> Path | None:
         root = os.environ.get("RQAT_DATA")
@@ -152,3 +145,17 @@ def read(path: Path) -> str:
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
         raise rqat.DataError(f"'{path}' cannot be read: {reason}.", hint="Check `data`.") from error
+
+
+def json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """What the lines of a file with this text hold, each behind its place; empty lines hold nothing.
+
+    Raises:
+        DataError: a line is no JSON.
+    """
+    for line, each in enumerate(text.split("\n"), start=1):
+        if each.strip():
+            try:
+                yield f"{path}:{line}", json.loads(each)
+            except (ValueError, RecursionError) as error:
+                raise rqat.DataError(f"{path}:{line}: not JSON: {error}.", hint="Write one object per line.") from error

@@ -119,22 +119,27 @@ def _groups(folder: Path, given: Mapping[str, Any]) -> list[tuple[list[str], Sch
     found = []
     for group in given["config_groups"].values():
         weights = group["weights"]
-        wrong = [
-            f"{key} {value}"
-            for key, value, allowed in (
-                ("type", weights.get("type", "int"), ("int",)),
-                ("strategy", weights.get("strategy"), ("group", "channel")),
-                ("actorder", weights.get("actorder"), (None, False, "weight", "static")),
-                ("input_activations", group.get("input_activations"), (None,)),
-            )
-            if value not in allowed
-        ]
-        if wrong:
-            raise _refused(folder, "compressed-tensors", ", ".join(wrong))
+        if wrong := unread(group):
+            raise _refused(folder, "compressed-tensors", wrong)
         size = ROW if weights["strategy"] == "channel" else weights["group_size"]
         scheme = Scheme(bits=weights["num_bits"], group=size, symmetric=weights.get("symmetric", True))
         found.append(([str(target) for target in group.get("targets") or ()], scheme))
     return found
+
+
+def unread(group: Mapping[str, Any]) -> str:
+    """What of compressed-tensors' description of a group of layers is not read here; empty if all is."""
+    weights = group["weights"]
+    return ", ".join(
+        f"{key} {value}"
+        for key, value, allowed in (
+            ("type", weights.get("type", "int"), ("int",)),
+            ("strategy", weights.get("strategy"), ("group", "channel")),
+            ("actorder", weights.get("actorder"), (None, False, "weight", "static")),
+            ("input_activations", group.get("input_activations"), (None,)),
+        )
+        if value not in allowed
+    )
 
 
 def _in_group(folder: Path, name: str, groups: list[tuple[list[str], Scheme]]) -> Scheme:

@@ -25,6 +25,7 @@ from ..contracts import QuantizedWeight
 from ..errors import ModelError
 from ..grids import grid_of
 from ..model.checkpoint import scheme_of
+from ..model.foreign import unread
 from ..model.layers import ENDS
 from ..scheme import ROW, Scheme
 
@@ -165,20 +166,9 @@ def _check_group(path: str, group: Mapping[str, Any]) -> None:
     Raises:
         ModelError: saying what is not.
     """
-    weights = group["weights"]
-    wrong = [
-        f"{key} {value}"
-        for key, value, allowed in (
-            ("type", weights.get("type", "int"), ("int",)),
-            ("strategy", weights.get("strategy"), ("group", "channel")),
-            ("actorder", weights.get("actorder"), (None, False, "weight", "static")),
-            ("input_activations", group.get("input_activations"), (None,)),
-        )
-        if value not in allowed
-    ]
-    if wrong:
-        raise ModelError(f"'{path}' is quantized with {', '.join(wrong)}, which is not read here.", hint=ANOTHER)
-    check_bits(path, weights.get("num_bits"))
+    if wrong := unread(group):
+        raise ModelError(f"'{path}' is quantized with {wrong}, which is not read here.", hint=ANOTHER)
+    check_bits(path, group["weights"].get("num_bits"))
 
 
 def _is_target(name: str, target: str) -> bool:
