@@ -2,9 +2,11 @@
 
 On CUDA the kernels behind `scaled_dot_product_attention` add up the gradients of queries in the order in which their
 blocks happen to end, so that two runs of one training part after a few steps, and a resumed run from one that was never
-interrupted. torch has an order that is fixed, but takes it only where `torch.use_deterministic_algorithms` says so
-without `warn_only`; and that, left on, refuses operations that are no part of attention. So it is on for the gradient
-of attention alone.
+interrupted. torch has kernels whose order is fixed, but takes them only where `torch.use_deterministic_algorithms` says
+so without `warn_only`; and that, left on, refuses operations that are no part of attention. So it is on for attention
+alone: for its gradient, where FlashAttention's kernel then keeps an order, and before it for attention itself, where
+torch chooses whose gradient that will be. On Hopper it would choose cuDNN's, which has no order to keep
+(`check_cudnn_deterministic` in aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
 """
 
 from __future__ import annotations
@@ -51,10 +53,21 @@ def _switched() -> Iterator[None]:
         yield
     finally:
         functional.scaled_dot_product_attention = plain
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        _switch_as(before)
         deterministic.fill_uninitialized_memory = filled
         if workspace is None:
             del os.environ[WORKSPACE]
+
+
+def _switch_on() -> tuple[bool, bool]:
+    """Turns it on; returns how it was, for `_switch_as`."""
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    return was
+
+
+def _switch_as(was: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(was[0], warn_only=was[1])
 
 
 def _with_the_switch(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -63,8 +76,13 @@ def _with_the_switch(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return plain(query, key, value, *args, **given)
         before: list[tuple[bool, bool]] = []
         query, key, value = _Off.apply(before, query, key, value)
-        found: Tensor = _On.apply(before, plain(query, key, value, *args, **given))
-        return found
+        was = _switch_on()
+        try:
+            found = plain(query, key, value, *args, **given)
+        finally:
+            _switch_as(was)
+        chained: Tensor = _On.apply(before, found)
+        return chained
 
     return scaled_dot_product_attention
 
@@ -79,10 +97,7 @@ class _On(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        ctx.before[:] = [
-            (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
-        ]
-        torch.use_deterministic_algorithms(True)
+        ctx.before[:] = [_switch_on()]
         return None, *grads
 
 
@@ -96,6 +111,6 @@ class _Off(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        ((enabled, warn_only),) = ctx.before
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        (was,) = ctx.before
+        _switch_as(was)
         return None, *grads
