@@ -9,7 +9,7 @@ default:
     @just --list
 
 # format, lint, types, tests
-check: lint types test docs
+check: lint types test long docs
 
 format:
     ruff format .
@@ -29,9 +29,9 @@ test *ARGS:
 quick *ARGS:
     pytest -q -n {{WORKERS}} -m "not slow and not campaign and not servers and not long" {{ARGS}}
 
-# what the suite leaves out to stay short: the tutorial on a real model, two machines, halves that are killed
+# what the suite leaves out to stay short, and CI runs: the tutorial on a real model, two machines, runs that are killed
 long *ARGS:
-    pytest -q -m long {{ARGS}}
+    pytest -q -n {{WORKERS}} -m long {{ARGS}}
 
 # interrupts a small run at every point, in every way, and starts it again; prints a table
 campaign *ARGS:

@@ -34,7 +34,7 @@ from .intact import damaged, is_manifest, read_manifest, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
 from .lighter import needed_bytes, ran_out
-from .model.memory import Peak
+from .model.memory import Peak, give_back
 from .run_folder import MANIFEST, MARK, SUMMARY, fates, refuse_links, settle
 from .run_lock import LOCK, only_one
 from .stage import Step
@@ -327,6 +327,8 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
         return launch(job, step)
     _seed()
     together = job.processes.count
+    if job.device != "cpu":
+        give_back(job.device)  # other processes share the GPU, and torch keeps what the step before has freed
     if stage is not None:
         job.original.make_room(needed_bytes(step, job.plan, job.device, together), job.device)
     peak = Peak(job.device)

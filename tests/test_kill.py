@@ -77,7 +77,7 @@ def steps_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_in_every_stage_ends_with_the_same_weights(tmp_path):
     left_alone, killed = tmp_path / "left-alone", tmp_path / "killed"
     reference = subprocess.run(command(left_alone, CUT_DOWN), env=environment(), capture_output=True, text=True)

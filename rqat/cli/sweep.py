@@ -88,13 +88,39 @@ def _executor(made: Sweep, folders: Folders, jobs: int | None, cluster: str | No
     if likely_device() == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = [name.strip() for name in visible.split(",")] if visible else list(map(str, range(_gpus())))
-    return Local(folders.logs, jobs or max(1, len(gpus)), gpus)
+    return Local(folders.logs, _places(made, jobs or max(1, len(gpus)), len(gpus)), gpus)
 
 
 def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def _places(made: Sweep, asked: int, gpus: int) -> int:
+    """How many of so many cells fit into memory side by side; each looks at what is free, but all start at once."""
+    if asked <= max(1, gpus):
+        return asked
+    there = _memory(gpus)
+    most = max((memory for cell in made.cells for memory, _ in _needs(cell).values()), default=0)
+    if not there or not most:
+        return asked
+    fit = max(1, there // most) * max(1, gpus)
+    if fit < asked:
+        where = "a GPU has" if gpus else "there are"
+        display.note(f"--jobs {asked}: only {fit}, since a cell takes about {size(most)} and {where} {size(there)}.")
+    return min(asked, fit)
+
+
+def _memory(gpus: int) -> int | None:
+    """Of the smallest GPU, or what the system has free; None where it does not say."""
+    from ..model.memory import available_bytes
+
+    if not gpus:
+        return available_bytes()
+    import torch
+
+    return min(torch.cuda.get_device_properties(number).total_memory for number in range(gpus))
 
 
 def _check(made: Sweep, folders: Folders, *, offline: bool) -> None:
