@@ -85,6 +85,8 @@ def _about(step: StepFiles, lines: Sequence[dict[str, Any]]) -> str:
         parts.append(seconds(results["train_seconds"]))
     if is_number(results.get("rows_used")):
         parts.append(f"{results['rows_used']:,} rows")
+    if is_number(results.get("codes_changed")):
+        parts.append(f"{100 * results['codes_changed']:.2g} % of the codes changed")
     if results.get("rows_dropped_too_long"):
         parts.append(f"{results['rows_dropped_too_long']:,} rows dropped as too long")
     return ", ".join(parts)

@@ -39,9 +39,10 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     In several processes all call it: the first writes, the others only leave their random states in checkpoints.
 
     Returns:
-        steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; of an objective that
-        writes, sampler_gap_nats; `chosen`, where keys leave something to the free memory; only `skipped`, with the
-        reason, where the gate said so.
+        steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; codes_changed,
+        scales_changed and zeros_changed, shares of all that are trained; of an objective that writes,
+        sampler_gap_nats; `chosen`, where keys leave something to the free memory; only `skipped`, with the reason,
+        where the gate said so.
 
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
@@ -72,13 +73,19 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     configs = copy.deepcopy((start.model.config, start.model.generation_config))
     rows = {name: len(layer.codes) for name, layer in start.layers.items()}
     optimizer, facts = _train(job, step, keys, start, start_folder, checkpoint)
-    layers, offsets = learned(job, start, optimizer, rows)
+    layers, offsets, moved = learned(job, start, optimizer, rows)
     if not job.processes.leads:
         return {}
+    if not any(moved.values()) and keys.other_lr is None:
+        log.warning(
+            "%s: changed nothing: every code, scale and zero point is what it was before. Raise lr, scale_lr or steps.",
+            step.name,
+        )
     start.model.config, start.model.generation_config = configs
     save_checkpoint(work, start.model, start.tokenizer, layers, start.transforms)
     keep_generation_settings(start_folder, work)
     save_offsets(work, offsets)
+    facts |= moved
     return {**facts, "chosen": chosen} if chosen else facts
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,9 @@ def latents_of(
 
 def learned(
     job: Job, start: Checkpoint, optimizer: QuantizedOptimizer, rows: Mapping[str, int]
-) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
-    """The trained layers, and where their latents stand; with a model that was split, which is whole again afterwards,
-    for the process that leads.
+) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor], dict[str, float]]:
+    """The trained layers, where their latents stand, and how much of them has changed; with a model that was split,
+    which is whole again afterwards, for the process that leads.
 
     Args:
         rows: of every layer.
@@ -72,8 +73,11 @@ def learned(
     from ...train.shards import gathered, is_split, join, joined_layers
 
     layers = optimizer.quantized_layers()
+    counts = changed(start.layers, {name: layers[name] for name in optimizer.trained})
     if not is_split(start.model):
-        return (layers, latent_offsets(optimizer.latents(), layers)) if job.processes.leads else ({}, {})
+        offsets = latent_offsets(optimizer.latents(), layers) if job.processes.leads else {}
+        return layers, offsets, shares([counts])
+    moved = shares([json.loads(text) for text in job.processes.gather(json.dumps(counts))])
     mine = latent_offsets(optimizer.latents(), layers)
     optimizer.inner.state.clear()  # room for what is gathered: no step follows
     offsets = {}
@@ -83,7 +87,33 @@ def learned(
         if job.processes.leads:
             offsets[name] = offset.cpu()
     join(start.model, job.processes)
-    return joined_layers(layers, rows, job.device, job.processes), offsets
+    return joined_layers(layers, rows, job.device, job.processes), offsets, moved
+
+
+def changed(before: Mapping[str, QuantizedWeight], after: Mapping[str, QuantizedWeight]) -> dict[str, list[int]]:
+    """How many numbers of quantized layers training has made others, and of how many, by what they are.
+
+    Args:
+        before: layers; in several processes that have split a model, the rows that are here.
+        after: the same ones, trained.
+
+    Returns:
+        "codes", "scales" and "zeros", each with how many have changed and how many there are.
+    """
+    found = {"codes": [0, 0], "scales": [0, 0], "zeros": [0, 0]}
+    for name, layer in after.items():
+        old = before[name]
+        pairs = (("codes", old.codes, layer.codes), ("scales", old.scale, layer.scale), ("zeros", old.zero, layer.zero))
+        for kind, was, now in pairs:
+            found[kind][0] += int((was.to(now.device) != now).sum())
+            found[kind][1] += now.numel()
+    return found
+
+
+def shares(counts: Sequence[Mapping[str, list[int]]]) -> dict[str, float]:
+    """`codes_changed`, `scales_changed` and `zeros_changed`, from 0 to 1, of what `changed` has counted everywhere."""
+    sums = {kind: [sum(one[kind][place] for one in counts) for place in (0, 1)] for kind in counts[0]}
+    return {f"{kind}_changed": count / max(1, total) for kind, (count, total) in sums.items()}
 
 
 def copy_latents(source: Path, target: Path) -> None:

@@ -108,6 +108,10 @@ def test_leaves_a_checkpoint_a_log_and_facts(objective: str, start: Path, unbrok
     assert facts["steps"] == 8
     assert facts["final_loss"] == lines[-1]["loss"]
     assert facts["tokens"] == lines[-1]["tokens"] > 0
+    pairs = [(before.layers[name], after.layers[name]) for name in before.layers]
+    for kind, part in (("codes", "codes"), ("scales", "scale"), ("zeros", "zero")):
+        other = torch.cat([(getattr(old, part) != getattr(new, part)).flatten() for old, new in pairs])
+        assert facts[f"{kind}_changed"] == pytest.approx(other.double().mean().item())
     if objective.startswith("grpo"):
         assert facts["sampler_gap_nats"] < 1e-4
         gap = "sampling/sampling_logp_difference"
@@ -448,3 +452,20 @@ def test_rows_that_are_too_long_are_left_out_and_counted(root: Path) -> None:
     facts = train.run(job, step)
     assert facts["rows_dropped_too_long"] > 0
     assert facts["rows_read"] == facts["rows_used"] + facts["rows_dropped_too_long"]
+
+
+def test_training_that_changes_nothing_is_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Latents that stay in their cells and scales that stay on their steps: the same model, after all the work."""
+    job, step = train_step(
+        root, "sft", **options_of("sft", steps=2, lr=1e-9, scale_lr=None, zero_lr=None, other_lr=None)
+    )
+    facts = train.run(job, step)
+    assert (facts["codes_changed"], facts["scales_changed"], facts["zeros_changed"]) == (0, 0, 0)
+    assert "changed nothing" in caplog.text
+    assert digests(root / "run" / START)["quantized.safetensors"] == digests(job.workdir(step))["quantized.safetensors"]
+
+
+def test_training_that_changes_something_is_not(unbroken: Any, caplog: pytest.LogCaptureFixture) -> None:
+    _, facts = unbroken("sft")
+    assert facts["codes_changed"] > 0
+    assert "changed nothing" not in caplog.text
