@@ -65,15 +65,22 @@ def work_beside(out: Path, *, worth_keeping: str) -> Iterator[Path]:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def run_in(work: Path, plan: Plan, registry: Registry, *, offline: bool, told: Sequence[str] = ()) -> Job:
-    """Runs a plan in a folder, on the best device there is, and shows how far it is; the finished job."""
+def run_in(
+    work: Path, plan: Plan, registry: Registry, *, offline: bool, told: Sequence[str] = (), workers: int = 1
+) -> Job:
+    """Runs a plan in a folder, on the best device there is, and shows how far it is; the finished job.
+
+    Args:
+        workers: processes that a stage runs in which can run in several.
+    """
     with display.waiting("Loading libraries"):
         from ..job import Job
         from ..model.devices import default_device
         from ..pipeline import run_pipeline
 
         only_our_bars()
-    job = Job(plan, work, registry, device=default_device(), offline=offline, progress=display.Bars(), told=told)
+    shown = display.Bars()
+    job = Job(plan, work, registry, default_device(), offline, shown, workers=workers, told=told)
     try:
         run_pipeline(job)
     except RqatError as error:  # a recipe's keys, in the words of the command that stands for it

@@ -15,7 +15,7 @@ from ..figures import percent, seconds
 from ..storage import explained, read_json, write_json
 from . import display, options
 from .beside import WORK, run_in, work_beside
-from .device import Device
+from .device import Device, visible_gpus
 from .values import pairs
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ def evaluate(
         typer.Option(metavar="MODEL", help="What a task that compares models (kl) compares with: before quantization."),
     ] = None,
     backend: options.Backend = "auto",
+    processes: Annotated[
+        int, typer.Option("--processes", min=0, metavar="N", help="Write in N processes, one per GPU; 0: all GPUs.")
+    ] = 1,
     device: Device = None,
     base_url: Annotated[
         str | None,
@@ -110,11 +113,14 @@ def evaluate(
     )
     folder = out or Path("results") / f"{_slug(task)}-{_slug(model)}"
     _refuse_foreign(folder, names)
-    told = check(plan, folder, offline=context.obj.offline, notes=False)
+    workers = processes or max(1, len(visible_gpus()))
+    told = check(plan, folder, offline=context.obj.offline, notes=False, processes=workers)
     check_data(plan, folder, registry, fresh=True, offline=context.obj.offline)
     _tell_cost(plan, registry, limit, preset)
+    if workers > 1:
+        _tell_alone(plan)
     places = {name: folder / _slug(name) if len(names) > 1 else folder for name in names}
-    found = _run(plan, folder, list(places.values()), registry, offline=context.obj.offline)
+    found = _run(plan, folder, list(places.values()), registry, workers, offline=context.obj.offline)
     about = {"options": raw, "limit": limit} | ({"original": original} if original else {})
     results = [{"model": model, **each, "told": told, **about} for each in found]
     for place, each in zip(places.values(), results, strict=True):
@@ -156,14 +162,25 @@ def _tell_cost(plan: Plan, registry: Registry, limit: int | None, preset: str) -
         )
 
 
-def _run(plan: Plan, out: Path, places: Sequence[Path], registry: Registry, *, offline: bool) -> list[dict[str, Any]]:
+def _tell_alone(plan: Plan) -> None:
+    """Which tasks are not shared out over processes."""
+    from ..stages import stages
+
+    for step in plan.steps:
+        if "task" in step.parts and not stages()[step.stage].in_several(step):
+            display.note(f"{step.parts['task'].card.name}: one process does it, the others have no part in it.")
+
+
+def _run(
+    plan: Plan, out: Path, places: Sequence[Path], registry: Registry, workers: int, *, offline: bool
+) -> list[dict[str, Any]]:
     """Evaluates beside `out`, where an interrupted evaluation resumes, and moves the samples to their places.
 
     Returns:
         the figures of every task.
     """
     with work_beside(out, worth_keeping="*.partial/.resume/*.jsonl") as work:
-        job = run_in(work, plan, registry, offline=offline)
+        job = run_in(work, plan, registry, offline=offline, workers=workers)
         steps = [step for step in plan.steps if "task" in step.parts]
         found = []
         for step, place in zip(steps, places, strict=True):

@@ -48,9 +48,7 @@ def generate(
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Answer a prompt with a model, or talk with it. It may be an original, a quantized or an exported one."""
-    from ..generation.backend import open_model, writer_for
     from ..keys import ModelKeys
-    from ..model.devices import default_device
 
     if prompt == "-":
         prompt = typer.get_text_stream("stdin").read()
@@ -58,18 +56,23 @@ def generate(
         raise DataError("The prompt is empty.", hint='Give one: rqat generate MODEL "What is 2 + 3?", or talk with -c.')
     if conversation and chat is False:
         raise DataError("-c and --no-chat do not go together.", hint="A conversation takes a chat template.")
-    only_our_bars()
     more: Row = {}
     if system:
         more["system"] = system
     if template:
         more["template"] = pairs(template, "--template")
     keys = ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code)
-    loaded, tokenizer = open_model(keys, device=default_device(), offline=context.obj.offline, backend=backend)
+    with display.waiting("Loading the model"):
+        from ..generation.backend import open_model, writer_for
+        from ..model.devices import default_device
+
+        only_our_bars()
+        loaded, tokenizer = open_model(keys, device=default_device(), offline=context.obj.offline, backend=backend)
+        writer = writer_for(loaded, backend)
     chosen: Literal["auto", "yes", "no"] = "auto" if chat is None else "yes" if chat else "no"
     if conversation and not tokenizer.chat_template:
         raise DataError(f"The tokenizer of '{model}' has no chat template.", hint="A conversation takes one.")
-    answer = _answerer(loaded, tokenizer, writer_for(loaded, backend), (max_new_tokens, temperature, top_p), chosen)
+    answer = _answerer(loaded, tokenizer, writer, (max_new_tokens, temperature, top_p), chosen)
     if not conversation:
         answer({"prompt": prompt or "", **more}, seed)
         return

@@ -43,5 +43,8 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the model.")
 ]
 Processes = Annotated[
-    int, typer.Option("--processes", min=0, metavar="N", help="Train in N processes, one per GPU; 0: on all GPUs.")
+    int,
+    typer.Option(
+        "--processes", min=0, metavar="N", help="Train and evaluate in N processes, one per GPU; 0: all GPUs."
+    ),
 ]

@@ -116,11 +116,11 @@ def _all_gpus() -> int:
 def _others(device: str, workers: int) -> str:
     """What is to be said of the other devices."""
     if workers > 1:
-        return f", {workers} processes train together"
+        return f", {workers} processes work together"
     if device != "cuda":
         return ""
     there = _all_gpus()
-    return f", one of {there}; all train with --processes {there}" if there > 1 else ""
+    return f", one of {there}; all work with --processes {there}" if there > 1 else ""
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:

@@ -7,26 +7,30 @@ long evaluation resumes where it was interrupted.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contracts import Comparison, Completion, Row, Task, TaskOptions
+from ..contracts import Comparison, Completion, Row, Task, TaskOptions, Verdict
 from ..errors import DataError
-from ..generation.complete import Batch, Generator, Report, complete_all, plan_batches
+from ..generation.complete import Batch, Generator, Report, complete_all, pace_of, plan_batches
 from ..generation.prompts import Prompt, encode_prompts, prompt_hash
 from ..generation.sampling import Sampling, context_length
 from ..generation.writer import Writer
+from ..processes import Processes
 from ..storage import LONE
+from .saved import Finished, Saved, Unit
 from .stats import bootstrap, pass_at_k, wilson
 
 if TYPE_CHECKING:
     import transformers
 
     from ..generation.server_writer import ServedModel
+
+LOOK_S = 0.2
+"""Seconds between two looks of the first process at what others have finished, when it has nothing left to write."""
 
 
 @dataclass
@@ -54,22 +58,32 @@ def run_task(
     stream: Path | None = None,
     report: Report | None = None,
     writer: Writer | None = None,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Asks a model every problem of a task, once per seed, and grades what it writes.
+
+    In several processes all call it, each with the whole model, and write every N-th batch each: the same batches with
+    the same random numbers as one process alone.
 
     Args:
         name: of the task.
         limit: use the first `limit` problems only.
         batch: prompts completed together.
-        partial: file that finished batches are appended to, and read from when an evaluation resumes.
-        stream: file that every graded completion is added to as it comes; written anew.
+        partial: file that finished batches are appended to, and read from when an evaluation resumes; every process has
+            one of its own beside it (see `saved`).
+        stream: file that every graded completion is added to as it comes; written anew, by the first process.
         report: receives how many of `number_of_completions(task, limit)` completions are done, and the accuracy so far
             with its interval.
         writer: what writes with the model; None is transformers. Batches that another one finished are not taken.
+        processes: those that write together; None is this one alone.
+
+    Returns:
+        the whole evaluation, in the first process; in others, nothing.
 
     Raises:
         DataError: no problems, or a prompt that does not fit into the model's context.
         ModelError: out of memory.
+        RunError: processes do not do the same work.
     """
     options = task.options
     if isinstance(task, Comparison):
@@ -83,12 +97,14 @@ def run_task(
     )
     batches, notes = plan_batches(prompts, batch, sampling, context_length(model))
     generator = Generator(model, tokenizer, sampling, writer)
-    saved = _Saved(partial, generator.writer.name)
-    asked = _Asked(task, problems, prompts, stream, report)
+    processes, seeds = processes or Processes(), _seeds(task)
+    saved = Saved(partial, generator.writer.name, processes)
+    asked = _Asked(task, problems, prompts, stream if processes.leads else None, report)
     began = time.perf_counter()
-    for number, seed in enumerate(_seeds(task)):
-        _Run(generator, prompts, batches, seed, saved, asked, number * len(problems)).go()
-    samples = asked.in_order()
+    _Run(generator, [(seed, batch) for seed in seeds for batch in batches], saved, asked).go()
+    if not processes.leads:
+        return Evaluation({})
+    samples = asked.in_order(seeds)
     results = {
         "task": name,
         **figures(samples, len(problems)),
@@ -101,6 +117,7 @@ def run_task(
         },
         "prompt_hash": prompt_hash(prompts),
         "backend": generator.writer.name,
+        **({"processes": processes.count} if processes.count > 1 else {}),
         "notes": notes,
     }
     return Evaluation(results, samples)
@@ -175,60 +192,6 @@ def _seeds(task: Task) -> tuple[int, ...]:
     return seeds if task.options.temperature > 0 else seeds[:1]
 
 
-def _shifted(report: Report | None, start: int) -> Report | None:
-    return report and (lambda done, note: report(start + done, note))
-
-
-class _Saved:
-    """Finished batches of one backend, one per line of a file: whole or not there."""
-
-    def __init__(self, path: Path | None, backend: str) -> None:
-        self._path = path
-        self._backend = backend
-        self._batches: dict[tuple[int, tuple[int, ...]], list[Completion]] = {}
-        self.seconds = 0.0
-        if path is not None and path.is_file():
-            kept = b""
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not self._take(line):
-                    break
-                kept += line
-            # What an interruption cut in half must not swallow the line that is appended next.
-            path.write_bytes(kept)
-
-    def get(self, seed: int, batch: Batch) -> list[Completion] | None:
-        """The completions of a batch, if it was finished."""
-        return self._batches.get((seed, batch.indices))
-
-    def add(self, seed: int, batch: Batch, completions: list[Completion], seconds: float) -> None:
-        """Remembers a finished batch, on disk if there is a file."""
-        self._batches[seed, batch.indices] = completions
-        self.seconds += seconds
-        if self._path is None:
-            return
-        rows = [asdict(completion) for completion in completions]
-        entry = {"backend": self._backend, "seed": seed, "indices": batch.indices, "completions": rows}
-        line = json.dumps(entry | {"seconds": seconds})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _take(self, line: bytes) -> bool:
-        try:
-            if not line.endswith(b"\n"):
-                return False
-            entry = json.loads(line)
-            if entry["backend"] != self._backend:
-                return False
-            completions = [Completion(**{**row, "tokens": tuple(row["tokens"])}) for row in entry["completions"]]
-            self._batches[entry["seed"], tuple(entry["indices"])] = completions
-            self.seconds += entry["seconds"]
-        except (ValueError, TypeError, KeyError):
-            return False
-        return True
-
-
 @dataclass
 class _Asked:
     """The problems with what was answered to them so far, graded as it comes."""
@@ -244,9 +207,18 @@ class _Asked:
         if self.stream is not None:
             self.stream.write_text("", encoding="utf-8")
 
-    def add(self, seed: int, batch: Batch, completions: Sequence[Completion]) -> None:
-        """Grades a batch."""
-        rows = [self._row(seed, index, one) for index, one in zip(batch.indices, completions, strict=True)]
+    def graded(self, seed: int, batch: Batch, completions: Sequence[Completion]) -> Finished:
+        """A batch that was written, with its verdicts."""
+        verdicts = [
+            self.task.grade(one.to_grade, self.problems[index]["answer"], self.problems[index])
+            for index, one in zip(batch.indices, completions, strict=True)
+        ]
+        return Finished(seed, batch.indices, completions, verdicts)
+
+    def add(self, finished: Finished) -> None:
+        """Takes a graded batch in."""
+        seed, *columns = finished
+        rows = [self._row(seed, *one) for one in zip(*columns, strict=True)]
         self.samples.update({(seed, row["index"]): row for row in rows})
         if self.stream is not None:
             with self.stream.open("a", encoding="utf-8", errors=LONE) as file:
@@ -257,9 +229,8 @@ class _Asked:
         if self.report is not None:
             self.report(done, "  ".join(filter(None, (self._so_far(), note))))
 
-    def in_order(self) -> list[dict[str, Any]]:
+    def in_order(self, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """All rows, seed by seed."""
-        seeds = list(dict.fromkeys(seed for seed, _ in self.samples))
         return [self.samples[seed, index] for seed in seeds for index in range(len(self.problems))]
 
     def _so_far(self) -> str:
@@ -270,16 +241,15 @@ class _Asked:
         low, high = wilson(correct, graded)
         return f"{100 * correct / graded:.1f} % correct ({100 * low:.0f} to {100 * high:.0f})"
 
-    def _row(self, seed: int, index: int, completion: Completion) -> dict[str, Any]:
+    def _row(self, seed: int, index: int, completion: Completion, verdict: Verdict) -> dict[str, Any]:
         """One completion, as `samples.jsonl` holds it."""
-        problem = self.problems[index]
         return {
             "index": index,
             "seed": seed,
             "prompt": self.prompts[index].text,
             "completion": completion.text,
-            "answer": str(problem["answer"]),
-            "verdict": self.task.grade(completion.to_grade, problem["answer"], problem),
+            "answer": str(self.problems[index]["answer"]),
+            "verdict": verdict,
             "tokens": len(completion.tokens),
             "truncated": completion.truncated,
             "looping": completion.looping,
@@ -289,30 +259,64 @@ class _Asked:
 
 @dataclass
 class _Run:
-    """One pass over all problems with one seed, of which `before` completions have been made with others."""
+    """All batches of all seeds; of several processes each writes its share, and the first takes in what all wrote.
+
+    Attributes:
+        before: completions that were there when it began.
+        mine: completions that this process has written since.
+    """
 
     generator: Generator
-    prompts: list[Prompt]
-    batches: list[Batch]
-    seed: int
-    saved: _Saved
+    units: Sequence[Unit]
+    saved: Saved
     asked: _Asked
-    before: int
+    before: int = 0
+    mine: int = 0
 
     def go(self) -> None:
         """Asks every problem; finished batches are not done again."""
-        missing, done = [], self.before
-        for batch in self.batches:
-            completions = self.saved.get(self.seed, batch)
-            if completions is None:
-                missing.append(batch)
-            else:
-                self.asked.add(self.seed, batch, completions)
-                done += len(completions)
-        report = _shifted(self.asked.tell, done) if self.asked.report else None
-        for batch, completions, seconds in complete_all(self.generator, self.prompts, missing, self.seed, report):
-            self.saved.add(self.seed, batch, completions, seconds)
-            self.asked.add(self.seed, batch, completions)
+        there, share = self.saved.begin(self.units, prompt_hash(self.asked.prompts))
+        wanted = {(seed, batch.indices) for seed, batch in self.units}
+        for finished in there:
+            if (finished.seed, finished.indices) in wanted:
+                self.asked.add(finished)
+        self.before = len(self.asked.samples)
+        for seed in dict.fromkeys(seed for seed, _ in share):
+            self._write(seed, [batch for its, batch in share if its == seed])
+        if self.saved.several:
+            self._tell(self.mine, 0.0)
+        total = sum(len(batch.indices) for _, batch in self.units)
+        while self.saved.leads and len(self.asked.samples) < total:
+            time.sleep(LOOK_S)
+            self._take()
+            self._tell(self.mine, 0.0)
+
+    def _write(self, seed: int, batches: Sequence[Batch]) -> None:
+        """Writes batches of this process."""
+        start = self.mine
+        told = not self.saved.leads or self.asked.report is not None
+        pace = (lambda done, speed: self._tell(start + done, speed)) if told else None
+        for batch, completions, seconds in complete_all(self.generator, self.asked.prompts, batches, seed, pace):
+            finished = self.asked.graded(seed, batch, completions)
+            self.saved.add(finished, seconds)
+            self.mine += len(completions)
+            if self.saved.leads:
+                self.asked.add(finished)
+                self._take()
+
+    def _take(self) -> None:
+        """Takes in what other processes have finished meanwhile."""
+        for finished in self.saved.news():
+            self.asked.add(finished)
+
+    def _tell(self, mine: int, tokens_per_s: float) -> None:
+        """Reports how far all processes are together; of all but the first, tells the first."""
+        if not self.saved.leads:
+            self.saved.tell(mine, tokens_per_s)
+            return
+        others, speed = self.saved.told()
+        taken = len(self.asked.samples) - self.before - self.mine
+        self.asked.tell(self.before + mine + max(others, taken), pace_of(tokens_per_s + speed))
 
 
 def _with_settings(problem: Row, options: TaskOptions) -> Row:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Report = Callable[[float, str], None]
 """Receives how many completions are done, and a short figure such as `812 tok/s`."""
 
+Pace = Callable[[int, float], None]
+"""Receives how many completions are done, and how many tokens per second were written so far."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -176,7 +179,7 @@ def complete_all(
     prompts: Sequence[Prompt],
     batches: Sequence[Batch],
     seed: int,
-    report: Report | None = None,
+    report: Pace | None = None,
     *,
     at_once: int | None = None,
 ) -> Iterator[tuple[Batch, list[Completion], float]]:
@@ -196,7 +199,7 @@ def complete_all(
 
         def tell(finished: int, new: int, done: int = done, before: int = before) -> None:
             assert report is not None
-            report(done + finished, f"{(before + new) / max(time.perf_counter() - began, 1e-9):.0f} tok/s")
+            report(done + finished, (before + new) / max(time.perf_counter() - began, 1e-9))
 
         chosen = [prompts[index] for batch in group for index in batch.indices]
         limits = [batch.max_new_tokens for batch in group for _ in batch.indices]
@@ -208,11 +211,16 @@ def complete_all(
         done += len(completions)
         tokens += sum(len(completion.tokens) for completion in completions)
         if report:
-            report(done, f"{tokens / max(time.perf_counter() - began, 1e-9):.0f} tok/s")
+            report(done, tokens / max(time.perf_counter() - began, 1e-9))
         taken, found = time.perf_counter() - start, iter(completions)
         for batch in group:
             count = len(batch.indices)
             yield batch, list(itertools.islice(found, count)), taken * count / len(completions)
+
+
+def pace_of(tokens_per_s: float) -> str:
+    """How fast completions are written, as a `Report` shows it."""
+    return f"{tokens_per_s:.0f} tok/s"
 
 
 def _groups(batches: Sequence[Batch], at_once: int) -> Iterator[list[Batch]]:
@@ -276,8 +284,18 @@ def complete_rows(
     prompts = [prompt for prompt in encode_prompts(rows, tokenizer) for _ in range(samples)]
     batches, _ = plan_batches(prompts, batch, sampling, context_length(model))
     found: dict[int, Any] = {}
+
+    def tell(done: int, tokens_per_s: float) -> None:
+        assert report is not None
+        report(done, pace_of(tokens_per_s))
+
     for done, completions, _ in complete_all(
-        Generator(model, tokenizer, sampling, writer), prompts, batches, seed, report, at_once=len(prompts)
+        Generator(model, tokenizer, sampling, writer),
+        prompts,
+        batches,
+        seed,
+        tell if report else None,
+        at_once=len(prompts),
     ):
         found.update(zip(done.indices, completions, strict=True))
     return [[found[index] for index in range(start, start + samples)] for start in range(0, len(prompts), samples)]

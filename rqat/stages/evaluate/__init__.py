@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -110,6 +111,16 @@ class Evaluate(Stage):
             release = "0"
         return Use(Card("task", keys.task, TaskOptions, "", "lm_eval", "lm_eval", release), options)
 
+    def in_several(self, step: Step) -> bool:
+        """See `Stage`; batches that are written here are shared out, where there may be more than one."""
+        keys, task = step.settings, step.parts["task"]
+        assert isinstance(keys, EvaluateKeys)
+        if keys.base_url is not None or keys.task.startswith(LM_EVAL) or task.card.compares:
+            return False
+        temperature, seeds = getattr(task.options, "temperature", 0.0), getattr(task.options, "seeds", ())
+        times = len(seeds) if temperature > 0 else 1
+        return keys.limit is None or keys.limit > keys.batch or times > 1
+
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
         keys = step.settings
@@ -127,7 +138,11 @@ class Evaluate(Stage):
             tokens = min(tokens, getattr(step.parts["task"].options, "max_new_tokens", tokens) + 512)
         rows = keys.batch
         if sizes.device != "cpu" and keys.backend != "transformers":
-            rows = max(rows, min(ENGINE_ROWS, keys.limit or ENGINE_ROWS))
+            share = ENGINE_ROWS
+            if keys.limit is not None:
+                processes = sizes.processes if self.in_several(step) else 1
+                share = keys.batch * math.ceil(math.ceil(keys.limit / keys.batch) / processes)
+            rows = max(rows, min(ENGINE_ROWS, share))
         return Needs(sizes.model + max(codes, sizes.cache(rows, tokens)))
 
     def lighter(self, step: Step, device: str) -> dict[str, Any]:

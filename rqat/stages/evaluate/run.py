@@ -2,7 +2,7 @@
 
 <step>/results.json     figures of the evaluation (see evals/harness.py)
 <step>/samples.jsonl    one row per completion: prompt, completion, answer, verdict, tokens
-<step>.partial/.resume/samples.jsonl    finished batches, from which an interrupted evaluation resumes
+<step>.partial/.resume/samples*.jsonl   finished batches, from which an interrupted evaluation resumes (evals/saved.py)
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ log = logging.getLogger("rqat")
 def run(job: Job, step: Step) -> dict[str, Any]:
     """Evaluates the model of the step's variant on the step's task.
 
+    In several processes all call it, and the first writes the files.
+
     Returns:
-        the figures of results.json.
+        the figures of results.json; in processes that do not lead, nothing.
 
     Raises:
         RqatError: see `load_model`, `load_checkpoint`, `run_task` and `run_lm_eval_task`.
@@ -75,7 +77,10 @@ def run(job: Job, step: Step) -> dict[str, Any]:
                 stream=work / SAMPLES_FILE,
                 report=bar.update,
                 writer=writer,
+                processes=job.processes,
             )
+            if not job.processes.leads:
+                return {}
             bar.update(total, f"{found.results['accuracy']:.1%} correct")
     for note in found.results["notes"]:
         log.warning("%s: %s", step.name, note)

@@ -375,11 +375,11 @@ def test_generate_streams_an_answer_that_a_seed_repeats(model: Path) -> None:
 
 
 def test_an_interrupted_evaluation_resumes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rqat.evals import harness
+    from rqat.evals.saved import Saved
 
     options = ["--limit", 4, "--batch", 1, "--set", "max_new_tokens=4", "-o", tmp_path / "found"]
     written = []
-    append = harness._Saved.add
+    append = Saved.add
 
     def add(self: object, *arguments: object) -> None:
         append(self, *arguments)  # type: ignore[arg-type]
@@ -388,11 +388,11 @@ def test_an_interrupted_evaluation_resumes(model: Path, tmp_path: Path, monkeypa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(harness._Saved, "add", add)
+        patch.setattr(Saved, "add", add)
         assert rqat("eval", "arith", model, *options).exit_code == 130
     assert not (tmp_path / "found").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(harness._Saved, "add", lambda self, *arguments: written.append(append(self, *arguments)))
+        patch.setattr(Saved, "add", lambda self, *arguments: written.append(append(self, *arguments)))
         assert rqat("eval", "arith", model, *options).exit_code == 0
     assert len(written) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found"]

@@ -159,10 +159,10 @@ def test_progress_counts_up_to_every_prompt(model, tokenizer):
     generator = Generator(model, tokenizer, Sampling(4))
     batches, _ = plan_batches(prompts, 2, Sampling(4), 128)
     told = []
-    list(complete_all(generator, prompts, batches, 0, lambda done, note: told.append((done, note))))
+    list(complete_all(generator, prompts, batches, 0, lambda done, speed: told.append((done, speed))))
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1][0] == len(TEXTS)
-    assert told[-1][1].endswith("tok/s")
+    assert told[-1][1] > 0
 
 
 @pytest.mark.parametrize(
