@@ -103,7 +103,7 @@ class Sizes:
         config: of the same.
         offline: nothing may be fetched; a teacher whose config.json cannot be read counts as large as the model.
         per_weight: bits per weight of a scheme in a file.
-        processes: how many train together; memory is that of one of them.
+        processes: how many work together; memory is that of one of them.
         free: bytes of memory that are free on the device; None where nobody knows.
     """
 

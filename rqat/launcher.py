@@ -167,7 +167,7 @@ def _cause(error: ChildFailedError, count: int, folder: Path) -> Exception:
     rank = killed[0] if killed else told[0][1] if told else min(codes, key=lambda rank: -codes[rank] in CONSEQUENCES)
     name = f"process {rank} of {count}"
     if codes[rank] == -signal.SIGKILL:
-        hint = "Perhaps memory has run out: lower micro_batch. The same command resumes from the last checkpoint."
+        hint = "Perhaps memory has run out: lower micro_batch, or batch. The same command resumes from what was saved."
         return RunError(f"{name} was killed.", hint=hint)
     if not killed and told:
         data = said[rank]

@@ -50,7 +50,7 @@ def preflight(
         fresh: what the folder holds is thrown away before.
         offline: nothing may be fetched.
         device: "cpu" or "cuda", for the memory estimate.
-        processes: how many train together.
+        processes: how many work together.
     """
     findings: list[Finding] = []
     config = None
@@ -141,7 +141,7 @@ def estimate(
     Args:
         config: of the model to compress.
         offline: nothing may be fetched, config.json of a teacher included.
-        processes: how many train together; memory is that of one of them.
+        processes: how many work together; memory is that of one of them.
     """
     fits = room(free_bytes(device), device, processes)
     sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes, fits)

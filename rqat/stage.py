@@ -243,7 +243,7 @@ class Look:
         plan: the whole plan.
         config: of the model; None when it cannot be read, which pre-flight tells by itself.
         device: "cpu" or "cuda".
-        processes: how many train together.
+        processes: how many work together.
         offline: nothing may be fetched.
         folder: the run folder; None where none is chosen.
         parts: builds what plugins offer; only where data is read.

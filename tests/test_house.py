@@ -52,7 +52,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "model": ("grids", "shapes", "quiet", "registry", "contracts", "keys", "scheme", "errors", "storage"),
     "packed": ("grids", "model", "shapes", "contracts", "keys", "scheme", "errors"),
     "generation": ("packed", "model", "shapes", "contracts", "keys", "scheme", "errors"),
-    "evals": ("quiet", "generation", "contracts", "scheme", "errors", "storage"),
+    "evals": ("quiet", "generation", "contracts", "scheme", "errors", "storage", "processes"),
     "train": (
         *("figures", "cards"),
         *("grids", "optimizers", "generation", "model", "shapes", "contracts", "keys", "scheme", "errors", "storage"),

@@ -168,7 +168,9 @@ def _tell_alone(plan: Plan) -> None:
 
     for step in plan.steps:
         if "task" in step.parts and not stages()[step.stage].in_several(step):
-            display.note(f"{step.parts['task'].card.name}: one process does it, the others have no part in it.")
+            display.note(
+                f"{step.parts['task'].card.name} stays in one process; shared out are batches that are written here."
+            )
 
 
 def _run(

@@ -175,7 +175,7 @@ def test_a_batch_that_does_not_split_is_refused_before_any_work(tmp_path: Path) 
 @pytest.mark.slow
 def test_it_shows_and_leaves_what_one_process_does(unbroken: tuple[Path, str]) -> None:
     folder, printed = unbroken
-    assert "Device: cpu, 2 processes train together\n" in printed
+    assert "Device: cpu, 2 processes work together\n" in printed
     assert re.search(r"^train kd \.\.\.\ntrain kd: [\d.]+ s  loss [\d.]+\n", printed, re.MULTILINE)
     assert not re.search("warning|traceback|gloo", printed, re.IGNORECASE)
     plan = build_plan(load_recipe("quickstart", LONG), Registry.discover())
@@ -213,7 +213,7 @@ def test_a_killed_worker_is_told_and_the_run_resumes_to_the_same_bytes(
     code, printed = running.end()
     assert code == 2
     told = printed.partition("train kd ...\n")[2]
-    assert re.fullmatch(r"Error: process 1 of 2 was killed\.\nHint: .* resumes from the last checkpoint\.\n", told)
+    assert re.fullmatch(r"Error: process 1 of 2 was killed\.\nHint: .* resumes from what was saved\.\n", told)
     done = started([*qat(folder, LONG), "-v"])
     assert done.returncode == 0, done.stderr
     assert re.search(r"^Info: 03-train-kd: resumes after step \d+ of", done.stderr, re.MULTILINE)
@@ -235,7 +235,7 @@ def test_a_bug_in_one_is_told_once_and_ends_all(folder: Path, tmp_path: Path) ->
     )
     done = started([*qat(folder, training(4, data="failing")), "--plugin", str(tmp_path / "failing.py")])
     assert done.returncode == 1, done.stderr
-    told = done.stderr.rpartition("train together\n")[2]
+    told = done.stderr.rpartition("work together\n")[2]
     # The first may have begun to train before the second fails.
     assert re.fullmatch(
         r"Step 3 of 4: 03-train-kd\n(train kd \.\.\.\n)?Traceback .*\n( .*\n)+IndexError: list index out of range\n\n",

@@ -2,17 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from rqat.errors import UnknownName
+from rqat.estimate import Sizes
 from rqat.evals import harness
+from rqat.grids import bits_per_weight
 from rqat.job import Job
 from rqat.model.checkpoint import save_checkpoint
+from rqat.model.config import read_config
 from rqat.model.load import load_model
+from rqat.processes import Processes
 from rqat.registry import Registry
+from rqat.stages.evaluate import ENGINE_ROWS, Evaluate
 from rqat.stages.evaluate import run as evaluate
 from rqat.stages.evaluate.command import eval_plan
+from tests.forks import together
 from tests.tiny import save_tiny
 
 
@@ -77,8 +85,6 @@ def test_an_interrupted_evaluation_ends_with_the_same_samples(job, monkeypatch):
 
 
 def test_a_quantized_arm_is_read_from_its_step(job, tmp_path):
-    from dataclasses import replace
-
     step = replace(job.plan.steps[0], variant="gptq", inputs={"start": "02-quantize-gptq"})
     model, tokenizer = load_model(job.plan.model)
     model.lm_head.weight.data.mul_(-1)
@@ -90,6 +96,57 @@ def test_a_quantized_arm_is_read_from_its_step(job, tmp_path):
     original, _ = evaluate.load_variant(job, job.plan.steps[0])
     assert (original.lm_head.weight == -model.lm_head.weight).all()
     assert evaluate.run(job, step)["variant"] == "gptq"
+
+
+def test_several_processes_leave_what_one_leaves(job, tmp_path):
+    step = job.plan.steps[0]
+    work = job.workdir(step)
+    facts = evaluate.run(job, step)
+    expected = (work / "samples.jsonl").read_bytes()
+    shutil.rmtree(work)
+    work.mkdir()
+    job.original.release()
+
+    def run(processes: Processes) -> None:
+        found = evaluate.run(replace(job, processes=processes), step)
+        assert (found != {}) == processes.leads
+
+    assert together(2, tmp_path, run) == [0, 0]
+    assert (work / "samples.jsonl").read_bytes() == expected
+    results, _ = read(work)
+    timed = ("seconds", "tokens_per_s")
+    assert {**results, **dict.fromkeys(timed)} == {**facts, **dict.fromkeys(timed), "processes": 2, "seeds": [42]}
+    assert [path.name for path in sorted(job.scratch(step).glob("*.jsonl"))] == ["samples-1.jsonl", "samples.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "several"),
+    [
+        ({"task": "arith"}, True),
+        ({"task": "arith", "limit": 33}, True),
+        ({"task": "arith", "limit": 32}, False),
+        ({"task": "arith", "limit": 32, "seeds": [1, 2]}, False),
+        ({"task": "arith", "limit": 32, "seeds": [1, 2], "temperature": 0.5}, True),
+        ({"task": "arith", "base_url": "http://localhost:1/v1"}, False),
+        ({"task": "kl", "rows": [{"source": "arith"}]}, False),
+        ({"task": "lm-eval:gsm8k"}, False),
+    ],
+)
+def test_what_is_shared_out_over_processes(keys: dict[str, Any], several: bool, registry) -> None:
+    [step] = eval_plan(registry, "builtin:tiny-reasoner", [keys]).steps
+    assert Evaluate().in_several(step) is several
+
+
+def test_a_process_takes_memory_for_its_share(registry) -> None:
+    def memory(processes: int, limit: int | None, **keys: Any) -> float:
+        plan = eval_plan(registry, "builtin:tiny-reasoner", [{"task": "arith", "limit": limit, **keys}])
+        config = read_config(plan.model)
+        sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, "cuda", processes=processes)
+        return Evaluate().estimate(plan.steps[0], plan, sizes).memory
+
+    assert memory(4, 256) == memory(1, 64) < memory(1, 256)
+    assert memory(3, 100, batch=20) == memory(1, 40, batch=20)
+    assert memory(8, None) == memory(1, ENGINE_ROWS)
 
 
 def test_a_task_nobody_knows(tmp_path, registry):
