@@ -124,7 +124,18 @@ FLOORS: dict[str, tuple[str, ...]] = {
 that tell of a model without loading it.
 """
 
-SHAPES = {"config", "extras", "families", "foreign", "hub", "layers", "memory", "stored_schemes", "vocabulary"}
+SHAPES = {
+    "config",
+    "config_groups",
+    "extras",
+    "families",
+    "foreign",
+    "hub",
+    "layers",
+    "memory",
+    "stored_schemes",
+    "vocabulary",
+}
 """Of the files in rqat/model."""
 
 TOP = ("cli", "api", "__main__", "__init__")

@@ -9,7 +9,6 @@ What cannot be taken over says why from config.json and the headers of the files
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..errors import ModelError
 from ..scheme import ROW, Scheme
 from ..storage import read_json
 from .config import read_header, weight_files
+from .config_groups import group_of, unread
 from .families import layout_of
 from .layers import HEAD
 
@@ -62,8 +62,9 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
         raise ModelError(f"'{folder}' has no tensor called <layer>.{KEYS[method]}.", hint="Fetch it again.")
     try:
         if method == "compressed-tensors":
-            groups = _groups(folder, quantization)
-            return Foreign(method, {name: _in_group(folder, name, groups) for name in names})
+            if quantization.get("format") != "pack-quantized":
+                raise _refused(folder, method, f"format '{quantization.get('format')}'")
+            return Foreign(method, {name: _compressed(folder, name, quantization) for name in names})
         given = _gptq(folder, quantization) if method == "gptq" else _awq(folder, quantization)
         options = {"checkpoint_format": _version(quantization)} if method == "gptq" else {}
         return Foreign(method, dict.fromkeys(names, given), options)
@@ -112,45 +113,16 @@ def _awq(folder: Path, given: Mapping[str, Any]) -> Scheme:
     return Scheme(bits=bits, group=given.get("group_size", given.get("q_group_size", 128)))
 
 
-def _groups(folder: Path, given: Mapping[str, Any]) -> list[tuple[list[str], Scheme]]:
-    """Targets and scheme of every group of layers."""
-    if given.get("format") != "pack-quantized":
-        raise _refused(folder, "compressed-tensors", f"format '{given.get('format')}'")
-    found = []
-    for group in given["config_groups"].values():
-        weights = group["weights"]
-        if wrong := unread(group):
-            raise _refused(folder, "compressed-tensors", wrong)
-        size = ROW if weights["strategy"] == "channel" else weights["group_size"]
-        scheme = Scheme(bits=weights["num_bits"], group=size, symmetric=weights.get("symmetric", True))
-        found.append(([str(target) for target in group.get("targets") or ()], scheme))
-    return found
-
-
-def unread(group: Mapping[str, Any]) -> str:
-    """What of compressed-tensors' description of a group of layers is not read here; empty if all is."""
+def _compressed(folder: Path, name: str, given: Mapping[str, Any]) -> Scheme:
+    """The scheme of a layer of compressed-tensors."""
+    group = group_of(name, given)
+    if group is None:
+        raise _refused(folder, "compressed-tensors", f"{name} in no group of layers")
+    if wrong := unread(group):
+        raise _refused(folder, "compressed-tensors", wrong)
     weights = group["weights"]
-    return ", ".join(
-        f"{key} {value}"
-        for key, value, allowed in (
-            ("type", weights.get("type", "int"), ("int",)),
-            ("strategy", weights.get("strategy"), ("group", "channel")),
-            ("actorder", weights.get("actorder"), (None, False, "weight", "static")),
-            ("input_activations", group.get("input_activations"), (None,)),
-        )
-        if value not in allowed
-    )
-
-
-def _in_group(folder: Path, name: str, groups: list[tuple[list[str], Scheme]]) -> Scheme:
-    """The scheme of a layer: of the group that names it, else of the one for all linear layers."""
-    for targets, scheme in groups:
-        if any(name == each or (each[:3] == "re:" and re.match(each[3:], name)) for each in targets):
-            return scheme
-    for targets, scheme in groups:
-        if "Linear" in targets:
-            return scheme
-    raise _refused(folder, "compressed-tensors", f"{name} in no group of layers")
+    size = ROW if weights["strategy"] == "channel" else weights["group_size"]
+    return Scheme(bits=weights["num_bits"], group=size, symmetric=weights.get("symmetric", True))
 
 
 def _refused(folder: Path, method: str, what: str) -> ModelError:

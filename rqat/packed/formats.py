@@ -11,7 +11,6 @@ Nothing is dequantized on the way, and no value changes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from ..contracts import QuantizedWeight
 from ..errors import ModelError
 from ..grids import grid_of
 from ..model.checkpoint import scheme_of
-from ..model.foreign import unread
+from ..model.config_groups import group_of, unread
 from ..model.layers import ENDS
 from ..scheme import ROW, Scheme
 
@@ -136,11 +135,14 @@ def _compressed_tensors(path: str, quantization: Mapping[str, Any]) -> Format:
         _check_group(path, group)
 
     def weights(name: str) -> Mapping[str, Any]:
-        for group in found:
-            if len(found) == 1 or any(_is_target(name, str(target)) for target in group.get("targets") or ()):
-                given: Mapping[str, Any] = group["weights"]
-                return given
-        raise ModelError(f"'{path}': {name} is in no group of layers of config.json.", hint=ANOTHER)
+        try:
+            group = group_of(name, quantization)
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"'{path}': config_groups of config.json: {error}.", hint=ANOTHER) from error
+        if group is None:
+            raise ModelError(f"'{path}': {name} is in no group of layers of config.json.", hint=ANOTHER)
+        given: Mapping[str, Any] = group["weights"]
+        return given
 
     def suffixes(name: str) -> tuple[str, ...]:
         own = ("weight_packed", "weight_scale", "weight_shape")
@@ -169,13 +171,6 @@ def _check_group(path: str, group: Mapping[str, Any]) -> None:
     if wrong := unread(group):
         raise ModelError(f"'{path}' is quantized with {wrong}, which is not read here.", hint=ANOTHER)
     check_bits(path, group["weights"].get("num_bits"))
-
-
-def _is_target(name: str, target: str) -> bool:
-    """Whether a group's target is meant for a layer: its name, a pattern after "re:", or the class of all."""
-    if target.startswith("re:"):
-        return re.match(target.removeprefix("re:"), name) is not None
-    return target in (name, "Linear")
 
 
 def _gptq(path: str, quantization: Mapping[str, Any]) -> Format:
