@@ -10,6 +10,9 @@ A scale has eight significant bits and a zero point as many as a code, so that t
 and 3 bits, and with a fixed zero point, which is a power of two. At 4 and 8 bits it is rounded; the export stage
 measures by how much. `config.json` names group size and bits under `quantization`, and those of every layer that has
 others.
+
+Read back (`decode`), also what `mlx_lm.convert -q` wrote: its scales are negative where a group's largest value is
+positive, and its biases are whole numbers of steps before both are rounded to 16 bits.
 """
 
 from __future__ import annotations
@@ -26,6 +29,13 @@ if TYPE_CHECKING:
 
 GROUPS = (128, 64, 32)
 """Sizes that MLX has, the one that takes least first."""
+
+WHOLE = {2: 1 / 8, 3: 1 / 8, 4: 1 / 8, 8: 1 / 2}
+"""How far a bias may be from a whole number of steps, by bits, to be taken for one.
+
+bfloat16 rounds it and its scale by a 512th each: 0.06 of a step at 4 bits, and at 8, where mlx_lm's bias is a weight,
+and so not rounded, up to a half.
+"""
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3")
 """Families that mlx_lm has a model for, by `model_type`."""
@@ -115,6 +125,33 @@ class Mlx(rqat.Exporter):
         if bool(narrow.isinf().any()) and not bool(tensor.isinf().any()):
             raise rqat.ModelError(f"{name} has values beyond float16.", hint="Set export.dtype to bfloat16.")
         return narrow
+
+    def decode(self, name: str, tensors: Mapping[str, torch.Tensor], scheme: rqat.Scheme) -> rqat.QuantizedWeight:
+        """See `Exporter`: codes and scales as they are, but for their signs; zero points made whole.
+
+        Raises:
+            ModelError: biases between two steps, or beyond the codes.
+        """
+        import torch
+
+        from rqat_kernels.packing import unpack
+
+        words, scale, bias = (tensors[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
+        width, top = words.shape[1] * 32 // scheme.bits, scheme.max_code
+        codes = unpack(words.view(torch.int32), scheme.bits, width)
+        scale, negative = scale.float(), scale < 0
+        exact = torch.where(scale == 0, bias.float(), -bias.float() / scale)  # of a group of zeros both are 0
+        zero = exact.round()
+        apart = float((exact - zero).abs().max())
+        zero = torch.where(negative, top - zero, zero)
+        if not apart <= WHOLE[scheme.bits] or bool((zero < 0).any()) or bool((zero > top).any()):
+            raise rqat.ModelError(
+                f"mlx: {name} has biases that are no zero points: {apart:.2g} of a step from a whole one at most, and "
+                f"from {float(zero.min()):g} to {float(zero.max()):g} of 0 to {top}.",
+                hint="Begin with the model it was made from.",
+            )
+        codes = torch.where(negative.repeat_interleave(width // scale.shape[1], 1), top - codes, codes)
+        return rqat.QuantizedWeight(codes, scale.abs(), zero.to(torch.uint8), scheme=scheme)
 
     def values(self, folder: Path, reader: rqat.Reader) -> Iterator[tuple[str, torch.Tensor]]:
         """See `Exporter`: `code * scale + bias` of what is in the files."""

@@ -266,8 +266,8 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
 
 
 def load(folder: str | Path, *, device: str | None = None) -> QuantizedModel:
-    """Reads what `rqat.save`, a quantize or train step of a run, or the exporter `rqat` wrote; also gptq, awq and
-    compressed-tensors checkpoints of any tool.
+    """Reads what `rqat.save`, a quantize or train step of a run, or the exporter `rqat` wrote; also gptq, awq,
+    compressed-tensors and MLX checkpoints of any tool.
 
     Args:
         device: None: CUDA where there is one.

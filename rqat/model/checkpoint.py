@@ -146,8 +146,9 @@ def assembled(
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = tokenizer_in(folder)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config  # the weights are values here
+        for key in ("quantization_config", "quantization"):  # the second is MLX's
+            if hasattr(config, key):
+                delattr(config, key)  # the weights are values here
         model_class = getattr(transformers, (config.architectures or [""])[0])
         with quiet_loading():
             model, loading = model_class.from_pretrained(

@@ -122,10 +122,7 @@ class ModelConfig:
     @property
     def quantization(self) -> Mapping[str, Any] | None:
         """The `quantization_config` of a model that is quantized already."""
-        value = self.raw.get("quantization_config") or self.raw.get("compression_config")
-        if value is None and isinstance(self.raw.get("quantization"), Mapping):  # as MLX writes it
-            value = {"quant_method": MLX, **self.raw["quantization"]}
-        return value if isinstance(value, Mapping) else None
+        return quantization_in(self.raw)
 
     @property
     def parameters(self) -> int:
@@ -193,6 +190,18 @@ class ModelConfig:
         if found and self.vocab and highest >= self.vocab:
             raise past_the_embedding(self.keys.path, found, self.vocab)
         return found
+
+
+def quantization_in(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The `quantization_config` of a config.json, or what stands for it; None of a model that is not quantized.
+
+    MLX writes `quantization`, and releases of mlx_lm the same once more as `quantization_config`, without a method.
+    """
+    value = raw.get("quantization_config") or raw.get("compression_config")
+    own = raw.get("quantization")
+    if isinstance(own, Mapping) and not (isinstance(value, Mapping) and "quant_method" in value):
+        return {"quant_method": MLX, **own}
+    return value if isinstance(value, Mapping) else None
 
 
 def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:

@@ -3,13 +3,14 @@
     gptq                 GPTQModel, AutoGPTQ: versions 1 and 2, 2, 3, 4 and 8 bits, groups in order
     awq                  AutoAWQ, GPTQModel: GEMM, 4 bits
     compressed-tensors   llm-compressor: pack-quantized, groups or rows, one or several schemes
+    mlx                  mlx_lm: affine, 2, 3, 4 and 8 bits, one or several schemes, the embedding included
 
 What cannot be taken over says why from config.json and the headers of the files alone. `foreign_layers.py` reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ModelError
-from ..scheme import ROW, Scheme
+from ..scheme import BITS, ROW, Scheme
 from ..storage import read_json
-from .config import read_header, weight_files
+from .config import MLX, Tensor, read_header, weight_files
 from .config_groups import group_of, unread
 from .families import layout_of
-from .layers import HEAD
+from .layers import EMBEDDING, HEAD
 
-KEYS = {"gptq": "qweight", "awq": "qweight", "compressed-tensors": "weight_packed"}
+KEYS = {"gptq": "qweight", "awq": "qweight", "compressed-tensors": "weight_packed", MLX: "scales"}
 """The tensor that every quantized layer has, by `quant_method`."""
 
 ANOTHER = "Dequantize it, or begin with the model it was made from."
@@ -57,7 +58,8 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
         ModelError: a file is missing, or a variant of the method that is not read.
     """
     method = str(quantization["quant_method"])
-    names = list(_layers(folder, KEYS[method]))
+    tensors = {name: tensor for path in weight_files(folder) for name, tensor in read_header(path).items()}
+    names = list(_layers(folder, tensors, KEYS[method]))
     if not names:
         raise ModelError(f"'{folder}' has no tensor called <layer>.{KEYS[method]}.", hint="Fetch it again.")
     try:
@@ -65,6 +67,8 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
             if quantization.get("format") != "pack-quantized":
                 raise _refused(folder, method, f"format '{quantization.get('format')}'")
             return Foreign(method, {name: _compressed(folder, name, quantization) for name in names})
+        if method == MLX:
+            return Foreign(method, {name: _mlx(folder, name, tensors, quantization) for name in names})
         given = _gptq(folder, quantization) if method == "gptq" else _awq(folder, quantization)
         options = {"checkpoint_format": _version(quantization)} if method == "gptq" else {}
         return Foreign(method, dict.fromkeys(names, given), options)
@@ -72,17 +76,20 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
         raise _refused(folder, method, f"a config.json that is not understood ({error!r:.120})") from error
 
 
-def _layers(folder: Path, key: str) -> Iterator[str]:
-    """Layers that have a tensor of this name, in the order data passes them.
+def _layers(folder: Path, tensors: Iterable[str], key: str) -> Iterator[str]:
+    """Layers that have a tensor of this name, in the order data passes them; of MLX the embedding, too.
 
     Raises:
         ModelError: one of them is none that rqat quantizes.
     """
-    tensors = {name for path in weight_files(folder) for name in read_header(path)}
     found = {name.removesuffix(f".{key}") for name in tensors if name.endswith(f".{key}")}
     config = read_json(folder / "config.json")
     layout = layout_of(str(config.get("model_type")))
-    known = [*layout.layer_names(int(config.get("num_hidden_layers", 0))), HEAD]
+    known = [
+        *([EMBEDDING] if key == KEYS[MLX] else []),
+        *layout.layer_names(int(config.get("num_hidden_layers", 0))),
+        HEAD,
+    ]
     strange = sorted(found - {*known})
     if strange:
         raise ModelError(f"'{folder}' has a quantized {strange[0]}, which rqat does not quantize.", hint=ANOTHER)
@@ -123,6 +130,22 @@ def _compressed(folder: Path, name: str, given: Mapping[str, Any]) -> Scheme:
     weights = group["weights"]
     size = ROW if weights["strategy"] == "channel" else weights["group_size"]
     return Scheme(bits=weights["num_bits"], group=size, symmetric=weights.get("symmetric", True))
+
+
+def _mlx(folder: Path, name: str, tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> Scheme:
+    """The scheme of a layer of MLX: what is said of it, else of all; its tensors must be of the shape for it."""
+    own = given.get(name)
+    settings = own if isinstance(own, Mapping) else given
+    mode, bits, group = settings.get("mode", "affine"), settings["bits"], settings["group_size"]
+    if mode != "affine":
+        raise _refused(folder, MLX, f"{name} in mode {mode}")
+    if bits not in BITS:
+        raise _refused(folder, MLX, f"{name} at {bits} bits")
+    words, groups = (tensors[f"{name}.{part}"].shape for part in ("weight", "scales"))
+    if words[1] * 32 != groups[1] * group * bits:
+        text = f"{name} of {words[1]} words and {groups[1]} groups, which are not {bits} bits in groups of {group}"
+        raise _refused(folder, MLX, text)
+    return Scheme(bits=bits, group=group)
 
 
 def _refused(folder: Path, method: str, what: str) -> ModelError:

@@ -21,10 +21,19 @@ from ..registry import Registry
 from ..scheme import Scheme
 from ..storage import read_json
 from .checkpoint import Checkpoint, assembled
+from .config import MLX, quantization_in
 from .devices import default_dtype
 from .foreign import ANOTHER, foreign
 from .stored import StoredTensors
 from .tensors import damaged
+
+PARTS = {
+    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "awq": ("qweight", "qzeros", "scales"),
+    "compressed-tensors": ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
+    MLX: ("weight", "scales", "biases"),
+}
+"""Tensors that a quantized layer may have, by `quant_method`."""
 
 DEAD = 2.0**-14
 """Scale given to a group of which every weight is 0, whose own scale may be 0."""
@@ -38,17 +47,14 @@ def load_foreign(folder: Path, *, device: str = "cpu") -> Checkpoint:
     """
     import transformers
 
-    about = foreign(folder, read_json(folder / "config.json")["quantization_config"])
+    about = foreign(folder, quantization_in(read_json(folder / "config.json")) or {})
     registry, stored = Registry.current(), StoredTensors(folder)
     card = registry.card("exporter", about.method)
     exporter: Exporter = registry.make(card, registry.options(card, about.options))
-    parts = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "awq": ("qweight", "qzeros", "scales")}.get(
-        about.method, ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
-    )
     layers: dict[str, QuantizedWeight] = {}
     taken: set[str] = set()
     for name, scheme in about.schemes.items():
-        own = {key: stored.read(key) for part in parts if (key := f"{name}.{part}") in stored.names}
+        own = {key: stored.read(key) for part in PARTS[about.method] if (key := f"{name}.{part}") in stored.names}
         taken.update(own)
         _check_order(folder, name, own, scheme)
         _check_words(folder, name, own, scheme)

@@ -120,7 +120,7 @@ def check_loader(config: ModelConfig) -> None:
     if method == MLX:
         raise ModelError(
             f"'{config.keys.path}' is an MLX checkpoint, which transformers does not load.",
-            hint="Use mlx_lm, or the step of the run it was exported from.",
+            hint="Use mlx_lm, or the step of the run it was exported from; training may begin with it: `start:`.",
         )
     missing = [name for name, module in LOADERS.get(method, {}).items() if find_spec(module) is None]
     if missing:

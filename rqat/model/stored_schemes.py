@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import ModelError, RqatError
 from ..scheme import Scheme
 from ..storage import read_json
+from .config import quantization_in
 from .foreign import KEYS, foreign, is_foreign
 from .hub import QUANTIZED_FILE
 
@@ -62,7 +63,6 @@ def stored_schemes(folder: Path) -> dict[str, Scheme]:
 
 
 def quantization_of(folder: Path) -> Mapping[str, Any]:
-    """The `quantization_config` of config.json; empty where there is none."""
+    """The `quantization_config` of config.json, or what stands for it; empty where there is none."""
     config = read_json(folder / "config.json")
-    found = config.get("quantization_config") if isinstance(config, dict) else None
-    return found if isinstance(found, Mapping) else {}
+    return (quantization_in(config) if isinstance(config, dict) else None) or {}

@@ -102,6 +102,10 @@ def prompts() -> list[list[int]]:
 
 def last_logits(start: Path) -> torch.Tensor:
     """Logits `(TEXTS, V)` after each prompt, float32, of a step's own model."""
-    model = load_checkpoint(start).model
+    return logits_of(load_checkpoint(start).model)
+
+
+def logits_of(model: transformers.PreTrainedModel) -> torch.Tensor:
+    """Logits `(TEXTS, V)` after each prompt, float32."""
     with torch.no_grad():
         return torch.stack([model(torch.tensor([ids])).logits[0, -1] for ids in prompts()])

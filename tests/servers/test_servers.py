@@ -5,15 +5,19 @@ Each server needs its environment: `python -m tests.servers.environments`. What 
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from rqat import ROW, Scheme
+from rqat.model.foreign_layers import load_foreign
+from rqat.model.stored_schemes import stored_schemes
 from rqat.servers import trials
 
 from .environments import SERVERS, python_of
-from .files import export, last_logits, prompts, save_rounded
+from .files import byte_tokenizer, export, last_logits, logits_of, prompts, save_rounded, small_model
 from .table import PLAIN, TOLERANCE, accepted, difference, probe
 
 pytestmark = pytest.mark.servers
@@ -54,6 +58,26 @@ def test_families_tied_or_not_with_ends_of_their_own(
     for start, answer in zip(starts, probe(server, folders, prompts()), strict=True):
         assert answer["loads"], answer.get("words")
         assert difference(answer, last_logits(start)) < TOLERANCE
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_mlx_lm_quantized_is_where_training_begins(tmp_path: Path, bits: int, tied: bool) -> None:
+    """In float16, which rounds a bias by a 2048th: half of an eighth of a step at 8 bits, less below."""
+    python = python_of("mlx-lm")
+    if python is None:
+        pytest.skip("mlx-lm is not built")
+    small_model(tied=tied).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    settings = ["-q", "--q-bits", bits, "--q-group-size", 32, "--dtype", "float16"]
+    command = [python, "-m", "mlx_lm", "convert", "--hf-path", tmp_path / "model", "--mlx-path", tmp_path / "theirs"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([*map(str, [*command, *settings])], check=True, env=environment, capture_output=True)
+    found = load_foreign(tmp_path / "theirs")
+    assert set(map(str, stored_schemes(tmp_path / "theirs").values())) == {f"w{bits}g32"}
+    assert len(found.layers) == 14 + 1 + (not tied)
+    (answer,) = probe("mlx-lm", [tmp_path / "theirs"], prompts())
+    assert difference(answer, logits_of(found.model)) < TOLERANCE
 
 
 def test_llama_cpp_cuts_texts_up_as_we_do(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ class StartKeys(Keys):
 
     Attributes:
         path: folder of a finished quantize or train step of any run, or one that `rqat.save` wrote; or a quantized
-            checkpoint, which holds no latent weights: in the format `rqat`, or gptq, awq (GEMM) or compressed-tensors
-            (pack-quantized) of any tool.
+            checkpoint, which holds no latent weights: in the format `rqat`, or gptq, awq (GEMM), compressed-tensors
+            (pack-quantized) or MLX (affine) of any tool.
     """
 
     named_by: ClassVar[str] = "path"

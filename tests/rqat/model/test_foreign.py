@@ -20,7 +20,7 @@ from rqat.plan import build_plan
 from rqat.preflight import preflight
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
-from tests.servers.files import byte_tokenizer, prompts, small_model
+from tests.servers.files import byte_tokenizer, export, prompts, save_rounded, small_model
 
 TINY = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 2, "vocab_size": 288}
 
@@ -57,6 +57,17 @@ def compressed_layer(codes, zero, scale, bits, group, symmetric):
     return tensors | ({} if symmetric else {"weight_zero_point": words(zero.T, bits).T})
 
 
+def mlx_layer(codes, zero, scale, bits, group):
+    """Every second group has a negative scale and its codes from the top, as in MLX where the highest is larger."""
+    top, turned = 2**bits - 1, torch.arange(scale.numel()).view(scale.shape) % 2 == 0
+    spread = turned.repeat_interleave(group, 1)
+    return {
+        "weight": words(torch.where(spread, top - codes, codes), bits).view(torch.uint32),
+        "scales": torch.where(turned, -scale, scale),
+        "biases": torch.where(turned, (top - zero) * scale, -zero * scale),
+    }
+
+
 def config_groups(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
     row = scheme.group == -1
     weights = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, "actorder": None}
@@ -70,6 +81,9 @@ CASES = {
     "gptq-v2": ("w2-row", {"quant_method": "gptq", "bits": 2, "group_size": -1, "sym": False, "desc_act": True}),
     "gptq-v2-8": ("w8g32", {"quant_method": "gptq", "bits": 8, "group_size": 32, "sym": False}),
     "awq": ("w4g32", {"quant_method": "awq", "version": "GEMM", "bits": 4, "group_size": 32, "zero_point": True}),
+    "mlx": ("w4g32", {"group_size": 32, "bits": 4, "mode": "affine"}),
+    "mlx-3": ("w3g32", {"group_size": 32, "bits": 3}),
+    "mlx-8": ("w8g32", {"group_size": 32, "bits": 8}),
     "ct": ("w4g32", {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
     "ct-sym": ("w8-row-sym", {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
     "ct-3": ("w3-row", {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
@@ -99,6 +113,8 @@ def write_foreign(folder: Path, case: str, *, family: str = "qwen3", head: bool 
         scale = ((torch.rand(zero.shape, generator=generator) + 0.1) / scheme.levels).half()
         if case.startswith("gptq"):
             made = gptq_layer(codes, zero, scale, scheme.bits, group, 1 if "v1" in case else 2)
+        elif case.startswith("mlx"):
+            made = mlx_layer(codes, zero, scale, scheme.bits, group)
         elif case == "awq":
             made = awq_layer(codes, zero, scale, scheme.bits, group)
         else:
@@ -123,6 +139,8 @@ def write_foreign(folder: Path, case: str, *, family: str = "qwen3", head: bool 
         "architectures": [type(model).__name__],
         "torch_dtype": "float16",
     }
+    if case.startswith("mlx"):  # which names its settings twice, and no method
+        config["quantization"] = config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(config))
     byte_tokenizer().save_pretrained(folder)
     return model
@@ -159,7 +177,7 @@ def test_transformers_reads_the_same(tmp_path: Path) -> None:
     assert torch.equal(logits(load_foreign(tmp_path / "theirs").model), logits(theirs))
 
 
-@pytest.mark.parametrize("case", ["gptq-v1", "awq", "ct"])
+@pytest.mark.parametrize("case", ["gptq-v1", "awq", "ct", "mlx"])
 def test_a_recipe_begins_with_one_and_exports_it_again(tmp_path: Path, case: str) -> None:
     expected = write_foreign(tmp_path / "theirs", case)
     expected.half().save_pretrained(tmp_path / "model")
@@ -173,6 +191,18 @@ def test_a_recipe_begins_with_one_and_exports_it_again(tmp_path: Path, case: str
     original = load_foreign(tmp_path / "theirs")
     assert all(layer.equals(original.layers[name]) for name, layer in found.layers.items())
     assert torch.equal(logits(found.model), logits(original.model))
+    assert "quantization" not in json.loads((tmp_path / "run" / "01-start" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(("ends", "dtype"), [("w8g32", "float16"), ("w3g32", "bfloat16")])
+def test_what_our_exporter_wrote_for_mlx_comes_back(tmp_path: Path, ends: str, dtype: str) -> None:
+    """Every scheme of it, that of the embedding and that of the head, with biases that were rounded."""
+    start = save_rounded(tmp_path / "start", "w4g32", ends=ends, tied=False, **TINY)
+    facts = export(start, tmp_path / "theirs", "mlx", dtype=dtype)
+    assert str(facts["decoded"]).startswith("weights differ by")
+    found, expected = load_foreign(tmp_path / "theirs"), load_checkpoint(start)
+    assert list(found.layers) == list(expected.layers)
+    assert all(layer.equals(expected.layers[name]) for name, layer in found.layers.items())
 
 
 def change_tensor(folder: Path, ending: str, change) -> None:
@@ -190,6 +220,9 @@ def change_tensor(folder: Path, ending: str, change) -> None:
         ("gptq-v1", {"dynamic": {r"+:.*\.0\..*": {"bits": 8}}}, "settings of their own"),
         ("gptq-v1", {"bits": 5}, "not understood"),
         ("awq", {"version": "gemv"}, "version gemv"),
+        ("mlx", {"mode": "mxfp4"}, "in mode mxfp4"),
+        ("mlx", {"bits": 6}, "at 6 bits"),
+        ("mlx", {"bits": 2}, "which are not 2 bits in groups of 32"),
         ("ct", {"format": "float-quantized"}, "format 'float-quantized'"),
         ("ct", {"config_groups": {"a": config_groups(Scheme.parse("w4g32"), ["model.layers.0.mlp.up_proj"])}}, "in no"),
     ],
@@ -210,6 +243,9 @@ def test_what_is_not_taken_over_says_why_before_any_work(tmp_path: Path, case: s
         ("gptq-v1", "qzeros", lambda words: torch.full_like(words, -1), "readers of this format disagree"),
         ("gptq-v1-sym", "qzeros", lambda words: words * 0, "has other zero points"),
         ("awq", "scales", lambda scale: -scale, "negative"),
+        ("mlx", "biases", lambda bias: bias * 1.3, "no zero points"),
+        ("mlx", "biases", lambda bias: -bias, "from -"),
+        ("mlx", "scales", lambda scale: scale * float("nan"), "no zero points"),
         ("ct", "weight_packed", lambda words: words[:, :-1], "damaged"),
     ],
 )
@@ -220,9 +256,11 @@ def test_what_the_files_alone_tell(tmp_path: Path, case: str, ending: str, chang
         load_foreign(tmp_path / "theirs")
 
 
-def test_groups_of_zeros_keep_their_value(tmp_path: Path) -> None:
-    write_foreign(tmp_path / "theirs", "awq")
-    change_tensor(tmp_path / "theirs", "k_proj.scales", lambda scale: scale * 0)
+@pytest.mark.parametrize("case", ["awq", "mlx"])
+def test_groups_of_zeros_keep_their_value(tmp_path: Path, case: str) -> None:
+    write_foreign(tmp_path / "theirs", case)
+    for part in ("scales", "biases") if case == "mlx" else ("scales",):
+        change_tensor(tmp_path / "theirs", f"k_proj.{part}", lambda tensor: tensor * 0)
     found = load_foreign(tmp_path / "theirs")
     layer = found.layers["model.layers.0.self_attn.k_proj"]
     assert bool((layer.scale > 0).all())
