@@ -2,7 +2,7 @@
 
     parent (`launch`)                 workers (`rqat.worker`), one for each GPU
     order.json             ->         what to do; each makes the plan again and compares the step's fingerprint
-    progress display, log  <-         relay: what the first worker shows, logs and prints
+    progress display, log  <-         relay: what the first worker shows, logs and prints, and that it saved
     results                <-         results.json, by the first worker, which has written the step's files as well
     RqatError, WorkerFailed  <-       error.json: the first of them that failed; the launcher then ends the others
 
@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ def launch(job: Job, step: Step) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rqat-") as name:
         folder = Path(name)
         write_json(folder / ORDER, _order(job, step))
-        with _relayed(folder / RELAY, job.progress):
+        with _relayed(folder / RELAY, job):
             job.nodes.call(job.folder, step.name, fingerprint)
             _run_workers(job.workers, folder, job.nodes, fingerprint)
         results: dict[str, Any] = {} if job.nodes.rank else read_json(folder / RESULTS)
@@ -180,13 +180,13 @@ def _cause(error: ChildFailedError, count: int, folder: Path) -> Exception:
 
 
 @contextmanager
-def _relayed(path: Path, progress: Progress) -> Iterator[None]:
+def _relayed(path: Path, job: Job) -> Iterator[None]:
     """Shows meanwhile, in a thread, what the first worker writes to the pipe at `path`."""
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait here for the worker
     writer = os.open(path, os.O_WRONLY)  # while it is open the pipe has no end
     os.set_blocking(reader, True)
-    shower = threading.Thread(target=_show, args=[reader, progress], daemon=True)
+    shower = threading.Thread(target=_show, args=[reader, job.progress, job.saved], daemon=True)
     shower.start()
     try:
         yield
@@ -195,8 +195,12 @@ def _relayed(path: Path, progress: Progress) -> Iterator[None]:
         shower.join(GRACE_S)
 
 
-def _show(reader: int, progress: Progress) -> None:
-    """Shows messages up to the end of the pipe; one that is not whole is the last of a worker that was killed."""
+def _show(reader: int, progress: Progress, saved: Callable[[], None]) -> None:
+    """Shows messages up to the end of the pipe; one that is not whole is the last of a worker that was killed.
+
+    Args:
+        saved: called when a worker has written a checkpoint; never raises.
+    """
     bars: list[Any] = []
     tasks: list[Bar] = []
     with open(reader, encoding="utf-8") as pipe, suppress(ValueError):
@@ -210,6 +214,8 @@ def _show(reader: int, progress: Progress) -> None:
             elif word == "done":
                 tasks.pop()
                 bars.pop().__exit__(None, None, None)
+            elif word == "saved":
+                saved()
             elif word == "log":
                 name, level, text = given
                 logging.getLogger(name).log(level, "%s", text)

@@ -43,7 +43,8 @@ def main() -> None:
         job, step = job_of(order)
         job.processes = Processes.join(job.device)
         if job.processes.leads:
-            job.progress = Relay(file.with_name(RELAY), order["levels"])
+            relay = Relay(file.with_name(RELAY), order["levels"])
+            job.progress, job.saved = relay, relay.saved
         with explained(job.workdir(step)):
             results = run_stage(job, step)
         if job.processes.leads:
@@ -122,6 +123,7 @@ class Relay(io.TextIOBase):
 
     def __init__(self, path: Path, levels: dict[str, int]) -> None:
         self._pipe = path.open("w", buffering=1)
+        self._alone = threading.Lock()  # checkpoints are written, and told, by a thread of their own
         handler = logging.Handler()
         handler.emit = lambda record: self._say("log", record.name, record.levelno, handler.format(record))  # type: ignore[method-assign]
         logging.root.handlers = [handler]
@@ -132,7 +134,8 @@ class Relay(io.TextIOBase):
         sys.stdout = sys.stderr = self
 
     def _say(self, *message: Any) -> None:
-        self._pipe.write(json.dumps(message) + "\n")
+        with self._alone:
+            self._pipe.write(json.dumps(message) + "\n")
 
     def write(self, text: str) -> int:
         """As a text stream: in place of the screen."""
@@ -154,3 +157,7 @@ class Relay(io.TextIOBase):
     def update(self, done: float, note: str = "") -> None:
         """See `rqat.job.Bar`."""
         self._say("update", done, note)
+
+    def saved(self) -> None:
+        """See `rqat.job.Job`: the parent holds the folder's lock and writes the report."""
+        self._say("saved")

@@ -188,11 +188,24 @@ def test_it_shows_and_leaves_what_one_process_does(unbroken: tuple[Path, str]) -
     assert {*trained["files"], "manifest.json"} == {path.name for path in (folder / "03-train-kd").iterdir()}
 
 
+def state_told(folder: Path) -> str:
+    """What the report says of a run that is not finished."""
+    found = re.search(r"(Running|Stopped|Not finished)[^;<]*;", (folder / "report.html").read_text())
+    return found[0] if found else ""
+
+
 @pytest.mark.slow
-def test_ctrl_c_ends_all(running: Running) -> None:
+def test_ctrl_c_ends_all_and_the_report_goes_along(running: Running, folder: Path) -> None:
+    """It is written anew at a checkpoint, though the parent, which writes it, makes none, and when the run ends."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not re.fullmatch(rf"Running at 03-train-kd, step \d+ of {STEPS};", state_told(folder)):
+        assert time.monotonic() < deadline, state_told(folder)
+        assert running.parent.poll() is None, "the run ended before its report told of it"
+        time.sleep(0.02)
     running.parent.send_signal(signal.SIGINT)
     code, printed = running.end()
     assert code == 130
+    assert re.fullmatch(rf"Stopped at 03-train-kd, step \d+ of {STEPS};", state_told(folder))
     assert printed.endswith("\nInterrupted. The same command resumes from here.\n")
     assert not re.search("warning|error|traceback|train kd:", printed, re.IGNORECASE)
 
