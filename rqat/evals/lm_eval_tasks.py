@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
-from importlib.metadata import requires
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _NAMES = re.compile(rb"^(?:task|group|tag):[ \t]*[\"']?([\w.:/-]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+
+_NLTK_DATA = re.compile(r"nltk\.data\.find\(\s*[\"']([\w/]+)[\"']")
+"""How a task's module looks for texts of nltk's, as it is imported, to fetch those that are missing."""
+
+_NLTK_MISSING = re.compile(r"nltk\.download\('([\w-]+)'\)")
+"""What nltk advises where such a text is missing."""
 
 
 def run_lm_eval_task(
@@ -136,8 +143,38 @@ def prepare_task(name: str, options: TaskOptions | None = None, known: Iterable[
     """
     given = (options or TaskOptions()).data
     hush("lm_eval")
-    with _manager(name, find_task(name, known), given) as manager, _explained(name):
+    file = find_task(name, known)
+    # What modules of tasks print as they are imported is no result.
+    with redirect_stdout(sys.stderr), _manager(name, file, given) as manager, _explained(name):
         manager.load([name])
+        _find_nltk_data(name, file.parent)
+
+
+def _find_nltk_data(name: str, folder: Path) -> None:
+    """Looks for texts of nltk's that the modules of a task in `folder` read once all answers are written.
+
+    Modules fetch them as they are imported, and nltk raises nothing where that fails.
+
+    Raises:
+        DataError: they are not here.
+    """
+    wanted = {found for path in folder.glob("*.py") for found in _NLTK_DATA.findall(path.read_text(encoding="utf-8"))}
+    if not wanted:
+        return
+    import nltk
+
+    for text in sorted(wanted):
+        try:
+            nltk.data.find(text)
+        except LookupError as error:
+            raise _without_nltk_data(name, text.rpartition("/")[2]) from error
+
+
+def _without_nltk_data(name: str, text: str) -> DataError:
+    return DataError(
+        f"'{name}' needs nltk's data '{text}', which is neither on this machine nor reachable.",
+        hint=f"Where there is a network: python -m nltk.downloader {text}; then copy nltk_data to the home folder here.",
+    )
 
 
 @contextmanager
@@ -266,10 +303,14 @@ def _explained(name: str) -> Iterator[None]:
         raise _missing(name, error) from error
     except ImportError as error:
         raise _without_package(name, error) from error
+    except LookupError as error:  # nltk's own is no KeyError or IndexError, but this one itself
+        if not (missing := _NLTK_MISSING.search(str(error))):
+            raise
+        raise _without_nltk_data(name, missing[1]) from error
 
 
 def _without_package(name: str, error: ImportError) -> DataError:
-    """A task of lm-eval's may need packages that only an extra of lm-eval brings."""
+    """A task of lm-eval's may need packages that only an extra of lm-eval brings, or one of rqat of the same name."""
     module = (error.name or "").partition(".")[0]
     lines = [line.partition(";") for line in requires("lm_eval") or ()]
     extras = {
@@ -279,10 +320,18 @@ def _without_package(name: str, error: ImportError) -> DataError:
         and re.match(r"[\w.-]+", package.strip())[0].lower().replace("-", "_") == module.lower()  # type: ignore[index]
     }
     told = module or " ".join(str(error).split())
-    return DataError(
-        f"'{name}' needs the package '{told}', which is not installed.",
-        hint=f"pip install 'lm_eval[{min(extras)}]'" if extras else f"Install it: pip install {told}",
-    )
+    hint = f"Install it: pip install {told}"
+    if extras:
+        ours = extras.keys() & _own_extras()
+        hint = f"pip install 'rqat[{min(ours)}]'" if ours else f"pip install 'lm_eval[{min(extras)}]'"
+    return DataError(f"'{name}' needs the package '{told}', which is not installed.", hint=hint)
+
+
+def _own_extras() -> set[str]:
+    try:
+        return set(metadata("rqat").get_all("Provides-Extra") or ())
+    except PackageNotFoundError:  # used from its source
+        return set()
 
 
 def _fetching_errors() -> tuple[type[Exception], ...]:

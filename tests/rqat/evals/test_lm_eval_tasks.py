@@ -150,6 +150,8 @@ def test_a_missing_package_is_one_line_before_any_work(family, monkeypatch):
     assert caught.value.hint == "Install it: pip install langdetect_of_nobody"
     needs = ["langdetect-of-nobody>=1; extra == 'ifeval'"]
     monkeypatch.setattr("rqat.evals.lm_eval_tasks.requires", lambda name: needs)
-    with pytest.raises(DataError) as caught:
-        prepare_task("needy")
-    assert caught.value.hint == "pip install 'lm_eval[ifeval]'"
+    for own, hint in (({"gguf", "ifeval"}, "pip install 'rqat[ifeval]'"), ({"vllm"}, "pip install 'lm_eval[ifeval]'")):
+        monkeypatch.setattr("rqat.evals.lm_eval_tasks._own_extras", lambda own=own: own)
+        with pytest.raises(DataError) as caught:
+            prepare_task("needy")
+        assert caught.value.hint == hint
