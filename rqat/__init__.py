@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .contracts import (
     Block,
+    Command,
     Comparison,
     ComparisonOptions,
     Completion,
@@ -83,6 +84,7 @@ __all__ = [
     "API",
     "ROW",
     "Block",
+    "Command",
     "Comparison",
     "ComparisonOptions",
     "Completion",

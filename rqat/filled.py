@@ -13,8 +13,8 @@ from .stage import Use
 def filled(plan: Plan) -> dict[str, Any]:
     """What a plan was made from, as YAML may hold it: read again, it makes the same plan.
 
-    `trust_remote_code` is left out, which no recipe can set. Paths are as they were written: relative ones start from
-    the folder that the command was given in.
+    `trust_remote_code` and commands are left out, which no recipe can set. Paths are as they were written: relative
+    ones start from the folder that the command was given in.
     """
     recipe: dict[str, Any] = plan.recipe.model_dump(mode="json")
     for step in plan.steps:
@@ -48,6 +48,8 @@ def _fill(recipe: Any, keys: KeyPath, use: Use) -> None:
     if keys and use.card.load and isinstance(found, dict) and use.card.name in found.values():
         for name, value in options_of(use).items():
             found.setdefault(name, value)
+        for name in use.commands:
+            del found[name]
 
 
 def _without_trust(value: Any) -> Any:

@@ -172,7 +172,7 @@ def bits(plan: Plan, config: ModelConfig) -> tuple[float, float] | None:
 
 
 def _trust(plan: Plan) -> Iterator[Finding]:
-    """A recipe, which may be somebody else's, cannot ask for a checkpoint's code to be run."""
+    """A recipe, which may be somebody else's, cannot ask for a checkpoint's code to be run, nor for a program here."""
     for keys in plan.place.origins:
         model: Any = plan.recipe
         for key in keys[:-1]:
@@ -182,6 +182,11 @@ def _trust(plan: Plan) -> Iterator[Finding]:
         if keys[-1:] == ("trust_remote_code",) and place.line and getattr(model, "trust_remote_code", False):
             text = f"{place}: a recipe cannot allow a checkpoint's own code to run; only you can."
             yield Finding("error", text, f"If you trust it, add: --set {place.dotted}=true")
+    for use in (inner for step in plan.steps for part in step.parts.values() for inner in part.all()):
+        for place in (use.place.at(name) for name in use.commands):
+            if place.line:
+                text = f"{place}: a recipe cannot name a program to be run; only you can."
+                yield Finding("error", text, f"Leave it out of the recipe, and add: --set {place.dotted}='COMMAND'")
 
 
 def _trackers(plan: Plan) -> Iterator[Finding]:

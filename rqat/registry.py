@@ -53,6 +53,7 @@ BUILTIN = (
     "rqat_arith",
     "rqat_math",
     "rqat_kl",
+    "rqat_livecodebench",
     "rqat_compressed_tensors",
     "rqat_gptq_format",
     "rqat_awq_format",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from .cards import Card, Kind
-from .contracts import Level, Options
+from .contracts import Command, Level, Options
 from .estimate import Needs, Sizes
 from .keys import Keys, ModelKeys, PluginKeys
 from .model.config import ModelConfig
@@ -84,6 +84,11 @@ class Use:
     def sources(self) -> list[tuple[Use, float]]:
         """The sources among its parts, with their weights."""
         return [(part, weight) for part, weight in self.parts if part.card.kind == "source"]
+
+    @property
+    def commands(self) -> list[str]:
+        """Names of its options that are a command of the user's, which no recipe can name."""
+        return [name for name, value in self.options if isinstance(value, Command)]
 
     def all(self) -> Iterator[Use]:
         """Itself and, at any depth, the parts it is made of."""

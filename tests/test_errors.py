@@ -85,7 +85,11 @@ def test_unknown_recipe() -> None:
 
 def test_unknown_task(model: Path) -> None:
     refused("eval", "arit", model, says=["'arit' is not a task", "Did you mean 'arith'"])
-    refused("eval", "livecodebench", model, says=["'livecodebench' is not done here", "no sandbox"])
+    says = [
+        "--set sandbox: 'livecodebench' runs programs that a model has written, and no sandbox is named",
+        "docker run",
+    ]
+    refused("eval", "livecodebench", model, says=says)
 
 
 def test_unknown_method(model: Path) -> None:

@@ -103,6 +103,21 @@ def test_a_recipe_cannot_allow_code(model: Path, where: str) -> None:
     run("plan", "mine.yaml", "--set", f"{key}=true", code=0)
 
 
+def test_a_recipe_cannot_name_a_program(model: Path) -> None:
+    ran = Path("ran").resolve()
+    Path("problems.jsonl").write_text("{}\n")
+    asked = f"{{task: livecodebench, data: problems.jsonl, sandbox: touch {ran}}}"
+    Path("mine.yaml").write_text(RECIPE.format(model=model) + f"evaluate: [{asked}]\n")
+    for command in (["plan", "mine.yaml"], ["qat", "--recipe", "mine.yaml", "-o", "run"]):
+        told = run(*command, code=2).output
+        assert "evaluate.0.sandbox: a recipe cannot name a program to be run; only you can." in told
+        assert "--set evaluate.0.sandbox='COMMAND'" in told
+    assert not ran.exists()
+    assert not Path("run").exists()
+    run("plan", "mine.yaml", "--set", f"evaluate.0.sandbox=touch {ran}", code=0)
+    assert not ran.exists()
+
+
 def test_chat_templates_run_in_a_sandbox(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     rows: list[Row] = [{"prompt": "1"}]

@@ -1,6 +1,6 @@
 """What a plugin implements, and what passes between it and the host: contract 1.
 
-    options.py      Options, File, Part, Start, Grader, Problem, Context: what a recipe may set, and checks of it
+    options.py      Options, File, Command, Part, Start, Grader, Problem, Context: what may be set, and checks of it
     grids.py        Grid, QuantizedWeight: how weights become codes and back
     quantizers.py   Quantizer, LinearStats, Block, Streams: codes without training
     transforms.py   Transform: what is done to a whole model before calibration, and hooks that stay with it
@@ -17,13 +17,14 @@ from .data import LoadedModel, Message, Row, Source, Split
 from .exporters import Exporter, Reader
 from .grids import Grid, QuantizedWeight
 from .objectives import Objective, RewardFunction, Rollouts, Training
-from .options import Context, File, Grader, Level, ModelShape, Options, Part, Problem, Start
+from .options import Command, Context, File, Grader, Level, ModelShape, Options, Part, Problem, Start
 from .quantizers import Block, LinearStats, Quantizer, SharedInput, Statistic, Streams
 from .tasks import Comparison, ComparisonOptions, Completion, Reward, Task, TaskOptions, TokenRow, Verdict
 from .transforms import Transform
 
 __all__ = [
     "Block",
+    "Command",
     "Comparison",
     "ComparisonOptions",
     "Completion",

@@ -130,6 +130,18 @@ class File(str):
         return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(), serialization=serialize)
 
 
+class Command(str):
+    """A command line, as a type of options: a program of the user's that a part runs.
+
+    A recipe, which may be somebody else's, cannot name one: only the command line can.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        serialize = core_schema.plain_serializer_function_ser_schema(str)
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(), serialization=serialize)
+
+
 class Grader(str):
     """A task by its name, as a type of options: its grader judges what is written.
 

@@ -173,7 +173,7 @@ def _find_nltk_data(name: str, folder: Path) -> None:
 def _without_nltk_data(name: str, text: str) -> DataError:
     return DataError(
         f"'{name}' needs nltk's data '{text}', which is neither on this machine nor reachable.",
-        hint=f"Where there is a network: python -m nltk.downloader {text}; then copy nltk_data to the home folder here.",
+        hint=f"Where there is a network: python -m nltk.downloader {text}; then copy ~/nltk_data here.",
     )
 
 

@@ -147,6 +147,7 @@ def load_sweep(path: Path, registry: Registry) -> Sweep:
         except RqatError as error:
             problems.append(f"{place.at('recipe')}: cell {name}: {error.message}")
             continue
+        problems += [f"{place}: cell {name}: {found}" for found in _needs_trust(plan)]
         cells.append(Cell(name, values, overrides, plan, {step.name: plan.fingerprint(step) for step in plan.steps}))
     if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
         known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
@@ -155,6 +156,21 @@ def load_sweep(path: Path, registry: Registry) -> Sweep:
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return Sweep(keys.name or path.stem, recipe, swept, tuple(cells), keys.stop, keys.slurm)
+
+
+def _needs_trust(plan: Plan) -> Iterator[str]:
+    """What a file, which may be somebody else's, cannot ask for. Its values count as given on the command line."""
+    if _trusts(plan.recipe.model_dump(mode="json")):
+        yield "a sweep cannot allow a checkpoint's own code to run (trust_remote_code). Run `rqat qat` for that."
+    uses = (inner for step in plan.steps for part in step.parts.values() for inner in part.all())
+    for name in dict.fromkeys(name for use in uses for name in use.commands):
+        yield f"a sweep cannot name a program to be run ({name}). Run `rqat qat --set ...` for that."
+
+
+def _trusts(value: Any) -> bool:
+    if isinstance(value, dict):
+        return value.get("trust_remote_code") is True or any(map(_trusts, value.values()))
+    return isinstance(value, list) and any(map(_trusts, value))
 
 
 def _watched(cells: Sequence[Cell]) -> list[str]:

@@ -23,9 +23,6 @@ from ..produce import Produce
 LM_EVAL = "lm-eval:"
 """Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
 
-REFUSED = {"livecodebench": "it runs programs that a model has written, and rqat has no sandbox for them"}
-"""Tasks that people ask for and that are not done, with the reason."""
-
 COMPARED_BYTES = 1 << 29
 """Of logits and their logarithms, of both models, that are compared at once."""
 
@@ -74,9 +71,6 @@ class Evaluate(Stage):
             self._add(making, keys, making.place.at("evaluate", index))
 
     def _add(self, making: Making, keys: EvaluateKeys, place: Place) -> None:
-        if why := REFUSED.get(keys.task.removeprefix(LM_EVAL)):
-            making.problem(f"{place.at('task')}: '{keys.task.removeprefix(LM_EVAL)}' is not done here: {why}.")
-            return
         known = [BASE, *making.made]
         for index, variant in enumerate(keys.variants or ()):
             if variant not in known:

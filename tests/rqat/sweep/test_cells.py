@@ -142,3 +142,22 @@ def test_the_screening_of_gptq(registry: Registry, tmp_path: Path, monkeypatch: 
     assert len(made.cells) == 16
     prints = [cell.prints["02-quantize-gptq"] for cell in made.cells]
     assert len(set(prints)) == 16
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"model.trust_remote_code": True}, "cannot allow a checkpoint's own code to run"),
+        (
+            {"train.0.teacher": {"path": "builtin:tiny-reasoner", "trust_remote_code": True}},
+            "cannot allow a checkpoint",
+        ),
+        ({"evaluate": [{"task": "livecodebench", "sandbox": "true"}]}, r"cannot name a program to be run \(sandbox\)"),
+    ],
+)
+def test_a_sweep_allows_no_more_than_a_recipe(
+    registry: Registry, tmp_path: Path, given: dict[str, Any], told: str
+) -> None:
+    """What it sets counts as given on the command line, by which alone code of others may be run."""
+    with pytest.raises(RqatError, match=told):
+        loaded(registry, tmp_path, set=given, matrix={"train.0.lr": [1e-5]})
