@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rqat.pipeline import OWN_FILES
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -199,7 +200,7 @@ class Campaign:
         if done["code"]:
             outcome.problems.append(f"{what}: resumed with exit code {done['code']}: {done['output'][-600:]}")
             return
-        found = _steps_of(contents(place / "run")) if until else contents(place / "run")
+        found = _before_its_end(contents(place / "run")) if until else contents(place / "run")
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
                 there = (
@@ -241,7 +242,8 @@ class Campaign:
         def try_one(number: int, outcome: Outcome) -> None:
             place = self.folder / f"crashed-{number}"
             shutil.copytree(copies[number - 1], place)
-            self.resumed(place, self.notes[: self.points[number - 1]], outcome, f"change {number}")
+            before = self.notes[: self.points[number - 1]]
+            self.resumed(place, before, outcome, f"change {number}", step=_step_at(before))
             outcome.tried += alike[number] - 1
             outcome.lost += (alike[number] - 1) * any(said.startswith(f"change {number}:") for said in outcome.problems)
             shutil.rmtree(place)
@@ -276,7 +278,7 @@ class Campaign:
         if number is None or number + 1 >= len(begun):
             return "", self.expected
         copy, _ = self.before_step(number + 1)
-        return begun[number], _steps_of(contents(copy / "run"))
+        return begun[number], _before_its_end(contents(copy / "run"))
 
     def full_disk(self, points: Sequence[tuple[int, int]], code: int, name: str) -> Outcome:
         """A disk that refuses all writes from one on; then there is room again."""
@@ -310,7 +312,8 @@ class Campaign:
             what = f"signal {sent} after {after_s:.2f} s"
             if done["code"] not in (0, 128 + sent, -sent) or "Traceback" in done["output"]:
                 outcome.problems.append(f"{what}: exit code {done['code']}: {done['output'][-1500:]}")
-            self.resumed(place, done["notes"], outcome, what)
+            step = _step_at(done["notes"]) if done["code"] else None
+            self.resumed(place, done["notes"], outcome, what, step=step)
             shutil.rmtree(place)
 
         return self._each("a signal at a random moment", moments, try_one)
@@ -351,9 +354,14 @@ def contents(folder: Path) -> dict[str, Any]:
     } | {f"{path.relative_to(folder)}/": "" for path in folder.rglob("*") if path.is_dir()}
 
 
-def _steps_of(found: dict[str, Any]) -> dict[str, Any]:
-    """What belongs to finished steps, of what a run folder holds."""
-    return {name: content for name, content in found.items() if "/" in name and ".partial/" not in name}
+def _before_its_end(found: dict[str, Any]) -> dict[str, Any]:
+    """What a run folder holds before its last step is done: without the run's own files, which that decides."""
+    return {name: content for name, content in found.items() if name not in OWN_FILES and ".partial/" not in name}
+
+
+def _step_at(notes: Sequence[str]) -> int:
+    """Number of the step that notes end with; the first where none has begun."""
+    return max(0, sum(note.startswith("step") for note in notes) - 1)
 
 
 def _content(path: Path) -> Any:
