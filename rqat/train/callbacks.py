@@ -1,9 +1,10 @@
-"""What hangs on a trainer: it has to keep what it was given and to print nothing, and trackers may look on."""
+"""What hangs on a trainer: it keeps what it was given, prints nothing, does things once; trackers may look on."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,6 +46,30 @@ def without_printing(trainer: transformers.Trainer) -> None:
 
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+
+
+@contextmanager
+def done_once(trainer: transformers.Trainer) -> Iterator[None]:
+    """Around training: what transformers' Trainer does anew for every micro-batch, and a GPU waits for.
+
+    It goes through all modules to put them into training mode, and through all parameters to count operations.
+    """
+    model: Any = trainer.model
+    changed: Any = trainer
+    plain, count = model.train, model.num_parameters(exclude_embeddings=True)
+
+    def train(mode: bool = True) -> Any:
+        return model if model.training is mode else plain(mode)
+
+    def floating_point_ops(inputs: dict[str, Any]) -> int:
+        return 6 * inputs[model.main_input_name].numel() * count if model.main_input_name in inputs else 0
+
+    plain()
+    model.train, changed.floating_point_ops = train, floating_point_ops
+    try:
+        yield
+    finally:
+        del model.train, changed.floating_point_ops
 
 
 def reporters(names: Sequence[str], folder: Path, step: str) -> list[TrainerCallback]:

@@ -68,8 +68,9 @@ def _mapped(layer: QuantizedWeight, function: Callable[[Tensor], Tensor]) -> Qua
 
 
 def is_split(model: nn.Module) -> bool:
-    """Whether `split` has been here."""
-    return any(map(is_part, model.parameters()))
+    """Whether `split` has been here, which leaves no parameter whole; asked before every forward pass."""
+    first = next(model.parameters(), None)
+    return first is not None and is_part(first)
 
 
 def is_part(tensor: Tensor) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rqat.pipeline import OWN_FILES
+from rqat.stages.export import Export
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -355,8 +356,14 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def _before_its_end(found: dict[str, Any]) -> dict[str, Any]:
-    """What a run folder holds before its last step is done: without the run's own files, which that decides."""
-    return {name: content for name, content in found.items() if name not in OWN_FILES and ".partial/" not in name}
+    """What a run folder holds before its last step is done: without the run's own files, and a model card, which tell
+    of all that was done when a command ended.
+    """
+    return {
+        name: content
+        for name, content in found.items()
+        if name not in OWN_FILES and ".partial/" not in name and not name.endswith(f"/{Export.card}")
+    }
 
 
 def _step_at(notes: Sequence[str]) -> int:

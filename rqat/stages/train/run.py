@@ -131,7 +131,7 @@ def _train(
     from ...generation.sampling import context_length, own_settings_hidden
     from ...model.repeatable import repeatable_attention
     from ...quiet import quiet_training
-    from ...train.callbacks import expect_given, reporters, without_printing
+    from ...train.callbacks import done_once, expect_given, reporters, without_printing
     from ...train.checkpoints import parts_in, processes_of, step_of
     from ...train.data import completion_room, dropped_rows, prepare_rows
     from ...train.one_gpu import one_gpu
@@ -264,7 +264,7 @@ def _train(
                 trainer.state = saving.resume(checkpoint)
                 bar.update(keys.steps)
             else:
-                with saving.guarding(), repeatable_attention(job.device):
+                with saving.guarding(), repeatable_attention(job.device), done_once(trainer):
                     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     lines = read_json_lines(work / LOG)
     last = lines[-1] if lines else {}
