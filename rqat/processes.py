@@ -1,7 +1,7 @@
 """This process among several that do one step together, one for each GPU; see `launcher` for who starts them.
 
 When they train each takes its share of every batch, and holds the whole model, or rows of it (`rqat.train.shards`);
-when they evaluate, some of the batches (`rqat.evals.saved`). They wait for each other in the collective operations of
+when they evaluate, some of the problems (`rqat.evals.saved`). They wait for each other in the collective operations of
 one process group, which lives as long as they do. The first, of rank 0, leads: it alone writes the step's results.
 """
 

@@ -168,9 +168,8 @@ def _tell_alone(plan: Plan) -> None:
 
     for step in plan.steps:
         if "task" in step.parts and not stages()[step.stage].in_several(step):
-            display.note(
-                f"{step.parts['task'].card.name} stays in one process; shared out are batches that are written here."
-            )
+            name = step.parts["task"].card.name
+            display.note(f"{name} stays in one process; shared out is what rqat writes, in more than a batch.")
 
 
 def _run(

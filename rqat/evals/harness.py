@@ -62,8 +62,8 @@ def run_task(
 ) -> Evaluation:
     """Asks a model every problem of a task, once per seed, and grades what it writes.
 
-    In several processes all call it, each with the whole model, and write every N-th batch each: the same batches with
-    the same random numbers as one process alone.
+    In several processes all call it, each with the whole model, and write every N-th batch each, or every N-th problem
+    where the writer draws for each by itself: with the same random numbers as one process alone.
 
     Args:
         name: of the task.
@@ -275,11 +275,10 @@ class _Run:
 
     def go(self) -> None:
         """Asks every problem; finished batches are not done again."""
-        there, share = self.saved.begin(self.units, prompt_hash(self.asked.prompts))
-        wanted = {(seed, batch.indices) for seed, batch in self.units}
+        divide = self.generator.writer.at_once > 0
+        there, share = self.saved.begin(self.units, prompt_hash(self.asked.prompts), divide=divide)
         for finished in there:
-            if (finished.seed, finished.indices) in wanted:
-                self.asked.add(finished)
+            self.asked.add(finished)
         self.before = len(self.asked.samples)
         for seed in dict.fromkeys(seed for seed, _ in share):
             self._write(seed, [batch for its, batch in share if its == seed])

@@ -4,8 +4,9 @@
     samples-<k>.jsonl    of the k-th of several; an evaluation that resumes reads all files, however many it has now
     samples-<k>.told     how far the k-th is with what it is writing
 
-What a batch becomes depends on the batch and its seed alone. So it does not matter which process writes it, nor how
-many there are.
+What a batch becomes depends on the batch and its seed alone, and with a writer that draws for every prompt by itself
+(`Writer.at_once`), so does what any part of it becomes. So it does not matter which process writes it, nor how many
+there are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ Unit = tuple[int, Batch]
 
 
 class Finished(NamedTuple):
-    """A batch that was written and graded.
+    """A batch, or a part of one, that was written and graded.
 
     Attributes:
         seed: of its sampling.
@@ -99,6 +101,7 @@ class Saved:
         self._path = path
         self._own = None if path is None else _File(self._part(self._processes.rank))
         self._others: list[_File] = []
+        self._said: dict[int, tuple[int, float]] = {}
 
     @property
     def leads(self) -> bool:
@@ -115,12 +118,13 @@ class Saved:
         """Time that writing took: that of the process that wrote for the longest, since they write at the same time."""
         return max((file.seconds for file in (self._own, *self._others) if file is not None), default=0.0)
 
-    def begin(self, units: Sequence[Unit], asked: str) -> tuple[list[Finished], list[Unit]]:
+    def begin(self, units: Sequence[Unit], asked: str, *, divide: bool = False) -> tuple[list[Finished], list[Unit]]:
         """Reads what is there, and shares out what is not; to be called by all processes.
 
         Args:
             units: all there is to write.
             asked: a digest of the prompts.
+            divide: share out every prompt by itself; else whole batches.
 
         Returns:
             the batches that are finished, in the first process; those that this process is to write.
@@ -128,15 +132,17 @@ class Saved:
         Raises:
             RunError: processes differ in what they are asked, or in who writes.
         """
-        there = self._read() if self.leads else []
-        finished = {(one.seed, one.indices) for one in there}
-        missing = [number for number, (seed, batch) in enumerate(units) if (seed, batch.indices) not in finished]
+        there, missing = self._left(units) if self.leads else ([], [])
         mine = json.dumps({"backend": self._backend, "asked": asked, "missing": missing})
         # Nobody writes before all have come here, so that nothing is read while it changes.
         said = [json.loads(text) for text in self._processes.gather(mine)]
         _agree(said)
-        missing = said[0]["missing"]
-        return there, [units[number] for number in missing[self._processes.rank :: self._processes.count]]
+        rank, count = self._processes.rank, self._processes.count
+        if not divide:
+            return there, [units[number] for number, _ in said[0]["missing"][rank::count]]
+        each = [(number, index) for number, indices in said[0]["missing"] for index in indices][rank::count]
+        share = [(units[number], [index for _, index in some]) for number, some in groupby(each, lambda one: one[0])]
+        return there, [(seed, batch.part(indices)) for (seed, batch), indices in share]
 
     def add(self, finished: Finished, seconds: float) -> None:
         """Puts a batch of this process on disk, if there is a file."""
@@ -157,12 +163,22 @@ class Saved:
 
     def told(self) -> tuple[int, float]:
         """What the others have said, in sum: completions, and tokens per second."""
-        done, speed = 0, 0.0
         for rank in range(1, self._processes.count):
             with suppress(FileNotFoundError, ValueError):  # not there yet, or just being written
-                its, pace = json.loads(self._told(rank).read_text())
-                done, speed = done + its, speed + pace
-        return done, speed
+                done, speed = json.loads(self._told(rank).read_text())
+                self._said[rank] = done, speed
+        return sum(done for done, _ in self._said.values()), sum(speed for _, speed in self._said.values())
+
+    def _left(self, units: Sequence[Unit]) -> tuple[list[Finished], list[tuple[int, list[int]]]]:
+        """What is finished of some batches, and what is missing of each that is not: its number, and which prompts."""
+        known = {(seed, index) for seed, batch in units for index in batch.indices}
+        there = [one for one in self._read() if {(one.seed, index) for index in one.indices} <= known]
+        done = {(one.seed, index) for one in there for index in one.indices}
+        left = (
+            (number, [index for index in batch.indices if (seed, index) not in done])
+            for number, (seed, batch) in enumerate(units)
+        )
+        return there, [(number, indices) for number, indices in left if indices]
 
     def _read(self) -> list[Finished]:
         """Batches in the files of all processes, of the last attempt too; what is damaged is cut off."""

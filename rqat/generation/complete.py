@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..contracts import Completion, Row
@@ -36,10 +36,16 @@ class Batch:
     Attributes:
         indices: which of all prompts, shortest first.
         max_new_tokens: what is asked for, or less where the context leaves less room.
+        part_of: the indices of the batch that it is a part of, which decide its sampling; none where it is whole.
     """
 
     indices: tuple[int, ...]
     max_new_tokens: int
+    part_of: tuple[int, ...] = ()
+
+    def part(self, indices: Sequence[int]) -> Batch:
+        """Some of its prompts, as a writer may complete them that draws for every prompt by itself."""
+        return self if tuple(indices) == self.indices else replace(self, indices=tuple(indices), part_of=self.indices)
 
 
 class Generator:
@@ -203,7 +209,7 @@ def complete_all(
 
         chosen = [prompts[index] for batch in group for index in batch.indices]
         limits = [batch.max_new_tokens for batch in group for _ in batch.indices]
-        numbers = [seed_of(seed, batch.indices) for batch in group]
+        numbers = [seed_of(seed, batch.part_of or batch.indices) for batch in group]
         each = [seed_of(number, place) for number, batch in zip(numbers, group, strict=True) for place in batch.indices]
         completions = generator.complete(
             chosen, limits, numbers[0], tell if report else None, seeds=each if own else None

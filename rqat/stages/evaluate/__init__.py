@@ -106,7 +106,7 @@ class Evaluate(Stage):
         return Use(Card("task", keys.task, TaskOptions, "", "lm_eval", "lm_eval", release), options)
 
     def in_several(self, step: Step) -> bool:
-        """See `Stage`; batches that are written here are shared out, where there may be more than one."""
+        """See `Stage`; what is written here is shared out, where there may be more than a batch of it."""
         keys, task = step.settings, step.parts["task"]
         assert isinstance(keys, EvaluateKeys)
         if keys.base_url is not None or keys.task.startswith(LM_EVAL) or task.card.compares:
@@ -132,10 +132,8 @@ class Evaluate(Stage):
             tokens = min(tokens, getattr(step.parts["task"].options, "max_new_tokens", tokens) + 512)
         rows = keys.batch
         if sizes.device != "cpu" and keys.backend != "transformers":
-            share = ENGINE_ROWS
-            if keys.limit is not None:
-                processes = sizes.processes if self.in_several(step) else 1
-                share = keys.batch * math.ceil(math.ceil(keys.limit / keys.batch) / processes)
+            processes = sizes.processes if self.in_several(step) else 1
+            share = ENGINE_ROWS if keys.limit is None else math.ceil(keys.limit / processes)
             rows = max(rows, min(ENGINE_ROWS, share))
         return Needs(sizes.model + max(codes, sizes.cache(rows, tokens)))
 

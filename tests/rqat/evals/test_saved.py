@@ -83,16 +83,36 @@ def in_forks(count: int, folder: Path, known: Known, options: rqat.TaskOptions, 
     return codes, *(json.loads(file.read_text()) if file.exists() else (None, None, None))
 
 
+NAMES = ("samples.jsonl", *(f"samples-{rank}.jsonl" for rank in (1, 2, 3)))
+
+
+def written(file: Path) -> list[tuple[int, int]]:
+    """Seed and problem of every completion that a process has put on disk."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [(entry["seed"], index) for entry in map(json.loads, lines) for index in entry["indices"]]
+
+
 def untimed(results: dict[str, Any]) -> dict[str, Any]:
     """Figures without those of time, as JSON has them."""
     kept: dict[str, Any] = json.loads(json.dumps(results))
     return {key: value for key, value in kept.items() if key not in ("seconds", "tokens_per_s", "processes")}
 
 
-@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("writer", [TransformersWriter, lambda model: Engine(model, rows=2)], ids=["plain", "engine"])
+def engine(model: Any) -> Engine:
+    return Engine(model, rows=2)
+
+
+@pytest.mark.parametrize(
+    ("writer", "options", "shares"),
+    [  # of batches of two problems, of which the last has one, every third; of problems every third
+        (TransformersWriter, GREEDY, [4, 3, 2]),
+        (TransformersWriter, SAMPLED, [7, 5, 6]),
+        (engine, GREEDY, [3, 3, 3]),
+        (engine, SAMPLED, [6, 6, 6]),
+    ],
+)
 def test_several_processes_find_what_one_finds(
-    writer: Callable[[Any], Any], options: rqat.TaskOptions, known: Known, tmp_path: Path
+    writer: Callable[[Any], Any], options: rqat.TaskOptions, shares: list[int], known: Known, tmp_path: Path
 ) -> None:
     alone = evaluated(known, options, writer=writer(known[0]))
     codes, results, samples, told = in_forks(3, tmp_path, known, options, writer=writer(known[0]))
@@ -102,8 +122,7 @@ def test_several_processes_find_what_one_finds(
     assert results["processes"] == 3
     streamed = [json.loads(line) for line in (tmp_path / "stream").read_text().splitlines()]
     assert sorted(streamed, key=lambda row: (row["seed"], row["index"])) == samples
-    lines = [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("samples*.jsonl"))]
-    assert sorted(lines) == ([1, 2, 2] if options is GREEDY else [3, 3, 4])
+    assert [len(written(tmp_path / name)) for name in NAMES[:3]] == shares
     done = [count for count, _ in told]
     assert done == sorted(done)
     assert done[-1] == len(samples)
@@ -111,34 +130,38 @@ def test_several_processes_find_what_one_finds(
     assert told[-1][1].endswith("tok/s")
 
 
-def test_killed_they_go_on_in_any_number(known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = evaluated(known, SAMPLED)
+@pytest.mark.parametrize(("writer", "counts"), [(TransformersWriter, (1, 4)), (engine, (1, 2))])
+def test_killed_they_go_on_in_any_number(
+    writer: Callable[[Any], Any],
+    counts: tuple[int, ...],
+    known: Known,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = evaluated(known, SAMPLED, writer=writer(known[0]))
     original = Saved.add
 
     def add(self: Saved, finished: Finished, seconds: float) -> None:
         original(self, finished, seconds)
         assert self._own is not None
-        if self._processes.rank == 1 and len(self._own.path.read_text().splitlines()) == 2:
+        if self._processes.rank == 1 and self._own.path.read_text().count("\n") == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
         patch.setattr(Saved, "add", add)
-        codes, results, *_ = in_forks(3, tmp_path / "run", known, SAMPLED)
+        codes, results, *_ = in_forks(3, tmp_path / "run", known, SAMPLED, writer=writer(known[0]))
     assert codes[1] == -signal.SIGKILL
     assert results is None
     with (tmp_path / "run" / "samples-1.jsonl").open("a") as file:
         file.write('{"backend": "transformers", "seed"')
-    kept = sum(path.read_text().count("\n") for path in (tmp_path / "run").glob("samples*.jsonl"))
-    assert 2 <= kept < 10
-    for count in (1, 2, 4):
+    for count in counts:
         folder = Path(shutil.copytree(tmp_path / "run", tmp_path / f"run-{count}"))
-        codes, results, samples, _ = in_forks(count, folder, known, SAMPLED)
+        codes, results, samples, _ = in_forks(count, folder, known, SAMPLED, writer=writer(known[0]))
         assert codes == [0] * count
         assert samples == alone.samples
         assert untimed(results) == untimed(alone.results)
-        lines = [line for path in folder.glob("samples*.jsonl") for line in path.read_text().splitlines()]
-        units = [(entry["seed"], *entry["indices"]) for entry in map(json.loads, lines)]
-        assert len(units) == len(set(units)) == 10, "every batch was written once"
+        all_files = [one for name in NAMES for one in written(folder / name)]
+        assert len(all_files) == len(set(all_files)) == 18, "every completion was written once"
 
 
 class Other(Processes):
@@ -188,8 +211,9 @@ def test_what_others_do_is_told_in_sum_and_forgotten_by_the_next(tmp_path: Path)
         Saved(path, "engine", Processes(rank, 3)).tell(10 * rank, 0.5)
     first = Saved(path, "engine", Processes(0, 3))
     assert first.told() == (30, 1.0)
-    (tmp_path / "samples-2.told").write_text("[2")
-    assert first.told() == (10, 0.5)
+    (tmp_path / "samples-1.told").write_text("[2")
+    Saved(path, "engine", Processes(2, 3)).tell(21, 0.0)
+    assert first.told() == (31, 0.5), "what is just being written counts as it was"
     Saved(path, "engine").begin([], "")
-    assert first.told() == (0, 0.0)
+    assert Saved(path, "engine", Processes(0, 3)).told() == (0, 0.0)
     assert Saved(None, "engine").seconds == 0

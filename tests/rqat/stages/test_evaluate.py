@@ -145,7 +145,7 @@ def test_a_process_takes_memory_for_its_share(registry) -> None:
         return Evaluate().estimate(plan.steps[0], plan, sizes).memory
 
     assert memory(4, 256) == memory(1, 64) < memory(1, 256)
-    assert memory(3, 100, batch=20) == memory(1, 40, batch=20)
+    assert memory(3, 100, batch=20) == memory(1, 34, batch=20)
     assert memory(8, None) == memory(1, ENGINE_ROWS)
 
 
