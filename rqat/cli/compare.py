@@ -25,7 +25,7 @@ def compare(
     format: Annotated[Literal["md", "csv", "json"], typer.Option(help="Markdown, CSV or JSON.")] = "md",
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write there, not to stdout.")] = None,
 ) -> None:
-    """Compare evaluations: accuracy with its interval, and which differences are shown problem by problem."""
+    """Compare evaluations: accuracy or distance with its interval, and which differences are shown pair by pair."""
     from ..report.comparison import FORMATS
     from ..report.comparison import compare as compared
     from ..storage import explained, write_text

@@ -106,6 +106,91 @@ def bootstrap_of_means(groups: Sequence[Sequence[float]], *, draws: int = 10_000
     return float(low), float(high)
 
 
+@dataclass(frozen=True)
+class PairedMeans:
+    """Two models on the same rows, each with a mean over its tokens.
+
+    Attributes:
+        n: rows.
+        difference: mean over all tokens now minus before.
+        low: lower end of its 95 % interval, by bootstrap over rows.
+        high: upper end.
+        p: two-sided p-value of the test that flips the signs of the rows' differences (Fisher 1935, section 21).
+    """
+
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_means(
+    now: Sequence[float] | np.ndarray,
+    before: Sequence[float] | np.ndarray,
+    weights: Sequence[float] | np.ndarray,
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> PairedMeans:
+    """Compares two models row by row.
+
+    Args:
+        now: mean of each row.
+        before: of the same rows, in the same order, by the other model.
+        weights: tokens of each row, more than 0.
+        draws: of the bootstrap; and of sign flips, where there are more than that.
+    """
+    weight = np.asarray(weights, dtype=float)
+    change = np.asarray(now, dtype=float) - np.asarray(before, dtype=float)
+    if not len(change) == len(weight) > 0:
+        raise ValueError(f"{len(change)} rows, {len(weight)} weights")
+    low, high = bootstrap_of_ratio(change, weight, draws=draws, seed=seed)
+    parts = change * weight / weight.sum()
+    return PairedMeans(len(change), float(parts.sum()), low, high, _sign_flips(parts, draws, seed))
+
+
+def _sign_flips(parts: np.ndarray, draws: int, seed: int) -> float:
+    """How often a sum is as far from 0 as it is when every part may as well have the other sign; exact where few."""
+    # As far but for rounding: the sum itself, and that of all signs flipped, are among those counted.
+    bound = abs(float(parts.sum())) - 1e-12 * float(np.abs(parts).sum())
+    n = len(parts)
+    if 2**n <= draws:
+        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        return float((np.abs(signs @ parts) >= bound).mean())
+    rng = np.random.default_rng(seed)
+    as_far = 0
+    for start in range(0, draws, step := _at_once(n)):
+        signs = 1 - 2 * rng.integers(0, 2, size=(min(step, draws - start), n))
+        as_far += int((np.abs(signs @ parts) >= bound).sum())
+    return (1 + as_far) / (1 + draws)
+
+
+def _at_once(n: int) -> int:
+    """Draws of `n` rows that are made together: 10,000 of 10,000 would be a gigabyte."""
+    return max(1, min(500, 5_000_000 // n))
+
+
+def bootstrap_of_ratio(
+    values: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray, *, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of a mean over tokens, by drawing rows with replacement.
+
+    Args:
+        values: mean of each row.
+        weights: tokens of each row, more than 0.
+    """
+    weight = np.asarray(weights, dtype=float)
+    sums = np.asarray(values, dtype=float) * weight
+    rng = np.random.default_rng(seed)
+    means = []
+    for start in range(0, draws, step := _at_once(len(sums))):
+        drawn = rng.integers(0, len(sums), size=(min(step, draws - start), len(sums)))
+        means.append(sums[drawn].sum(axis=1) / weight[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Chance that one of `k` completions is right, of `n` of which `correct` are; arXiv 2107.03374, equation 1."""
     if not 0 <= correct <= n or not 1 <= k <= n:

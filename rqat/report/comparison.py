@@ -3,6 +3,7 @@
 Models are paired problem by problem, so only where they were asked the same prompts and graded against the same
 answers; anything else is refused. A problem that was asked with several seeds counts once, by the mean over its seeds:
 drawing problems with all their seeds is the bootstrap for such clusters (Davison & Hinkley 1997, section 3.8).
+Tasks without problems, that compare a model with its original: `distances.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from ..figures import hundredths
 from ..intact import MANIFEST, is_manifest
 from ..run_folder import finished_steps, refuse_links
 from ..storage import read_json, read_json_lines
+from .distances import LEGEND, distances, heading, is_comparison, usable_rows
+from .distances import lines as lines_of
 from .run_files import is_number, usable_samples
 from .summary import verdict_of
 
@@ -51,6 +54,8 @@ COLUMNS = {
     "unclosed_think": "unclosed_thinking",
     "unverifiable": "unverifiable",
     "source": "source",
+    "figure": "figure",
+    "value": "value",
 }
 """Columns of the CSV, by what a row calls them."""
 
@@ -64,6 +69,7 @@ class Scored:
         folder: of its results.json.
         label: what the model is called.
         samples: rows of its samples.jsonl.
+        original: what a model was compared with, as far as it is known; "" of a task with problems.
     """
 
     given: Path
@@ -71,6 +77,7 @@ class Scored:
     label: str
     results: Mapping[str, Any]
     samples: Sequence[dict[str, Any]] = field(repr=False)
+    original: str = ""
 
     @property
     def task(self) -> str:
@@ -78,8 +85,15 @@ class Scored:
         return str(self.results["task"])
 
     @property
+    def compares(self) -> bool:
+        """Whether its task compares a model with its original."""
+        return is_comparison(self.results)
+
+    @property
     def asked(self) -> tuple[str, str, str]:
-        """What two models must share to be paired: the task, a hash of its prompts, one of its answers."""
+        """What two models must share to be paired: the task, a hash of its prompts or rows, one of its answers."""
+        if self.compares:
+            return self.task, self.results["rows_hash"], "rows"
         answers = {row["index"]: row.get("answer") for row in self.samples}
         listed = repr([answers[index] for index in sorted(answers)])
         return self.task, str(self.results.get("prompt_hash") or ""), hashlib.sha256(listed.encode()).hexdigest()
@@ -140,9 +154,6 @@ def _read(path: Path) -> list[Scored]:
     there = [one for one in found if one is not None]
     if not there:
         what = "does not exist" if not path.exists() else "holds no evaluation on a task"
-        told = read_json(folder / RESULTS)
-        if isinstance(told, dict) and "figures" in told:
-            what = "tells how far a model is from its original, not how many problems it solves"
         raise RunError(
             f"'{path}' {what}.", hint="Name a run folder, a step in it, or the folder that `rqat eval -o` wrote."
         )
@@ -150,16 +161,31 @@ def _read(path: Path) -> list[Scored]:
 
 
 def _one(given: Path, folder: Path, label: str) -> Scored | None:
-    """The evaluation in a folder; None where there is none that gives an accuracy."""
+    """The evaluation in a folder; None where there is none that gives an accuracy or a distance."""
     results = read_json(folder / RESULTS)
     if not isinstance(results, dict) or not isinstance(results.get("task"), str):
         return None
-    if not all(is_number(results.get(key)) for key in ("accuracy", "low", "high", "n")):
+    compares = is_comparison(results)
+    if not compares and not all(is_number(results.get(key)) for key in ("accuracy", "low", "high", "n")):
         return None
+    rows = read_json_lines(folder / SAMPLES)
     model = str(results.get("model") or results.get("variant") or folder.name).rstrip("/")
     return Scored(
-        given, folder, label or model.rpartition("/")[2], results, usable_samples(read_json_lines(folder / SAMPLES))
+        given,
+        folder,
+        label or model.rpartition("/")[2],
+        results,
+        usable_rows(rows) if compares else usable_samples(rows),
+        _original(folder, results) if compares else "",
     )
+
+
+def _original(folder: Path, results: Mapping[str, Any]) -> str:
+    """What a model was compared with: of a step by what it holds, else as `rqat eval` was told."""
+    facts = (read_json(folder / MANIFEST) or {}).get("facts")
+    if isinstance(facts, dict) and isinstance(facts.get("settings"), dict):
+        return json.dumps(facts["settings"].get("original") or facts.get("model"), sort_keys=True)
+    return str(results.get("original") or "")
 
 
 def _shared(by_path: Mapping[Path, Sequence[Scored]]) -> list[tuple[str, str, str]]:
@@ -188,9 +214,14 @@ def _refuse(one: Path, mine: Sequence[Scored], other: Path, theirs: Sequence[Sco
             hint="Only results on the same task are compared: evaluate both on one.",
         )
     pair = [next(scored for scored in found if scored.task == both[0]) for found in (mine, theirs)]
+    counts = " and ".join(f"{scored.results['n']:,}" for scored in pair)
+    if all(scored.compares for scored in pair):
+        raise RunError(
+            f"'{one}' and '{other}' were compared with originals on different rows of '{both[0]}' ({counts} rows).",
+            hint="Evaluate both on the same rows: source, split, seed, limit, and tokenizer.",
+        )
     same_prompts = pair[0].asked[1] == pair[1].asked[1]
     what = "graded against different answers" if same_prompts else "asked different prompts"
-    counts = " and ".join(f"{scored.results['n']:,}" for scored in pair)
     raise RunError(
         f"'{one}' and '{other}' were {what} of '{both[0]}' ({counts} problems).",
         hint="Evaluate both with the same options: data, limit, steps, chat template.",
@@ -216,6 +247,8 @@ def _labels(chosen: Sequence[Scored]) -> dict[Path, str]:
 def _table(found: Sequence[Scored], labels: Mapping[Path, str], against: str) -> dict[str, Any]:
     """One task: a row for every model, with the test against the one they are compared with."""
     base = next((one for one in found if labels[one.folder] == against), found[0])
+    if base.compares:
+        return distances(found, base, labels)
     rows = []
     for one in found:
         figures = one.results
@@ -286,6 +319,10 @@ def markdown(found: Mapping[str, Any]) -> str:
     """One table a task; differences in points, their intervals at 95 %."""
     parts = []
     for table in found["tasks"]:
+        if "figures" in table:
+            parts += [f"{heading(table)}\n\n{_aligned(lines_of(table, p_value), left=(0, 1, 5))}\n"]
+            parts += [f"{note}\n" for note in table["notes"]]
+            continue
         seeds = {row["seeds"] for row in table["rows"]}
         times = f", each {seeds.pop()} times" if seeds != {1} and len(seeds) == 1 else ""
         head = [
@@ -295,8 +332,10 @@ def markdown(found: Mapping[str, Any]) -> str:
         lines = [head, *(_cells(row) for row in table["rows"])]
         parts.append(f"### {table['task']}: {table['n']:,} problems{times}\n\n{_aligned(lines)}\n")
         parts += [f"{note}\n" for note in table["notes"]]
-    tested = any("says" in row for table in found["tasks"] for row in table["rows"])
-    if tested:
+    tested = {"figure" in row for table in found["tasks"] for row in table["rows"] if "says" in row}
+    if True in tested:
+        parts.append(f"{LEGEND}\n")
+    if False in tested:
         parts.append(
             "Differences in points. Paired problem by problem: exact McNemar test (of several seeds, sign test on "
             "their means) at 5 %; intervals of differences by bootstrap over problems, 10,000 draws. Unclosed: "
@@ -329,14 +368,14 @@ def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that can be read as it stands; the first column to the left, figures to the right."""
+def _aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0, 5)) -> str:
+    """A Markdown table that can be read as it stands; names to the left, figures to the right."""
     clean = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
     widths = [max(3, *(len(line[index]) for line in clean)) for index in range(len(clean[0]))]
-    left = [index in (0, 5) for index in range(len(widths))]
-    rule = ["-" * width if at else "-" * (width - 1) + ":" for width, at in zip(widths, left, strict=True)]
+    to_left = [index in left for index in range(len(widths))]
+    rule = ["-" * width if at else "-" * (width - 1) + ":" for width, at in zip(widths, to_left, strict=True)]
     rows = [
-        [cell.ljust(width) if at else cell.rjust(width) for cell, width, at in zip(line, widths, left, strict=True)]
+        [cell.ljust(width) if at else cell.rjust(width) for cell, width, at in zip(line, widths, to_left, strict=True)]
         for line in clean
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in [rows[0], rule, *rows[1:]])

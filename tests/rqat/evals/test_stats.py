@@ -5,7 +5,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-from rqat.evals.stats import bootstrap, bootstrap_of_means, mcnemar, paired, pass_at_k, wilson
+from rqat.evals.stats import (
+    bootstrap,
+    bootstrap_of_means,
+    bootstrap_of_ratio,
+    mcnemar,
+    paired,
+    paired_means,
+    pass_at_k,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +134,46 @@ def test_bootstrap_of_means_of_one_group_is_the_bootstrap():
     assert bootstrap_of_means([scores]) == pytest.approx(bootstrap(scores), abs=5e-3)
     low, high = bootstrap_of_means([[0.0] * 10, [1.0] * 30])
     assert (low, high) == (0.5, 0.5)
+
+
+def _rows(n):
+    rng = np.random.default_rng(n)
+    before = rng.gamma(2.0, 0.1, n)
+    return before + rng.normal(0.01, 0.02, n), before, rng.integers(3, 60, n).astype(float)
+
+
+@pytest.mark.parametrize("n", [3, 9, 40])
+def test_sign_flips_agree_with_scipy(n):
+    stats = pytest.importorskip("scipy.stats")
+    now, before, tokens = _rows(n)
+    mine = paired_means(now, before, tokens)
+    parts = (now - before) * tokens / tokens.sum()
+    theirs = stats.permutation_test(
+        (parts,), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(1), vectorized=True
+    )
+    # Few rows are counted out; else both are drawn, and 0.02 is four standard deviations of a share of 10,000.
+    assert mine.p == pytest.approx(theirs.pvalue, abs=1e-12 if n < 14 else 0.02)
+    assert mine.difference == pytest.approx(parts.sum())
+
+
+def test_the_interval_of_a_mean_over_tokens_agrees_with_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    now, _, tokens = _rows(60)
+    theirs = stats.bootstrap(
+        (now, tokens),
+        lambda x, w, axis: (x * w).sum(axis) / w.sum(axis),
+        paired=True,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    assert bootstrap_of_ratio(now, tokens) == pytest.approx((theirs.low, theirs.high), abs=0.05 * width)
+
+
+def test_equal_rows_show_no_difference():
+    now, _, tokens = _rows(20)
+    same = paired_means(now, now, tokens)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+    with pytest.raises(ValueError, match="0 rows"):
+        paired_means([], [], [])
