@@ -10,17 +10,29 @@ with a float16 scale, of which several share one group's.
     8 bits asymmetric, other groups     F16     rounded to 11 bits        16
 
 Embedding and head, where a scheme names them, have a type of their own; unquantized tensors stay as they are.
+
+With `types: k`, layers of 2 and 3 bits whose rows are multiples of 256 take llama.cpp's K types, Q2_K (2.6 bits of
+file) and Q3_K (3.4). These have scales of 4 and 6 bits and at 3 bits no zero points, so that weights are rounded anew:
+what that costs is measured, and told by the export.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from typing import Literal
 
 import rqat
 
 BLOCK = 32
 """Weights that share a scale in every type used here."""
+
+SUPER, PART = 256, 16
+"""Weights in a block of the K types, and of those that share a scale."""
+
+K_BITS = {2: "Q2_K", 3: "Q3_K"}
+K_TYPES = tuple(K_BITS.values())
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 """Families by `model_type`, which is what llama.cpp calls them, too."""
@@ -34,9 +46,13 @@ class Options(rqat.Options):
 
     Attributes:
         name: of the file, without its ending.
+        types: `exact` keeps every weight; `k` makes files of 2 and 3 bits smaller (2.6 and 3.4 bits in place of 4.5)
+            where rows are multiples of 256, and rounds their weights anew: not at all at 2 bits where one scale spans
+            256 weights, by 1 % of a layer at w2g128, by 5 % in groups of 16.
     """
 
     name: str = "model"
+    types: Literal["exact", "k"] = "exact"
 
     def check(self, context: rqat.Context) -> Iterator[rqat.Problem]:
         """Families, rotary embeddings and windows that llama.cpp computes alike; schemes that no type holds."""
@@ -64,11 +80,22 @@ class Options(rqat.Options):
                 cutting(contents_of(context.tokenizer()))
             except rqat.RqatError as error:
                 yield rqat.Problem(error.message, error.hint, "format")
-        wide: dict[rqat.Scheme, int] = {}
-        for name, scheme in context.schemes.items():
-            if name in context.model.linears and not type_of(scheme, context.model.linears[name][1]):
-                wide[scheme] = wide.get(scheme, 0) + 1
-        for scheme, count in wide.items():
+        yield from self._types(context, context.model.linears)
+
+    def _types(self, context: rqat.Context, shapes: Mapping[str, tuple[int, int]]) -> Iterator[rqat.Problem]:
+        """What is rounded anew, what K types cannot have, and what no type holds."""
+        schemes = {name: scheme for name, scheme in context.schemes.items() if name in shapes}
+        kinds = {name: type_of(scheme, shapes[name][1], self.types) for name, scheme in schemes.items()}
+        anew = [name for name, kind in kinds.items() if kind in K_TYPES]
+        kept = [name for name, scheme in schemes.items() if scheme.bits in K_BITS and name not in anew]
+        if anew:
+            text = f"gguf: types: k rounds the weights of {len(anew)} layers anew; the export says by how much."
+            yield rqat.Problem(text, "Leave it out for a larger file with the very weights.", "types", level="warning")
+        if kept and self.types == "k":
+            text = f"gguf: types: k leaves {len(kept)} layers of 2 and 3 bits as they are, such as {kept[0]}."
+            fix = "K types want rows of a multiple of 256 and groups of a multiple of 16."
+            yield rqat.Problem(text, fix, "types", level="warning")
+        for scheme, count in Counter(schemes[name] for name, kind in kinds.items() if not kind).items():
             text = f"gguf has no type that holds {scheme}: {count} layers are written in 16 bits."
             fix = "Exact are 2, 3 and 4 bits and w8-sym, with groups that are multiples of 32."
             yield rqat.Problem(text, fix, "format", level="warning")
@@ -81,8 +108,14 @@ def rotary_kind(config: dict[str, object] | object) -> str:
     return str(found.get("rope_type", found.get("type", "default"))) if isinstance(found, dict) else "default"
 
 
-def type_of(scheme: rqat.Scheme, width: int) -> str:
-    """The type that holds a layer of `width` input features exactly; "" where there is none."""
+def type_of(scheme: rqat.Scheme, width: int, types: str = "exact") -> str:
+    """The type for a layer of `width` input features: the one that holds it exactly, "" where there is none.
+
+    Args:
+        types: as in `Options`; with "k" one of `K_TYPES` where it can be.
+    """
+    if types == "k" and scheme.bits in K_BITS and not width % SUPER and not scheme.group_size(width) % PART:
+        return K_BITS[scheme.bits]
     if scheme.group_size(width) % BLOCK or width % BLOCK:
         return ""
     if scheme.bits < 4 or (scheme.bits == 4 and scheme.symmetric):
@@ -100,5 +133,5 @@ def register_exporters(register: rqat.RegisterExporter) -> None:
         options=Options,
         load=".exporter:Gguf",
         embedding=True,
-        summary="one GGUF file for llama.cpp: exact weights in its types of 4, 5 and 8 bits, the embedding included",
+        summary="one GGUF file for llama.cpp: exact weights in its types of 4, 5 and 8 bits, or smaller in its K types",
     )

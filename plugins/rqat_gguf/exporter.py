@@ -11,8 +11,9 @@ import numpy as np
 
 import rqat
 
-from . import rotary_kind, type_of
+from . import K_TYPES, Options, rotary_kind, type_of
 from .blocks import blocks
+from .k_blocks import k_blocks
 from .tokenizer import add_tokenizer
 
 if TYPE_CHECKING:
@@ -22,8 +23,18 @@ if TYPE_CHECKING:
 QUANTIZATION_VERSION = 2
 """Of the types' layout, as llama.cpp counts it."""
 
-FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "": 1}
+FILE_TYPES = {"Q2_K": 10, "Q3_K": 11, "Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "": 1}
 """What llama.cpp calls a file most of whose layers have a type; "" is 16 bits."""
+
+
+K_TOLERANCE = 0.1
+"""Most that K types may move a layer, as a share of its norm: groups of 16 are moved by 0.055, and llama.cpp's own
+rounding moves weights on such a grid by 0.07 to 0.15 (docs/log.md)."""
+
+K_SERVING = """\
+Everything built on llama.cpp reads the file. Layers of 2 and 3 bits are in its types Q2_K and Q3_K (2.6 and 3.4 bits)
+where their rows allow it, which round them anew: these are near the weights that were trained, and not the same.
+"""
 
 
 class Gguf(rqat.Exporter):
@@ -33,6 +44,12 @@ class Gguf(rqat.Exporter):
 Everything built on llama.cpp reads the file. Its weights are those of the model to the bit; how many bits each takes
 there is llama.cpp's: 4.5 for 2, 3 and symmetric 4 bits, 5.5 for asymmetric 4, 8.5 for symmetric 8.
 """
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        if options.types == "k":
+            self.rounds_anew = K_TOLERANCE
+            self.serving = K_SERVING
 
     def write(self, folder: Path, reader: rqat.Reader, layers: Mapping[str, rqat.Scheme]) -> None:
         """See `Exporter`; tensors wait in a temporary file, so that one is in memory at a time.
@@ -46,7 +63,7 @@ there is llama.cpp's: 4.5 for 2, 3 and symmetric 4 bits, 5.5 for asymmetric 4, 8
         arch = next(key for key, text in gguf.MODEL_ARCH_NAMES.items() if text == config.model_type)
         names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
         writer = gguf.GGUFWriter(folder / f"{self.options.name}.gguf", config.model_type, use_temp_file=True)
-        _add_facts(writer, config, layers)
+        _add_facts(writer, config, layers, self.options.types)
         add_tokenizer(writer, reader.tokenizer, config.vocab_size)
         for name in reader.names:
             base, _, ending = name.rpartition(".")
@@ -82,10 +99,10 @@ there is llama.cpp's: 4.5 for 2, 3 and symmetric 4 bits, 5.5 for asymmetric 4, 8
         import torch
 
         assert weight.scheme is not None
-        kind = type_of(weight.scheme, weight.codes.shape[1])
+        kind = type_of(weight.scheme, weight.codes.shape[1], self.options.types)
         if kind:
             try:
-                array = torch.from_numpy(blocks(weight, kind))
+                array = torch.from_numpy((k_blocks if kind in K_TYPES else blocks)(weight, kind))
                 return _turned(array, name, config).numpy(), gguf.GGMLQuantizationType[kind]
             except ValueError as error:
                 raise rqat.ModelError(f"gguf: {name}: {error}.", hint="Export it in another format.") from error
@@ -94,11 +111,11 @@ there is llama.cpp's: 4.5 for 2, 3 and symmetric 4 bits, 5.5 for asymmetric 4, 8
         return _plain(_turned(values.to(half), name, config))
 
 
-def _add_facts(writer: gguf.GGUFWriter, config: Any, layers: Mapping[str, rqat.Scheme]) -> None:
+def _add_facts(writer: gguf.GGUFWriter, config: Any, layers: Mapping[str, rqat.Scheme], types: str) -> None:
     """Everything of config.json that llama.cpp computes with."""
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kinds = [type_of(scheme, 1 << 20) for scheme in layers.values()]
+    kinds = [type_of(scheme, 1 << 20, types) for scheme in layers.values()]
     writer.add_file_type(FILE_TYPES[max(dict.fromkeys(kinds), key=kinds.count)])
     writer.add_quantization_version(QUANTIZATION_VERSION)
     writer.add_string("general.quantized_by", f"rqat {rqat.__version__}")

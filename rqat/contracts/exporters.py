@@ -58,13 +58,18 @@ class Exporter:
         loader_tolerance: largest difference allowed then, as a share of the largest logit, in float32 on the CPU.
         loader_dtype: name of the torch dtype that decoded weights are stored in, for a format without codes; they are
             compared with weights rounded to it. Empty: the file holds codes.
+        rounds_anew: of a format that rounds weights once more: the largest part of a layer, as a share of its norm, by
+            which `values` may differ from it. 0: by an eighth of a step of the grid at most.
         serving: Markdown for the README.md beside the checkpoint: how to serve it, and what servers do not support.
+
+    The last two may depend on options: then `__init__` sets them.
     """
 
     loader_packages: ClassVar[tuple[str, ...] | None] = None
     loader_tolerance: ClassVar[float] = 0.0
     loader_dtype: ClassVar[str] = ""
-    serving: ClassVar[str] = ""
+    rounds_anew: float = 0.0
+    serving: str = ""
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -106,7 +111,8 @@ class Exporter:
         """Names and weights `(O, I)` of the quantized layers, float32, as readers of the files compute them; optional.
 
         For formats that have no `decode`, or hold a little less than codes, scales and zero points: the export stage
-        says by how much of a step of the grid a weight differs at most, and refuses more than an eighth.
+        says by how much of a step of the grid a weight differs at most, and refuses more than an eighth, or what
+        `rounds_anew` says.
 
         Args:
             reader: of what was written, for names and shapes.

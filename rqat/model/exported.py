@@ -71,23 +71,27 @@ def check_layers(folder: Path, exporter: Exporter, name: str, reader: Checkpoint
 
 def _check_values(folder: Path, exporter: Exporter, name: str, reader: CheckpointReader) -> str:
     """Of a format that is read by another library: how far weights are from those that were exported."""
-    largest, left = 0.0, set(reader.layers)
+    largest, most, left = 0.0, 0.0, set(reader.layers)
     for layer, values in exporter.values(folder, reader):
         left.discard(layer)
         weight = reader.layer(layer)
-        group = weight.codes.shape[1] // weight.scale.shape[1]
-        step = weight.scale.repeat_interleave(group, 1)
-        difference = float(((values - decoded(weight, torch.float32)) / step).abs().max())
-        if not difference <= STEP_TOLERANCE:
+        exact, group = decoded(weight, torch.float32), weight.codes.shape[1] // weight.scale.shape[1]
+        apart = values - exact
+        difference = float((apart / weight.scale.repeat_interleave(group, 1)).abs().max())
+        moved = float(apart.norm() / exact.norm()) if difference else 0.0
+        if not (moved <= exporter.rounds_anew if exporter.rounds_anew else difference <= STEP_TOLERANCE):
+            share = f", by {100 * moved:.2g} % in all" if exporter.rounds_anew else ""
             raise PluginError(
-                f"exporter '{name}' changes the weights of {layer} by up to {difference:.3g} steps of its grid.",
+                f"exporter '{name}' changes the weights of {layer} by up to {difference:.3g} steps of its grid{share}.",
                 hint="Do not use the file; please report it to the plugin's author.",
             )
-        largest = max(largest, difference)
+        largest, most = max(largest, difference), max(most, moved)
     if left:
         raise PluginError(f"exporter '{name}' reads no weights of {min(left)}.", hint="Its values() leaves layers out.")
     if not largest:
         return "every weight equal, bit by bit"
+    if exporter.rounds_anew:
+        return f"rounded anew: layers differ by {100 * most:.2g} % at most, weights by {largest:.2g} steps of the grid"
     return f"weights differ by {largest:.2g} steps of the grid at most"
 
 

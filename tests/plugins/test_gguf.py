@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import rqat_gguf
-from rqat import Context, ModelError, Scheme
+from rqat import Context, ModelError, QuantizedWeight, Scheme
 from rqat.contracts import ModelShape
 from rqat.grids import grid_of
 from rqat.model.checkpoint import load_checkpoint
@@ -71,6 +72,70 @@ def test_what_no_type_holds_is_refused_and_not_cut_off() -> None:
     layer.scale[0, 0] = 1 + 2**-12
     with pytest.raises(ValueError, match="float16 does not hold its scales"):
         blocks(layer, "Q5_0")
+
+
+LOSS = {
+    "w2-row": 0, "w2g256": 0, "w2g128": 0.015, "w2g64-sym": 0.025, "w2g16": 0.06,
+    "w3-row-sym": 0, "w3g128-sym": 0.01, "w3g64": 0.03, "w3g16": 0.065,
+}  # fmt: skip
+"""Most that K types may move random weights, as a share of their norm. llama.cpp's own rounding (ggml_quantize_chunk)
+moves weights on the same grids by 0.14 (w2g128), 0.07 (w2g16), 0.10 (w3g64) and 0.07 (w3g16): docs/log.md."""
+
+
+@pytest.mark.parametrize("spelling", LOSS)
+def test_k_types_are_near_the_grid(spelling: str) -> None:
+    """As the package gguf decodes them, which has a definition of its own."""
+    from rqat_gguf.k_blocks import k_blocks
+
+    scheme, generator = Scheme.parse(spelling), torch.Generator().manual_seed(0)
+    kind, grid = type_of(scheme, 512, "k"), grid_of(scheme)
+    assert kind == {2: "Q2_K", 3: "Q3_K"}[scheme.bits]
+    weight = torch.randn(96, 512, generator=generator) * torch.rand(96, 1, generator=generator) * 0.05
+    weight[3] = 0
+    layer = grid.quantize_layer(weight, *grid.fit_layer(weight))
+    found = torch.tensor(gguf.dequantize(k_blocks(layer, kind), gguf.GGMLQuantizationType[kind]))
+    exact = grid.decode_layer(layer)
+    assert (found - exact).norm() <= LOSS[spelling] * exact.norm()
+    assert not found[3].any()
+
+
+@pytest.mark.parametrize("zero", range(8))
+def test_k_types_reach_every_code(zero: int) -> None:
+    """3 bits have no zero points there: codes beyond -4 ... 3 are reached by a wider step, at half of it at worst."""
+    from rqat_gguf.k_blocks import k_blocks
+
+    scheme = Scheme.parse("w3g256")
+    codes = torch.arange(8, dtype=torch.uint8).repeat(4, 32)
+    layer = QuantizedWeight(codes, torch.full((4, 1), 0.5), torch.full((4, 1), zero, dtype=torch.uint8), scheme=scheme)
+    found = torch.tensor(gguf.dequantize(k_blocks(layer, "Q3_K"), gguf.GGMLQuantizationType.Q3_K))
+    apart = (found - grid_of(scheme).decode_layer(layer)).abs().max() / 0.5
+    assert apart <= {3: 0, 4: 0, 2: 1.0, 5: 1.0}.get(zero, 7 / 6)
+
+
+def test_a_file_of_k_types_says_what_it_costs(tmp_path: Path) -> None:
+    start = save_rounded(tmp_path / "start", "w2g64", ends="w3g64-sym")
+    facts = export(start, tmp_path / "out", "gguf", types="k")
+    found = tensors(tmp_path / "out")
+    assert found["blk.0.ffn_down.weight"].tensor_type.name == "Q2_K"
+    assert found["token_embd.weight"].tensor_type.name == "Q3_K"
+    told = re.fullmatch(
+        r"rounded anew: layers differ by (.*) % at most, weights by (.*) steps of the grid", str(facts["decoded"])
+    )
+    assert told is not None
+    assert 0.5 < float(told[1]) < 4
+    assert facts["bytes"] < export(start, tmp_path / "exact", "gguf")["bytes"]
+    assert "near the weights that were trained" in (tmp_path / "out" / "README.md").read_text()
+    assert export(start, tmp_path / "exact", "gguf")["decoded"] == "every weight equal, bit by bit"
+
+
+def test_what_k_types_round_and_leave_is_told_before_any_work() -> None:
+    shape = ModelShape("m", "llama", {"a": (64, 256), "b": (64, 192)}, 64, 8, 1, True, None)
+    options = rqat_gguf.Options(types="k")
+    schemes = dict.fromkeys("ab", Scheme.parse("w2g64"))
+    rounded, left = options.check(Context(schemes=schemes, model=shape))
+    assert rounded.level == left.level == "warning"
+    assert "rounds the weights of 1 layers anew" in rounded.text
+    assert "leaves 1 layers of 2 and 3 bits as they are, such as b" in left.text
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ SERVERS = {
         "probe_vllm.py",
         ("compressed-tensors", "gptq", "awq", "bf16"),
         "0.32.0 (CPU)",
-        removed=("torchvision", "torchaudio"),  # those that come along do not load with this torch; no text needs them
+        removed=("torchvision", "torchaudio", "torchcodec"),  # they do not load with this torch; no text needs them
         settings=(("VLLM_ENABLE_V1_MULTIPROCESSING", "0"), ("VLLM_CPU_KVCACHE_SPACE", "1")),
     ),
     "llama.cpp": Server(("xllamacpp==2026.10.11549",), "probe_llama.py", ("gguf",), "xllamacpp 2026.10.11549"),

@@ -23,5 +23,6 @@ def probe(path: str, prompts: list) -> dict:
 
 if __name__ == "__main__":
     prompts = json.loads(Path(sys.argv[1]).read_text())
+    print("READY", flush=True)
     for folder in sys.argv[2:]:
         print("RESULT", json.dumps(probe(folder, prompts)), flush=True)

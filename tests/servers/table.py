@@ -1,10 +1,11 @@
 """Starts the servers on small models of every scheme, and writes down what becomes of them: rqat/assets/servers.csv.
 
     python -m tests.servers.environments        builds their environments
-    python -m tests.servers.table [SERVER[:FORMAT]...]   all schemes of those, or of all
+    python -m tests.servers.table [SERVER[:FORMAT[:SCHEME]]...]   those, or all
 
-A probe is given a file of prompts and folders; for each it answers a line: that it loads, with the log-probabilities of
-the tokens after every prompt and a text that it wrote, or that it does not, in the server's own words.
+A probe is given a file of prompts and folders. It says that its server is there, and then for each folder that it
+loads, with the log-probabilities of the tokens after every prompt and a text that it wrote, or that it does not, in the
+server's own words. Lines are written as they come, so that an interrupted run keeps what it has found.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .files import export, last_logits, prompts, save_rounded
 SCHEMES = [
     f"w{bits}{group}{sym}" for bits in (2, 3, 4, 8) for group in ("g32", "g64", "g128", "-row") for sym in ("", "-sym")
 ]
+SCHEMES.sort(key=lambda spelling: "g32" in spelling or "row" in spelling)  # what is used most is tried first
 COLUMNS = ("server", "version", "format", "bits", "zeros", "group", "outcome", "difference", "words", "how")
 
 PLAIN = "bf16"
@@ -41,8 +43,10 @@ TOLERANCE = 0.05
 """Largest difference of log-probabilities, as a share of the largest: llama.cpp and kernels for CPUs round inputs of
 quantized layers to 8 bits, others compute in 16. Another order of codes or a wrong zero point gives 0.5 and more."""
 
-AT_ONCE = 8
+AT_ONCE = 4
 """Folders that one process of a server is given."""
+
+SCHEME = ("bits", "zeros", "group")
 
 
 def accepted(format_name: str, spelling: str) -> bool:
@@ -55,7 +59,11 @@ def accepted(format_name: str, spelling: str) -> bool:
 
 
 def probe(name: str, folders: Iterable[Path], asked: list[Any]) -> list[dict[str, Any]]:
-    """What a server says of folders; one that ends its process loads nothing, and says so by its last line."""
+    """What a server says of folders; one that ends its process loads nothing, and says so by its last line.
+
+    Raises:
+        RuntimeError: the server itself does not start, which says nothing of any file.
+    """
     server, python = SERVERS[name], python_of(name)
     assert python is not None, f"{name} is not built: python -m tests.servers.environments {name}"
     found: list[dict[str, Any]] = []
@@ -68,6 +76,8 @@ def probe(name: str, folders: Iterable[Path], asked: list[Any]) -> list[dict[str
             rest = folders[len(found) : len(found) + AT_ONCE]
             command = [python, Path(__file__).parent / server.probe, file, *rest]
             done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=work, check=False)
+            if "READY" not in done.stdout.splitlines():
+                raise RuntimeError(f"{name} does not start: {done.stderr[-2000:]}")
             answers = [line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]
             found += map(json.loads, answers)
             if len(answers) < len(rest):
@@ -87,18 +97,23 @@ def difference(answer: dict[str, Any], expected: torch.Tensor) -> float:
     return largest / float(wanted.abs().max())
 
 
-def rows(name: str, format_name: str, work: Path, schemes: Iterable[str] = SCHEMES) -> list[dict[str, Any]]:
-    """One line of the table for every scheme that a format holds."""
+def rows(name: str, format_name: str, work: Path, schemes: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
+    """One line of the table for every scheme that a format holds, some at a time."""
+    held = [spelling for spelling in schemes if accepted(format_name, spelling)]
+    for start in range(0, len(held), AT_ONCE):
+        yield _rows(name, format_name, work, held[start : start + AT_ONCE])
+
+
+def _rows(name: str, format_name: str, work: Path, schemes: Iterable[str]) -> list[dict[str, Any]]:
     server, folders, expected = SERVERS[name], {}, {}
     for spelling in schemes:
-        if accepted(format_name, spelling):
-            start = work / "starts" / spelling
-            if not (start / "config.json").exists():
-                save_rounded(start, spelling)
-            folders[spelling] = work / format_name / spelling
-            if not (folders[spelling] / "README.md").exists():
-                export(start, folders[spelling], format_name)
-            expected[spelling] = last_logits(start)
+        start = work / "starts" / spelling
+        if not (start / "config.json").exists():
+            save_rounded(start, spelling)
+        folders[spelling] = work / format_name / spelling
+        if not (folders[spelling] / "README.md").exists():
+            export(start, folders[spelling], format_name)
+        expected[spelling] = last_logits(start)
     found = []
     for spelling, answer in zip(folders, probe(name, folders.values(), prompts()), strict=True):
         scheme, apart = Scheme.parse(spelling), None
@@ -123,22 +138,35 @@ def rows(name: str, format_name: str, work: Path, schemes: Iterable[str] = SCHEM
 
 
 def write(found: list[dict[str, Any]]) -> None:
-    """Puts lines into the table in place of those of the same server and format."""
+    """Puts lines into the table in place of those of the same server, format and scheme."""
     with TABLE.open(newline="", encoding="utf-8") as file:
         kept = list(csv.DictReader(file))
-    new = {(row["server"], row["format"]) for row in found}
-    kept = [row for row in kept if (row["server"], row["format"]) not in new or row["how"] == "read"]
+    new = {_key(row) for row in found}
+    kept = [row for row in kept if _key(row) not in new or row["how"] == "read"]
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        order = [*SERVERS, *(row["server"] for row in kept)]
-        writer.writerows(sorted([*kept, *found], key=lambda row: order.index(row["server"])))
+        writer.writerows(sorted([*kept, *found], key=_place))
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[column]) for column in ("server", "format", *SCHEME))
+
+
+def _place(row: dict[str, Any]) -> tuple[int, ...]:
+    """Servers as they stand above, their formats, narrow schemes first; what was read comes last."""
+    read, server = row["how"] == "read", row["server"]
+    formats = SERVERS[server].formats if server in SERVERS else ("compressed-tensors", "gptq", "awq")
+    group = 1 << 20 if row["group"] == "row" else int(row["group"])
+    position = list(SERVERS).index(server) if server in SERVERS else len(SERVERS)
+    return (read, position, formats.index(row["format"]), int(row["bits"]), group, row["zeros"] == "fixed")
 
 
 if __name__ == "__main__":
     where = Path(os.environ.get("RQAT_SERVERS_WORK", tempfile.mkdtemp()))
     for given in sys.argv[1:] or SERVERS:
-        server_name, _, form_name = given.partition(":")
+        server_name, form_name, chosen = [*given.split(":"), "", ""][:3]
         for form in [form_name] if form_name else SERVERS[server_name].formats:
             if form != PLAIN:
-                write(rows(server_name, form, where))
+                for some in rows(server_name, form, where, [chosen] if chosen else SCHEMES):
+                    write(some)

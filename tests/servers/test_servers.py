@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from rqat import ROW, Scheme
+from rqat.model.checkpoint import load_checkpoint
 from rqat.model.foreign_layers import load_foreign
+from rqat.model.reader import CheckpointReader
 from rqat.model.stored_schemes import stored_schemes
+from rqat.registry import Registry
 from rqat.servers import trials
+from rqat_gguf import Options
 
 from .environments import SERVERS, python_of
 from .files import byte_tokenizer, export, last_logits, logits_of, prompts, save_rounded, small_model
@@ -90,6 +94,22 @@ def test_llama_cpp_cuts_texts_up_as_we_do(tmp_path: Path) -> None:
     assert by_ids["logprobs"] == by_text["logprobs"]
 
 
+@pytest.mark.parametrize(("scheme", "ends"), [("w2g64", "w3g64-sym"), ("w3g128", "w2g32")])
+def test_llama_cpp_decodes_k_types_as_they_were_meant(tmp_path: Path, scheme: str, ends: str) -> None:
+    """The model is the one that the package gguf decodes from the file: near the trained one, not the same."""
+    if python_of("llama.cpp") is None:
+        pytest.skip("llama.cpp is not built")
+    start = save_rounded(tmp_path / "start", scheme, ends=ends)
+    export(start, tmp_path / "out", "gguf", types="k")
+    (answer,) = probe("llama.cpp", [tmp_path / "out"], prompts())
+    assert answer["loads"], answer.get("words")
+    model, reader = load_checkpoint(start).model, CheckpointReader(start)
+    exporter = Registry.current().make(Registry.current().card("exporter", "gguf"), Options(types="k"))
+    for name, values in exporter.values(tmp_path / "out", reader):
+        model.get_parameter(f"{name}.weight").data.copy_(values)
+    assert difference(answer, logits_of(model)) < TOLERANCE
+
+
 def test_vllm_refuses_layers_torn_apart(tmp_path: Path) -> None:
     if python_of("vllm") is None:
         pytest.skip("vllm is not built")
@@ -97,4 +117,4 @@ def test_vllm_refuses_layers_torn_apart(tmp_path: Path) -> None:
     export(start, tmp_path / "out", "compressed-tensors")
     (answer,) = probe("vllm", [tmp_path / "out"], prompts())
     assert not answer["loads"]
-    print(answer["words"])
+    assert answer["words"]
