@@ -28,6 +28,9 @@ from .layers import EMBEDDING, HEAD
 KEYS = {"gptq": "qweight", "awq": "qweight", "compressed-tensors": "weight_packed", MLX: "scales"}
 """The tensor that every quantized layer has, by `quant_method`."""
 
+FLOATS = ("F16", "BF16", "F32")
+"""What MLX's scales and biases may be, as headers spell it."""
+
 ANOTHER = "Dequantize it, or begin with the model it was made from."
 
 
@@ -141,9 +144,16 @@ def _mlx(folder: Path, name: str, tensors: Mapping[str, Tensor], given: Mapping[
         raise _refused(folder, MLX, f"{name} in mode {mode}")
     if bits not in BITS:
         raise _refused(folder, MLX, f"{name} at {bits} bits")
-    words, groups = (tensors[f"{name}.{part}"].shape for part in ("weight", "scales"))
-    if words[1] * 32 != groups[1] * group * bits:
-        text = f"{name} of {words[1]} words and {groups[1]} groups, which are not {bits} bits in groups of {group}"
+    words, scales, biases = (tensors[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
+    if (
+        words.dtype != "U32"
+        or scales.dtype not in FLOATS
+        or (scales.shape, scales.dtype) != (biases.shape, biases.dtype)
+    ):
+        raise _refused(folder, MLX, f"{name} in {words.dtype}, {scales.dtype} and {biases.dtype}")
+    (out, width), (rows, groups) = words.shape, scales.shape
+    if out != rows or width * 32 != groups * group * bits:
+        text = f"{name} of {width} words and {groups} groups, which are not {bits} bits in groups of {group}"
         raise _refused(folder, MLX, text)
     return Scheme(bits=bits, group=group)
 

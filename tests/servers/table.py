@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -130,11 +131,16 @@ def _rows(name: str, format_name: str, work: Path, schemes: Iterable[str]) -> li
             "group": "row" if scheme.group < 0 else scheme.group,
             "outcome": "loads" if answer["loads"] else "refuses",
             "difference": f"{apart:.2g}" if answer["loads"] else "",
-            "words": answer.get("words", ""),
+            "words": said(answer.get("words", "")),
             "how": "run",
         })  # fmt: skip
         print(*found[-1].values(), sep=",", flush=True)
     return found
+
+
+def said(words: str) -> str:
+    """A refusal without what vLLM and pydantic put around it: each kernel with its reasons, the configuration."""
+    return re.sub(r"^\d+ validation errors? for \w+ Value error, | \[type=.*| Reasons: .*", "", words)
 
 
 def write(found: list[dict[str, Any]]) -> None:
