@@ -55,21 +55,26 @@ def done_once(trainer: transformers.Trainer) -> Iterator[None]:
     It goes through all modules to put them into training mode, and through all parameters to count operations.
     """
     model: Any = trainer.model
-    changed: Any = trainer
-    plain, count = model.train, model.num_parameters(exclude_embeddings=True)
+    plain = model.train
 
     def train(mode: bool = True) -> Any:
         return model if model.training is mode else plain(mode)
 
-    def floating_point_ops(inputs: dict[str, Any]) -> int:
-        return 6 * inputs[model.main_input_name].numel() * count if model.main_input_name in inputs else 0
-
     plain()
-    model.train, changed.floating_point_ops = train, floating_point_ops
+    model.train = train
+    counted = {}
+    if hasattr(model, "num_parameters"):  # else transformers counts nothing either
+        count = model.num_parameters(exclude_embeddings=True)
+        counted["floating_point_ops"] = lambda inputs: (
+            6 * inputs[model.main_input_name].numel() * count if model.main_input_name in inputs else 0
+        )
+    vars(trainer).update(counted)
     try:
         yield
     finally:
-        del model.train, changed.floating_point_ops
+        del model.train
+        for name in counted:
+            delattr(trainer, name)
 
 
 def reporters(names: Sequence[str], folder: Path, step: str) -> list[TrainerCallback]:
