@@ -222,7 +222,8 @@ def _memory(plan: Plan, estimates: Sequence[Estimate], sizes: Sizes, device: str
     if available is not None and largest.memory_bytes > available:
         what = "This machine" if device == "cpu" else "The GPU"
         fix = advice(plan.step(largest.step), plan, sizes) or "Use a smaller model, or a device with more memory."
-        yield Finding("warning", f"{text} {what} has {size(available)} of memory free.", f"{fix}.".replace("..", "."))
+        told = f"{text} {what} has {size(available)} of memory free."
+        yield Finding("warning", told, f"{fix}.".replace("..", "."), about=f"memory at {largest.step}")
     else:
         yield Finding("note", text)
 

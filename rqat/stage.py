@@ -144,11 +144,13 @@ class Finding:
         level: an error stops the run; a warning may spoil it; a note is good to know.
         text: what is the matter, with its place; one line.
         hint: what to do about it.
+        about: what plans that are alike have in common here, though the text differs in its figures; "" is nothing.
     """
 
     level: Level
     text: str
     hint: str = ""
+    about: str = ""
 
     def __str__(self) -> str:
         return f"{self.level}: {self.text} {self.hint}".rstrip()

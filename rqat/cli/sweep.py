@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,7 +140,12 @@ def _check(made: Sweep, folders: Folders, *, offline: bool) -> None:
             if finding.level != "note":
                 found.setdefault(finding, []).append(cell.name)
     errors = [(finding, names) for finding, names in found.items() if finding.level == "error"]
-    for finding in (finding for finding in found if finding.level != "error"):
+    shown: set[str] = set()
+    for finding in (finding for finding in found if finding.level != "error" and finding.about not in shown):
+        alike = [name for one, names in found.items() if one.about == finding.about for name in names]
+        if finding.about and len(alike) > 1:
+            finding = replace(finding, text=f"{finding.text} ({_listed(alike)} cells)")
+        shown |= {finding.about} - {""}
         show_finding(finding)
     if errors:
         lines = [f"{finding.text} {finding.hint} (cell {_listed(names)})" for finding, names in errors]

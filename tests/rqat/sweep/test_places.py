@@ -1,13 +1,17 @@
-"""How many cells of a sweep run side by side: no more than memory holds."""
+"""What a sweep says of memory beforehand: how many cells fit side by side, and what is the same for all."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from rqat import preflight
 from rqat.cli import sweep
+from rqat.stage import Finding
+from rqat.sweep.controller import Folders
 
 GB = 10**9
 
@@ -40,3 +44,21 @@ def test_no_more_cells_than_memory_holds(
     assert sweep._places(made, asked, gpus) == expected
     told = capsys.readouterr().err
     assert (f"--jobs {asked}: only {expected}" in told) == (expected < asked)
+
+
+def test_a_warning_that_differs_in_its_figures_alone_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    findings = {
+        "a": [Finding("warning", "about 7 GB.", "Less.", about="memory"), Finding("warning", "Same for all.")],
+        "b": [Finding("warning", "about 8 GB.", "Less.", about="memory"), Finding("warning", "Same for all.")],
+        "c": [Finding("warning", "Of c alone."), Finding("note", "Not shown.")],
+    }
+    monkeypatch.setattr(preflight, "preflight", lambda plan, **given: findings[plan])
+    made: Any = SimpleNamespace(cells=[SimpleNamespace(name=name, plan=name) for name in findings])
+    sweep._check(made, Folders(tmp_path), offline=True)
+    told = capsys.readouterr().err
+    assert told.count("GB") == 1
+    assert "about 7 GB. (a and 1 more cells) Less." in told
+    assert told.count("Same for all.") == told.count("Of c alone.") == 1
+    assert "Not shown" not in told
