@@ -134,7 +134,7 @@ def times_asked(task: Task) -> int:
 
 
 def figures(samples: Sequence[dict[str, Any]], n: int) -> dict[str, Any]:
-    """Counts, accuracy and its 95 % interval: Wilson's for one seed, a bootstrap over problems for several."""
+    """Counts, accuracy and its 95 % interval: a bootstrap over problems for several seeds, else Wilson's."""
     counts = {verdict: sum(sample["verdict"] == verdict for sample in samples) for verdict in _VERDICTS}
     seeds = list(dict.fromkeys(sample["seed"] for sample in samples))
     per_seed = []
@@ -142,14 +142,17 @@ def figures(samples: Sequence[dict[str, Any]], n: int) -> dict[str, Any]:
         correct = sum(sample["verdict"] == "correct" for sample in samples if sample["seed"] == seed)
         low, high = wilson(correct, n)
         per_seed.append({"seed": seed, "correct": correct, "accuracy": correct / n, "low": low, "high": high})
-    low, high = wilson(counts["correct"], n) if len(seeds) == 1 else bootstrap(scores(samples))
+    by_problem = scores(samples)
+    # Of problems that are all alike every draw is the same, and a bootstrap would be certain of four problems.
+    drawn = len(seeds) > 1 and len({*by_problem}) > 1
+    low, high = bootstrap(by_problem) if drawn else wilson(sum(by_problem), n)
     return {
         "n": n,
         **counts,
         "accuracy": counts["correct"] / len(samples),
         "low": low,
         "high": high,
-        "interval": "Wilson" if len(seeds) == 1 else "bootstrap over problems",
+        "interval": "bootstrap over problems" if drawn else "Wilson",
         "seeds": seeds,
         "per_seed": per_seed,
         **({"pass_at_k": _pass_at(samples, len(seeds))} if len(seeds) > 1 else {}),

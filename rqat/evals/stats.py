@@ -12,8 +12,12 @@ Z95 = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
 
 
-def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Interval of a share `correct / n` (Wilson 1927); (0, 1) without observations."""
+def wilson(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
+    """Interval of a share `correct / n` (Wilson 1927); (0, 1) without observations.
+
+    Args:
+        correct: problems solved; one that several seeds solved in part counts in part, which makes the interval wider.
+    """
     if not 0 <= correct <= n:
         raise ValueError(f"{correct} of {n}")
     if n == 0:

@@ -64,11 +64,23 @@ def test_limit_and_seeds(model, tokenizer):
     found = run_task(task, "echo", model, tokenizer, limit=5, report=lambda done, note: told.append(done))
     assert told[-1] == 15
     assert found.results["seeds"] == [1, 2, 3]
-    assert found.results["interval"] == "bootstrap over problems"
     assert len(found.samples) == 15
     by_seed = {seed: [s["completion"] for s in found.samples if s["seed"] == seed] for seed in (1, 2, 3)}
     assert by_seed[1] != by_seed[2]
     assert run_task(task, "echo", model, tokenizer, limit=5).samples == found.samples
+
+
+@pytest.mark.parametrize("verdict", ["correct", "wrong"])
+def test_problems_that_are_all_alike_do_not_make_it_certain(verdict):
+    samples = [{"index": index, "seed": seed, "verdict": verdict} for seed in (1, 2, 3) for index in range(4)]
+    found = figures(samples, 4)
+    assert found["accuracy"] == (verdict == "correct")
+    assert (found["low"], found["high"]) == pytest.approx(
+        (0.5101, 1) if verdict == "correct" else (0, 0.4899), abs=1e-4
+    )
+    assert found["interval"] == "Wilson"
+    samples[0]["verdict"] = "unverifiable"
+    assert figures(samples, 4)["interval"] == "bootstrap over problems"
 
 
 def test_an_interrupted_evaluation_goes_on(model, tokenizer, tmp_path, monkeypatch):
