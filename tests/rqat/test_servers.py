@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from rqat import Scheme, servers
@@ -74,3 +77,22 @@ def test_servers_that_fuse_layers_refuse_those_torn_apart() -> None:
     assert "Seen to load it: transformers 5." in text
     assert "```shell\nvllm serve THIS_FOLDER\n```" in markdown(outlooks("f", [W4]))
     assert markdown([vllm]).startswith("No server was seen to load it.")
+
+
+def test_a_server_that_does_not_start_says_nothing_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.servers import table as made
+    from tests.servers.environments import Server
+
+    monkeypatch.setitem(made.SERVERS, "absent", Server((), "no_such_probe.py", (), ""))
+    monkeypatch.setattr(made, "python_of", lambda name: Path(sys.executable))
+    with pytest.raises(RuntimeError, match=r"absent does not start: .*no_such_probe"):
+        made.probe("absent", [tmp_path], [])
+
+
+def test_words_of_a_refusal_are_those_that_count() -> None:
+    from tests.servers.table import said
+
+    given = "1 validation error for VllmConfig Value error, no such thing: bits=2 [type=value_error, input_value=...]"
+    assert said(given) == "no such thing: bits=2"
+    assert said("Failed to find a kernel. Reasons: A cannot. B cannot.") == "Failed to find a kernel."
+    assert said("expected one of [2, 3]") == "expected one of [2, 3]"
