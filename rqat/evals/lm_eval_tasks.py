@@ -182,6 +182,7 @@ def _manager(name: str, file: Path, data: str | None) -> Iterator[TaskManager]:
     """A task manager that knows one family of tasks; with `data`, one task that reads files."""
     from lm_eval.tasks import TaskManager
 
+    _refuse_programs(name, file)
     if data is None:
         family = _root() / file.relative_to(_root()).parts[0]
         manager = TaskManager(include_path=str(family), include_defaults=False)
@@ -195,6 +196,21 @@ def _manager(name: str, file: Path, data: str | None) -> Iterator[TaskManager]:
     with tempfile.TemporaryDirectory(prefix="rqat-") as folder:
         Path(folder, "task.yaml").write_text(_override(name, file, Path(data).expanduser()), encoding="utf-8")
         yield TaskManager(include_path=folder, include_defaults=False)
+
+
+def _refuse_programs(name: str, file: Path) -> None:
+    """lm-eval runs what a model has written in its own process, if it is told to.
+
+    Raises:
+        DataError: the task in `file` is such a one.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if load_yaml(file, resolve_func=False).get("unsafe_code"):
+        raise DataError(
+            f"'{name}' runs programs that a model has written, which rqat does only in a sandbox that you name.",
+            hint="`rqat eval livecodebench` has one. lm_eval --confirm_run_unsafe_code runs it without.",
+        )
 
 
 def _override(name: str, file: Path, data: Path) -> str:

@@ -79,7 +79,7 @@ def test_problems_that_are_all_alike_do_not_make_it_certain(verdict):
         (0.5101, 1) if verdict == "correct" else (0, 0.4899), abs=1e-4
     )
     assert found["interval"] == "Wilson"
-    samples[0]["verdict"] = "unverifiable"
+    samples[0]["verdict"] = "wrong" if verdict == "correct" else "correct"
     assert figures(samples, 4)["interval"] == "bootstrap over problems"
 
 

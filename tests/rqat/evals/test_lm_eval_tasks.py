@@ -144,6 +144,13 @@ def test_tags_and_groups_have_the_figures_that_lm_eval_gives(model, family, name
     assert found.results["low"] <= found.results["accuracy"] <= found.results["high"]
 
 
+@pytest.mark.parametrize("name", ["humaneval", "humaneval_plus", "mbpp_instruct"])
+def test_tasks_that_run_programs_are_refused_before_any_work(name):
+    with pytest.raises(DataError, match=f"'{name}' runs programs that a model has written") as caught:
+        prepare_task(name)
+    assert "livecodebench" in caught.value.hint
+
+
 def test_a_missing_package_is_one_line_before_any_work(family, monkeypatch):
     with pytest.raises(DataError, match="'needy' needs the package 'langdetect_of_nobody'") as caught:
         prepare_task("needy")
