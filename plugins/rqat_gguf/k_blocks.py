@@ -28,6 +28,9 @@ AT_ONCE = 1 << 20
 LEVELS = {"Q2_K": range(16), "Q3_K": range(-32, 32)}
 """What a part's scale may be, in steps of the block's."""
 
+REFITS = 2
+"""Times that scales are fitted to codes, and codes to scales: the second takes 5 to 15 % of the difference away."""
+
 STRETCHES = (1.0, 1.1, 1.2, 1.25, 4 / 3, 1.4, 1.5, 1.6, 1.75, 2.0, 7 / 3)
 """Steps that are tried for a part of Q3_K, in those of the grid: 7 / 4 and 7 / 3 reach the farthest code."""
 
@@ -51,14 +54,17 @@ def _in_parts(codes: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor) -> t
 
 
 def _q2_k(steps: np.ndarray, zeros: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    codes = steps + zeros[..., None]
-    d, sc = _fitted(scales, (codes**2).sum(-1) + 1e-3, LEVELS["Q2_K"])
-    dl = d[:, None] * sc
-    dmin, m = _fitted(np.maximum(zeros * scales + (dl - scales) * codes.mean(-1), 0), 1.0, LEVELS["Q2_K"])
-    values = steps * scales[..., None] + (dmin[:, None] * m)[..., None]
-    q = np.clip(np.rint(_divided(values, dl)), 0, 3).astype(np.uint8)
+    values, q, least = steps * scales[..., None], steps + zeros[..., None], zeros * scales
+    for _ in range(REFITS):  # the first time, of the grid's own codes, it is the grid's own scales that are wanted
+        norm = (q * q).sum(-1)
+        wanted = ((values + least[..., None]) * q).sum(-1)
+        d, sc = _fitted(np.divide(wanted, norm, out=np.zeros_like(norm), where=norm > 0), norm, LEVELS["Q2_K"])
+        dl = d[:, None] * sc
+        dmin, m = _fitted((dl[..., None] * q - values).mean(-1), 1.0, LEVELS["Q2_K"])
+        least = dmin[:, None] * m
+        q = np.clip(np.rint(_divided(values + least[..., None], dl)), 0, 3)
     nibbles = m.astype(np.uint8) << 4 | sc.astype(np.uint8)
-    return np.concatenate([nibbles, _two_bits(q), _half(d), _half(dmin)], -1)
+    return np.concatenate([nibbles, _two_bits(q.astype(np.uint8)), _half(d), _half(dmin)], -1)
 
 
 def _q3_k(steps: np.ndarray, zeros: np.ndarray, scales: np.ndarray) -> np.ndarray:
