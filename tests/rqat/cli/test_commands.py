@@ -246,6 +246,16 @@ def test_eval_writes_results_and_samples(model: Path, tmp_path: Path, monkeypatc
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 3
 
 
+def test_eval_says_what_stays_in_one_process(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rqat.pipeline.check_processes", lambda count, device: None)
+    result = rqat(
+        "eval", "arith", model, "--limit", 1, "--set", "max_new_tokens=2", "--processes", 2, "-o", tmp_path / "e"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "arith stays in one process; shared out is what rqat writes, in more than a batch.\n" in result.stderr
+    assert "processes" not in json.loads((tmp_path / "e" / "results.json").read_text())
+
+
 def test_eval_runs_several_tasks_and_tells_the_cost_before(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +380,7 @@ def test_generate_streams_an_answer_that_a_seed_repeats(model: Path) -> None:
     first = rqat(*arguments)
     assert first.exit_code == 0, first.stderr
     assert first.stdout.strip()
+    assert "Loading the model ...\n" in first.stderr
     assert rqat(*arguments).stdout == first.stdout
     assert rqat(*arguments[:-1], 4).stdout != first.stdout
 
