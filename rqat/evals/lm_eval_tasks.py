@@ -327,7 +327,7 @@ def _explained(name: str) -> Iterator[None]:
 
 def _without_package(name: str, error: ImportError) -> DataError:
     """A task of lm-eval's may need packages that only an extra of lm-eval brings, or one of rqat of the same name."""
-    module = (error.name or "").partition(".")[0]
+    module = _missing_module(error)
     lines = [line.partition(";") for line in requires("lm_eval") or ()]
     extras = {
         found[1]: re.match(r"[\w.-]+", package.strip())[0]  # type: ignore[index]
@@ -341,6 +341,13 @@ def _without_package(name: str, error: ImportError) -> DataError:
         ours = extras.keys() & _own_extras()
         hint = f"pip install 'rqat[{min(ours)}]'" if ours else f"pip install 'lm_eval[{min(extras)}]'"
     return DataError(f"'{name}' needs the package '{told}', which is not installed.", hint=hint)
+
+
+def _missing_module(error: BaseException | None) -> str:
+    """The package that an import lacks; some tasks say it in a text of theirs, behind which is the error that knows."""
+    while error is not None and not getattr(error, "name", None):
+        error = error.__cause__ or error.__context__
+    return str(getattr(error, "name", "")).partition(".")[0]
 
 
 def _own_extras() -> set[str]:

@@ -155,6 +155,10 @@ def test_a_missing_package_is_one_line_before_any_work(family, monkeypatch):
     with pytest.raises(DataError, match="'needy' needs the package 'langdetect_of_nobody'") as caught:
         prepare_task("needy")
     assert caught.value.hint == "Install it: pip install langdetect_of_nobody"
+    text = "try:\n    import langdetect_of_nobody\nexcept ImportError:\n    raise ImportError('Please ...')\n"
+    (family / "pair" / "needy.py").write_text(text)
+    with pytest.raises(DataError, match="'needy' needs the package 'langdetect_of_nobody', which is not installed"):
+        prepare_task("needy")
     needs = ["langdetect-of-nobody>=1; extra == 'ifeval'"]
     monkeypatch.setattr("rqat.evals.lm_eval_tasks.requires", lambda name: needs)
     for own, hint in (({"gguf", "ifeval"}, "pip install 'rqat[ifeval]'"), ({"vllm"}, "pip install 'lm_eval[ifeval]'")):
