@@ -102,8 +102,9 @@ def evaluate(
     own = {"limit": limit, "batch": batch, "backend": backend, "original": original}
     own |= {"base_url": base_url, "served_as": served_as}
     flags: dict[KeyPath, str] = {}
-    for number in range(len(names)):
-        flags |= {("evaluate", number, key): f"--set {key}" for key in raw}
+    for number, name in enumerate(names):
+        known = registry.card("task", name).options.model_fields if registry.has("task", name) else ()
+        flags |= {("evaluate", number, key): f"--set {key}" for key in (*known, *raw)}
         flags |= {("evaluate", number, key): f"--{key.replace('_', '-')}" for key in ("data", *own)}
     plan = eval_plan(
         registry,
