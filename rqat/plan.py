@@ -54,6 +54,12 @@ class Plan:
         """Every model of this plan, in order of making: "bf16", quantizers, objectives."""
         return [BASE, *dict.fromkeys(step.variant for step in self.steps if stages()[step.stage].makes_model)]
 
+    @property
+    def spelled(self) -> str:
+        """The scheme, and what stages say beside it, for people to read."""
+        beside = (stage.beside_scheme(self.recipe) for stage in stages().values())
+        return ", ".join([str(self.scheme), *(text for text in beside if text)])
+
     def step(self, name: str) -> Step:
         """The step called `name`."""
         return next(step for step in self.steps if step.name == name)

@@ -161,14 +161,21 @@ class _Parts:
         return self._registry.cards(kind)
 
 
-def bits(plan: Plan, config: ModelConfig) -> tuple[float, float] | None:
+def bits(plan: Plan, config: ModelConfig) -> tuple[float | None, float] | None:
     """Bits per quantized weight, and per parameter in all, of the model a plan ends with; None where none is made.
+
+    With a budget, nobody knows the former yet, and the latter is what may be taken.
 
     Raises:
         ModelError: layers cannot be quantized as asked.
     """
     making = [step for step in plan.steps if stages()[step.stage].makes_model]
-    return bits_of(plan.schemes(making[0], config), config, bits_per_weight) if making else None
+    if not making:
+        return None
+    budget = stages()[making[0].stage].budget(making[0], plan, config)
+    if budget is not None:
+        return None, 8 * budget / config.parameters
+    return bits_of(plan.schemes(making[0], config), config, bits_per_weight)
 
 
 def _trust(plan: Plan) -> Iterator[Finding]:

@@ -331,6 +331,14 @@ class Stage:
         start = step.inputs.get("start")
         return plan.schemes(plan.step(start), config) if start else {}
 
+    def budget(self, step: Step, plan: Planned, config: ModelConfig) -> int | None:
+        """Bytes that the model a step makes has to keep within; None where its schemes say what it takes."""
+        return None
+
+    def beside_scheme(self, recipe: Any) -> str:
+        """What is to be told beside the scheme wherever that stands for the whole model; "" where there is nothing."""
+        return ""
+
     def label(self, step: Step) -> str:
         """What a step's data is called beside that of others."""
         return step.variant

@@ -184,7 +184,8 @@ def _bits(made: Plan, *, offline: bool) -> dict[str, float]:
         return {} if made.scheme.patterns else {"weight": bits_per_weight(made.scheme.default)}
     if found is None:
         return {}
-    return {"weight": found[0], "parameter in all": found[1], "": found[1] * config.parameters / 8}
+    weight = {} if found[0] is None else {"weight": found[0]}
+    return {**weight, "parameter in all": found[1], "": found[1] * config.parameters / 8}
 
 
 def _fates(made: Plan, folder: Path) -> dict[str, Fate]:
@@ -213,7 +214,7 @@ def _show(
     from ..stages import stages
 
     about = ", ".join(f"{value:.2f} bits per {what}" if what else size(value) for what, value in bits.items())
-    typer.echo(f"{made.recipe.name}: {made.model.path} at {made.scheme}{f' ({about})' if about else ''}")
+    typer.echo(f"{made.recipe.name}: {made.model.path} at {made.spelled}{f' ({about})' if about else ''}")
     shown: dict[tuple[str, ...], str] = {}
     for step in made.steps:
         needs = sizes.get(step.name)

@@ -61,7 +61,7 @@ def qat(
     last = step_called(plan, until, "--until") if until else ""
     again = [step_called(plan, step, "--redo") for step in redo or ()]
     workers, nodes = processes or _all_gpus(), Nodes.parse(node, rendezvous)
-    display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.scheme}, {len(plan.steps)} steps, in {folder}")
+    display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.spelled}, {len(plan.steps)} steps, in {folder}")
     together = workers * nodes.count
     told = check(plan, folder, offline=context.obj.offline, fresh=fresh, processes=together)
     of_data = check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)

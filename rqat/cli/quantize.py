@@ -37,6 +37,14 @@ def quantize(
     scheme: Annotated[
         str, typer.Option(help="Weight grid: w2g128, w3g64-sym, w4-row, ..., or a mapping of patterns to such.")
     ] = "w4g128",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Choose a width for every layer that --scheme does not name, so that the file takes at most this: "
+            "420MB, or 2.8bits per parameter in all.",
+        ),
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="Data the quantizer sees: NAME, NAME:KEY=VALUE,..., or a file."),
@@ -78,6 +86,7 @@ def quantize(
             **given,
         },
         export=format,
+        budget=budget,
         flags={
             **{("quantize", name): f"--option {name}" for name in given},
             ("quantize", "skip"): "--skip",
@@ -118,7 +127,7 @@ def _published(job: Job, out: Path) -> dict[str, Any]:
     record = {
         "out": str(out),
         "model": plan.model.path,
-        "scheme": str(plan.scheme),
+        "scheme": plan.spelled,
         "fingerprint": plan.fingerprint(export),
         "facts": plan.facts(export),
         "told": [*job.told, *(text for manifest in manifests.values() for text in manifest.get("told", ()))],

@@ -9,6 +9,7 @@ hidden states are carried beside them: every block is run on them while its weig
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from ..contracts import Block, LinearStats, Statistic, Streams
 from ..errors import NumericsError
 from .layers import HEAD
 from .memory import available_bytes
-from .saliency import token_saliency
+from .saliency import Call, send_back, token_saliency
 from .statistics import accumulate, empty, finish, taken
 from .turns import passes
 from .watching import hidden_of, recording, watching
@@ -96,10 +97,6 @@ class Activations:
         """Finds what every token counts in the Hessians of `blocks`, of the model as it is; to be called first."""
         if "saliency" not in self._needs:
             return
-
-        def call(ids: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
-            return self._call(TokenBatch(ids))
-
         modules = [module for _, module in self._blocks]
         watched = {
             block.full_name(group.names[0]): [block.full_name(name) for name in group.names]
@@ -107,8 +104,19 @@ class Activations:
             if any(block.module is module for module in modules)
             for group in block.inputs
         }
+        self._saliency = token_saliency(model, modules, watched, *self._for_passes_back())
+
+    def send_back(
+        self, model: transformers.PreTrainedModel, around: Callable[[int, slice], AbstractContextManager[None]]
+    ) -> None:
+        """Passes all batches through the model and back, as it is: see `saliency.send_back`."""
+        send_back(model, [module for _, module in self._blocks], *self._for_passes_back(), around)
+
+    def _for_passes_back(self) -> tuple[list[tuple[Tensor, Tensor | None]], Call, Callable[[], Any]]:
+        """Batches, what the blocks are called with, and a context in which they pass their inputs on."""
+        modules = [module for _, module in self._blocks]
         batches = [(batch.input_ids, batch.attention_mask) for batch in self._batches]
-        self._saliency = token_saliency(model, modules, watched, batches, call, lambda: recording(modules, []))
+        return batches, lambda ids: self._call(TokenBatch(ids)), lambda: recording(modules, [])
 
     def remember(self, index: int) -> None:
         """Runs the original block at `index` on the original hidden states, before anybody changes it.

@@ -120,8 +120,8 @@ def quantize_model(
             f"{type(quantizer).__name__} needs calibration data ({needed}), and there is none.",
             hint="Add a calibration section to the recipe.",
         )
-    decoder_layers = [(block.name, block.module) for block in blocks if _is_decoder_layer(block)]
-    first = 0 if _is_decoder_layer(blocks[0]) else -1  # decoder layers are counted from 0, what stands before is -1
+    decoder_layers = [(block.name, block.module) for block in blocks if is_decoder_layer(block)]
+    first = 0 if is_decoder_layer(blocks[0]) else -1  # decoder layers are counted from 0, what stands before is -1
     current = 0
     activations = Activations(
         model,
@@ -145,7 +145,7 @@ def quantize_model(
                     activations.advance(current)
                     kept = _quantize_in_turn(block, quantizer, activations, start)
                 else:
-                    stats = _statistics(block, quantizer, activations, current, tied=is_tied(model))
+                    stats = statistics_of(block, quantizer, activations, current, tied=is_tied(model))
                     kept = _quantize_block(block, quantizer, stats, start)
                 unloading.take(block, *kept)
             else:
@@ -155,12 +155,12 @@ def quantize_model(
     return layers | unloading.layers, reports  # what was kept comes before what was not
 
 
-def _is_decoder_layer(block: Block) -> bool:
+def is_decoder_layer(block: Block) -> bool:
     """Whether a block is neither the model's beginning nor its end."""
     return block.name not in ("", EMBEDDING.rpartition(".")[0])
 
 
-def _statistics(
+def statistics_of(
     block: Block, quantizer: Quantizer, activations: Activations, index: int, *, tied: bool
 ) -> dict[str, LinearStats] | None:
     """Statistics of the layers of a block, and its streams; None where its layers are rounded to the nearest."""
@@ -183,7 +183,7 @@ def _statistics(
 def _in_turn(block: Block, quantizer: Quantizer) -> bool:
     """Whether the layers of a block are quantized one shared input after the other."""
     together = {"cross", "streams"} & quantizer.needs
-    return quantizer.in_turn and bool(block.inputs) and _is_decoder_layer(block) and not together
+    return quantizer.in_turn and bool(block.inputs) and is_decoder_layer(block) and not together
 
 
 def _quantize_in_turn(
@@ -211,7 +211,7 @@ def _quantize_block(
     """
     before = {name: parameter.detach().clone() for name, parameter in block.module.named_parameters()}
     note = "" if block.name else f"rounded to nearest: {type(quantizer).__name__} works on whole blocks"
-    result = _rounded(block, note) if stats is None else quantizer.quantize_block(block, stats)
+    result = rounded(block, note) if stats is None else quantizer.quantize_block(block, stats)
     stats = stats or {name: LinearStats() for name in block.names()}
     block.streams = None
     check_result(block, result, type(quantizer).__name__)
@@ -255,7 +255,7 @@ def _quantize_block(
     return result, reports
 
 
-def _rounded(block: Block, note: str) -> dict[str, QuantizedWeight]:
+def rounded(block: Block, note: str) -> dict[str, QuantizedWeight]:
     """Every layer on the nearest values of its grid, fitted for the least squared error."""
     made = {}
     for name in block.names():

@@ -53,7 +53,7 @@ def choose_layers(
     if HEAD in named:  # behind the blocks
         shapes[HEAD] = shapes.pop(HEAD)
     found = {name: named.get(name) or schemes.of(name) for name in shapes}
-    kept = [name for name in shapes if name in named or not any(_matches(name, pattern) for pattern in skip)]
+    kept = [name for name in shapes if name in named or not is_skipped(name, skip)]
     whole = [name for name in kept if found[name].divides(shapes[name][1])]
     if indivisible == "error" and len(whole) < len(kept):
         bad = [name for name in kept if name not in whole]
@@ -117,7 +117,7 @@ def _named_ends(
             f"scheme: {text}, but the model's head is tied to its embedding: the two are one weight.",
             hint="Give both the same scheme, or name only one of them.",
         )
-    left = {name for name in ENDS if any(_matches(name, pattern) for pattern in skip)}
+    left = {name for name in ENDS if is_skipped(name, skip)}
     if tied:
         return {EMBEDDING: next(iter(found.values()))} if found and not left else {}
     return {name: scheme for name, scheme in found.items() if name in ends and name not in left}
@@ -142,6 +142,11 @@ def _check_patterns(linears: Iterable[str], schemes: Schemes) -> None:
 def _matches(name: str, pattern: str) -> bool:
     """Whether a pattern matches a layer's full name; an end's last part will do."""
     return fnmatchcase(name, pattern) or (name in ENDS and fnmatchcase(_short(name), pattern))
+
+
+def is_skipped(name: str, skip: Sequence[str]) -> bool:
+    """Whether a pattern of `quantize.skip` matches a layer or an end."""
+    return any(_matches(name, pattern) for pattern in skip)
 
 
 def _short(name: str) -> str:

@@ -10,7 +10,7 @@ place of the text's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,17 +46,38 @@ def token_saliency(
     """
     device = next(model.parameters()).device
     sums = {key: [torch.zeros(ids.shape, device=device) for ids, _ in batches] for key in watched}
+
+    def summing(number: int, part: slice) -> AbstractContextManager[None]:
+        return _summing(model, watched, {key: own[number][part] for key, own in sums.items()})
+
+    send_back(model, blocks, batches, call, ends, summing)
+    return {key: _weights(own, batches) for key, own in sums.items()}
+
+
+def send_back(
+    model: transformers.PreTrainedModel,
+    blocks: Sequence[nn.Module],
+    batches: Sequence[tuple[Tensor, Tensor | None]],
+    call: Call,
+    ends: Callable[[], Any],
+    around: Callable[[int, slice], AbstractContextManager[None]],
+) -> None:
+    """Draws a token for every place of the text, and sends the gradients of their log-likelihoods back.
+
+    Args:
+        model, blocks, batches, call, ends: see `token_saliency`.
+        around: a context around the passes of some sequences: the number of their batch, and which of it they are.
+    """
+    device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(0)
     with _frozen(model), torch.no_grad():
         for number, (ids, mask) in enumerate(batches):
             rows = max(1, BACKWARD_TOKENS[device.type] // ids.shape[1])
             for start in range(0, len(ids), rows):
                 part = slice(start, start + rows)
-                here = {key: own[number][part] for key, own in sums.items()}
                 real = None if mask is None else mask[part].to(device)
-                with _summing(model, watched, here):
+                with around(number, part):
                     _backward(model, blocks, ids[part].to(device), real, call, ends, generator)
-    return {key: _weights(own, batches) for key, own in sums.items()}
 
 
 def _backward(

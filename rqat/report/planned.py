@@ -49,7 +49,7 @@ def planned(job: Job) -> dict[str, Any]:
     return {
         "name": plan.recipe.name,
         "model": plan.model.path,
-        "scheme": str(plan.scheme),
+        "scheme": plan.spelled,
         "device": job.device,
         "recipe": recipe,
         "told": [*job.told, *of_data],

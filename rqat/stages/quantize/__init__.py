@@ -16,6 +16,7 @@ from ...model.memory import BACKWARD_TOKENS
 from ...problems import Place
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
+from ..budget import Budget
 from ..calibrate import Calibrate, CalibrationKeys
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}
@@ -89,8 +90,10 @@ class Quantize(Stage):
             wanted = "give --calibration SOURCE" if by_flag else "add `calibration: {source: ...}`"
             making.problem(f"{place.at('method')}: '{keys.method}' looks at data; {wanted}.")
         variant = making.variant(keys.method)
+        parts = parts | {"quantizer": use}
         inputs = {"calibration": calibration} if needs else {}
-        name = making.add(self, f"quantize-{variant}", variant, keys, place, parts | {"quantizer": use}, inputs)
+        inputs |= Budget().add_before(making, keys, parts, calibration)
+        name = making.add(self, f"quantize-{variant}", variant, keys, place, parts, inputs)
         making.made[variant] = name
         return variant
 
@@ -102,9 +105,17 @@ class Quantize(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, QuantizeKeys)
+        if Budget.name in step.inputs:
+            return Budget().sketch(plan.step(step.inputs[Budget.name]), plan, config)
         return choose_layers(
             config.linears, plan.scheme, skip=keys.skip, indivisible=keys.indivisible, ends=config.ends
         )
+
+    def budget(self, step: Step, plan: Planned, config: ModelConfig) -> int | None:
+        """See `Stage`."""
+        if Budget.name not in step.inputs:
+            return None
+        return Budget().bytes(plan.step(step.inputs[Budget.name]), config)
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""

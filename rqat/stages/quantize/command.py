@@ -20,6 +20,7 @@ def quantize_plan(
     scheme: str | Mapping[str, str] = "w2g128",
     calibration: str | Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    budget: str | None = None,
     export: str | None = "compressed-tensors",
     evaluate: Sequence[str | Mapping[str, Any]] = (),
     overrides: Sequence[str] = (),
@@ -31,6 +32,7 @@ def quantize_plan(
     Args:
         calibration: a source's name, or the `calibration` mapping of a recipe.
         options: the quantizer's.
+        budget: bytes or bits per parameter in all, see `rqat.budget`; widths are chosen so that they suffice.
         method: the quantizer; transforms stand before it, with commas: "rotate,gptq".
         overrides: `key=value`, as `--set` takes them.
         flags: what the command calls each value in its messages, beyond the defaults below.
@@ -42,12 +44,15 @@ def quantize_plan(
         "scheme": scheme if isinstance(scheme, str) else dict(scheme),
         "calibration": dict(calibration) if isinstance(calibration, Mapping) else calibration,
         "quantize": {"method": quantizer, "transforms": transforms, **(options or {})},
+        "budget": budget,
         "export": export,
         "evaluate": list(evaluate),
     }
     named: dict[KeyPath, str] = {
         ("model",): "MODEL",
         ("scheme",): "--scheme",
+        ("budget",): "--budget",
+        ("budget", "size"): "--budget",
         ("calibration",): "--calibration",
         ("calibration", "source"): "--calibration",
         ("quantize",): "--method",

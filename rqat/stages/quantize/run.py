@@ -26,8 +26,11 @@ from ...model.config import read_config
 from ...model.families import layout_of
 from ...model.repeatable import repeatable_attention
 from ...model.transforms import apply_transforms
+from ...scheme import Scheme, Schemes
 from ...stage import Step
-from ...storage import write_json
+from ...storage import read_json, write_json
+from ..budget import FILE as CHOSEN
+from ..budget import Budget
 from ..calibrate.run import CALIBRATION_FILE
 from . import TOKENS_AT_ONCE, QuantizeKeys
 
@@ -50,7 +53,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     start = time.perf_counter()
     quantizer: Quantizer = job.make(step, "quantizer")
     model, tokenizer = job.original.copied(job.plan.model, device=job.device, offline=job.offline)
-    transforms = apply_transforms(model, list(_transforms(job, step)))
+    transforms = apply_transforms(model, list(transforms_of(job, step)))
     batches = []
     if quantizer.needs and "calibration" in step.inputs:
         batches = token_batches(job.result_of(step.inputs["calibration"]) / CALIBRATION_FILE, job.device)
@@ -62,7 +65,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             model,
             batches,
             quantizer,
-            job.plan.scheme,
+            chosen_schemes(job, step),
             skip=keys.skip,
             indivisible=keys.indivisible,
             progress=lambda done, _: bar.update(done),
@@ -81,7 +84,16 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     return summary(reports) | sizes | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _transforms(job: Job, step: Step) -> Iterator[tuple[str, dict[str, Any], Transform]]:
+def chosen_schemes(job: Job, step: Step) -> Schemes:
+    """The plan's schemes; with a budget, those that were chosen."""
+    if Budget.name not in step.inputs:
+        return job.plan.scheme
+    chosen = read_json(job.result_of(step.inputs[Budget.name]) / CHOSEN)["layers"]
+    read = tuple((name, Scheme.parse(spelled)) for name, spelled in chosen.items())
+    return Schemes(default=job.plan.scheme.default, patterns=read)
+
+
+def transforms_of(job: Job, step: Step) -> Iterator[tuple[str, dict[str, Any], Transform]]:
     """Name, options and object of every transform that stands before the quantizer, in order."""
     for role, use in step.parts.items():
         if role.startswith("transform"):

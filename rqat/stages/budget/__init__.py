@@ -1,0 +1,244 @@
+"""Budget: how many bytes the quantized model may take, and a width for every layer that keeps within them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from ...budget import Offer, bounds, budget_bytes, offer
+from ...errors import RqatError
+from ...estimate import FLOAT32, Needs, Sizes
+from ...keys import Keys
+from ...model.config import ModelConfig
+from ...model.memory import BACKWARD_TOKENS
+from ...scheme import BITS, Scheme
+from ...stage import BASE, Finding, Look, Making, Planned, Section, Stage, Step, Use
+from ..calibrate import CalibrationKeys
+from ..produce import Produce
+
+FILE = "scheme.json"
+"""The choice, in the folder of a finished step; see `run.py`."""
+
+
+def _a_size(text: str) -> str:
+    try:
+        budget_bytes(text, 1 << 40)
+    except RqatError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _are_widths(given: Sequence[int], known: Sequence[int]) -> tuple[int, ...]:
+    wrong = [bits for bits in given if bits not in known]
+    if wrong or not given:
+        raise ValueError(f"{list(given)} are no widths; choose from {', '.join(map(str, known))}.")
+    return tuple(sorted({*given}))
+
+
+class BudgetKeys(Keys):
+    """A size for the file with the weights; a width is chosen for every layer that no pattern of `scheme` names.
+
+    The scheme's default says group, zero points and grid; its width counts for nothing then. In a recipe a plain text
+    or number is short for `{size: ...}`.
+
+    Attributes:
+        size: bytes (`420MB`, `1.2GB`; powers of ten), or bits per parameter in all (`2.8bits`, or a plain `2.8`).
+        widths: bits that layers of the blocks may get.
+        ends: bits that the embedding and a head of its own may get; 16 leaves them as they are, which is all there is
+            for an embedding in formats that pack none.
+        samples: sequences of the calibration's source, behind those of the calibration, on which the damage is measured.
+    """
+
+    named_by: ClassVar[str] = "size"
+
+    size: Annotated[str, AfterValidator(_a_size)]
+    widths: tuple[int, ...] = BITS
+    ends: tuple[int, ...] = (3, 4, 8, 16)
+    samples: int = Field(default=16, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_number(cls, given: Any) -> Any:
+        """A plain number is bits per parameter."""
+        if isinstance(given, (int, float)) and not isinstance(given, bool):
+            given = {"size": given}
+        if isinstance(given, dict) and type(given.get("size")) in (int, float):
+            given = given | {"size": f"{given['size']}bits"}
+        return given
+
+    @field_validator("widths")
+    @classmethod
+    def _widths(cls, given: tuple[int, ...]) -> tuple[int, ...]:
+        return _are_widths(given, BITS)
+
+    @field_validator("ends")
+    @classmethod
+    def _ends(cls, given: tuple[int, ...]) -> tuple[int, ...]:
+        return _are_widths(given, (*BITS, 16))
+
+
+class BudgetSettings(BudgetKeys):
+    """What a budget step is told: the recipe's keys, and what else of it decides the choice.
+
+    Attributes:
+        embedding: whether the file packs an embedding.
+        skip, indivisible: of the quantizer.
+        tokens, pack, split, seed, behind: how the text is read, and how many sequences are the calibration's.
+    """
+
+    embedding: bool
+    skip: tuple[str, ...]
+    indivisible: str
+    tokens: int
+    pack: bool
+    split: str
+    seed: int
+    behind: int
+
+
+class Budget(Stage):
+    """Measures what every width of every layer costs, and chooses; the quantize stage adds it before itself."""
+
+    order = 12
+    sections = (
+        Section(
+            "budget", BudgetKeys, "a size for the quantized model, in place of one width for all; None is none.",
+            default=None, optional=True,
+        ),
+    )  # fmt: skip
+    only_if_used = True
+    of_scheme = True
+    title = "Widths within the budget"
+    about = "Chosen by what each costs in KL to the original, on rows that calibrated nothing."
+
+    def add(self, making: Making) -> None:
+        """Refuses a budget where nothing is quantized; the step itself is added by `add_before`."""
+        recipe, place = making.recipe, making.place.at("budget")
+        if recipe.budget is None:
+            return
+        if recipe.start is not None:
+            making.problem(f"{place}: there is `start`, whose layers have their widths; a budget needs `quantize`.")
+        elif recipe.quantize is None and "quantize" in recipe.model_fields_set:
+            making.problem(f"{place}: nothing is quantized here; a budget needs `quantize`.")
+
+    def add_before(
+        self, making: Making, quantize: Any, parts: Mapping[str, Use | None], calibration: str
+    ) -> dict[str, str]:
+        """Adds the step in front of a quantizer, if the recipe asks for one.
+
+        Args:
+            quantize: the quantizer's keys.
+            parts: the quantizer and what stands before it.
+            calibration: name of the calibrate step; "" where there is none.
+
+        Returns:
+            what the quantize step takes from it, by role.
+        """
+        keys: BudgetKeys | None = making.recipe.budget
+        if keys is None:
+            return {}
+        at = making.place.at("budget")
+        there = making.find(self.name)
+        if there:
+            return {self.name: there}
+        data: CalibrationKeys | None = making.recipe.calibration
+        if data is None or not calibration:
+            by_flag = str(at).startswith("--")
+            wanted = "give --calibration SOURCE" if by_flag else "add `calibration: {source: ...}`"
+            making.problem(f"{at}: what a width costs is measured on text; {wanted}.")
+            return {}
+        source = making.use("source", data, making.place.at("calibration"))
+        export = making.recipe.export
+        exporter = None if export is None else making.use("exporter", export, making.place.at("export"))
+        settings = BudgetSettings(
+            **keys.model_dump(),
+            embedding=exporter is None or exporter.card.embedding,
+            skip=quantize.skip,
+            indivisible=quantize.indivisible,
+            tokens=data.tokens,
+            pack=data.pack,
+            split=data.split,
+            seed=data.seed,
+            behind=data.samples,
+        )
+        inputs = {"calibration": calibration} | Produce().add_before(
+            making, data, making.place.at("calibration"), source
+        )
+        own = {"source": source, "exporter": exporter}
+        return {self.name: making.add(self, "budget", BASE, settings, at, {**own, **parts}, inputs)}
+
+    def offer(self, step: Step, plan: Planned, config: ModelConfig) -> Offer:
+        """What a step chooses from.
+
+        Raises:
+            ModelError: layers cannot be quantized as asked.
+        """
+        keys = step.settings
+        assert isinstance(keys, BudgetSettings)
+        return offer(
+            plan.scheme, keys.widths, keys.ends, keys.embedding,
+            linears=config.linears, end_shapes=config.ends, layout=config.layout, blocks=config.blocks,
+            skip=keys.skip, indivisible=keys.indivisible,
+        )  # fmt: skip
+
+    def bytes(self, step: Step, config: ModelConfig) -> int:
+        """The budget itself."""
+        assert isinstance(step.settings, BudgetSettings)
+        return budget_bytes(step.settings.size, config.parameters)
+
+    def sketch(self, step: Step, plan: Planned, config: ModelConfig) -> dict[str, Scheme]:
+        """A model in which every width occurs, for checks before the choice is made: all that may become of it."""
+        offered = self.offer(step, plan, config)
+        widths = {}
+        for place, unit in enumerate(offered.units):
+            own = offered.widths(unit)
+            widths[unit] = own[place % len(own)] if unit[0] in config.linears else own[0]
+        return offered.mapping(widths)
+
+    def check(self, step: Step, look: Look) -> Iterator[Finding]:
+        """What the size has to be between."""
+        keys, config = step.settings, look.config
+        assert isinstance(keys, BudgetSettings)
+        if config is None:
+            return
+        try:
+            offered = self.offer(step, look.plan, config)
+        except RqatError:  # which the quantize step tells
+            return
+        asked = self.bytes(step, config)
+        low, high = bounds(offered, config.linears | config.ends, config.parameters, Scheme.bits_per_weight)
+        text = between(low, high, config.parameters)
+        if low <= asked <= high:
+            yield step.finding("note", "size", f"{keys.size} of weights; {text}.")
+        else:
+            told = f"{keys.size} cannot be had of this model with these widths: {text}."
+            fix = "Ask for more, or offer narrower widths." if asked < low else "Ask for less, or set no budget."
+            yield step.finding("error", "size", told, fix)
+
+    def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
+        """See `Stage`."""
+        keys = step.settings
+        assert isinstance(keys, BudgetSettings)
+        config = sizes.config
+        widest = max((width for _, width in config.linears.values()), default=0)
+        matrices = (3 * config.hidden**2 + 5 * widest**2) * FLOAT32
+        kept = min(keys.samples * keys.tokens, max(BACKWARD_TOKENS[sizes.device], keys.tokens))
+        backward = kept * config.hidden * (config.blocks + 4) * sizes.width
+        backward += 3 * keys.tokens * config.vocab * FLOAT32
+        logits = min(2 * keys.samples * keys.tokens * config.vocab, 1 << 29)
+        states = (keys.behind + keys.samples) * keys.tokens * config.hidden * sizes.width
+        swapped = sizes.model  # while many layers are quantized for a measurement, what they were before is kept
+        tries = len(keys.widths) * (sizes.quantized + 5 * sizes.groups)
+        return Needs(sizes.model + states + max(matrices, backward, logits + swapped), 1 << 20, tries)
+
+    def beside_scheme(self, recipe: Any) -> str:
+        """See `Stage`."""
+        return "" if recipe.budget is None else f"widths within {recipe.budget.size}"
+
+
+def between(low: int, high: int, parameters: int) -> str:
+    """The two bounds of a budget, in bytes and in bits per parameter."""
+    ends = (f"{count / 1e6:.2f}MB ({8 * count / parameters:.2f}bits)" for count in (low, high))
+    return f"between {' and '.join(ends)} are possible"
