@@ -1,7 +1,7 @@
 """A budget of bytes for a whole model: how it is spelled, who shares a width, and which widths cost the least.
 
-    420MB      bytes of the file with the weights, in powers of ten; also kB, GB, and KiB, MiB, GiB in powers of two
-    2.8bits    bits per parameter in all; a number without a unit means this
+420MB      bytes of the file with the weights, in powers of ten; also kB, GB, and KiB, MiB, GiB in powers of two
+2.8bits    bits per parameter in all; a number without a unit means this
 """
 
 from __future__ import annotations
@@ -65,10 +65,7 @@ class Offer:
     def mapping(self, widths: Mapping[Unit, int]) -> dict[str, Scheme]:
         """The scheme of every quantized layer once every unit has its width."""
         free = {
-            name: self.by_width[bits][name]
-            for unit, bits in widths.items()
-            for name in unit
-            if bits != UNQUANTIZED
+            name: self.by_width[bits][name] for unit, bits in widths.items() for name in unit if bits != UNQUANTIZED
         }
         return dict(self.pinned) | free
 
@@ -125,7 +122,7 @@ def offer(
             if name not in pinned and (bits in widths if name in linears else True)
         }
     if loose and UNQUANTIZED in ends:
-        by_width[UNQUANTIZED] = {name: scheme.default for name in loose}
+        by_width[UNQUANTIZED] = dict.fromkeys(loose, scheme.default)
     known = {name for own in by_width.values() for name in own}
     shared = [
         tuple(f"{layout.block(index)}.{name}" for name in group.names)
@@ -248,7 +245,7 @@ def bounds(
         ]
         spans.append((min(of), max(of)))
     counted = {*offered.pinned, *(name for unit in offered.units for name in unit)}
-    rest = UNQUANTIZED * (parameters - sum(math.prod(shapes[name]) for name in counted))
+    rest: float = UNQUANTIZED * (parameters - sum(math.prod(shapes[name]) for name in counted))
     rest += sum(math.prod(shapes[name]) * per_weight(scheme) for name, scheme in offered.pinned.items())
     smallest, largest = ((rest + sum(span[end] for span in spans)) / 8 for end in (0, 1))
     return math.ceil(smallest), math.ceil(largest)

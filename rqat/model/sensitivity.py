@@ -79,7 +79,7 @@ def _watched(
             x = given[0].detach()
 
             def add(gradient: Tensor) -> None:
-                weight = module.weight.detach().float()
+                weight = model.get_parameter(f"{name}.weight").detach().float()
                 for place, bits in enumerate(widths[unit]):
                     delta = tries.weight(name, bits, weight.device) - weight
                     change = ((x.float() @ delta.T) * gradient.float()).sum(-1)
@@ -91,9 +91,7 @@ def _watched(
 
         return watch
 
-    handles = [
-        model.get_submodule(name).register_forward_hook(hook(unit, name)) for unit in units for name in unit
-    ]
+    handles = [model.get_submodule(name).register_forward_hook(hook(unit, name)) for unit in units for name in unit]
     try:
         yield
     finally:

@@ -74,7 +74,7 @@ class Tries:
     @cached_property
     def _where(self) -> dict[tuple[str, int], Any]:
         """The open file that holds a layer of a width."""
-        found = {}
+        found: dict[tuple[str, int], Any] = {}
         for path in sorted(self._folder.glob("*.safetensors")):
             bits, (file, _) = int(path.stem.rpartition(".w")[2]), open_tensors(path)
             found |= {(key.rpartition(".")[0], bits): file for key in file.keys()}  # noqa: SIM118 (no mapping)
@@ -86,7 +86,7 @@ class Tries:
     @contextmanager
     def put_in(self, model: transformers.PreTrainedModel, widths: Mapping[str, int]) -> Iterator[None]:
         """The model with these layers quantized, by full name with their widths; afterwards as it was before."""
-        weights = {name: model.get_submodule(name).weight for name in widths}
+        weights = {name: model.get_parameter(f"{name}.weight") for name in widths}
         before = {name: weight.detach().clone() for name, weight in weights.items()}
         with torch.no_grad():
             for name, bits in widths.items():
@@ -176,8 +176,7 @@ def _uncrossed(quantizer: Quantizer, stats: dict[str, LinearStats] | None) -> di
     """With cross moments of nothing, where a quantizer asks for them: no layer before has changed an input."""
     if stats is None or "cross" not in quantizer.needs:
         return stats
-    zero = {name: one.hessian for name, one in stats.items()}
     return {
-        name: replace(one, cross=None if zero[name] is None else torch.zeros_like(zero[name]))
+        name: replace(one, cross=None if one.hessian is None else torch.zeros_like(one.hessian))
         for name, one in stats.items()
     }

@@ -7,16 +7,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ...budget import Offer, bounds, budget_bytes, offer
+from ...budget import Offer, bounds, budget_bytes
 from ...errors import RqatError
-from ...estimate import FLOAT32, Needs, Sizes
+from ...estimate import Needs, Sizes
 from ...keys import Keys
 from ...model.config import ModelConfig
-from ...model.memory import BACKWARD_TOKENS
 from ...scheme import BITS, Scheme
 from ...stage import BASE, Finding, Look, Making, Planned, Section, Stage, Step, Use
-from ..calibrate import CalibrationKeys
-from ..produce import Produce
+from ..measure import Measure
 
 FILE = "scheme.json"
 """The choice, in the folder of a finished step; see `run.py`."""
@@ -48,7 +46,7 @@ class BudgetKeys(Keys):
         widths: bits that layers of the blocks may get.
         ends: bits that the embedding and a head of its own may get; 16 leaves them as they are, which is all there is
             for an embedding in formats that pack none.
-        samples: sequences of the calibration's source, behind those of the calibration, on which the damage is measured.
+        samples: sequences of the calibration's source, behind those of the calibration, on which costs are measured.
     """
 
     named_by: ClassVar[str] = "size"
@@ -79,27 +77,20 @@ class BudgetKeys(Keys):
         return _are_widths(given, (*BITS, 16))
 
 
-class BudgetSettings(BudgetKeys):
-    """What a budget step is told: the recipe's keys, and what else of it decides the choice.
+class BudgetSettings(Keys):
+    """What a budget step is told.
 
     Attributes:
+        size: see `BudgetKeys`.
         embedding: whether the file packs an embedding.
-        skip, indivisible: of the quantizer.
-        tokens, pack, split, seed, behind: how the text is read, and how many sequences are the calibration's.
     """
 
+    size: str
     embedding: bool
-    skip: tuple[str, ...]
-    indivisible: str
-    tokens: int
-    pack: bool
-    split: str
-    seed: int
-    behind: int
 
 
 class Budget(Stage):
-    """Measures what every width of every layer costs, and chooses; the quantize stage adds it before itself."""
+    """Chooses the widths by what each costs and takes; the quantize stage adds it before itself."""
 
     order = 12
     sections = (
@@ -126,7 +117,7 @@ class Budget(Stage):
     def add_before(
         self, making: Making, quantize: Any, parts: Mapping[str, Use | None], calibration: str
     ) -> dict[str, str]:
-        """Adds the step in front of a quantizer, if the recipe asks for one.
+        """Adds the step, and the measuring, in front of a quantizer, if the recipe asks for a budget.
 
         Args:
             quantize: the quantizer's keys.
@@ -143,31 +134,17 @@ class Budget(Stage):
         there = making.find(self.name)
         if there:
             return {self.name: there}
-        data: CalibrationKeys | None = making.recipe.calibration
-        if data is None or not calibration:
-            by_flag = str(at).startswith("--")
-            wanted = "give --calibration SOURCE" if by_flag else "add `calibration: {source: ...}`"
+        if not calibration:
+            wanted = "give --calibration SOURCE" if str(at) == "--budget" else "add `calibration: {source: ...}`"
             making.problem(f"{at}: what a width costs is measured on text; {wanted}.")
             return {}
-        source = making.use("source", data, making.place.at("calibration"))
         export = making.recipe.export
         exporter = None if export is None else making.use("exporter", export, making.place.at("export"))
-        settings = BudgetSettings(
-            **keys.model_dump(),
-            embedding=exporter is None or exporter.card.embedding,
-            skip=quantize.skip,
-            indivisible=quantize.indivisible,
-            tokens=data.tokens,
-            pack=data.pack,
-            split=data.split,
-            seed=data.seed,
-            behind=data.samples,
-        )
-        inputs = {"calibration": calibration} | Produce().add_before(
-            making, data, making.place.at("calibration"), source
-        )
-        own = {"source": source, "exporter": exporter}
-        return {self.name: making.add(self, "budget", BASE, settings, at, {**own, **parts}, inputs)}
+        settings = BudgetSettings(size=keys.size, embedding=exporter is None or exporter.card.embedding)
+        measured = Measure().add_before(making, keys, quantize, parts, calibration)
+        transforms = {role: use for role, use in parts.items() if role.startswith("transform")}
+        own = {"exporter": exporter, **transforms}
+        return {self.name: making.add(self, "budget", BASE, settings, at, own, {Measure.name: measured})}
 
     def offer(self, step: Step, plan: Planned, config: ModelConfig) -> Offer:
         """What a step chooses from.
@@ -175,13 +152,9 @@ class Budget(Stage):
         Raises:
             ModelError: layers cannot be quantized as asked.
         """
-        keys = step.settings
-        assert isinstance(keys, BudgetSettings)
-        return offer(
-            plan.scheme, keys.widths, keys.ends, keys.embedding,
-            linears=config.linears, end_shapes=config.ends, layout=config.layout, blocks=config.blocks,
-            skip=keys.skip, indivisible=keys.indivisible,
-        )  # fmt: skip
+        assert isinstance(step.settings, BudgetSettings)
+        measured = plan.step(step.inputs[Measure.name])
+        return Measure().offer(measured, plan, config, embedding=step.settings.embedding)
 
     def bytes(self, step: Step, config: ModelConfig) -> int:
         """The budget itself."""
@@ -219,19 +192,7 @@ class Budget(Stage):
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
-        keys = step.settings
-        assert isinstance(keys, BudgetSettings)
-        config = sizes.config
-        widest = max((width for _, width in config.linears.values()), default=0)
-        matrices = (3 * config.hidden**2 + 5 * widest**2) * FLOAT32
-        kept = min(keys.samples * keys.tokens, max(BACKWARD_TOKENS[sizes.device], keys.tokens))
-        backward = kept * config.hidden * (config.blocks + 4) * sizes.width
-        backward += 3 * keys.tokens * config.vocab * FLOAT32
-        logits = min(2 * keys.samples * keys.tokens * config.vocab, 1 << 29)
-        states = (keys.behind + keys.samples) * keys.tokens * config.hidden * sizes.width
-        swapped = sizes.model  # while many layers are quantized for a measurement, what they were before is kept
-        tries = len(keys.widths) * (sizes.quantized + 5 * sizes.groups)
-        return Needs(sizes.model + states + max(matrices, backward, logits + swapped), 1 << 20, tries)
+        return Needs(2 * sizes.model, 1 << 20)
 
     def beside_scheme(self, recipe: Any) -> str:
         """See `Stage`."""

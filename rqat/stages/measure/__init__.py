@@ -1,0 +1,108 @@
+"""Measure: what every width of every layer would cost, on text that calibrates nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...budget import Offer, offer
+from ...estimate import FLOAT32, Needs, Sizes
+from ...keys import Keys
+from ...model.config import ModelConfig
+from ...model.memory import BACKWARD_TOKENS
+from ...stage import BASE, Making, Planned, Stage, Step, Use
+from ..calibrate import CalibrationKeys
+from ..produce import Produce
+
+FILE = "costs.json"
+"""What was found, in the folder of a finished step; see `run.py`."""
+
+
+class MeasureSettings(Keys):
+    """What a measure step is told; a budget's size and its file format count only where the choice is made.
+
+    Attributes:
+        widths, ends, samples: see `rqat.stages.budget.BudgetKeys`.
+        skip, indivisible: of the quantizer.
+        tokens, pack, split, seed, behind: how the text is read, and how many sequences are the calibration's.
+    """
+
+    widths: tuple[int, ...]
+    ends: tuple[int, ...]
+    samples: int
+    skip: tuple[str, ...]
+    indivisible: str
+    tokens: int
+    pack: bool
+    split: str
+    seed: int
+    behind: int
+
+
+class Measure(Stage):
+    """Tries every width of every layer; the budget stage adds it before itself."""
+
+    order = 11
+    only_if_used = True
+    of_scheme = True
+
+    def add_before(
+        self, making: Making, keys: Any, quantize: Any, parts: Mapping[str, Use | None], calibration: str
+    ) -> str:
+        """Adds the step; its name.
+
+        Args:
+            keys: of the budget.
+            quantize: the quantizer's keys.
+            parts: the quantizer and what stands before it.
+            calibration: name of the calibrate step.
+        """
+        data: CalibrationKeys = making.recipe.calibration
+        place = making.place.at("calibration")
+        source = making.use("source", data, place)
+        settings = MeasureSettings(
+            widths=keys.widths,
+            ends=keys.ends,
+            samples=keys.samples,
+            skip=quantize.skip,
+            indivisible=quantize.indivisible,
+            tokens=data.tokens,
+            pack=data.pack,
+            split=data.split,
+            seed=data.seed,
+            behind=data.samples,
+        )
+        inputs = {"calibration": calibration} | Produce().add_before(making, data, place, source)
+        return making.add(
+            self, "measure", BASE, settings, making.place.at("budget"), {"source": source, **parts}, inputs
+        )
+
+    def offer(self, step: Step, plan: Planned, config: ModelConfig, *, embedding: bool = True) -> Offer:
+        """What is tried; without `embedding`, that of it which a file can hold that packs none.
+
+        Raises:
+            ModelError: layers cannot be quantized as asked.
+        """
+        keys = step.settings
+        assert isinstance(keys, MeasureSettings)
+        return offer(
+            plan.scheme, keys.widths, keys.ends, embedding,
+            linears=config.linears, end_shapes=config.ends, layout=config.layout, blocks=config.blocks,
+            skip=keys.skip, indivisible=keys.indivisible,
+        )  # fmt: skip
+
+    def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
+        """See `Stage`."""
+        keys = step.settings
+        assert isinstance(keys, MeasureSettings)
+        config = sizes.config
+        widest = max((width for _, width in config.linears.values()), default=0)
+        matrices = (3 * config.hidden**2 + 5 * widest**2) * FLOAT32
+        kept = min(keys.samples * keys.tokens, max(BACKWARD_TOKENS[sizes.device], keys.tokens))
+        backward = kept * config.hidden * (config.blocks + 4) * sizes.width
+        backward += 3 * keys.tokens * config.vocab * FLOAT32
+        logits = min(2 * keys.samples * keys.tokens * config.vocab, 1 << 29)
+        states = (keys.behind + keys.samples) * keys.tokens * config.hidden * sizes.width
+        swapped = sizes.model  # while many layers are quantized for a measurement, what they were before is kept
+        tries = len(keys.widths) * (sizes.quantized + 5 * sizes.groups)
+        return Needs(sizes.model + states + max(matrices, backward, logits + swapped), 1 << 20, tries)
