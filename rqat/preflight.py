@@ -117,7 +117,7 @@ def read_data(
 
 def _classes(plan: Plan, registry: Registry, done: Collection[str]) -> Iterator[Finding]:
     """Parts whose class does not import or does not fit, which a run would come to know in the step that uses it."""
-    for step in plan.steps:
+    for step in _with_own_parts(plan):
         for use in (inner for part in step.parts.values() for inner in part.all() if step.name not in done):
             if not use.card.load:  # a task of lm-eval, which is read with its data
                 continue
@@ -125,6 +125,11 @@ def _classes(plan: Plan, registry: Registry, done: Collection[str]) -> Iterator[
                 registry.load_class(use.card)
             except RqatError as error:
                 yield step.finding("error", "", error.message, error.hint)
+
+
+def _with_own_parts(plan: Plan) -> list[Step]:
+    """The steps whose parts no other step is asked about."""
+    return [step for step in plan.steps if not stages()[step.stage].borrows]
 
 
 def _reads_unwritten(step: Step) -> bool:
@@ -267,7 +272,7 @@ def _disk_left(plan: Plan, estimates: Sequence[Estimate], folder: Path) -> int:
 
 def _files(plan: Plan) -> Iterator[Finding]:
     """Data files that are not there."""
-    for step in plan.steps:
+    for step in _with_own_parts(plan):
         for use in (inner for part in step.parts.values() for inner in part.all()):
             for option, file in files_of(use.options):
                 if not file.path.exists():
@@ -306,7 +311,7 @@ def _domain(use: Use) -> str:
 def _grids(plan: Plan, look: Look) -> Iterator[Finding]:
     """Parts that cannot do a scheme's grid, what a grid has against it, and what training without kernels costs."""
     registry, schemes = Registry.current(), plan.scheme.different
-    for step in plan.steps:
+    for step in _with_own_parts(plan):
         for use in (inner for part in step.parts.values() for inner in part.all()):
             for problem in part_problems(registry, use.card, schemes):
                 yield step.finding(problem.level, problem.key, problem.text, problem.hint)
@@ -324,7 +329,7 @@ def _grids(plan: Plan, look: Look) -> Iterator[Finding]:
 
 def _parts(plan: Plan, look: Look) -> Iterator[Finding]:
     """What the parts of every step have against their options on this model: `rqat.Options.check`."""
-    for step in plan.steps:
+    for step in _with_own_parts(plan):
         context = context_of(step, look)
         for use in (inner for part in step.parts.values() for inner in part.all()):
             for problem in _checked(use, context):

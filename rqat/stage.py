@@ -283,6 +283,7 @@ class Stage:
         of_model: what of the model decides its results: all of it, or the tokenizer alone.
         of_scheme: whether the weight grid decides its results.
         beside: roles of parts, and endings of roles of inputs, that cannot change its results: they look on.
+        borrows: its parts are those of other steps, which are checked there.
         checkpoint: folder, within a finished step, of a checkpoint for others to load; "" where there is none.
         card: file, within a finished step, that tells of the whole run: written anew when that ends, by `tell` beside
             its work, and no part of the result; "" where there is none.
@@ -298,6 +299,7 @@ class Stage:
     of_model: ClassVar[Literal["all", "tokenizer"]] = "all"
     of_scheme: ClassVar[bool] = False
     beside: ClassVar[frozenset[str]] = frozenset()
+    borrows: ClassVar[bool] = False
     checkpoint: ClassVar[str] = ""
     card: ClassVar[str] = ""
     title: ClassVar[str] = ""

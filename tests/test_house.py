@@ -40,10 +40,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "shapes": ("contracts", "keys", "scheme", "errors", "storage", "figures"),
     "estimate": ("shapes", "keys", "scheme", "errors"),
     "servers": ("shapes", "scheme"),
+    "budget": ("shapes", "scheme", "errors"),
     "stage": ("estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme"),
     "stages": (
         *("stage", "estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme", "figures", "errors"),
-        *("batches", "optimizers", "storage", "servers"),
+        *("batches", "optimizers", "storage", "servers", "budget"),
     ),
     "facts": ("stage", "cards", "shapes", "keys", "contracts", "storage"),
     "discovery": ("cards", "hookspecs", "errors"),
@@ -81,7 +82,9 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "nodes": ("errors", "storage"),
     "job": ("plan", "stage", "registry", "model", "processes", "nodes", "storage"),
     "works": (
+        "budget",
         "figures",
+        "grids",
         "lighter",
         *("job", "plan", "recipe", "stage", "stages", "train", "packed", "model", "shapes", "evals", "storage"),
         *(

@@ -50,6 +50,7 @@ class BudgetKeys(Keys):
     """
 
     named_by: ClassVar[str] = "size"
+    number_for: ClassVar[str] = "size"
 
     size: Annotated[str, AfterValidator(_a_size)]
     widths: tuple[int, ...] = BITS
@@ -101,6 +102,7 @@ class Budget(Stage):
     )  # fmt: skip
     only_if_used = True
     of_scheme = True
+    borrows = True
     title = "Widths within the budget"
     about = "Chosen by what each costs in KL to the original, on rows that calibrated nothing."
 

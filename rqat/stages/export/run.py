@@ -27,8 +27,10 @@ from ...model.reader import CheckpointReader
 from ...model.transforms import load_transforms
 from ...registry import Card
 from ...stage import Step
-from ...storage import write_text
+from ...storage import read_json, write_text
 from .. import stages
+from ..budget import FILE as CHOSEN
+from ..budget import Budget
 from .card import model_card
 from .told import CARD, licence_of, told
 
@@ -40,8 +42,8 @@ INSTALL = "Install the versions of transformers and its helpers that rqat's own 
 
 
 def run(job: Job, step: Step) -> dict[str, Any]:
-    """Exports the model of the step's `start`; see `export_checkpoint`."""
-    return export_checkpoint(
+    """Exports the model of the step's `start`; see `export_checkpoint`. A budget that is exceeded is told."""
+    found = export_checkpoint(
         job.result_of(step.inputs["start"]),
         job.workdir(step) / "model",
         job.make(step, "exporter"),
@@ -50,6 +52,12 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         device=job.device,
         progress=job.progress,
     )
+    for chosen in (other for other in job.plan.steps if other.stage == Budget.name):
+        budget = read_json(job.result_of(chosen.name) / CHOSEN)["budget"]
+        if found["bytes"] > budget:
+            text = "'%s' takes %.2fMB, more than the budget of %.2fMB: it stores widths in more bits than they have."
+            log.warning(text, found["format"], found["bytes"] / 1e6, budget / 1e6)
+    return found
 
 
 def tell(job: Job, step: Step, summary: Mapping[str, Any], plan: Mapping[str, Any]) -> None:

@@ -45,6 +45,7 @@ class Measure(Stage):
     order = 11
     only_if_used = True
     of_scheme = True
+    borrows = True
 
     def add_before(
         self, making: Making, keys: Any, quantize: Any, parts: Mapping[str, Use | None], calibration: str

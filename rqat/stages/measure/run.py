@@ -10,14 +10,12 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...budget import UNQUANTIZED, Offer, at_width, offer
+from ...budget import UNQUANTIZED, at_width
 from ...contracts import Quantizer, Source
 from ...errors import DataError
 from ...job import Job
-from ...model.ends import end_shapes
-from ...model.families import layout_of
 from ...model.layers import ENDS
 from ...model.load import load_tokenizer
 from ...model.repeatable import repeatable_attention
@@ -26,6 +24,7 @@ from ...model.transforms import apply_transforms
 from ...model.tries import try_widths
 from ...stage import Step
 from ...storage import write_json
+from ..budget.weigh import offered_of, weighed
 from ..calibrate.run import CALIBRATION_FILE, Counted, pad, padding_id, sequences_of
 from ..quantize.run import batches_of, token_batches, transforms_of
 from . import FILE, MeasureSettings
@@ -49,6 +48,9 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     start = time.perf_counter()
     held_out = batches_of(*_held_out(job, keys, step), job.device)
     model = prepared(job, step)
+    for later in job.plan.steps:
+        if later.inputs.get(step.stage) == step.name:  # before hours of measuring what cannot be had
+            weighed(job, later, model)
     offered = offered_of(job, step, model)
     quantizer: Quantizer = job.make(step, "quantizer")
     batches = []
@@ -62,10 +64,15 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         if bits != UNQUANTIZED
     }
     chooses = {"skip": keys.skip, "indivisible": keys.indivisible}
-    with job.progress.task("try every width", 1) as bar, repeatable_attention(job.device):
-        tries = try_widths(model, batches, quantizer, schemes, kept, chooses=chooses, progress=bar.update)
-    with job.progress.task("measure every width", 1) as bar, repeatable_attention(job.device):
-        costs = measure(model, offered.units, held_out, tries, offered.widths, progress=bar.update)
+    blocks = model.config.num_hidden_layers
+    with job.progress.task("try every width", blocks) as bar, repeatable_attention(job.device):
+        tries = try_widths(
+            model, batches, quantizer, schemes, kept, chooses=chooses, progress=lambda share: bar.update(blocks * share)
+        )
+    with job.progress.task("measure every width", 100) as bar, repeatable_attention(job.device):
+        costs = measure(
+            model, offered.units, held_out, tries, offered.widths, progress=lambda share: bar.update(100 * share)
+        )
     entries = [
         {"layers": list(unit), "kl": {str(bits): kl for bits, kl in sorted(own.items())}} for unit, own in costs.items()
     ]
@@ -82,24 +89,6 @@ def prepared(job: Job, step: Step) -> transformers.PreTrainedModel:
     model, _ = job.original.copied(job.plan.model, device=job.device, offline=job.offline)
     apply_transforms(model, list(transforms_of(job, step)))
     return model.requires_grad_(False)
-
-
-def offered_of(job: Job, step: Step, model: transformers.PreTrainedModel, *, embedding: bool = True) -> Offer:
-    """What a measure step offers of a model; see `rqat.stages.measure.Measure.offer`."""
-    keys = step.settings
-    assert isinstance(keys, MeasureSettings)
-    layout, blocks = layout_of(model.config.model_type), model.config.num_hidden_layers
-    return offer(
-        job.plan.scheme, keys.widths, keys.ends, embedding,
-        linears={name: shape_of(model, name) for name in layout.layer_names(blocks)},
-        end_shapes=end_shapes(model), layout=layout, blocks=blocks, skip=keys.skip, indivisible=keys.indivisible,
-    )  # fmt: skip
-
-
-def shape_of(model: nn.Module, name: str) -> tuple[int, int]:
-    """`(O, I)` of a layer or an end, by its full name."""
-    rows, columns = model.get_parameter(f"{name}.weight").shape
-    return int(rows), int(columns)
 
 
 def _held_out(job: Job, keys: MeasureSettings, step: Step) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ def prepare(
     card = registry.card("exporter", format_name)
     use = Use(card, registry.options(card, {}))
     step = Step("02-export", "export", "rtn", ExportKeys(format=format_name), {"exporter": use}, {"start": START})
-    plan = SimpleNamespace(model=SimpleNamespace(path="someone/tiny-qwen"), scheme=scheme)
+    plan = SimpleNamespace(model=SimpleNamespace(path="someone/tiny-qwen"), scheme=scheme, steps=())
     job = Job(plan, folder, registry)  # type: ignore[arg-type]
     job.workdir(step).mkdir()
     return job, step, model

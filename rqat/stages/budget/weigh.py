@@ -1,0 +1,140 @@
+"""What a file takes of every layer in every width, and of all else; and the bounds of what a budget can be.
+
+Of exporters that give tensors, those are weighed; others are taken to store the bits that the schemes say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...budget import UNQUANTIZED, Offer, Unit, budget_bytes, offer
+from ...contracts import Exporter, QuantizedWeight
+from ...errors import RqatError
+from ...grids import bits_per_weight
+from ...job import Job
+from ...model.ends import end_shapes
+from ...model.families import layout_of
+from ...model.layers import HEAD
+from ...model.tensors import narrowest
+from ...scheme import Scheme
+from ...stage import Step
+from ..measure import Measure, MeasureSettings
+from . import BudgetSettings, between
+
+if TYPE_CHECKING:
+    import transformers
+
+
+def offered_of(job: Job, step: Step, model: transformers.PreTrainedModel, *, embedding: bool = True) -> Offer:
+    """What a measure step offers of a model; see `rqat.stages.measure.Measure.offer`."""
+    keys = step.settings
+    assert isinstance(keys, MeasureSettings)
+    layout, blocks = layout_of(model.config.model_type), model.config.num_hidden_layers
+    return offer(
+        job.plan.scheme, keys.widths, keys.ends, embedding,
+        linears={name: shape_of(model, name) for name in layout.layer_names(blocks)},
+        end_shapes=end_shapes(model), layout=layout, blocks=blocks, skip=keys.skip, indivisible=keys.indivisible,
+    )  # fmt: skip
+
+
+def shape_of(model: nn.Module, name: str) -> tuple[int, int]:
+    """`(O, I)` of a layer or an end, by its full name."""
+    rows, columns = model.get_parameter(f"{name}.weight").shape
+    return int(rows), int(columns)
+
+
+def weighed(job: Job, step: Step, model: transformers.PreTrainedModel) -> tuple[Weigher, int]:
+    """What a budget step's file takes, and the budget in bytes.
+
+    Args:
+        model: as it is before quantization, behind the step's transforms.
+
+    Raises:
+        RqatError: the budget is out of bounds.
+    """
+    keys = step.settings
+    assert isinstance(keys, BudgetSettings)
+    offered = offered_of(job, job.plan.step(step.inputs[Measure.name]), model, embedding=keys.embedding)
+    weigher = Weigher(model, offered, job.make(step, "exporter") if "exporter" in step.parts else None)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    budget = budget_bytes(keys.size, parameters)
+    low, high = weigher.span()
+    if not low <= budget <= high:
+        format_name = f" '{step.parts['exporter'].card.name}'" if "exporter" in step.parts else ""
+        raise RqatError(
+            f"budget: {keys.size} cannot be had of this model with these widths{format_name and f' in{format_name}'}: "
+            f"{between(low, high, parameters)}.",
+            hint="Set another size, or offer other widths (budget.widths, budget.ends).",
+        )
+    return weigher, budget
+
+
+class Weigher:
+    """Bytes that a file takes.
+
+    Attributes:
+        offered: the widths there are.
+        rest: bytes of all that has no width to choose.
+    """
+
+    def __init__(self, model: transformers.PreTrainedModel, offered: Offer, exporter: Exporter | None) -> None:
+        self.offered, self._model = offered, model
+        self._exporter = exporter if exporter and type(exporter).tensors is not Exporter.tensors else None
+        self._known: dict[tuple[Any, ...], int] = {}
+        free = {name for unit in offered.units for name in unit}
+        self.rest = HEADER + sum(self._layer(name, scheme) for name, scheme in offered.pinned.items())
+        embedding = model.get_input_embeddings().weight
+        for key, tensor in model.state_dict(keep_vars=True).items():
+            name = key.removesuffix(".weight")
+            alias = name == HEAD and tensor is embedding
+            if name not in free and name not in offered.pinned and not alias:
+                self.rest += self._other(key, tensor)
+
+    def unit(self, unit: Unit, bits: int) -> int:
+        """Bytes of a unit's layers in one width."""
+        if bits == UNQUANTIZED:
+            return sum(self._other(f"{name}.weight", self._model.get_parameter(f"{name}.weight")) for name in unit)
+        return sum(self._layer(name, self.offered.by_width[bits][name]) for name in unit)
+
+    def span(self) -> tuple[int, int]:
+        """Bytes of the smallest and of the largest file that there may be."""
+        of = [[self.unit(unit, bits) for bits in self.offered.widths(unit)] for unit in self.offered.units]
+        return self.rest + sum(map(min, of)), self.rest + sum(map(max, of))
+
+    def _layer(self, name: str, scheme: Scheme) -> int:
+        shape = shape_of(self._model, name)
+        if self._exporter is None:
+            return math.ceil(math.prod(shape) * bits_per_weight(scheme) / 8)
+        if (shape, scheme) not in self._known:
+            weight = QuantizedWeight(
+                torch.zeros(shape, dtype=torch.uint8),
+                torch.ones(shape[0], scheme.groups(shape[1])),
+                torch.ones(shape[0], scheme.groups(shape[1]), dtype=torch.uint8),
+                scheme=scheme,
+            )
+            tensors = self._exporter.tensors(LONG, weight)
+            self._known[shape, scheme] = sum(tensor.nbytes + _entry(key, tensor) for key, tensor in tensors.items())
+        return self._known[shape, scheme]
+
+    def _other(self, key: str, tensor: Tensor) -> int:
+        tensor = narrowest(tensor.detach().cpu())
+        stored = tensor if self._exporter is None else self._exporter.other(key, tensor)
+        return stored.nbytes + _entry(key, stored)
+
+
+HEADER = 256
+"""Bytes of a file beside its tensors and what is said of each."""
+
+LONG = "model.layers.100.self_attn.layer_proj"
+"""A layer's name as long as they come."""
+
+
+def _entry(key: str, tensor: Tensor) -> int:
+    """Bytes in a safetensors header that describe a tensor, at most."""
+    described = {key: {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [10**10, 10**10]}}
+    return len(json.dumps(described, separators=(",", ":")))
