@@ -31,20 +31,19 @@ def json_schema(registry: Registry | None = None) -> dict[str, Any]:
             schema["properties"][name] = {"anyOf": [inside, {"type": "object"}, {"type": "string"}], **about}
     for model in models_in(Recipe):
         key, kinds = named_by(model), getattr(model, "kinds", ())
+        if key:
+            mapping = definitions[model.__name__]
+            cards = registry.cards(kinds[0]) if kinds else []
+            if kinds:
+                mapping["properties"][key]["examples"] = [card.name for card in cards]
+                mapping["allOf"] = [_when_named(key, card, definitions) for card in cards]
+            mapping["required"] = [name for name in mapping.get("required", ()) if name == key and not kinds]
+            definitions[model.__name__] = {"anyOf": [{"type": "string"}, mapping]}
+            if follows(model):  # the parts in front of it, then itself
+                entry = {"anyOf": [{"type": "string"}, {"type": "object"}]}
+                definitions[model.__name__]["anyOf"].append({"type": "array", "items": entry})
         if getattr(model, "number_for", ""):
             definitions[model.__name__] = {"anyOf": [{"type": "number"}, definitions[model.__name__]]}
-        if not key:
-            continue
-        mapping = definitions[model.__name__]
-        cards = registry.cards(kinds[0]) if kinds else []
-        if kinds:
-            mapping["properties"][key]["examples"] = [card.name for card in cards]
-            mapping["allOf"] = [_when_named(key, card, definitions) for card in cards]
-        mapping["required"] = [name for name in mapping.get("required", ()) if name == key and not kinds]
-        definitions[model.__name__] = {"anyOf": [{"type": "string"}, mapping]}
-        if follows(model):  # the parts in front of it, then itself
-            entry = {"anyOf": [{"type": "string"}, {"type": "object"}]}
-            definitions[model.__name__]["anyOf"].append({"type": "array", "items": entry})
     return schema
 
 

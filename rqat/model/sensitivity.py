@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..storage import read_json, write_json
 from .activations import Activations, TokenBatch
 from .families import layout_of
 from .layers import ENDS
@@ -146,6 +148,7 @@ def measure(
     batches: Sequence[TokenBatch],
     tries: Tries,
     widths: Callable[[Unit], Sequence[int]],
+    kept: Path,
     *,
     progress: Callable[[float], None] = lambda done: None,
 ) -> dict[Unit, dict[int, float]]:
@@ -156,22 +159,28 @@ def measure(
         units: those whose layers get one width.
         batches: text that no statistics were taken from.
         widths: which are offered to a unit; one that was not tried costs nothing.
+        kept: file of what was found so far, from which an interrupted measuring goes on.
+        progress: told the share of the work that is done.
     """
+    found: dict[str, dict[str, float]] = read_json(kept) or {}
     layout = layout_of(model.config.model_type)
-    decoder = [
-        (layout.block(index), model.get_submodule(layout.block(index)))
-        for index in range(model.config.num_hidden_layers)
-    ]
+    places = [layout.block(index) for index in range(model.config.num_hidden_layers)]
     inside = [unit for unit in units if unit[0] not in ENDS]
-    costs = second_order(model, decoder, inside, batches, tries)
-    ends = [(unit, bits) for unit in units if unit[0] in ENDS for bits in widths(unit)]
-    progress(1 / (1 + len(ends)))
-    divergence = Divergence(model, batches) if ends else None
-    for done, (unit, bits) in enumerate(ends, 2):
+    if not all(unit[0] in found for unit in inside):
+        decoder = [(name, model.get_submodule(name)) for name in places]
+        costs = second_order(model, decoder, inside, batches, tries)
+        found |= {unit[0]: {str(bits): kl for bits, kl in own.items()} for unit, own in costs.items()}
+        write_json(kept, found)
+    ends = [(unit[0], bits) for unit in units if unit[0] in ENDS for bits in widths(unit)]
+    left = [(name, bits) for name, bits in ends if str(bits) not in found.setdefault(name, {})]
+    progress(1 / (1 + len(left)))
+    divergence = Divergence(model, batches) if left else None
+    for done, (name, bits) in enumerate(left, 2):
         cost = 0.0
         if divergence is not None and bits in tries.schemes:
-            with tries.put_in(model, dict.fromkeys(unit, bits)):
+            with tries.put_in(model, {name: bits}):
                 cost = divergence()
-        costs.setdefault(unit, {})[bits] = cost
-        progress(done / (1 + len(ends)))
-    return {unit: costs[unit] for unit in units}
+        found[name][str(bits)] = cost
+        write_json(kept, found)
+        progress(done / (1 + len(left)))
+    return {unit: {int(bits): kl for bits, kl in found[unit[0]].items()} for unit in units}

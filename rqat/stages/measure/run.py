@@ -1,7 +1,8 @@
 """Every width of every layer is tried, each as if it were the only one that is quantized, and what it costs is noted.
 
 <step>/costs.json    {"units": [{"layers": [...], "kl": {width: nats per token}}]}; see `rqat.model.sensitivity`
-<step>.partial/.resume/    every layer in every width (`rqat.model.tries`), until the step is published
+<step>.partial/.resume/    every layer in every width (`rqat.model.tries`) and the costs found so far, until the step is
+                           published
 """
 
 from __future__ import annotations
@@ -71,7 +72,13 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         )
     with job.progress.task("measure every width", 100) as bar, repeatable_attention(job.device):
         costs = measure(
-            model, offered.units, held_out, tries, offered.widths, progress=lambda share: bar.update(100 * share)
+            model,
+            offered.units,
+            held_out,
+            tries,
+            offered.widths,
+            kept / FILE,
+            progress=lambda share: bar.update(100 * share),
         )
     entries = [
         {"layers": list(unit), "kl": {str(bits): kl for bits, kl in sorted(own.items())}} for unit, own in costs.items()

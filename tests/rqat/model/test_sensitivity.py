@@ -63,16 +63,23 @@ def test_the_estimate_is_near_the_divergence(model: Any, tries: Tries) -> None:
     assert divergence() < 1e-5  # the weights are back
 
 
-def test_the_ends_are_measured_themselves(model: Any, tries: Tries) -> None:
+def test_the_ends_are_measured_themselves(
+    model: Any, tries: Tries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held_out = batches(1)
-    found = measure(
-        model, [(EMBEDDING,), UNITS[0]], held_out, tries, lambda unit: [3, 4, 16] if unit[0] == EMBEDDING else [3, 4]
-    )
+    widths = {(EMBEDDING,): [3, 4, 16], UNITS[0]: [3, 4]}
+    kept = tmp_path / "costs.json"
+    found = measure(model, list(widths), held_out, tries, lambda unit: widths[unit], kept)
     with tries.put_in(model, {EMBEDDING: 3}):
         weight = model.get_input_embeddings().weight.clone()
         assert model.lm_head.weight.equal(weight)
     assert found[(EMBEDDING,)][3] > found[(EMBEDDING,)][4] > found[(EMBEDDING,)][16] == 0
     assert not model.get_input_embeddings().weight.equal(weight)
+
+    # Interrupted at the end, it goes on with what it had.
+    monkeypatch.setattr("rqat.model.sensitivity.second_order", None)
+    monkeypatch.setattr("rqat.model.sensitivity.Divergence", None)
+    assert found == measure(model, list(widths), held_out, tries, lambda unit: widths[unit], kept)
 
 
 def test_an_interrupted_walk_makes_the_same_tries(model: Any, tries: Tries, tmp_path: Path) -> None:
