@@ -106,4 +106,5 @@ class Measure(Stage):
         states = (keys.behind + keys.samples) * keys.tokens * config.hidden * sizes.width
         swapped = sizes.model  # while many layers are quantized for a measurement, what they were before is kept
         tries = len(keys.widths) * (sizes.quantized + 5 * sizes.groups)
-        return Needs(sizes.model + states + max(matrices, backward, logits + swapped), 1 << 20, tries)
+        mapped = tries if sizes.device == "cpu" else 0  # files of tries that are read from count as memory there
+        return Needs(sizes.model + states + mapped + max(matrices, backward, logits + swapped), 1 << 20, tries)
