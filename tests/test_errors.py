@@ -136,6 +136,17 @@ def test_wrong_types_are_all_told_at_once(recipe: Path) -> None:
     refused("qat", "--recipe", recipe, says=["mine.yaml:6 calibration.samples", "'many'", "calibration.tokens"])
 
 
+def test_budgets_that_cannot_be_kept(model: Path, recipe: Path) -> None:
+    data = ("--calibration", "arith")
+    bounds = "cannot be had of this model with these widths: between 0."
+    refused(*quantize(model, "--budget", "1bits", *data), says=["--budget: 1bits", bounds, "are possible"])
+    refused(*quantize(model, "--budget", "9GB", *data), says=["--budget: 9GB", bounds, "set no budget"])
+    refused(*quantize(model, "--budget", "small", *data), says=["--budget: 'small' is not a size", "2.8bits"])
+    refused(*quantize(model, "--budget", "4bits"), says=["--budget: what a width costs", "give --calibration SOURCE"])
+    recipe.write_text(recipe.read_text() + "budget: {size: 4, width: [2]}\n")
+    refused("qat", "--recipe", recipe, says=["mine.yaml:6", "'width'", "Did you mean 'widths'"])
+
+
 def test_method_that_needs_data_without_any(model: Path) -> None:
     refused(*quantize(model, method="gptq"), says=["'gptq' looks at data", "give --calibration SOURCE"])
 
