@@ -158,8 +158,21 @@ def _try_block(
             continue
         made: dict[str, QuantizedWeight] = {}
         for part in [replace(own, inputs=[group]) for group in own.inputs]:
-            made |= rounded(part, "") if stats is None else quantizer.quantize_block(part, stats)
+            made |= rounded(part, "") if stats is None else _alone(part, quantizer, stats)
         tries.save(own, bits, made)
+
+
+def _alone(block: Block, quantizer: Quantizer, stats: dict[str, LinearStats]) -> dict[str, QuantizedWeight]:
+    """What a quantizer makes of layers while the rest of the model stays as it is.
+
+    Of one that folds scales into other modules the codes mean nothing without those: the grid's own fit stands in.
+    """
+    before = {name: parameter.detach().clone() for name, parameter in block.module.named_parameters()}
+    made = quantizer.quantize_block(block, stats)
+    moved = [name for name, own in block.module.named_parameters() if not torch.equal(own, before[name])]
+    for name in moved:
+        block.module.get_parameter(name).copy_(before[name])
+    return rounded(block, "") if moved else made
 
 
 def _there(tries: Tries, described: Mapping[int, Sequence[Block]], block: Block) -> Iterator[bool]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from rqat.grids import grid_of
 from rqat.model.activations import TokenBatch
 from rqat.model.layers import EMBEDDING
 from rqat.model.sensitivity import Divergence, measure, second_order
@@ -101,3 +102,20 @@ def test_an_interrupted_walk_makes_the_same_tries(model: Any, tries: Tries, tmp_
     for bits in (3, 4):
         for name in again.schemes[bits]:
             assert again.layer(name, bits).equals(tries.layer(name, bits)), (name, bits)
+
+
+def test_a_quantizer_that_folds_into_other_modules_leaves_the_model_as_it_was(model: Any, tmp_path: Path) -> None:
+    class Folding(Gptq):
+        def quantize_block(self, block: Any, stats: Any) -> Any:
+            made = super().quantize_block(block, stats)
+            if block.inputs[0].before:
+                block.module.get_submodule(block.inputs[0].before).weight.mul_(0.5)
+            return made
+
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = try_widths(model, batches(0), Folding(Options()), SCHEMES, tmp_path, chooses=CHOOSES)
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    name = "model.layers.1.self_attn.q_proj"
+    weight = model.get_submodule(name).weight
+    grid = grid_of(found.schemes[3][name])
+    assert found.layer(name, 3).equals(grid.quantize_layer(weight, *grid.fit_layer(weight)))
