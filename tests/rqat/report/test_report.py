@@ -127,7 +127,8 @@ def job(tmp_path):
         plan_steps.append(
             SimpleNamespace(name=folder.name, stage=stage, variant=variant, inputs=inputs, settings=settings, parts={})
         )
-    plan = SimpleNamespace(recipe=recipe, model=recipe.model, scheme=Scheme.parse("w2g64"), steps=plan_steps)
+    scheme = Scheme.parse("w2g64")
+    plan = SimpleNamespace(recipe=recipe, model=recipe.model, scheme=scheme, spelled=str(scheme), steps=plan_steps)
     return SimpleNamespace(
         plan=plan,
         folder=tmp_path,
