@@ -43,7 +43,8 @@ def json_schema(registry: Registry | None = None) -> dict[str, Any]:
                 entry = {"anyOf": [{"type": "string"}, {"type": "object"}]}
                 definitions[model.__name__]["anyOf"].append({"type": "array", "items": entry})
         if getattr(model, "number_for", ""):
-            definitions[model.__name__] = {"anyOf": [{"type": "number"}, definitions[model.__name__]]}
+            spelled = definitions[model.__name__]
+            definitions[model.__name__] = {"anyOf": [{"type": "number"}, *spelled.get("anyOf", [spelled])]}
     return schema
 
 
