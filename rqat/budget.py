@@ -27,7 +27,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)", re.IGNORECASE)
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 Unit = tuple[str, ...]
-"""Full names of layers that read one input and get one width."""
+"""Full names of layers that get one width: those that read one input, or a single one."""
 
 
 def budget_bytes(text: str, parameters: int) -> int:
@@ -92,6 +92,7 @@ def offer(
     blocks: int,
     skip: Sequence[str] = (),
     indivisible: str = "error",
+    together: bool = True,
 ) -> Offer:
     """What a budget may choose from; layers that patterns of the schemes name have theirs.
 
@@ -99,6 +100,7 @@ def offer(
         widths, ends: those offered to the layers of the blocks, and to embedding and head.
         embedding: the file packs an embedding; else that stays as it is.
         linears, end_shapes, skip, indivisible: see `layers.choose_layers`.
+        together: layers that read one input get one width, else each its own.
 
     Raises:
         ModelError: see `layers.choose_layers`.
@@ -129,6 +131,8 @@ def offer(
         for index in range(blocks)
         for group in layout.inputs
     ]
+    if not together:
+        shared = [(name,) for unit in shared for name in unit]
     units = [tuple(name for name in unit if name in known) for unit in [(EMBEDDING,), *shared, (HEAD,)]]
     return Offer(by_width, pinned, [unit for unit in units if unit])
 

@@ -28,7 +28,7 @@ KEPT_LOGITS = 1 << 28
 """Logits of the original that are kept in 16 bits, at most: with more places in the text, only some are compared."""
 
 Unit = tuple[str, ...]
-"""Full names of layers that read one input and get one width."""
+"""Full names of layers that get one width: those that read one input, or a single one."""
 
 
 def second_order(

@@ -59,6 +59,12 @@ def test_layers_that_read_one_input_get_one_width() -> None:
     assert mapping == dict.fromkeys(QKV, Scheme.parse("w3g32"))
 
 
+def test_layers_may_be_apart() -> None:
+    found = offered("w4g32", together=False)
+    assert len(found.units) == 1 + 2 * 7
+    assert all(len(unit) == 1 for unit in found.units)
+
+
 def test_patterns_pin_what_they_name() -> None:
     found = offered({"default": "w4g32", "*.down_proj": "w8g32", "*.0.self_attn.v_proj": "w4g64"})
     assert found.pinned["model.layers.1.mlp.down_proj"] == Scheme.parse("w8g32")

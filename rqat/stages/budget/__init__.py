@@ -46,6 +46,8 @@ class BudgetKeys(Keys):
         widths: bits that layers of the blocks may get.
         ends: bits that the embedding and a head of its own may get; 16 leaves them as they are, which is all there is
             for an embedding in formats that pack none.
+        together: layers that read one input (queries, keys and values; gate and up) get one width, as servers want that
+            compute them as one (vLLM); else each gets its own, which costs less KL.
         samples: sequences of the calibration's source, behind those of the calibration, on which costs are measured.
     """
 
@@ -55,6 +57,7 @@ class BudgetKeys(Keys):
     size: Annotated[str, AfterValidator(_a_size)]
     widths: tuple[int, ...] = BITS
     ends: tuple[int, ...] = (3, 4, 8, 16)
+    together: bool = True
     samples: int = Field(default=16, ge=1)
 
     @model_validator(mode="before")

@@ -39,6 +39,7 @@ def offered_of(job: Job, step: Step, model: transformers.PreTrainedModel, *, emb
         job.plan.scheme, keys.widths, keys.ends, embedding,
         linears={name: shape_of(model, name) for name in layout.layer_names(blocks)},
         end_shapes=end_shapes(model), layout=layout, blocks=blocks, skip=keys.skip, indivisible=keys.indivisible,
+        together=keys.together,
     )  # fmt: skip
 
 

@@ -22,13 +22,14 @@ class MeasureSettings(Keys):
     """What a measure step is told; a budget's size and its file format count only where the choice is made.
 
     Attributes:
-        widths, ends, samples: see `rqat.stages.budget.BudgetKeys`.
+        widths, ends, together, samples: see `rqat.stages.budget.BudgetKeys`.
         skip, indivisible: of the quantizer.
         tokens, pack, split, seed, behind: how the text is read, and how many sequences are the calibration's.
     """
 
     widths: tuple[int, ...]
     ends: tuple[int, ...]
+    together: bool
     samples: int
     skip: tuple[str, ...]
     indivisible: str
@@ -64,6 +65,7 @@ class Measure(Stage):
         settings = MeasureSettings(
             widths=keys.widths,
             ends=keys.ends,
+            together=keys.together,
             samples=keys.samples,
             skip=quantize.skip,
             indivisible=quantize.indivisible,
@@ -89,7 +91,7 @@ class Measure(Stage):
         return offer(
             plan.scheme, keys.widths, keys.ends, embedding,
             linears=config.linears, end_shapes=config.ends, layout=config.layout, blocks=config.blocks,
-            skip=keys.skip, indivisible=keys.indivisible,
+            skip=keys.skip, indivisible=keys.indivisible, together=keys.together,
         )  # fmt: skip
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:

@@ -106,6 +106,15 @@ def test_formats_without_a_packed_embedding_offer_none(registry: Registry, model
     assert low[0].partition("between")[2] != low[1].partition("between")[2]
 
 
+def test_what_is_chosen_apart_is_measured_apart(registry: Registry, model: Path, rows: Path) -> None:
+    plans = [plan_of(registry, model, rows, {"size": 4, "together": together}) for together in (True, False)]
+    measured = [next(plan.fingerprint(s) for s in plan.steps if s.stage == "measure") for plan in plans]
+    assert measured[0] != measured[1]
+    (step,) = (s for s in plans[1].steps if s.stage == "quantize")
+    sketch = plans[1].schemes(step, read_config(plans[1].model))
+    assert len({sketch[f"model.layers.0.self_attn.{name}_proj"] for name in "qkv"}) > 1
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
