@@ -129,6 +129,11 @@ def outlooks(format_name: str, schemes: Iterable[Scheme]) -> list[Outlook]:
     return found
 
 
+def fused(format_name: str) -> bool:
+    """Whether a server that fuses layers was seen to load files of a format."""
+    return any(trial.format == format_name and trial.server in FUSING and trial.loads for trial in trials())
+
+
 def torn_apart(layout: Layout, blocks: int, schemes: Mapping[str, Scheme]) -> list[tuple[str, ...]]:
     """Layers of one block that read the same input and differ in their scheme, or in having one, by their full names.
 

@@ -13,6 +13,7 @@ from ...estimate import Needs, Sizes
 from ...keys import Keys
 from ...model.config import ModelConfig
 from ...scheme import BITS, Scheme
+from ...servers import fused
 from ...stage import BASE, Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..measure import Measure
 
@@ -47,7 +48,8 @@ class BudgetKeys(Keys):
         ends: bits that the embedding and a head of its own may get; 16 leaves them as they are, which is all there is
             for an embedding in formats that pack none.
         together: layers that read one input (queries, keys and values; gate and up) get one width, as servers want that
-            compute them as one (vLLM); else each gets its own, which costs less KL.
+            compute them as one (vLLM); else each gets its own, which costs less KL. Left out, it is true for formats
+            that such a server was seen to load.
         samples: sequences of the calibration's source, behind those of the calibration, on which costs are measured.
     """
 
@@ -57,7 +59,7 @@ class BudgetKeys(Keys):
     size: Annotated[str, AfterValidator(_a_size)]
     widths: tuple[int, ...] = BITS
     ends: tuple[int, ...] = (3, 4, 8, 16)
-    together: bool = True
+    together: bool | None = None
     samples: int = Field(default=16, ge=1)
 
     @model_validator(mode="before")
@@ -146,6 +148,8 @@ class Budget(Stage):
         export = making.recipe.export
         exporter = None if export is None else making.use("exporter", export, making.place.at("export"))
         settings = BudgetSettings(size=keys.size, embedding=exporter is None or exporter.card.embedding)
+        if keys.together is None:
+            keys = keys.model_copy(update={"together": exporter is not None and fused(exporter.card.name)})
         measured = Measure().add_before(making, keys, quantize, parts, calibration)
         transforms = {role: use for role, use in parts.items() if role.startswith("transform")}
         own = {"exporter": exporter, **transforms}

@@ -72,8 +72,7 @@ def test_a_run_keeps_within_its_budget(registry: Registry, model: Path, rows: Pa
     assert written == chosen["layers"]
     assert len({*written.values()}) > 1
     assert chosen["kl"] == pytest.approx(sum(unit["kl"][str(unit["bits"])] for unit in chosen["units"]))
-    qkv = {written[f"model.layers.0.self_attn.{name}_proj"] for name in "qkv"}
-    assert len(qkv) == 1
+    assert len(chosen["units"]) == 1 + 2 * 7
     report = (tmp_path / "report.html").read_text()
     assert "Widths within the budget" in report
     assert "w4g32, widths within 3.6bits" in report
@@ -110,6 +109,9 @@ def test_what_is_chosen_apart_is_measured_apart(registry: Registry, model: Path,
     plans = [plan_of(registry, model, rows, {"size": 4, "together": together}) for together in (True, False)]
     measured = [next(plan.fingerprint(s) for s in plan.steps if s.stage == "measure") for plan in plans]
     assert measured[0] != measured[1]
+    usual = [plan_of(registry, model, rows, 4, export=export) for export in ("rqat", "compressed-tensors")]
+    settings = [next(step.settings for step in plan.steps if step.stage == "measure") for plan in usual]
+    assert [one.together for one in settings] == [False, True]  # vLLM loads the latter
     (step,) = (s for s in plans[1].steps if s.stage == "quantize")
     sketch = plans[1].schemes(step, read_config(plans[1].model))
     assert len({sketch[f"model.layers.0.self_attn.{name}_proj"] for name in "qkv"}) > 1
