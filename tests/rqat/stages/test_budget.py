@@ -57,6 +57,7 @@ def found(plan: Plan, level: str) -> list[str]:
     return [f"{each.text} {each.hint}" for each in preflight(plan) if each.level == level]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_within_its_budget(registry: Registry, model: Path, rows: Path, tmp_path: Path) -> None:
     budget = {"size": "3.6bits", "samples": 4}
     plan = plan_of(registry, model, rows, budget)
