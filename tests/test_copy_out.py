@@ -53,6 +53,9 @@ def options_for(folder: Path) -> dict[str, dict[str, object]]:
     (folder / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in gsm8k))
     choices = {"Correct Answer": "it", **{f"Incorrect Answer {place}": f"not {place}" for place in (1, 2, 3)}}
     (folder / "gpqa.jsonl").write_text("".join(json.dumps({"Question": f"{n}?", **choices}) + "\n" for n in range(20)))
+    tests = [{"input": f"{n}\n", "output": f"{2 * n}\n", "testtype": "stdin"} for n in range(2)]
+    doubled = {"question_content": "Double it.", "public_test_cases": json.dumps(tests), "private_test_cases": "[]"}
+    (folder / "programs.jsonl").write_text(json.dumps(doubled) + "\n")
     fields = {"prompt": "question", "completion": "solution"}
     return {
         "source jsonl": {"path": str(folder / "rows.jsonl"), "fields": fields},
@@ -66,6 +69,7 @@ def options_for(folder: Path) -> dict[str, dict[str, object]]:
         "task aime120": {"data": str(folder / "math500.jsonl")},
         "task gpqa-diamond": {"data": str(folder / "gpqa.jsonl")},
         "task gsm8k": {"data": str(folder / "test.jsonl")},
+        "task livecodebench": {"data": str(folder / "programs.jsonl"), "sandbox": f"{sys.executable} -I -"},
     }
 
 

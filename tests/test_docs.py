@@ -68,7 +68,7 @@ def test_every_included_file_exists():
     assert [pair for pair in included if not (ROOT / pair[1]).is_file()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_first_quantization_runs(tmp_path):
     commands = tmp_path / "bin"
     commands.mkdir()

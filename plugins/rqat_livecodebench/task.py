@@ -43,8 +43,9 @@ class LiveCodeBench(rqat.Task):
         Raises:
             RqatError: there is no sandbox, or it does not do what one has to.
         """
+        path = self._path()
         try_out(self._sandbox())
-        rows = [self._row(place, record) for place, record in self._records() if self._wanted(place, record)]
+        rows = [self._row(place, record) for place, record in _records(path) if self._wanted(place, record)]
         if not rows:
             raise rqat.DataError(
                 f"'{self.options.data}' holds no problems{self._window()}.", hint="Check data, since and until."
@@ -122,16 +123,20 @@ class LiveCodeBench(rqat.Task):
         found: rqat.Row = row
         return found
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _path(self) -> Path:
         if self.options.data is None:
             raise rqat.DataError(
                 "'livecodebench' has no problems: rqat brings none.",
                 hint="Give your copy of livecodebench/code_generation_lite with --data: a .jsonl file, or its folder.",
             )
-        path = self.options.data.path
-        files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
-        for file in files:
-            yield from _lines(file)
+        return self.options.data.path
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """What a file, or every file of a folder, holds; see `_lines`."""
+    files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")]) if path.is_dir() else [path]
+    for file in files:
+        yield from _lines(file)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ import pytest
 
 from rqat.errors import DataError, RqatError
 from rqat.registry import Registry
+from rqat.testing import examine
 
 PYTHON = f"{sys.executable} -I -"
 
@@ -238,3 +239,11 @@ def test_bad_files(registry: Registry, tmp_path: Path, text: str, told: str) -> 
     file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=told):
         made(registry, file, sandbox=PYTHON).problems()
+
+
+def test_its_own_suite_passes(registry: Registry, file: Path) -> None:
+    """With both kinds of problems: programs that read and print, and methods."""
+    card = registry.card("task", "livecodebench")
+    found = examine(registry, card, {"data": str(file), "sandbox": PYTHON})
+    assert {result.test for result in found} >= {"it accepts its own answers", "it rejects other answers"}
+    assert not [(result.test, result.error) for result in found if result.error or result.skipped]

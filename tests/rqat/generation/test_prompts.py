@@ -319,7 +319,7 @@ def test_a_cut_off_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     save_tiny(tmp_path / "model")
     done = CliRunner().invoke(build(), ["generate", str(tmp_path / "model"), "1+1=", "--max-new-tokens", "3"])
     assert done.exit_code == 0
-    assert done.stderr == "Cut off after 3 tokens; --max-new-tokens allows more.\n"
+    assert done.stderr == "Loading the model ...\nCut off after 3 tokens; --max-new-tokens allows more.\n"
     full = CliRunner().invoke(build(), ["generate", "builtin:tiny-reasoner", "1+2=", "--max-new-tokens", "99"])
     assert full.exit_code == 0
     assert full.stdout.strip()
