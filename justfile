@@ -29,7 +29,7 @@ test *ARGS:
 quick *ARGS:
     pytest -q -n {{WORKERS}} -m "not slow and not campaign and not servers and not long" {{ARGS}}
 
-# what the suite leaves out to stay short, and CI runs: the tutorial on a real model, two machines, runs that are killed
+# what the suite leaves out to stay short, and CI runs: tutorials, two machines, runs and processes that are killed
 long *ARGS:
     pytest -q -n {{WORKERS}} -m long {{ARGS}}
 

@@ -206,7 +206,7 @@ def state_told(folder: Path) -> str:
     return found[0] if found else ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_ends_all_and_the_report_goes_along(running: Running, folder: Path) -> None:
     """It is written anew at a checkpoint, though the parent, which writes it, makes none, and when the run ends."""
     deadline = time.monotonic() + TIMEOUT_S
@@ -222,7 +222,7 @@ def test_ctrl_c_ends_all_and_the_report_goes_along(running: Running, folder: Pat
     assert not re.search("warning|error|traceback|train kd:", printed, re.IGNORECASE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_do_not_outlive_their_parent(running: Running) -> None:
     """Nor do its temporary files."""
     running.parent.kill()
@@ -245,7 +245,7 @@ def test_a_killed_worker_is_told_and_the_run_resumes_to_the_same_bytes(
     assert digests(folder / "03-train-kd") == digests(unbroken[0] / "03-train-kd")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bug_in_one_is_told_once_and_ends_all(folder: Path, tmp_path: Path) -> None:
     """By a source that fails in the second process only."""
     (tmp_path / "failing.py").write_text(
@@ -298,7 +298,7 @@ def test_the_one_that_failed_first_is_told(failures: Any, kind: type[Exception],
     assert str(cause).startswith(told)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_with_another_plan_says_so(tmp_path: Path) -> None:
     """Here the fingerprint that the parent tells is not that of the workers."""
     code = (

@@ -89,7 +89,7 @@ def test_rollouts_are_spread_and_are_not_the_same(together: Path) -> None:
     assert sum(one == other for one, other in zip(first, second, strict=True)) < 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_it_goes_on_with_the_same_bytes_or_in_another_number(
     together: Path, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
