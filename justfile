@@ -9,7 +9,7 @@ default:
     @just --list
 
 # format, lint, types, tests
-check: lint types test long docs
+check: lint types test docs
 
 format:
     ruff format .
@@ -29,7 +29,7 @@ test *ARGS:
 quick *ARGS:
     pytest -q -n {{WORKERS}} -m "not slow and not campaign and not servers and not long" {{ARGS}}
 
-# what the suite leaves out to stay short, and CI runs: tutorials, two machines, runs and processes that are killed
+# what the suite leaves out to stay short: tutorials, two machines, runs and processes that are killed
 long *ARGS:
     pytest -q -n {{WORKERS}} -m long {{ARGS}}
 
