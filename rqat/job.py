@@ -17,6 +17,7 @@ from .storage import PARTIAL, SCRATCH
 if TYPE_CHECKING:
     from .plan import Plan, Step
     from .registry import Registry
+    from .stage import Use
 
 log = logging.getLogger("rqat")
 
@@ -112,11 +113,15 @@ class Job:
         """Processes that such a stage runs in, on all machines."""
         return self.workers * self.nodes.count
 
+    def built(self, use: Use) -> Any:
+        """Builds a part that reads nothing of other steps."""
+        return self.registry.make(use.card, use.options)
+
     def make(self, step: Step, role: str) -> Any:
         """Builds the part a step uses in `role` ("quantizer", "source", "objective", "task", "exporter")."""
         use = step.parts[role]
         if not step.reads:
-            return self.registry.make(use.card, use.options)
+            return self.built(use)
         written = ((self.plan.step(name).parts["source"], self.result_of(name)) for name in step.reads)
         return self.registry.make(use.card, use.options, [(w.card, w.options, folder) for w, folder in written])
 

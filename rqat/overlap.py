@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .contracts import Row
+from .contracts import Row, Source
 from .errors import RqatError
-from .plan import Plan
-from .stage import Finding, Parts, Step
+from .stage import Finding, Planned, Step, Use
 
 WORDS = 13
 """Words in a row that are found in a problem and in a training row."""
@@ -27,35 +26,51 @@ ROWS, MOST_WORDS = 10_000, 3_000_000
 _WORD = re.compile(r"\w+|[-+*/=<>^%$]")
 
 
-def overlaps(plan: Plan, parts: Parts, left_out: Collection[str]) -> Iterator[Finding]:
+def overlaps(plan: Planned, make: Callable[[Use], Any], left_out: Collection[str]) -> Iterator[Finding]:
     """A warning for every training and every task whose problems its rows hold.
 
     Args:
+        make: builds what plugins offer.
         left_out: names of steps whose rows are needed no more, or are not there yet.
     """
+    asked = _problems(plan, make)
+    for step in plan.steps:
+        if asked and "objective" in step.parts and step.name not in left_out:
+            try:
+                yield from _of_training(step, make(step.parts["source"]), asked)
+            except RqatError:
+                continue
+
+
+def overlaps_written(plan: Planned, make: Callable[[Use], Any], step: Step, source: Source) -> Iterator[Finding]:
+    """The same of one training whose rows the model has written, which nobody could read before the run.
+
+    Args:
+        source: of its rows.
+    """
+    if any(use.card.model for use in step.parts["source"].all()):
+        yield from _of_training(step, source, _problems(plan, make))
+
+
+def _problems(plan: Planned, make: Callable[[Use], Any]) -> dict[str, Problems]:
+    """Of every task that a plan evaluates, by its name."""
     asked: dict[str, Problems] = {}
     for step in plan.steps:
         use = step.parts.get("task")
         if use is None or "source" in step.parts or not use.card.load or use.card.compares or use.card.name in asked:
             continue
         try:
-            asked[use.card.name] = Problems([_asked(row) for row in parts.make(use).problems()], use.card.module)
+            asked[use.card.name] = Problems([_asked(row) for row in make(use).problems()], use.card.module)
         except RqatError:
             continue  # which reading ahead tells
-    for step in plan.steps:
-        if asked and "objective" in step.parts and step.name not in left_out:
-            try:
-                yield from _of_training(step, parts, asked)
-            except RqatError:
-                continue
+    return asked
 
 
-def _of_training(step: Step, parts: Parts, asked: dict[str, Problems]) -> Iterator[Finding]:
+def _of_training(step: Step, source: Source, asked: Mapping[str, Problems]) -> Iterator[Finding]:
     settings: Any = step.settings
     wanted = min(ROWS, settings.steps * settings.batch)
-    use = step.parts["source"]
-    modules = {part.card.module for part in use.all()}
-    rows = itertools.islice(parts.make(use).rows(settings.data.split, settings.data.seed), wanted)
+    modules = {part.card.module for part in step.parts["source"].all()}
+    rows = itertools.islice(source.rows(settings.data.split, settings.data.seed), wanted if asked else 0)
     found = {task: Found() for task in asked}
     read = budget = 0
     for row in rows:

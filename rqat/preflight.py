@@ -111,7 +111,7 @@ def read_data(
         except RqatError as error:
             findings.append(step.finding("error", "", error.message, error.hint))
     if not any(found.level == "error" for found in findings):
-        findings += overlaps(plan, _Parts(registry), left_out)
+        findings += overlaps(plan, _Parts(registry).make, left_out)
     return sorted(dict.fromkeys(findings), key=lambda finding: ORDER[finding.level])
 
 

@@ -42,6 +42,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "servers": ("shapes", "scheme"),
     "budget": ("shapes", "scheme", "errors"),
     "stage": ("estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme"),
+    "overlap": ("stage", "contracts", "errors"),
     "stages": (
         *("stage", "estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme", "figures", "errors"),
         *("batches", "optimizers", "storage", "servers", "budget"),
@@ -67,7 +68,6 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("contracts", "scheme", "errors"),
     ),
     "lighter": ("grids", "estimate", "stage", "stages", "shapes", "figures", "errors"),
-    "overlap": ("plan", "stage", "contracts", "errors"),
     "preflight": (
         *("lighter", "overlap"),
         *("run_folder", "storage"),
@@ -83,6 +83,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "job": ("plan", "stage", "registry", "model", "processes", "nodes", "storage"),
     "works": (
         "budget",
+        "overlap",
         "figures",
         "grids",
         "lighter",

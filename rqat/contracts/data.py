@@ -72,6 +72,7 @@ class LoadedModel:
     Attributes:
         complete: completions of rows' prompts, written as evaluations write them: `complete(rows, samples=1,
             max_new_tokens=..., temperature=..., top_p=..., seed=..., batch=...)`, a list of completions for every row.
+            With `turn="user"` the model writes what a user would ask, behind the row's system prompt.
             Who calls it piece by piece says with `total=` how many completions all calls will make, for the progress
             display.
         grade: what a task's grader says of a completion: `grade(task, completion.text, row)`, where the options name

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..contracts import Completion, Row
 from ..errors import DataError, ModelError
 from .loops import is_looping
-from .prompts import THINK, Prompt, encode_prompts
+from .prompts import THINK, Prompt, encode_openings, encode_prompts, token_of_end
 from .sampling import Sampling, context_length, end_tokens, seed_of, until_end
 from .transformers_writer import TransformersWriter
 from .writer import Writer, limits_of
@@ -274,6 +274,7 @@ def complete_rows(
     top_p: float = 1.0,
     seed: int = 0,
     batch: int = 32,
+    turn: Literal["assistant", "user"] = "assistant",
     writer: Writer | None = None,
     report: Report | None = None,
 ) -> list[list[Completion]]:
@@ -281,22 +282,31 @@ def complete_rows(
 
     Args:
         batch: completions written together.
+        turn: whose words are written: the assistant's, after the row's prompt; or the user's, in place of it.
 
     Raises:
         DataError: a row has no prompt, or one that does not fit into the model's context.
         ModelError: out of memory; the chat template is broken.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p)
-    prompts = [prompt for prompt in encode_prompts(rows, tokenizer) for _ in range(samples)]
+    generator = Generator(model, tokenizer, sampling, writer)
+    if turn == "user":
+        openings = encode_openings(rows, tokenizer)
+        asked, behind = [prompt for prompt, _ in openings], [text for _, text in openings]
+        ends = {token_of_end(tokenizer, text) for text in set(behind)}
+        generator.ends |= {token for token in ends if token is not None}
+    else:
+        asked, behind = encode_prompts(rows, tokenizer), [""] * len(rows)
+    prompts = [prompt for prompt in asked for _ in range(samples)]
     batches, _ = plan_batches(prompts, batch, sampling, context_length(model))
-    found: dict[int, Any] = {}
+    found: dict[int, Completion] = {}
 
     def tell(done: int, tokens_per_s: float) -> None:
         assert report is not None
         report(done, pace_of(tokens_per_s))
 
     for done, completions, _ in complete_all(
-        Generator(model, tokenizer, sampling, writer),
+        generator,
         prompts,
         batches,
         seed,
@@ -304,4 +314,14 @@ def complete_rows(
         at_once=len(prompts),
     ):
         found.update(zip(done.indices, completions, strict=True))
-    return [[found[index] for index in range(start, start + samples)] for start in range(0, len(prompts), samples)]
+    return [
+        [_before(text, found[index]) for index in range(place * samples, (place + 1) * samples)]
+        for place, text in enumerate(behind)
+    ]
+
+
+def _before(behind: str, completion: Completion) -> Completion:
+    """A completion up to where the model goes on with the words that the template has behind the turn."""
+    mark = next(iter(behind.strip().splitlines()), "")
+    text, found, _ = completion.text.partition(mark) if mark else (completion.text, "", "")
+    return replace(completion, text=text, ended=True) if found else completion

@@ -37,6 +37,9 @@ Place = Callable[[int], str]
 
 THINK = "<think>"
 
+ASKED = "\ue000"
+"""What stands for the user's words where a prompt ends before them: a character that no template has."""
+
 OWN_SETTINGS = {"tokenize", "add_generation_prompt", "continue_final_message", "return_dict", "chat_template"}
 """Settings of a template that are not a row's to choose."""
 
@@ -82,6 +85,48 @@ def encode_prompts(
         if not ids:
             raise _empty(place(index))
     return [Prompt(text, tuple(ids)) for text, ids in zip(texts, tokens, strict=True)]
+
+
+def encode_openings(rows: Sequence[Row], tokenizer: Tokenizer, place: Place = numbered) -> list[tuple[Prompt, str]]:
+    """Prompts that end where the user begins to speak, behind the row's system prompt if it has one.
+
+    A model that was trained on the template goes on with what a user would ask (Magpie, arXiv 2406.08464, section 2).
+
+    Returns:
+        each with what the template puts behind the user's words.
+
+    Raises:
+        DataError, ModelError: see `encode_prompts`; there is no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "The tokenizer has no chat template, which would tell the model where a user speaks.",
+            hint="Take prompts from a file, or a model that was trained to chat.",
+        )
+    found = []
+    for index, row in enumerate(rows):
+        text, _, behind = _text({**row, "prompt": ASKED}, tokenizer, True, place(index)).rpartition(ASKED)
+        found.append((text, behind))
+    tokens = [ids or _start(tokenizer) for ids in _encode(tokenizer, [text for text, _ in found], special=False)]
+    return [(Prompt(text, tuple(ids)), behind) for (text, behind), ids in zip(found, tokens, strict=True)]
+
+
+def _start(tokenizer: Tokenizer) -> list[int]:
+    """What a text begins with, where a template has nothing before a user's words."""
+    [start] = _encode(tokenizer, [""], special=True)
+    found = start or [ids for ids in (tokenizer.bos_token_id, tokenizer.eos_token_id) if isinstance(ids, int)][:1]
+    if not found:
+        raise DataError(
+            "The chat template has nothing before a user's words, and the tokenizer no start token.",
+            hint="Take prompts from a file, or a model that was trained to chat.",
+        )
+    return found
+
+
+def token_of_end(tokenizer: Tokenizer, behind: str) -> int | None:
+    """The token that ends the user's turn, where what the template puts behind it begins with a special one."""
+    first = next(iter(_encode(tokenizer, [behind.lstrip()], special=False)[0]), None)
+    return first if first in tokenizer.all_special_ids or first in tokenizer.added_tokens_decoder else None
 
 
 def encode_examples(

@@ -134,6 +134,11 @@ def test_what_is_kept_and_what_is_told(registry: Registry, tmp_path: Path, caplo
     assert [row["completion"].partition(" ")[0] for row in rows] == ["0/0", "0/1", "0/1"]
     assert all(set(row) == {"prompt", "completion", "answer", "place"} for row in rows)
 
+    (tmp_path / "silent").mkdir()
+    made = source(registry, limit=2, keep=[], batch=6)
+    silent = Writer(lambda place, c: Completion(" ", (1,), True, 96) if place == (0, 0) else c)
+    assert made.produce(tmp_path / "silent", silent.loaded(), "train", 0)["dropped"] == {"empty": 1}
+
     made = source(registry, limit=2, keep=["not-looping"], batch=6)
     made.folder = tmp_path / "all"
     made.folder.mkdir()
@@ -157,7 +162,7 @@ def test_nothing_kept_is_an_error_that_says_why(registry: Registry, tmp_path: Pa
 
 
 def test_a_conversation_gets_one_more_turn() -> None:
-    from rqat_traces import trace
+    from rqat_traces.answers import trace
 
     user, old = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "old"}
     for turns in ([user], [user, old]):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rqat.overlap import WORDS, Problems, words
+from rqat.contracts import Row
+from rqat.overlap import WORDS, Problems, overlaps_written, words
 from rqat.plan import build_plan
 from rqat.preflight import read_data
 from rqat.recipe import load_recipe
@@ -79,3 +82,32 @@ def test_the_data_of_a_plan_is_compared(tmp_path: Path) -> None:
     assert told("train.0.steps=1", "train.0.batch=4") == []
     assert told("evaluate=[arith]") == []
     assert told("train.0.data=arith", "evaluate=[arith]") == []  # whose problems are made by the same rules
+
+
+def test_rows_that_the_model_has_written_are_compared_when_they_are_there(tmp_path: Path) -> None:
+    registry = Registry.discover()
+    (tmp_path / "math.jsonl").write_text("".join(f'{{"problem": "{text}", "answer": "1"}}\n' for text in (HENS, SUM)))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "name: mine\nmodel: builtin:tiny-reasoner\nscheme: w2g32\nquantize: rtn\n"
+        "train:\n  - {objective: kd, data: {source: traces, prompts: {source: magpie, n: 3}}, steps: 5, batch: 6}\n"
+        f"evaluate: [{{task: math500, data: {tmp_path / 'math.jsonl'}}}]\n"
+    )
+    plan = build_plan(load_recipe(recipe, ()), registry)
+    assert [str(found) for found in read_data(plan, registry) if "overlap" in found.text] == []
+    [training] = (step for step in plan.steps if "objective" in step.parts)
+
+    class Written:
+        """What the model remembered of a problem."""
+
+        def rows(self, split: str, seed: int) -> Iterator[Row]:
+            yield {"prompt": HENS, "completion": "6", "place": "traces.jsonl:1"}
+            yield {"prompt": "Why?", "completion": "So."}
+
+    def told(source: Any) -> list[str]:
+        make = lambda use: registry.make(use.card, use.options)  # noqa: E731
+        return [found.text for found in overlaps_written(plan, make, training, source)]
+
+    [text] = told(Written())
+    assert "1 of 2 rows overlap with problems of the task 'math500' (1 word for word, 0 by 13 words" in text
+    assert "traces.jsonl:1" in text

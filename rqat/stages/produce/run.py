@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...contracts import Completion, LoadedModel, Row, Source, Task, Verdict
 from ...errors import PluginError
@@ -64,6 +64,7 @@ def loaded(
         top_p: float = 1.0,
         seed: int = 0,
         batch: int = ROWS_AT_ONCE,
+        turn: Literal["assistant", "user"] = "assistant",
         total: int | None = None,
     ) -> list[list[Completion]]:
         nonlocal done
@@ -79,6 +80,7 @@ def loaded(
                 top_p=top_p,
                 seed=seed,
                 batch=batch,
+                turn=turn,
                 writer=writer,
                 report=report,
             )
@@ -109,12 +111,16 @@ def loaded(
 def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
     """What is wrong with the sources that a source is made of: whether they can be read, and have rows; what it says.
 
+    Nothing, where the model writes those first, in a step of their own.
+
     Raises:
         RqatError: they cannot be read.
     """
     keys, use = step.settings, step.parts["source"]
     assert isinstance(keys, ProduceSettings)
     assert look.parts is not None
+    if any(inner.card.model for part, _ in use.sources for inner in part.all()):
+        return
     for part, _ in use.sources:
         inner: Source = look.parts.make(part)
         if next(iter(inner.rows(keys.split, keys.seed)), None) is None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...batches import split_batch
 from ...job import Job, log
+from ...overlap import overlaps_written
 from ...processes import Processes
 from ...stage import READ_AHEAD, Finding, Look, Step
 from ...storage import read_json, read_json_lines
@@ -152,8 +153,12 @@ def _train(
     with quiet_training():
         set_seed(keys.seed)
         max_tokens = min(keys.max_tokens, context_length(start.model))
+        source = job.make(step, "source")
+        if processes.leads:
+            for found in overlaps_written(job.plan, job.built, step, source):
+                log.warning("%s %s", found.text, found.hint)
         rows = prepare_rows(
-            job.make(step, "source").rows(keys.data.split, keys.data.seed),
+            source.rows(keys.data.split, keys.data.seed),
             start.tokenizer,
             steps=keys.steps,
             batch=keys.batch,

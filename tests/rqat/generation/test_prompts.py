@@ -16,7 +16,8 @@ from rqat.cli.app import build
 from rqat.contracts import Row
 from rqat.errors import DataError, ModelError
 from rqat.evals.harness import run_task
-from rqat.generation.prompts import encode_examples, encode_prompts, prompt_hash
+from rqat.generation.complete import complete_rows
+from rqat.generation.prompts import encode_examples, encode_openings, encode_prompts, prompt_hash, token_of_end
 from rqat.generation.transformers_writer import TransformersWriter
 from rqat.keys import ModelKeys
 from rqat.model.load import load_model
@@ -324,3 +325,51 @@ def test_a_cut_off_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert full.exit_code == 0
     assert full.stdout.strip()
     assert "Cut off" not in full.stderr
+
+
+# --------------------------------------------------------------------------------------------- the user's turn
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "opened", "behind"),
+    [
+        (PLAIN, {}, "[", "]>"),
+        (ROLES, {"system": "be brief"}, "s:be brief;u:", ";a:"),
+        (f"be brief;{ROLES}", {"prompt": "not asked"}, "be brief;u:", ";a:"),
+        (THINKING, {"template": {"enable_thinking": False}}, "[", "]<think></think>"),
+        ("{{ messages[-1]['content'] }}", {}, "", ""),
+    ],
+)
+def test_a_prompt_that_ends_where_the_user_speaks(template: str, row: Row, opened: str, behind: str) -> None:
+    tokenizer = templated(template)
+    [(prompt, after)] = encode_openings([row], tokenizer)
+    assert (prompt.text, after) == (opened, behind)
+    start = tokenizer(opened, add_special_tokens=False)["input_ids"]
+    assert list(prompt.tokens) == (start or [tokenizer.bos_token_id or tokenizer.eos_token_id])
+
+
+def test_without_a_template_nobody_knows_where_a_user_speaks() -> None:
+    with pytest.raises(DataError, match="has no chat template"):
+        encode_openings([{}], tiny_tokenizer())
+
+
+def test_a_users_words_end_before_what_the_template_puts_behind_them() -> None:
+    tokenizer = templated("[{{ messages[-1]['content'] }}]" + tiny_tokenizer().eos_token)
+    assert token_of_end(tokenizer, tokenizer.eos_token) == tokenizer.eos_token_id
+    assert token_of_end(tokenizer, "]") is None
+
+    class Scripted:
+        """Writes one text, whatever it is asked."""
+
+        at_once = 0
+
+        def write(self, prompts: Any, *args: Any, **settings: Any) -> list[Any]:
+            from rqat.generation.writer import Written
+
+            return [Written(tokenizer("why?] because", add_special_tokens=False)["input_ids"]) for _ in prompts]
+
+    model = tiny_model()
+    [[asked]] = complete_rows(model, tokenizer, [{}], max_new_tokens=32, turn="user", writer=Scripted())  # type: ignore[arg-type]
+    assert (asked.text, asked.ended) == ("why?", True)
+    [[said]] = complete_rows(model, tokenizer, [{"prompt": "why?"}], max_new_tokens=32, writer=Scripted())  # type: ignore[arg-type]
+    assert (said.text, said.ended) == ("why?] because", False)
