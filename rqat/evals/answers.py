@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .notation import closing_brace, unwrapped
+from .notation import unwrapped
+from .pieces import AND, CLOSE, OPEN, RELATION, joined_by, pieces, restricted, split
 
 DEEPEST = 12
 """Nested brackets; an answer with more is read as one value."""
@@ -68,6 +68,8 @@ class Equation:
     @property
     def names(self) -> bool:
         """Whether its left side only says what the right side is: a letter, `f(x)`, `AB`, `\\angle ABC`, `|AB|`."""
+        if _FUNCTION.search(self.left):
+            return False
         plain = _SUBSCRIPT.sub("", unwrapped(self.left)).replace("'", "")
         plain = re.sub(
             r"\\(?:angle|triangle|overline|measuredangle|operatorname|mathbb|max|min|theta|lambda|[A-Za-z]+)",
@@ -85,27 +87,29 @@ class Equation:
         left = re.sub(r"\s+", "", self.left)
         if self.names:
             return True
-        solves = re.fullmatch(r"[+-]?[\d./]*\\?[A-Za-z]+(?:\^.*)?(?:[+-][\d./]+)?|\\frac\{.*\}\{.*\}", left)
+        solves = _SOLVES.fullmatch(left)
         zero = isinstance(self.right, One) and self.right.text.strip() == "0" and re.search(r"[A-Za-z]", left)
         return not solves and not zero
 
 
 Answer = One | Many | Grid | Equation
 
-_SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|[A-Za-z0-9])")
-_AND = re.compile(
-    r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:land|lor|wedge|vee)(?![A-Za-z])"
+_FUNCTION = re.compile(r"\\(?:sqrt|ln|log|exp)(?![A-Za-z])")
+_SOLVES = re.compile(
+    r"[+-]?[\d./]*\\?[A-Za-z]+(?:\^(?!.*\\frac).*)?(?:[+-][\d./]+)?|\\frac\{.*\}\{.*\}|[A-Za-z]/[\d.]+|[A-Za-z]!+"
+    r"|[\d.]*\\(?:sqrt(?:\[\d+\])?|ln|exp|log(?:_(?:\{\d+\}|\d))?)[({]*[A-Za-z](?:[+-][\d.]+)?[)}]*"
 )
+"""Left sides that ask for their letter: a multiple, a power, a root or a logarithm of it."""
+
+_SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|[A-Za-z0-9])")
 _THOUSANDS = re.compile(r"[+-]?\s*[^\w\s]?(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3})(?:\.\d+)?(?![\d,])")
 _MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|smallmatrix|array)\}\s*(?:\{[^{}]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
 _BLOCK = re.compile(r"\\(?:begin|end)\s*\{(?:cases|aligned|align\*?|gathered|split|equation\*?)\}")
-_RELATION = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>")
 _NAME = re.compile(r"\|?\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?)\s*\|?")
 _BUILDER = re.compile(
     r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{R\}\s*)?(?:\\mid(?![A-Za-z])|\\colon(?![A-Za-z])|:|\|)\s*([^:|]*)\\\}"
 )
-_OPEN, _CLOSE = "([{", ")]}"
-_INFINITY = One(r"\infty")
+_INFINITY, _BELOW_ALL = One(r"\infty"), One(r"-\infty")
 
 
 def read(text: str, depth: int = 0) -> Answer:
@@ -122,51 +126,6 @@ def read(text: str, depth: int = 0) -> Answer:
         if found is not None:
             return found
     return One(text)
-
-
-def pieces(text: str, separators: str = ",;") -> list[str]:
-    """What stands between separators and the words "and", "or", outside all brackets."""
-    words = {found.start(): found.end() for found in _AND.finditer(text)} if "," in separators else {}
-    found, begin, position = [], 0, 0
-    for position, level in _levels(text):
-        if position < begin or level:
-            continue
-        if position in words:
-            found.append(text[begin:position])
-            begin = words[position]
-        elif text[position] in separators and text[position - 1 : position] != "\\":
-            found.append(text[begin:position])
-            begin = position + 1
-    found.append(text[begin:])
-    return [piece.strip() for piece in found if piece.strip()]
-
-
-def _levels(text: str) -> Iterator[tuple[int, int]]:
-    """Every position with the number of brackets that are open there; an environment is a bracket as well."""
-    level, position = 0, 0
-    while position < len(text):
-        if text.startswith(r"\begin", position):
-            level += 1
-        if text.startswith(r"\end", position):
-            level -= 1
-        step = 1
-        if text[position] == "\\" and position + 1 < len(text):
-            name = re.match(r"\\(langle|lfloor|lceil|rangle|rfloor|rceil)(?![A-Za-z])", text[position:])
-            bracket = text[position + 1]
-            if name:
-                level += 1 if name[1][0] == "l" else -1
-                step = len(name[0])
-            elif bracket in "{}":
-                level += 1 if bracket == "{" else -1
-                step = 2
-            elif not bracket.isalpha():
-                step = 2
-        elif text[position] in _OPEN:
-            level += 1
-        elif text[position] in _CLOSE:
-            level -= 1
-        yield position, max(level, 0) if text[position] not in _OPEN else 1
-        position += step
 
 
 def _grid(text: str, depth: int) -> Grid | None:
@@ -191,7 +150,7 @@ def _open_interval(text: str, depth: int) -> Many | None:
 
 
 def _list(text: str, depth: int) -> Answer | None:
-    if _THOUSANDS.match(text) and not _AND.search(text) and ";" not in text and ", " not in text:
+    if _THOUSANDS.match(text) and not AND.search(text) and ";" not in text and ", " not in text:
         return None
     parts = pieces(text)
     if len(parts) < 2:
@@ -212,13 +171,25 @@ def _list(text: str, depth: int) -> Answer | None:
     if (
         all(isinstance(item, Many) and (item.is_interval or item.kind == "union") for item in flat)
         and re.search(r"\\text\s*\{\s*or|(?<![A-Za-z])or(?![A-Za-z])|\\lor|\\vee", text)
-        and _RELATION.search(text)
+        and RELATION.search(text)
     ):
         parted: list[Answer] = []
         for item in flat:
             parted += item.items if isinstance(item, Many) and item.kind == "union" else [item]
         return Many("union", tuple(parted))
+    if joined_by(text) == "and" and len(restricted(text)) == 1 and (both := _both_ends(flat)):
+        return both
     return Many("list", tuple(flat))
+
+
+def _both_ends(conditions: list[Answer]) -> Many | None:
+    """`x > 1 and x < 5` as the interval that both describe together."""
+    rows = [each for each in conditions if isinstance(each, Many) and each.is_interval]
+    low = [row for row in rows if row.items[1] == _INFINITY]
+    high = [row for row in rows if row.items[0] == _BELOW_ALL]
+    if not len(conditions) == len(rows) == 2 or not len(low) == len(high) == 1 or low == high:
+        return None
+    return Many("row", (low[0].items[0], high[0].items[1]), low[0].brackets[0] + high[0].brackets[1])
 
 
 def _member(text: str, depth: int) -> Answer | None:
@@ -230,7 +201,7 @@ def _member(text: str, depth: int) -> Answer | None:
 
 
 def _equation(text: str, depth: int) -> Equation | None:
-    parts = _split(text, re.compile(r"(?<![<>!:=\\])=(?!=)"))
+    parts = split(text, re.compile(r"(?<![<>!:=\\])=(?!=)"))
     if len(parts) < 2 or not all(parts):
         return None
     first, last = parts[0], parts[-1]
@@ -243,7 +214,7 @@ def _equation(text: str, depth: int) -> Equation | None:
 
 
 def _union(text: str, depth: int) -> Many | None:
-    parts = _split(text, re.compile(r"\\cup(?![A-Za-z])|(?<=[\])]) *U *(?=[\[(])"))
+    parts = split(text, re.compile(r"\\cup(?![A-Za-z])|(?<=[\])]) *U *(?=[\[(])"))
     if len(parts) < 2:
         return None
     items = [read(part, depth + 1) for part in parts]
@@ -261,8 +232,8 @@ def _range(text: str, depth: int) -> Many | None:
             below = Many("row", (One(r"-\infty"), holes[0]), "()")
             return Many("union", (below, Many("row", (holes[0], _INFINITY), "()")))
         return None
-    signs = [found[0] for found in _RELATION.finditer(text)]
-    sides = _split(text, _RELATION)
+    signs = [found[0] for found in RELATION.finditer(text)]
+    sides = split(text, RELATION)
     if not 1 <= len(signs) <= 2 or len(sides) != len(signs) + 1 or not all(sides):
         return None
     names = [
@@ -332,7 +303,7 @@ def _whole(text: str, skip: int) -> bool:
                 return position + 1 == last
             position += 2
             continue
-        depth += (text[position] in _OPEN) - (text[position] in _CLOSE)
+        depth += (text[position] in OPEN) - (text[position] in CLOSE)
         if depth == 0:
             return position == last
         position += 1
@@ -346,17 +317,3 @@ def _both_signs(text: str, depth: int) -> Many | None:
     other = text.replace(r"\mp", "∓")
     values = [other.replace("±", sign).replace("∓", turned) for sign, turned in (("+", "-"), ("-", "+"))]
     return Many("list", tuple(read(re.sub(r"^\+\s*", "", value), depth + 1) for value in values))
-
-
-def _split(text: str, pattern: re.Pattern[str]) -> list[str]:
-    """Parts between matches of a pattern outside all brackets."""
-    free = {position for position, level in _levels(text) if level == 0}
-    found, begin = [], 0
-    for match in pattern.finditer(text):
-        if match.start() in free and match.start() >= begin:
-            found.append(text[begin : match.start()].strip())
-            begin = match.end()
-    return [*found, text[begin:].strip()]
-
-
-__all__ = ["Answer", "Equation", "Grid", "Many", "One", "closing_brace", "pieces", "read"]

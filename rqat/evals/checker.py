@@ -16,12 +16,15 @@ import random
 import re
 import signal
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 MEMORY_BYTES = 4 << 30
 """Address space of this process; an expression that needs more ends it, and counts as unverifiable."""
 
 DIGITS = 50
+MANY_DIGITS = 400
+"""Of numbers without letters that agree in the first ones."""
+
 POINTS = 8
 """At which expressions with letters are evaluated."""
 
@@ -94,16 +97,31 @@ def compare(gold: str, answer: str, kind: str) -> str:
     return "correct" if agreed else "wrong"
 
 
-def tolerance(gold: str, answer: str) -> float:
-    """What a decimal of six digits or more may differ by from a value that no decimal is equal to; else 0."""
+class Step(NamedTuple):
+    """What the last digit of a decimal counts, which may stand for a value that no decimal is equal to.
+
+    Attributes:
+        size: 0 where neither answer is such a decimal.
+        of_gold: whether it is the right answer that is one.
+    """
+
+    size: float = 0.0
+    of_gold: bool = False
+
+
+EXACT = Step()
+
+
+def tolerance(gold: str, answer: str) -> Step:
+    """Of a decimal of six digits or more."""
     for text in (gold, answer):
         found = re.fullmatch(r"\s*[+-]?\s*(\d*)\.(\d+)\s*", text)
         if found and len((found[1] + found[2]).lstrip("0")) >= 6:
-            return 10.0 ** -len(found[2])
-    return 0.0
+            return Step(10.0 ** -len(found[2]), text is gold)
+    return EXACT
 
 
-def same_values(right: Any, found: Any, kind: str, allowed: float) -> bool | None:
+def same_values(right: Any, found: Any, kind: str, allowed: Step) -> bool | None:
     """Whether two expressions have the same value wherever both have one; None where that cannot be told.
 
     Of an equation's differences, whether one is a multiple of the other.
@@ -127,7 +145,7 @@ def exact(expression: Any) -> Any:
     return expression.xreplace({each: sympy.Rational(str(each)) for each in expression.atoms(sympy.Float)})
 
 
-def values_agree(both: list[Any], names: list[str], kind: str, allowed: float, fixed: dict[str, Any]) -> bool | None:
+def values_agree(both: list[Any], names: list[str], kind: str, allowed: Step, fixed: dict[str, Any]) -> bool | None:
     """At random points, the same for letters of the same name."""
     import sympy
 
@@ -146,21 +164,21 @@ def values_agree(both: list[Any], names: list[str], kind: str, allowed: float, f
             if right == 0 or found == 0:
                 continue
             ratios.append(found / right)
-            if not close(ratios[0], ratios[-1], 0.0):
+            if not close(ratios[0], ratios[-1], EXACT):
                 return False
-        elif not close(right, found, allowed):
+        elif not close(right, found, allowed) or (not names and not allowed.size and far_apart(both, point)):
             return False
         agreeing += 1
     return True if agreeing >= (ENOUGH if names else 1) else None
 
 
-def value_at(expression: Any, point: dict[str, Any]) -> Any:
+def value_at(expression: Any, point: dict[str, Any], digits: int = DIGITS) -> Any:
     """A number, or None where the expression has none there."""
     import sympy
 
     replaced = {symbol: point[symbol.name] for symbol in expression.free_symbols}
     try:
-        value = expression.subs(replaced).evalf(DIGITS)
+        value = expression.subs(replaced).evalf(digits)
     except (ArithmeticError, ValueError, TypeError, AttributeError, RecursionError, NotImplementedError):
         return None
     if value in (sympy.oo, -sympy.oo):
@@ -173,15 +191,33 @@ def _plain(value: Any) -> bool:
     return bool(real.is_Number and imaginary.is_Number)
 
 
-def close(right: Any, found: Any, allowed: float) -> bool:
-    """Equal to 40 digits, or by less than `allowed`."""
+def far_apart(both: list[Any], point: dict[str, Any]) -> bool:
+    """Whether more digits tell two numbers apart that agree in the first 40: `10^{60}+1` and `10^{60}`."""
+    import sympy
+
+    if any(each.has(sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit) for each in both):
+        return False  # such take their time, and are not given to so many digits
+    right, found = (value_at(each, point, MANY_DIGITS) for each in both)
+    if right is None or found is None or not (right.is_finite and found.is_finite) or right == 0:
+        return False
+    return bool(abs(right - found) > abs(right) * sympy.Float(f"1e-{MANY_DIGITS - 10}"))
+
+
+def close(right: Any, found: Any, allowed: Step) -> bool:
+    """Equal to 40 digits, or one the other rounded or cut off behind the digit of `allowed`."""
     import sympy
 
     if right in (sympy.oo, -sympy.oo) or found in (sympy.oo, -sympy.oo):
         return bool(right == found)
     if right == 0:  # what is left of two terms that cancel out has no digits that count
         return bool(found == 0 or getattr(found, "_prec", DIGITS) < 10)
-    return bool(abs(right - found) <= abs(right) * sympy.Float("1e-40") + sympy.Float(allowed))
+    if abs(right - found) <= abs(right) * sympy.Float("1e-40"):
+        return True
+    if not allowed.size or not (right.is_real and found.is_real):
+        return False
+    decimal, value = (right, found) if allowed.of_gold else (found, right)
+    beyond = abs(value) - abs(decimal)
+    return bool(decimal * value > 0 and -allowed.size / 2 <= beyond < allowed.size)
 
 
 def _alarm(number: int, frame: Any) -> None:

@@ -15,7 +15,10 @@ from .answers import Answer, Equation, Grid, Many, One, read
 from .bases import in_bases, same_ratio
 from .finding import SAME, Finding
 from .notation import balanced, cleaned, compact, unwrapped
-from .quantities import Quantity, Unit, joined, number, number_word, quantity, same_number
+from .number_words import number_word
+from .pieces import contradict
+from .quantities import Quantity, joined, number, quantity, same_number
+from .units import Unit
 from .words import ALL_REAL, NOTHING, choice, same_words, told_number, words_of
 
 MOST_CHARACTERS = 1000
@@ -53,10 +56,13 @@ def same(found: str, right: str, compute: Compute) -> Finding:
         return Finding("wrong", "brackets do not match")
     if (letter := choice(left, gold)) is not None:
         return letter
+    left, gold = (text if (said := number_word(unwrapped(text))) is None else str(said) for text in (left, gold))
     if _decimal_comma(left, gold):
         return Finding("correct", "equal, with a decimal comma")
     if number(gold) is not None and (told := told_number(left)) is not None:
         left = told
+    if contradict(left, gold):
+        return Finding("wrong", "'and' in place of 'or', or another letter")
     return _Comparison(compute, left, gold).compare(read(left), read(gold))
 
 
@@ -163,6 +169,9 @@ class _Comparison:
             return self._in_order(found.items, right.items)
         if kinds <= {"list", "set"} or kinds == {"union"}:
             return self._in_any_order(found, right)
+        parts = found if found.kind == "list" else right
+        if kinds == {"list", "union"} and all(isinstance(item, Many) and item.is_interval for item in parts.items):
+            return self._in_any_order(found, right)
         if kinds == {"list", "row"}:
             row = found if found.kind == "row" else right
             if row.brackets not in ("()", "<>") and len(row.items) == 2:
@@ -194,9 +203,16 @@ class _Comparison:
             )
         ):
             return SAME
+        if many.kind == "set" and len(many.items) == 1 and NOTHING.fullmatch(unwrapped(_text(many.items[0])).strip()):
+            return Finding("wrong", "the empty set is not a set that holds it")
         if many.kind in ("list", "set") and len(many.items) == 1:
             return self.compare(*((one, many.items[0]) if one is found else (many.items[0], one)))
         if many is found and many.kind == "list":  # `x = 1.5 or 3/2` says one thing twice
+            # Not `5, 5`, which is two answers, and not `x = 5, y = 5`.
+            texts = {compact(_text(item)) for item in many.items}
+            names = {item.left for item in many.items if isinstance(item, Equation)}
+            if len(texts) < len(many.items) or len(names) > 1:
+                return Finding("wrong", "several values and one")
             for item in many.items:
                 if self.compare(item, one).verdict != "correct":
                     return Finding("wrong", "several values and one")
@@ -210,7 +226,7 @@ class _Comparison:
             return Finding("wrong", f"{len(found)} members in place of {len(right)}")
         worst = SAME
         for place, (one, other) in enumerate(zip(found, right, strict=True), 1):
-            verdict, reason = self.compare(one, other)
+            verdict, reason = self._members(one, other)
             if verdict == "wrong":
                 return Finding("wrong", f"member {place}: {reason}")
             if verdict == "unverifiable":
@@ -230,7 +246,7 @@ class _Comparison:
         for one in left:
             found_at = None
             for place, other in enumerate(gold):
-                verdict, reason = self.compare(one, other)
+                verdict, reason = self._members(one, other)
                 if verdict == "correct":
                     found_at = place
                     break
@@ -240,6 +256,11 @@ class _Comparison:
                 return worst if worst is not SAME else Finding("wrong", f"{_text(one)} is not among the right ones")
             gold.pop(found_at)
         return SAME
+
+    def _members(self, one: Answer, other: Answer) -> Finding:
+        """Of two members of something: there a set is not the one value that it holds."""
+        are_sets = [isinstance(each, Many) and each.kind == "set" for each in (one, other)]
+        return Finding("wrong", "a set and a value") if are_sets[0] != are_sets[1] else self.compare(one, other)
 
     def _distinct(self, items: list[Answer]) -> list[Answer]:
         kept: dict[str, Answer] = {}
@@ -255,6 +276,8 @@ class _Comparison:
             return SAME
         if (based := in_bases(found, right)) is not None:
             return based
+        if bool(re.search(r"\d_", found)) != bool(re.search(r"\d_", right)):
+            return Finding("wrong", "a subscript behind a number")
         left, gold = quantity(found), quantity(right, right=True)
         if left.unit and left.unit.known and gold.unit is None and (read_as := quantity(right)).unit:
             gold = read_as  # `5 m`, where the found answer has metres or feet as well
@@ -271,6 +294,8 @@ class _Comparison:
             if side.unit and side.unit.dimension == "angle" and not other.unit and r"\pi" in other.body:
                 turned = f"({side.body})\\cdot\\frac{{\\pi}}{{180}}"
                 return self._computed(*((gold.body, turned) if side is left else (turned, left.body)), "value")
+        if (left.percent and gold.unit) or (gold.percent and left.unit):
+            return Finding("wrong", "a percentage and a quantity")
         percents = self._percents(left, gold)
         if percents is not None:
             return percents
@@ -312,6 +337,8 @@ class _Comparison:
     def _computed(self, right: str, found: str, kind: str) -> Finding:
         if max(len(right), len(found)) > MOST_CHARACTERS:
             return Finding("wrong", "different, and too long to be computed")
+        if right.count("'") != found.count("'"):
+            return Finding("wrong", "different numbers of primes")
         if kind != "any":
             right, found = (
                 re.sub(r"(\d+(?:\.\d+)?)\s*°", r"(\1\\cdot\\frac{\\pi}{180})", unwrapped(text))
@@ -325,7 +352,8 @@ class _Comparison:
 
 
 def _name(left: str) -> str:
-    return re.sub(r"\([^()]*\)$", "", compact(left)) or compact(left)
+    """`f` of `f(x)`; what stands for a value or an event is part of the name, as in `f(2)` and `P(A)`."""
+    return re.sub(r"\([a-z]\)$", "", compact(left)) or compact(left)
 
 
 def _has_letters(answer: Answer) -> bool:
@@ -363,6 +391,7 @@ def _refuses(left: Unit, gold: Unit) -> Finding | None:
         return None
     words = [set(unit.dimension.split()) for unit in (left, gold)]
     more = words[0] ^ words[1]
-    if not (left.known or gold.known or more & {"square", "cubic"}) and (words[0] <= words[1] or words[1] <= words[0]):
+    powers = any("^" in word for word in more)  # `apples` and `apples per day`, `units` and `square units`
+    if not (left.known or gold.known or powers) and (words[0] <= words[1] or words[1] <= words[0]):
         return None
     return Finding("wrong", f"units differ: {left.dimension} and {gold.dimension}")

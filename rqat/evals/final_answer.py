@@ -39,6 +39,30 @@ _CONCLUDES = re.compile(
     r"(?:^|[.!?$)\]:]\s+|\n\s*)(therefore|thus|hence|so|consequently|in conclusion|in total|altogether|finally)\b",
     re.IGNORECASE,
 )
+_TAKEN_BACK = re.compile(
+    r"(?:\b(?:not|never|cannot|neither|nor|than|instead\s+of)|n't)\b[^.,;:]{0,12}$|(?:[<>]|\bmod(?:ulo)?)\s*$|\bbetween\s+[^.,;:]{1,12}\s+and\s+$",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"\b(?:not|wrong|incorrect)\b|n't\b")
+_QUANTITY = re.compile(
+    r"(?<![A-Za-z0-9])[$€£]?[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s+\d+/\d+)?(?:\s*(?:%|percent))?"
+)
+_CHAINS = (
+    re.compile(r"[({\[<][^(){}\[\]<>]*[,;]\s*$"),  # `(3, 4)`
+    re.compile(
+        r"\d[\d.,]*(?:(?:\s+[A-Za-z]+){0,2}(?:\s*,)?\s+(?:and|or)|\s+(?:to|out\s+of))\s+(?:[A-Za-z]\s*=\s*)?$"
+    ),  # `2 hours and 30`
+    re.compile(r"\d[\d.]*\s*,\s*$|\d+\s*:\s*$"),
+    re.compile(r"(?:[\w.()^{}\\]+\s*(?:[-+/^_×·]|(?<!\*)\*(?!\*))\s*)+$"),  # `x^2 + 1`
+)
+"""What stands before a number that is only the last part of an answer."""
+
+_BEHIND = re.compile(
+    r"(?:[A-Za-z°²³^!]|\*(?!\*))\S*(?<![.,])|\s*(?:tens|hundred|thousand|million|billion|trillion|dozen|lakh|crore|hal(?:f|ves)|third|fourth"
+    r"|quarter|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?\b"
+)
+"""What makes another number of the one it stands behind, or may."""
+
 _HOPE = re.compile(r"\.?\s*I hope\b.*", re.DOTALL)
 
 
@@ -158,7 +182,9 @@ def _short(text: str) -> Found | None:
     text = text.strip()
     # A formula may be set in several lines.
     lines = "\n" not in text or len(_words(re.sub(r"\\[A-Za-z]+(?:\{[a-z*]+\})?", " ", text))) < 3
-    return Found(_of_sentence(text), len(text)) if text and len(text) <= SHORT and lines else None
+    if not text or len(text) > SHORT or not lines:
+        return None
+    return Found(_of_sentence(text, is_sentence=_CONCLUDES.match(text) is not None), len(text))
 
 
 def _conclusion(text: str) -> Found | None:
@@ -198,14 +224,21 @@ def _words(text: str) -> list[str]:
 
 
 def _last_number(text: str) -> str:
-    """The last number with what belongs to it: a fraction, a currency, a percent sign, a unit of one word."""
-    found = list(
-        re.finditer(
-            r"(?<![A-Za-z0-9])[$€£]?[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s+\d+/\d+)?\s*(?:%|percent)?",
-            text,
-        )
-    )
-    return found[-1][0].strip().rstrip(",") if found else text
+    """The last number with what belongs to it: a fraction, a currency, a unit of one word, other members of a list.
+
+    What is said not to be the answer, or to lie beside it, is none: the whole text is judged then.
+    """
+    found = list(_QUANTITY.finditer(text))
+    if not found:
+        return text
+    before, after = text[: found[-1].start()], text[found[-1].end() :]
+    if _TAKEN_BACK.search(before) or _DENIED.search(after):
+        return text
+    begin = next((chain.start() for pattern in _CHAINS if (chain := pattern.search(before))), None)
+    behind = _BEHIND.match(after)
+    if begin is not None:
+        return text[begin:].strip().rstrip(".")
+    return (found[-1][0] + (behind[0] if behind else "")).strip().rstrip(",")
 
 
 def _number(text: str) -> Found | None:

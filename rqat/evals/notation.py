@@ -167,6 +167,8 @@ def _latex(text: str) -> str:
     text = re.sub(rf"{_WORD_FONTS}(?![A-Za-z])\s*\{{", r"\\text{", text)
     text = re.sub(r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}", text)
     text = _LETTER_FONTS.sub(r"{\1}", text)
+    text = re.sub(r"\\color\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}(?=\s*\{)", "", text)
+    text = re.sub(r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)(?![A-Za-z]))", _primes, text)
     text = _GAPS.sub(" ", _SIZES.sub(" ", text))
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\[dt]binom", r"\\binom", text)
@@ -198,6 +200,8 @@ def _latex(text: str) -> str:
     text = re.sub(r"\\text\s*\{\s*degrees?\s*\}|(?<=[\d} ])degrees?\b", "°", text)
     text = re.sub(r"\b([ap])\.\s?m\b\.?", lambda found: found[1].upper() + "M", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text)
+    text = re.sub(r"(?<![\\A-Za-z])(log|ln|exp|sin|cos|tan)(?=\s*\()", r"\\\1", text)
+    text = re.sub(r"(?<![\w'])\d{1,3}(?:(?:'|_)\d{3})+(?![\w'])", lambda found: re.sub("['_]", ",", found[0]), text)
     text = re.sub(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])", r"\\infty ", text, flags=re.IGNORECASE)
     text = re.sub(
@@ -213,6 +217,11 @@ def _latex(text: str) -> str:
     return re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text)
 
 
+def _primes(found: re.Match[str]) -> str:
+    """`f^{\\prime\\prime}` as `f''`."""
+    return "'" * (found[1] or found[2]).count("prime")
+
+
 def _stripped(text: str) -> str:
     """Without what stands around an answer."""
     text = text.strip().strip("`").strip()
@@ -222,6 +231,7 @@ def _stripped(text: str) -> str:
             text = text[len(mark) : -len(mark)].strip()
     text = re.sub(r"(?<!\.)\.$|[,;:]$", "", text).rstrip()
     text = _ABOUT.sub("", _NAMED.sub("", _PREFIX.sub("", text)))
+    text = re.sub(r"^(?:minus|negative)\s+(?=[\d.\\¤])", "-", text, flags=re.IGNORECASE)
     found = re.match(r"\\text\s*\{([^{}]*)\}\s*(?=\S)", text)
     if found and (_PREFIX.fullmatch(found[1].strip() + " ") or _ABOUT.fullmatch(found[1].strip())):
         text = text[found.end() :]

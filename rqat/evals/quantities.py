@@ -1,4 +1,4 @@
-"""Numbers and units: the exact value of a number however it is written, and what a unit is worth.
+"""Numbers with their units: the exact value of a number however it is written, and what of an answer is its unit.
 
 A number is a `Fraction`, never a float: `0.1` is a tenth, and `1/2004!` is not `1/2006!`.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from typing import Any
 
 from .notation import DOLLAR, unwrapped
+from .units import SINGLE, Unit, single, unit_of
 
 MOST_DIGITS = 4000
 """Of an integer that is computed with; longer ones are compared as text."""
@@ -108,8 +109,14 @@ def same_number(left: Fraction, right: Fraction, left_text: str, right_text: str
     for value, text, other in ((left, left_text, right), (right, right_text, left)):
         places = decimals(text)
         if places is not None and _endless(other):
-            return abs(value - other) < Fraction(1, 10**places)
+            return is_decimal_of(value, other, Fraction(1, 10**places))
     return False
+
+
+def is_decimal_of(decimal: Any, value: Any, step: Any) -> bool:
+    """Whether a decimal whose last digit counts `step` is a value rounded, or cut off behind that digit."""
+    beyond = abs(value) - abs(decimal)
+    return bool(decimal * value > 0 and -step / 2 <= beyond < step)
 
 
 def _endless(value: Fraction) -> bool:
@@ -120,113 +127,7 @@ def _endless(value: Fraction) -> bool:
     return below > 1
 
 
-@dataclass(frozen=True)
-class Unit:
-    """What stands behind a number.
-
-    Attributes:
-        dimension: what is measured, such as `length`, `length^2` or `length/time`; of words without a meaning here,
-            the words.
-        factor: in the dimension's first unit.
-        known: whether the words have a meaning here.
-    """
-
-    dimension: str
-    factor: Fraction
-    known: bool
-
-
-_SCALES: dict[str, tuple[tuple[str, str], ...]] = {
-    "length": (
-        ("m meter metre", "1"),
-        ("mm millimeter millimetre", "1/1000"),
-        ("cm centimeter centimetre", "1/100"),
-        ("dm decimeter decimetre", "1/10"),
-        ("km kilometer kilometre", "1000"),
-        ("in inch", "0.0254"),
-        ("ft foot feet", "0.3048"),
-        ("yd yard", "0.9144"),
-        ("mi mile", "1609.344"),
-    ),
-    "mass": (
-        ("g gram gm gramme", "1"),
-        ("mg milligram", "1/1000"),
-        ("kg kilogram kilo", "1000"),
-        ("oz ounce", "28.349523125"),
-        ("lb pound", "453.59237"),
-        ("ton", "907184.74"),
-        ("tonne", "1000000"),
-    ),
-    "time": (
-        ("s sec second", "1"),
-        ("ms millisecond", "1/1000"),
-        ("min minute", "60"),
-        ("h hr hour", "3600"),
-        ("day", "86400"),
-        ("week wk", "604800"),
-    ),
-    "years": (("year yr", "1"), ("month mo", "1/12"), ("decade", "10"), ("century centuries", "100")),
-    "volume": (("L l liter litre", "1"), ("mL ml milliliter millilitre", "1/1000"), ("cc", "1/1000")),
-    "gallons": (("gal gallon", "1"), ("qt quart", "1/4"), ("pt pint", "1/8"), ("cup", "1/16")),
-    "dollars": ((f"{DOLLAR} dollar buck usd", "1"), ("¢ cent ct penny pennies", "1/100")),
-    "euros": (("€ euro eur", "1"),),
-    "pounds sterling": (("£ gbp", "1"), ("pence", "1/100")),
-    "yen": (("¥ yen jpy", "1"),),
-    "rupees": (("₹ rs rupee inr", "1"),),
-    "yuan": (("yuan rmb cny", "1"),),
-    "angle": (("°", "1"),),
-    "celsius": (("°C celsius", "1"),),
-    "fahrenheit": (("°F fahrenheit", "1"),),
-    "kelvin": (("kelvin", "1"),),
-    "angle in radians": (("rad radian", "1"),),
-    "newtons": (("N newton", "1"),),
-    "joules": (("J joule", "1"), ("kJ kilojoule", "1000")),
-    "watts": (("W watt", "1"), ("kW kilowatt", "1000")),
-    "volts": (("V volt", "1"),),
-    "ohms": (("ohm", "1"),),
-    "hertz": (("Hz hertz", "1"), ("kHz kilohertz", "1000")),
-    "morning": (("AM a.m. am", "1"),),
-    "afternoon": (("PM p.m. pm", "1"),),
-    "area": (("acre", "1"),),
-    "area in hectares": (("hectare ha", "1"),),
-}
-_SPEEDS = {"mph": ("mi", "h"), "kmph": ("km", "h"), "kph": ("km", "h"), "kmh": ("km", "h"), "fps": ("ft", "s")}
-_SINGLE = frozenset("mgshLlNJWV")
-"""Letters that are units behind a space, of an answer that is compared with a plain number."""
-
-_NO_UNITS = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        a an the of or and not no to mod if when for less more than over plus minus times divided by is are equals equal
-        remainder with without at from but then so where which that as until between approximately about each other
-        pi sqrt sin cos tan cot sec csc log ln exp lim max min gcd lcm det inf infty infinity infinite undefined
-        hundred thousand million billion trillion dozen base squared cubed factorial choose half third quarter percent
-        a b c d e f i k n p q r t u v w x y z
-        """,
-    )
-)
-"""Words that say more than what is counted."""
-
 _MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_WORDS = re.findall(
-    r"\w+",
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty",
-)
-_TENS = {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
-
-
-def number_word(text: str) -> Fraction | None:
-    """`seven` as 7."""
-    word = text.strip().casefold()
-    if word in _WORDS:
-        return Fraction(_WORDS.index(word))
-    tens, _, ones = word.replace(" ", "-").partition("-")
-    first = 20 if tens == "twenty" else _TENS.get(tens)
-    if first is None or (ones and ones not in _WORDS[1:10]):
-        return None
-    return Fraction(first + (_WORDS.index(ones) if ones else 0))
 
 
 @dataclass(frozen=True)
@@ -262,7 +163,7 @@ def quantity(text: str, *, right: bool = False) -> Quantity:
     if found := re.search(r"°\s*(?:\\text\s*\{\s*([CFK])\s*\}|([CF])\b)?\s*$", text):
         body = text[: found.start()].strip()
         if body and not re.search(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])", body):
-            return Quantity(body, _single("°" + (found[1] or found[2] or "")))
+            return Quantity(body, single("°" + (found[1] or found[2] or "")))
     if (found := _TEXT_UNIT.search(text)) and (body := text[: found.start()].strip()):
         unit = unit_of(found[1])
         if unit is not None and re.search(r"[\d\\]", body):
@@ -302,11 +203,15 @@ def _counts(word: str, unit: Unit, spaced: bool, exact: bool, right: bool) -> bo
     if letters and len(letters[0]) == 1:
         if not unit.known or right or not exact:
             return False
-        return (spaced and letters[0] in _SINGLE) or "/" in word
+        return (spaced and letters[0] in SINGLE) or "/" in word
     if unit.known:
         return exact or spaced
     # Other words count things: of some length and with a vowel, since `xyz` are variables.
-    return exact and spaced and all(len(each) > 2 and re.search("[aeiou]", each) for each in unit.dimension.split())
+    return (
+        exact
+        and spaced
+        and all(len(each) > 2 and re.search("[aeiou]", each) for each in re.sub(r"\^-?\d+", "", unit.dimension).split())
+    )
 
 
 def _money(text: str) -> tuple[str, Unit | None]:
@@ -314,11 +219,11 @@ def _money(text: str) -> tuple[str, Unit | None]:
     if found := re.match(rf"([+-]?)\s*(?:US|USD|AUD|CAD)?\s*([{_MONEY}])\s*", text):
         rest = found[1] + text[found.end() :]
         # `$5 million`, and `$50 dollars`, which says it twice.
-        return re.sub(r"\s*(?:\\text\s*\{\s*dollars?\s*\}|dollars?|USD)$", "", rest), _single(found[2])
+        return re.sub(r"\s*(?:\\text\s*\{\s*dollars?\s*\}|dollars?|USD)$", "", rest), single(found[2])
     if found := re.match(r"(USD|EUR|GBP|INR|Rs\.?)\s*(?=\d)", text):
-        return text[found.end() :], _single(found[1].rstrip(".").lower())
+        return text[found.end() :], single(found[1].rstrip(".").lower())
     if text[-1:] and text[-1] in _MONEY + "¢":
-        return text[:-1].strip(), _single(text[-1])
+        return text[:-1].strip(), single(text[-1])
     return text, None
 
 
@@ -327,65 +232,3 @@ def _multiplied(text: str) -> str:
     found = re.fullmatch(rf"(.*\d)\s*(?:\\text\s*\{{\s*)?({'|'.join(_MULTIPLES)})s?\s*\}}?", text, re.IGNORECASE)
     value = number(found[1]) if found else None
     return text if found is None or value is None else str(value * _MULTIPLES[found[2].lower()])
-
-
-@cache
-def _known() -> dict[str, Unit]:
-    found = {}
-    for dimension, scales in _SCALES.items():
-        for names, factor in scales:
-            for name in names.split():
-                found[name] = Unit(dimension, Fraction(factor), True)
-    return found
-
-
-def _single(name: str) -> Unit | None:
-    """A unit by one word."""
-    known = _known()
-    if name in known:
-        return known[name]
-    if len(name) == 1:
-        return None
-    word = name.rstrip(".").lower()
-    for form in (word, word.removesuffix("s"), word.removesuffix("es")):
-        if form in known and len(form) > 1:
-            return known[form]
-    return None
-
-
-def unit_of(text: str) -> Unit | None:
-    """What words or signs behind a number stand for; None where they are none that only say what is counted."""
-    text = unwrapped(re.sub(r"\\cdot|\*|~", " ", text)).strip().rstrip(".,")
-    words = re.sub(r"[{}\s]+", " ", text.replace("/", " per ")).strip()
-    for speed, (way, time) in _SPEEDS.items():
-        words = re.sub(rf"\b{speed}\b", f"{way} per {time}", words, flags=re.IGNORECASE)
-    sides = re.split(r"\s*\bper\b\s*", words)
-    if len(sides) > 2 or not sides[0]:
-        return None
-    parts = [_power(side) for side in sides]
-    known = [part for part in parts if part is not None]
-    if len(known) == len(parts):
-        if len(parts) == 1:
-            return known[0]
-        return Unit(f"{known[0].dimension}/{known[1].dimension}", known[0].factor / known[1].factor, True)
-    plain = re.findall(r"[a-z]+", words.lower())
-    if not plain or len(plain) > 5 or _NO_UNITS & set(plain) or re.search(r"[^A-Za-z0-9 .,'()^-]", words):
-        return None
-    return Unit(" ".join(word.removesuffix("s") for word in plain if word != "per"), Fraction(1), False)
-
-
-def _power(words: str) -> Unit | None:
-    """`cm^2`, `square cm`, `cubic feet`, `m` or `dollars`, as a unit with its power."""
-    found = re.fullmatch(
-        r"(?:(sq|square|cubic|cu)\.?\s+)?([A-Za-z°¢€£¥₹¤][A-Za-z.°]*)\s*(?:\^?\s*([1-4])|(squared|cubed))?", words
-    )
-    if found is None:
-        return None
-    unit = _single(found[2]) if found[2] not in ("am", "pm") or not found[1] else None
-    if unit is None:
-        return None
-    prefix = {"sq": 2, "square": 2, "cubic": 3, "cu": 3, None: 1}[found[1]]
-    power = prefix * (int(found[3]) if found[3] else {"squared": 2, "cubed": 3, None: 1}[found[4]])
-    if power == 1:
-        return unit
-    return Unit(f"{unit.dimension}^{power}", unit.factor**power, True)

@@ -8,7 +8,7 @@ from .finding import SAME, Finding
 from .notation import compact, unwrapped
 
 NOTHING = re.compile(
-    r"(?:there\s+(?:is|are)\s+)?no(?:ne|\s+(?:real\s+|integer\s+|such\s+)?(?:solutions?|values?|numbers?|roots?)(?:\s+exists?)?)?|"
+    r"(?:there\s+(?:is|are)\s+)?no(?:ne|\s+(?:real\s+|integer\s+|such\s+)?(?:solutions?|values?|numbers?|roots?)(?:\s+exists?)?)|"
     r"\\emptyset|\\\{\s*\\\}|empty\s*set|no\s*real\s*solutions?",
     re.IGNORECASE,
 )
@@ -18,7 +18,7 @@ _LIMITS = frozenset(
         """
         not no never cannot less more fewer than minus plus times over under or and if unless until mod modulo remainder
         percent half twice double triple third quarter between except about least most before after hundred thousand
-        million billion dozen base without at squared cubed
+        million billion dozen base without at squared cubed negative below loss deficit debt neither nor instead
         """,
     )
 )
@@ -33,6 +33,13 @@ _FUNCTIONS = re.compile(
 )
 
 
+_NO_CHOICE = re.compile(
+    r"(?:or|and|nor|but|not)\W+(?:option|choice)?\W*[A-J](?![A-Za-z])|(?:is|was)\s+(?:not|wrong|incorrect|false|ruled)\b",
+    re.IGNORECASE,
+)
+"""What behind a letter takes it back, or names another one."""
+
+
 def choice(left: str, gold: str) -> Finding | None:
     """Letters of a multiple choice, with or without brackets and with what they stand for."""
     plain = [unwrapped(text).strip() for text in (left, gold)]
@@ -44,8 +51,10 @@ def choice(left: str, gold: str) -> Finding | None:
     bare = re.fullmatch(r"\(?\s*(?:option|choice)?\s*\(?([A-J])\)?\s*\)?", plain[0], re.IGNORECASE)
     if bare and (bare[1].isupper() or asked[1]):
         return SAME if bare[1].upper() == asked[2] else Finding("wrong", "another letter")
-    longer = re.match(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:])\s*[\w$\\]", plain[0])
+    longer = re.match(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:])\s*(?=[\w$\\])", plain[0])
     if longer:
+        if _NO_CHOICE.match(plain[0], longer.end()):
+            return Finding("wrong", "no letter, or several")
         return SAME if (longer[1] or longer[2]) == asked[2] else Finding("wrong", "another letter")
     return None
 
@@ -63,6 +72,9 @@ def told_number(text: str) -> str | None:
     ):
         return None
     return numbers[0]
+
+
+_ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\w{3})", re.IGNORECASE)
 
 
 def words_of(text: str) -> str | None:
@@ -90,8 +102,11 @@ def words_of(text: str) -> str | None:
         "mathbb",
         "emptyset",
     }
-    if any(len(run) > 2 and run.lower() not in known for run in runs) or NOTHING.fullmatch(plain.strip()):
-        return re.sub(r"[\s\-_.,'\"!]+", "", plain).casefold()
+    plain = plain.strip()
+    says = any(len(run) > 2 and run.lower() not in known for run in runs)
+    if says or NOTHING.fullmatch(plain) or plain.casefold() == "no":
+        # An article goes before the spaces go: `a cyclic` is not `acyclic`.
+        return re.sub(r"[\s\-_.,'\"!]+", "", _ARTICLE.sub("", plain)).casefold()
     return None
 
 
@@ -100,7 +115,7 @@ def same_words(found: str, right: str, words: list[str | None]) -> Finding:
         word if word is not None else compact(text).casefold() for word, text in zip(words, (found, right), strict=True)
     )
     left, gold = (_SYNONYMS.get(text, text) for text in (left, gold))
-    if left == gold or re.sub(r"^(?:the|an?)(?=\w{3})", "", left) == gold:
+    if left == gold:
         return SAME
     if all(NOTHING.fullmatch(unwrapped(text).strip()) for text in (found, right)):
         return SAME

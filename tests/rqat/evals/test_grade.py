@@ -12,17 +12,23 @@ import pytest
 from rqat.evals import checking
 from rqat.evals.checking import CHECKER
 from rqat.evals.grade import ANY, boxed, final_answer, grade, judge, same_answer
+from tests.rqat.evals import adversarial_cases as adversarial
 from tests.rqat.evals.grading_cases import DIFFERENT, EQUAL
 
 
-@pytest.mark.parametrize(("found", "answer"), EQUAL)
+@pytest.mark.parametrize(("found", "answer"), EQUAL + adversarial.EQUAL)
 def test_equal_answers_are_correct(found, answer):
     assert same_answer(found, answer) == "correct"
 
 
-@pytest.mark.parametrize(("found", "answer"), DIFFERENT)
+@pytest.mark.parametrize(("found", "answer"), DIFFERENT + adversarial.DIFFERENT)
 def test_different_answers_are_not(found, answer):
     assert same_answer(found, answer) == "wrong"
+
+
+@pytest.mark.parametrize(("text", "answer", "correct"), adversarial.TEXTS)
+def test_a_number_in_a_sentence_is_not_taken_for_all_it_says(text, answer, correct):
+    assert (judge(text, answer, forms=ANY).verdict == "correct") == correct
 
 
 @pytest.mark.parametrize(
