@@ -95,9 +95,11 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
         for line in outcome.aside:
             log.warning("Set aside: %s", line)
         _tell_versions(job)
+        job.saved = partial(report.refresh, job.folder)
         if any(fate.state != "kept" for fate in chosen):
             report.begin(job)
-        job.saved = partial(report.refresh, job.folder)
+            if (job.folder / report.REPORT).is_file():  # of before it was stopped, or of other results
+                job.saved()
         results = _Results(job, outcome)
         try:
             for step in job.plan.steps:

@@ -1,4 +1,4 @@
-"""What `rqat compare` shows of tasks that compare a model with its original: their figures, with intervals, in pairs.
+"""What reports and `rqat compare` show of tasks that compare a model with its original: figures, intervals, pairs.
 
 A figure is a mean over tokens, found for every row beside its number of tokens. Rows are drawn whole for the intervals,
 since the tokens of one row are alike. Two models are paired where they read the same rows, token by token; the test
@@ -84,9 +84,41 @@ def distances(found: Sequence[Scored], base: Scored, labels: Mapping[Any, str]) 
     }
 
 
+def sure(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """The 95 % intervals of the figures of one model, where its rows explain them."""
+    found = {}
+    for name in results["figures"]:
+        means, weights = _means(name, results, samples)
+        if means is not None:
+            low, high = map(_as(name), bootstrap_of_ratio(means, weights))
+            found[name] = (low, high)
+    return found
+
+
+def differences(
+    results: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    other: Mapping[str, Any],
+    others: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """The paired test of every figure of two models on the same rows, where the rows of both explain it.
+
+    Args:
+        other: results of the model that it is compared with.
+        others: its samples.
+    """
+    found = {}
+    for name in results["figures"]:
+        mine, weights = _means(name, results, samples)
+        theirs, same = _means(name, other, others) if name in other["figures"] else (None, weights)
+        if mine is not None and theirs is not None and np.array_equal(weights, same):
+            found[name] = _difference(name, mine, theirs, weights)
+    return found
+
+
 def _row(name: str, one: Scored, base: Scored, labels: Mapping[Any, str]) -> dict[str, Any]:
     value = float(one.results["figures"][name])
-    mine, weights = _means(name, one)
+    mine, weights = _means(name, one.results, one.samples)
     low, high = (None, None) if mine is None else map(_as(name), bootstrap_of_ratio(mine, weights))
     row: dict[str, Any] = {
         "model": labels[one.folder],
@@ -98,7 +130,7 @@ def _row(name: str, one: Scored, base: Scored, labels: Mapping[Any, str]) -> dic
         "tokens": one.results["tokens"],
         "source": str(one.folder),
     }
-    theirs, _ = _means(name, base)
+    theirs, _ = _means(name, base.results, base.samples)
     if one is not base and mine is not None and theirs is not None:
         row |= _difference(name, mine, theirs, weights) | {"against": labels[base.folder]}
     return row
@@ -118,16 +150,18 @@ def _difference(name: str, mine: np.ndarray, theirs: np.ndarray, weights: np.nda
     }
 
 
-def _means(name: str, one: Scored) -> tuple[np.ndarray | None, np.ndarray]:
+def _means(
+    name: str, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
+) -> tuple[np.ndarray | None, np.ndarray]:
     """A figure's mean in every row that has tokens, and how many; None where these do not explain the figure."""
-    rows = [row for row in one.samples if row["tokens"] > 0]
+    rows = [row for row in samples if row["tokens"] > 0]
     weights = np.array([row["tokens"] for row in rows], dtype=float)
     key = ITS_MEAN if name == PERPLEXITY else name
-    if len(rows) < 2 or not all(key in row for row in rows):
+    if len(rows) < 2 or not all(key in row for row in rows) or not is_number(results["figures"][name]):
         return None, weights
     values = np.array([row[key] for row in rows], dtype=float)
     mean = _as(name)(float((values * weights).sum() / weights.sum()))
-    figure = float(one.results["figures"][name])
+    figure = float(results["figures"][name])
     return (values if math.isclose(mean, figure, rel_tol=CLOSE, abs_tol=1e-9) else None), weights
 
 

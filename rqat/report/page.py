@@ -50,7 +50,7 @@ def page(run: RunFiles, summary: Mapping[str, Any], manifest: Mapping[str, Any])
                 about=_about(run, summary),
                 tiles=_tiles(run, summary, manifest),
                 tasks=[_task(run, task, found, summary["paired"]) for task, found in summary["tasks"].items()],
-                compared=summary["compared"],
+                distances=[_distance(label, found) for label, found in summary["compared"].items()],
                 samples=_samples(run, summary),
                 training=training(run),
                 layers=_layers(run),
@@ -117,7 +117,7 @@ def _breakable(name: str) -> Any:
 
 
 def _state(run: RunFiles) -> str:
-    """What a run that is not finished is doing; "" of a finished one."""
+    """What a run that is not finished was doing when it was looked at; "" of a finished one."""
     if not run.waiting:
         return ""
     at = ""
@@ -125,7 +125,8 @@ def _state(run: RunFiles) -> str:
         lines, steps = len(step.rows(TRAINING)), run.planned(step.name)["settings"].get("steps")
         at = f" at {step.name}" + (f", step {lines:,} of {steps:,}" if lines and is_number(steps) else "")
     done = f"{len(run.steps)} of {len(run.plan['steps'])} steps done"
-    return f"{'Running' if run.running else 'Stopped' if at else 'Not finished'}{at}; {done}."
+    seen = f" when this page was written, {run.seen:%Y-%m-%d %H:%M} UTC" if run.seen else ""
+    return f"{'Running' if run.running else 'Stopped' if at else 'Not finished'}{at}{seen}; {done}."
 
 
 def _about(run: RunFiles, summary: Mapping[str, Any]) -> str:
@@ -187,6 +188,15 @@ def _task(run: RunFiles, task: str, variants: Mapping[str, Any], paired: Pairs) 
         rows.append((variant, figures, [against.get(other) for other in references]))
     intervals = {name: (found["low"], found["accuracy"], found["high"]) for name, found in variants.items()}
     return {"name": task, "chart": charts.intervals(intervals, run.variants), "references": references, "rows": rows}
+
+
+def _distance(label: str, variants: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of one task that compares models with their original: figures, and which of them are paired."""
+    figures = list(next(iter(variants.values()))["figures"])
+    tested = [(other, tests) for found in variants.values() for other, tests in found["paired"].items()]
+    others = list(dict.fromkeys(other for other, _ in tested))
+    pairs = [(other, name) for other in others for name in figures if any(name in t for o, t in tested if o == other)]
+    return {"label": label, "figures": figures, "pairs": pairs, "variants": variants}
 
 
 def _samples(run: RunFiles, summary: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -55,6 +56,15 @@ class StepFiles:
         return usable_samples(self.rows("samples.jsonl"))
 
     @property
+    def distances(self) -> list[dict[str, Any]]:
+        """Rows of samples.jsonl of a task that compares a model with its original; none where the file is not whole."""
+        rows = [row for row in self.rows("samples.jsonl") if is_number(row.get("tokens"))]
+        whole = len(rows) == self.results.get("n") and all(
+            map(is_number, (one for row in rows for one in row.values()))
+        )
+        return rows if whole else []
+
+    @property
     def layers(self) -> list[dict[str, Any]]:
         """Entries of layers.json that tell of a quantized layer; none where there is no such file."""
         found = read_json(self.folder / "layers.json")
@@ -77,6 +87,7 @@ class RunFiles:
         plan: see `planned.py`.
         begun: steps that are being done, or were when the run ended.
         running: whether a process is at work in the folder.
+        seen: when that was so, UTC; None of a run that writes its last report.
     """
 
     folder: Path
@@ -88,6 +99,7 @@ class RunFiles:
     plan: dict[str, Any] = field(default_factory=dict)
     begun: list[StepFiles] = field(default_factory=list)
     running: bool = False
+    seen: datetime | None = None
 
     @property
     def start(self) -> str:
@@ -182,6 +194,7 @@ def read_folder(folder: Path, *, running: bool | None = None) -> RunFiles:
     """
     found = _read(folder, read_plan(folder))
     found.running = is_held(folder) if running is None else running
+    found.seen = datetime.now(UTC)
     return found
 
 

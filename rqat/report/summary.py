@@ -3,13 +3,15 @@
 {"name", "scheme", "model", "task",
  "variants":   {"bf16": {"task", "n", "accuracy", "low", "high", "seconds", ...}, "gptq": {...}, ...},   the first task
  "tasks":  {"math500": {"bf16": {...}, ...}, ...},                                                  every task
- "compared": {"kl on text wiki.txt": {"bf16": {"figures": {"kl", "perplexity"}, "n", "tokens", "seconds"}, ...}},
+ "compared": {"kl on text wiki.txt": {"bf16": {"figures": {"kl", "perplexity"}, "n", "tokens", "seconds",
+     "intervals": {"kl": [low, high], ...}, "paired": {"gptq": {"kl": {"difference", "difference_low", ...}}}}, ...}},
  "paired": [{"task", "variant", "against", "gained", "lost", "difference", "low", "high", "p", "says"}, ...],
  "bytes", "bits_per_parameter", "seconds"}
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -50,16 +52,38 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
 
 
 def compared(run: RunFiles) -> dict[str, dict[str, Any]]:
-    """How far every model is from its original, by task and data: two tasks on data of one name are told apart."""
+    """How far every model is from its original, by task and data: two tasks on data of one name are told apart.
+
+    Each is paired with the first quantized model and with the one it was trained from, row by row.
+    """
+    from .distances import sure
+
     found: dict[str, dict[str, Any]] = {}
+    by_label: dict[str, dict[str, StepFiles]] = {}
     rows: dict[str, str] = {}
     for step in run.comparisons:
         label = f"{step.results['task']} on {step.results['data']}"
         while rows.setdefault(label, step.results["rows_hash"]) != step.results["rows_hash"]:
             label += "'"
         taken = ("figures", "n", "tokens", "seconds")
-        found.setdefault(label, {})[step.variant] = {key: step.results[key] for key in taken}
+        told = {key: step.results[key] for key in taken}
+        by_label.setdefault(label, {})[step.variant] = step
+        told["intervals"] = sure(step.results, step.distances)
+        told["paired"] = _paired_distances(run, step, by_label[label])
+        found.setdefault(label, {})[step.variant] = told
     return found
+
+
+def _paired_distances(run: RunFiles, step: StepFiles, others: Mapping[str, StepFiles]) -> dict[str, Any]:
+    """The tests of one model's distances against those of models before it that read the same rows."""
+    from .distances import differences
+
+    found = {}
+    for against in dict.fromkeys((run.start, run.before(step.variant))):
+        other = others.get(against)
+        if other is not None and BASE not in (step.variant, against) and other is not step:
+            found[against] = differences(step.results, step.distances, other.results, other.distances)
+    return {against: tests for against, tests in found.items() if tests}
 
 
 def _size(run: RunFiles) -> dict[str, Any]:

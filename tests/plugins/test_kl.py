@@ -229,10 +229,14 @@ def test_a_run_shows_every_variant(tmp_path: Path) -> None:
         assert list(variants) == ["bf16", "rtn", "kd"]
         assert variants["bf16"]["figures"]["kl"] == 0
         assert variants["rtn"]["figures"]["kl"] > 0.01
+        low, high = variants["rtn"]["intervals"]["kl"]
+        assert low < variants["rtn"]["figures"]["kl"] < high
+        assert set(variants["kd"]["paired"]["rtn"]) == {"kl", "perplexity"}
         assert variants["rtn"]["figures"]["perplexity"] > variants["bf16"]["figures"]["perplexity"] > 1
     assert read_json(run / "summary.json")["task"] == "arith"
     page = (run / "report.html").read_text()
     assert page.count("<h2>Distance: kl on") == 2
+    assert page.count("perplexity against<br>rtn") == 2
     assert "kl on text test_kl.py" in result.stdout
     assert "perplexity" in result.stdout
 

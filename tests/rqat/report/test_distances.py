@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 
 from rqat.errors import RunError
 from rqat.report.comparison import as_csv, as_json, compare, markdown
+from rqat.report.run_files import RunFiles, StepFiles
+from rqat.report.summary import compared
 
 N = 30
 
@@ -62,6 +65,48 @@ def test_figures_have_intervals_and_are_paired(tmp_path: Path) -> None:
     assert (ratio["is_ratio"], ratio["says"]) == (True, "more")
     (table,) = compare(folders, against="b")["tasks"]
     assert rows_of(table)["a", "kl"]["says"] == "less"
+
+
+def run_of(folder: Path, shifts: Mapping[str, float]) -> RunFiles:
+    """A run whose models were compared with the original on the same rows; the last was trained from the one before."""
+    run = RunFiles(folder, "made-up", "w2g64", {}, "cpu")
+    made, asked = [], []
+    for variant, shift in shifts.items():
+        at = write_distance(folder / variant, shift)
+        stage = {"gptq": "quantize", "kd": "train"}.get(variant)
+        if stage:
+            made.append(StepFiles(f"make-{variant}", at, stage, variant, start="gptq" if stage == "train" else ""))
+        results = json.loads((at / "results.json").read_text()) | {"seconds": 1.0}
+        asked.append(StepFiles(f"kl-{variant}", at, "evaluate", variant, results=results))
+    run.steps = [*made, *asked]
+    return run
+
+
+def test_a_report_has_intervals_and_pairs_models_on_the_same_rows(tmp_path: Path) -> None:
+    run = run_of(tmp_path, {"bf16": 0.0, "gptq": 0.05, "kd": 0.02})
+    (found,) = compared(run).values()
+    assert list(found) == ["bf16", "gptq", "kd"]
+    (table,) = compare([tmp_path / name for name in found], against="gptq")["tasks"]
+    rows = rows_of(table)
+    for variant, told in found.items():
+        for figure, (low, high) in told["intervals"].items():
+            assert (low, high) == (rows[variant, figure]["low"], rows[variant, figure]["high"])
+            assert low < told["figures"][figure] < high
+    assert [list(told["paired"]) for told in found.values()] == [[], [], ["gptq"]]
+    tested = found["kd"]["paired"]["gptq"]
+    assert list(tested) == ["kl", "perplexity"]
+    assert tested["kl"]["says"] == "less"
+    for figure, test in tested.items():
+        assert {key: rows["kd", figure][key] for key in test} == test
+
+
+def test_a_report_without_whole_rows_has_no_intervals(tmp_path: Path) -> None:
+    run = run_of(tmp_path, {"gptq": 0.05, "kd": 0.02})
+    (tmp_path / "gptq" / "samples.jsonl").write_text('{"tokens": 3, "kl": "x"}\n')
+    (found,) = compared(run).values()
+    assert found["gptq"]["intervals"] == {}
+    assert found["kd"]["paired"] == {}
+    assert list(found["kd"]["intervals"]) == ["kl", "perplexity"]
 
 
 def test_other_texts_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -343,7 +345,45 @@ def test_a_run_that_goes_on_says_so(job):
     (job.folder / "12-evaluate-bf16").rename(job.folder / "12-evaluate-bf16.partial")
     with only_one(job.folder):
         write_report(job.folder)
-    assert "Running at 12-evaluate-bf16" in text_of(job.folder)
+    text = text_of(job.folder)
+    assert re.search(
+        r"Running at 12-evaluate-bf16 when this page was written, 20\d\d-\d\d-\d\d \d\d:\d\d UTC; 11 of 12", text
+    )
+    assert f"rqat report {job.folder} writes this page as things are" in text
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from rqat.run_lock import only_one
+with only_one(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_run_is_told_as_stopped(job):
+    """SIGKILL leaves a lock file and a page that says "Running": both commands look whether anybody holds the lock."""
+    report.begin(job)
+    (job.folder / "12-evaluate-bf16").rename(job.folder / "12-evaluate-bf16.partial")
+    (job.folder / "12-evaluate-bf16.partial" / "manifest.json").unlink()
+
+    def state():
+        done = CliRunner().invoke(build(), ["runs", "ls", str(job.folder), "--json"])
+        return json.loads(done.stdout)[0]["state"]
+
+    command = [sys.executable, "-c", HOLDER, str(job.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        write_report(job.folder)
+        assert state() == "running"
+        holder.kill()
+    assert "Running at" in text_of(job.folder)
+    assert state() == "stopped"
+    assert CliRunner().invoke(build(), ["report", str(job.folder)]).exit_code == 0
+    text = text_of(job.folder)
+    assert "Stopped at 12-evaluate-bf16" in text
+    assert "Running" not in text
 
 
 def test_a_run_of_an_earlier_version_has_a_report(job):
