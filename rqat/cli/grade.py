@@ -45,7 +45,7 @@ def grade(
     """Judge the answers in a file.
 
     Writes every row again with `correct` (true, false, or null where it cannot be told) and `reason` beside it. The
-    function is the one that evaluations and GRPO's rewards use.
+    function is the one that evaluations and GRPO's rewards use. A field that holds a list of values is several answers.
     """
     from ..evals.grade import ANY, judge
 
@@ -90,6 +90,9 @@ def _forms(names: list[str], known: tuple[Any, ...]) -> Any:
 
 
 def _text(value: Any) -> str:
+    """An answer as text; a list of values is several answers, side by side."""
+    if isinstance(value, list) and value and not any(isinstance(each, list | dict) for each in value):
+        return ", ".join(map(_text, value))
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from .notation import DOLLAR, unwrapped
 from .units import SINGLE, Unit, single, unit_of
@@ -113,10 +112,10 @@ def same_number(left: Fraction, right: Fraction, left_text: str, right_text: str
     return False
 
 
-def is_decimal_of(decimal: Any, value: Any, step: Any) -> bool:
+def is_decimal_of(decimal: Fraction, value: Fraction, step: Fraction) -> bool:
     """Whether a decimal whose last digit counts `step` is a value rounded, or cut off behind that digit."""
     beyond = abs(value) - abs(decimal)
-    return bool(decimal * value > 0 and -step / 2 <= beyond < step)
+    return decimal * value > 0 and -step / 2 <= beyond < step
 
 
 def _endless(value: Fraction) -> bool:

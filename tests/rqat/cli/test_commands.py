@@ -323,18 +323,19 @@ def test_grade_writes_a_verdict_beside_every_row(tmp_path: Path) -> None:
         {"said": "18 dollars", "right": 18},
         {"said": None, "right": "5"},
         {"said": "5", "right": ""},
+        {"said": r"\boxed{2, 1}", "right": [1, 2]},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = rqat("grade", file, "--response-field", "said", "--gold-field", "right")
     assert result.exit_code == 0, result.stderr
     graded = [json.loads(line) for line in (tmp_path / "said.graded.jsonl").read_text().splitlines()]
-    assert [row["correct"] for row in graded] == [True, False, False, True, False, None]
+    assert [row["correct"] for row in graded] == [True, False, False, True, False, None, True]
     assert [row["reason"] for row in graded][1:3] == ["different numbers", "no answer"]
     assert graded[0]["id"] == 7
-    assert "2 of 6, 33.3 %" in result.stdout
+    assert "3 of 7, 42.9 %" in result.stdout
     boxed = rqat("grade", file, "--response-field", "said", "--gold-field", "right", "--form", "boxed", "--json")
     assert json.loads(boxed.stdout) == {
-        "rows": 6, "correct": 1, "wrong": 5, "unverifiable": 0, "accuracy": 1 / 6, "no_answer": 4
+        "rows": 7, "correct": 2, "wrong": 5, "unverifiable": 0, "accuracy": 2 / 7, "no_answer": 4
     }  # fmt: skip
 
 
