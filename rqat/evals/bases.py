@@ -9,7 +9,7 @@ from .notation import unwrapped
 from .quantities import number
 
 _BASED = re.compile(
-    r"([0-9A-Z]+)\s*(?:_\s*\{?\s*(?:base\s*)?([0-9]+|[a-z]+)\s*\}?|\(?\s*(?:in\s+)?base\s*(?:-|~)?\s*([0-9]+|[a-z]+)\s*\)?)"
+    r"([0-9][0-9A-Za-z]*|[A-Z][0-9A-Z]*)\s*(?:_\s*\{?\s*(?:base\s*)?([0-9]+|[a-z]+)\s*\}?|\(?\s*(?:in\s+)?base\s*(?:-|~)?\s*([0-9]+|[a-z]+)\s*\)?)"
 )
 _WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _BASE_NAMES = {word: base for base, word in enumerate(_WORDS, 2)}
@@ -42,7 +42,7 @@ def _based(text: str) -> tuple[str, int] | None:
     base = int(written[:3]) if written.isdigit() else _BASE_NAMES.get(written, 0)
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in found[1]):
         return None
-    return found[1].lstrip("0") or "0", base
+    return found[1].upper().lstrip("0") or "0", base
 
 
 def in_bases(found: str, right: str) -> Finding | None:
@@ -53,7 +53,7 @@ def in_bases(found: str, right: str) -> Finding | None:
             return SAME
         return Finding("wrong", "another base" if left[1] != gold[1] else "different digits")
     if gold:
-        digits = unwrapped(found).replace(" ", "").lstrip("0") or "0"
+        digits = unwrapped(found).replace(" ", "").upper().lstrip("0") or "0"
         return SAME if digits == gold[0] else Finding("wrong", "different digits")
     if left:
         if left[1] == 10 and number(left[0]) == number(right):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from ..contracts import Verdict
@@ -17,8 +18,8 @@ from .finding import SAME, Finding
 from .notation import balanced, cleaned, compact, unwrapped
 from .number_words import number_word
 from .pieces import contradict
-from .quantities import Quantity, joined, number, quantity, same_number
-from .units import Unit
+from .quantities import Quantity, improper, joined, number, quantity, same_number
+from .units import unlike
 from .words import ALL_REAL, NOTHING, choice, same_words, told_number, words_of
 
 MOST_CHARACTERS = 1000
@@ -283,13 +284,18 @@ class _Comparison:
             gold = read_as  # `5 m`, where the found answer has metres or feet as well
         factor = Fraction(1)
         if left.unit and gold.unit:
-            refused = _refuses(left.unit, gold.unit)
+            refused = unlike(left.unit, gold.unit)
             if refused:
                 return refused
             if left.unit.known and gold.unit.known:
                 factor = left.unit.factor / gold.unit.factor
+            if left.unit.dimension in ("morning", "afternoon"):  # `2 PM` is `2:00 PM`
+                hours = [side.body.removesuffix(":00") for side in (left, gold)]
+                left, gold = replace(left, body=hours[0]), replace(gold, body=hours[1])
         if (times := same_ratio(left.body, gold.body)) is not None:
             return times
+        if any(map(improper, (left.body, gold.body))):
+            return Finding("wrong", "no mixed number")
         for side, other in ((left, gold), (gold, left)):  # degrees and radians
             if side.unit and side.unit.dimension == "angle" and not other.unit and r"\pi" in other.body:
                 turned = f"({side.body})\\cdot\\frac{{\\pi}}{{180}}"
@@ -378,20 +384,3 @@ def _text(answer: Answer) -> str:
 def _value(text: str) -> Fraction | None:
     found = number(text)
     return found if found is not None else number_word(unwrapped(text))
-
-
-def _refuses(left: Unit, gold: Unit) -> Finding | None:
-    """Why values in these units cannot be equal, or None."""
-    if left.dimension == gold.dimension:
-        return None
-    if {left.dimension, gold.dimension} <= {"angle", "celsius", "fahrenheit"} and "angle" in (
-        left.dimension,
-        gold.dimension,
-    ):
-        return None
-    words = [set(unit.dimension.split()) for unit in (left, gold)]
-    more = words[0] ^ words[1]
-    powers = any("^" in word for word in more)  # `apples` and `apples per day`, `units` and `square units`
-    if not (left.known or gold.known or powers) and (words[0] <= words[1] or words[1] <= words[0]):
-        return None
-    return Finding("wrong", f"units differ: {left.dimension} and {gold.dimension}")

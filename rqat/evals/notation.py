@@ -209,6 +209,9 @@ def _latex(text: str) -> str:
         "",
         text,
     )
+    text = re.sub(r"\^\s*-\s*(\d+|[A-Za-z])", r"^{-\1}", text)
+    text = re.sub(r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}", text)
+    text = re.sub(r"\\pmod\s*\{?\s*(\d+)\s*\}?", r"\\pmod{\1}", re.sub(r"\\equiv(?![A-Za-z])", "=", text))
     text = re.sub(r"\\%", "%", text)
     text = re.sub(
         r"\\text\s*\{\s*(?:percent|percentage|pct|%)\.?\s*\}|(?<=[\d} ])(?:percentage|percent|pct)\b", "%", text
@@ -226,6 +229,7 @@ def _stripped(text: str) -> str:
     """Without what stands around an answer."""
     text = text.strip().strip("`").strip()
     text = re.sub(r'^\\?"|\\?"$|\\$', "", text).strip()
+    text = re.sub(r"^'([^']+)'$", r"\1", text)
     for mark in ("**", "__", "*"):
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
             text = text[len(mark) : -len(mark)].strip()

@@ -72,6 +72,9 @@ def _whole(words: list[str]) -> int | None:
     if not words or words[0] == "and" or words[-1] == "and":
         return None
     words = ["one", *words[1:]] if words[0] == "a" and len(words) > 1 else words
+    if words[-1] == "dozen":
+        many = _whole(words[:-1])
+        return None if many is None else 12 * many
     total, group, last = 0, 0, 10**15
     room = 1000
     for word in words:

@@ -118,6 +118,12 @@ def is_decimal_of(decimal: Fraction, value: Fraction, step: Fraction) -> bool:
     return decimal * value > 0 and -step / 2 <= beyond < step
 
 
+def improper(text: str) -> bool:
+    """Whether it looks like a mixed number whose fraction is one or more, such as `3\\frac{5}{4}`."""
+    found = re.fullmatch(r"[+-]?\s*\d+\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", text.strip())
+    return found is not None and int(found[1]) >= int(found[2])
+
+
 def _endless(value: Fraction) -> bool:
     below = value.denominator
     for prime in (2, 5):
@@ -145,6 +151,7 @@ class Quantity:
 
 
 _MONEY = f"{DOLLAR}€£¥₹"
+_CURRENCIES = {"pounds sterling": "gbp"}
 _POWERED = r"(?:\s*\^\s*\{?\s*-?[1-4]\s*\}?|[23])?"
 _TEXT_UNIT = re.compile(rf"(?<=[\d}})°!\]a-zA-Z. ])\s*((?:\\text\s*\{{[^{{}}]*\}}{_POWERED}\s*(?:/|\\cdot|\*)?\s*)+)$")
 _PLAIN_UNIT = re.compile(rf"(?<![\\A-Za-z])([A-Za-z°][A-Za-z.\-]*{_POWERED}(?:(?: |\s*/\s*)[A-Za-z.\-]+{_POWERED})*)$")
@@ -157,6 +164,10 @@ def quantity(text: str, *, right: bool = False) -> Quantity:
         right: it is the right answer, in which a single letter is a variable: `3 m` is `3m`.
     """
     text, money = _money(text.strip())
+    if money and (
+        rate := re.fullmatch(r"(.*\d)\s*(?:per\s+|an?\s+|each\s+|/\s*)([A-Za-z]+)", text)
+    ):  # `$3.50 per hour`
+        return Quantity(rate[1], unit_of(f"{_CURRENCIES.get(money.dimension, money.dimension)} per {rate[2]}") or money)
     if text.endswith("%"):
         return Quantity(text[:-1].strip(), None, True)
     if found := re.search(r"°\s*(?:\\text\s*\{\s*([CFK])\s*\}|([CF])\b)?\s*$", text):

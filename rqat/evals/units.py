@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 
+from .finding import Finding
 from .notation import DOLLAR, unwrapped
 
 
@@ -187,3 +188,20 @@ def _power(words: str) -> Unit | None:
     if power == 1:
         return unit
     return Unit(f"{unit.dimension}^{power}", unit.factor**power, True)
+
+
+def unlike(left: Unit, gold: Unit) -> Finding | None:
+    """Why values in these units cannot be equal, or None."""
+    if left.dimension == gold.dimension:
+        return None
+    if {left.dimension, gold.dimension} <= {"angle", "celsius", "fahrenheit"} and "angle" in (
+        left.dimension,
+        gold.dimension,
+    ):
+        return None
+    words = [set(unit.dimension.split()) for unit in (left, gold)]
+    more = words[0] ^ words[1]
+    powers = any("^" in word for word in more)  # `apples` and `apples per day`, `units` and `square units`
+    if not (left.known or gold.known or powers) and (words[0] <= words[1] or words[1] <= words[0]):
+        return None
+    return Finding("wrong", f"units differ: {left.dimension} and {gold.dimension}")

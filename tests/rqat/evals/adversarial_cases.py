@@ -33,6 +33,16 @@ EQUAL = [
     (r"f^{\prime}(x)", "f'(x)"),
     ("5 square units", r"5\text{ units}^2"),
     ("No", "no"),
+    ("$3.50 per hour", "3.5"),
+    ("3.50 dollars/hour", "$3.50 per hour"),
+    ("1e_{16}", "1E_{16}"),
+    (r"0.\dot{1}\dot{8}", "2/11"),
+    ("a dozen", "12"),
+    ("2:00 PM", "2 PM"),
+    ("10^-3", "0.001"),
+    (r"x \equiv 5 \pmod 7", r"5 \pmod{7}"),
+    ("'3'", "3"),
+    ("1.5 or 3/2", "1.5"),
 ]
 
 DIFFERENT = [
@@ -129,6 +139,15 @@ DIFFERENT = [
     (r"\{1,2,\ldots,10\}", r"\{1,2,10\}"),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}^T", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
     ("12_{10}", "12_8"),
+    (r"3 \frac{5}{4}", "17/4"),
+    ("$3.50 per hour", "$3.50"),
+    (r"5\pmod{7}", r"5\pmod{8}"),
+    ("x = 5 (double root)", "5"),
+    ("(B) and (D)", "B"),
+    ("BD", "B,D"),
+    (r"0.25\%", r"\frac14"),
+    ("1 m^2", "100 cm^2"),
+    ("14:00", "2:00 PM"),
 ]
 
 TEXTS = [
