@@ -66,6 +66,7 @@ from .hookspecs import (
     hookimpl,
 )
 from .scheme import ROW, Scheme, Schemes
+from .text_files import parse_json, read_text, refuse_pointer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,8 +153,11 @@ __all__ = [
     "is_looping",
     "load",
     "load_packed",
+    "parse_json",
     "quantize",
     "quantizer_of",
+    "read_text",
+    "refuse_pointer",
     "save",
     "scaled_logits",
 ]

@@ -25,6 +25,7 @@ RQAT, PLUGINS, KERNELS = ROOT / "rqat", ROOT / "plugins", ROOT / "kernels"
 FLOORS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "figures": (),
+    "text_files": ("errors",),
     "scheme": ("errors",),
     "contracts": ("scheme", "errors"),
     "hookspecs": ("contracts",),
@@ -67,7 +68,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("grids", "facts", "recipe", "registry", "stages", "stage", "cards", "problems", "shapes", "keys", "storage"),
         *("contracts", "scheme", "errors"),
     ),
-    "lighter": ("grids", "estimate", "stage", "stages", "shapes", "figures", "errors"),
+    "lighter": ("grids", "estimate", "stage", "stages", "shapes", "keys", "figures", "errors"),
     "preflight": (
         *("lighter", "overlap"),
         *("run_folder", "storage"),
@@ -274,7 +275,7 @@ def test_a_plugins_card_is_light():
 
 def test_the_light_half_does_not_import_torch():
     light = "errors scheme contracts hookspecs keys problems yaml_lines storage stage stages registry recipe facts"
-    light += " plan estimate figures"
+    light += " plan estimate figures text_files"
     light += " processes cards discovery describe launcher servers"
     modules = ", ".join(
         f"rqat.{name}" for name in [*light.split(), "preflight", "scaffold", "testing", "job", "cli.app"]

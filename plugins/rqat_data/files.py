@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +47,7 @@ class Text(rqat.Source):
     def rows(self, split: rqat.Split, seed: int) -> Iterator[rqat.Row]:
         """See `rqat.Source`."""
         path = self.options.path.path
-        text = read_text(path)
+        text = rqat.read_text(path)
         separators = {"paragraph": r"\n[ \t]*(?:\n[ \t]*)+", "line": r"\n", "file": r"\Z"}
         found: list[rqat.Row] = []
         line = 1
@@ -62,28 +60,9 @@ class Text(rqat.Source):
         return shuffled(not_empty(chosen, f"The split '{split}' of '{path}'"), seed, shuffle=self.options.shuffle)
 
 
-def read_text(path: Path) -> str:
-    """A file's text, unpacked if it is named `.gz`."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
-        raise rqat.DataError(f"'{path}' cannot be read: {reason}.", hint="Check `path`.") from error
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise rqat.DataError(f"'{path}' is not a whole gzip file: {error}.", hint="Fetch it again.") from error
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise rqat.DataError(f"{path}:{line}: not UTF-8.", hint="Convert the file to UTF-8.") from error
-
-
 def records(path: Path) -> Iterator[tuple[int, Any]]:
     """Line number and value of every line that is not blank; or of every element, where the file is one JSON list."""
-    text = read_text(path)
+    text = rqat.read_text(path)
     if text.lstrip()[:1] == "[" and _is_list(text):
         yield from _elements(text, path)
         return
@@ -91,7 +70,7 @@ def records(path: Path) -> Iterator[tuple[int, Any]]:
         if not written.strip():
             continue
         try:
-            yield line, json.loads(written)
+            yield line, rqat.parse_json(written)
         except (ValueError, RecursionError) as error:
             raise _not_json(path, line, error) from error
 
@@ -113,7 +92,8 @@ def _elements(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
         try:
-            value, at = decoder.raw_decode(text, at)
+            end = decoder.raw_decode(text, at)[1]
+            value, at = rqat.parse_json(text[at:end]), end
         except (ValueError, RecursionError) as error:
             raise _not_json(path, getattr(error, "lineno", line), error) from error
         yield line, value
@@ -124,6 +104,11 @@ def _elements(text: str, path: Path) -> Iterator[tuple[int, Any]]:
                 hint="Write a JSON list of objects, or one object per line.",
             )
         at = blank.match(text, at + (text[at] == ",")).end()  # type: ignore[union-attr]
+    if text[at + 1 :].strip():
+        raise rqat.DataError(
+            f"{path}:{line + text.count(chr(10), counted, at)}: the list ends here, and more follows.",
+            hint="Write one JSON list, or one object per line.",
+        )
 
 
 def _not_json(path: Path, line: int, error: Exception) -> rqat.DataError:

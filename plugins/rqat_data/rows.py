@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -73,11 +74,11 @@ def _answered(row: dict[str, Any], place: Callable[[], str]) -> list[rqat.Messag
 
 def _text(record: Mapping[str, Any], field: str, name: str, place: Callable[[], str]) -> str:
     value = inside(record, name)
-    if isinstance(value, int | float) and not isinstance(value, bool) and field == "answer":
+    if isinstance(value, int | float) and not isinstance(value, bool) and field == "answer" and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
         there = "is null" if holds(record, name) else "is missing"
-        what = there if value is None else f"is not a text but {type(value).__name__}"
+        what = there if value is None else f"is not a text but {_kind(value)}"
         raise rqat.DataError(
             f"{place()}: the field '{name}' {what}.",
             hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Name others with `fields`.",
@@ -89,6 +90,11 @@ def _text(record: Mapping[str, Any], field: str, name: str, place: Callable[[], 
             hint="It was cut in the middle or is in another encoding; mend the data.",
         )
     return value
+
+
+def _kind(value: Any) -> str:
+    """What a value is called; of a number that is none, how it is written."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else type(value).__name__
 
 
 def inside(record: Mapping[str, Any], name: str) -> Any:

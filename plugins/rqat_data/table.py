@@ -14,7 +14,6 @@ from typing import Any
 import rqat
 
 from . import TableOptions
-from .files import read_text
 from .rows import in_split, make_rows, not_empty, shuffled
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -55,6 +54,8 @@ def read_table(path: Path) -> Any:
         raise rqat.DataError(f"'{path}' is no table.", hint="Tables end in .csv, .tsv (both also .gz) or .parquet.")
     elif not path.is_file():
         raise rqat.DataError(f"'{path}' cannot be read: there is no such file.", hint="Check `path`.")
+    else:
+        rqat.refuse_pointer(path)
     with TemporaryDirectory() as folder, _quiet():
         try:
             read = datasets.Dataset.from_csv if ending in SEPARATORS else datasets.Dataset.from_parquet
@@ -89,7 +90,7 @@ def _columns(path: Path, separator: str) -> list[str]:
     Raises:
         DataError: there are none, or two have the same.
     """
-    names = next(csv.reader(io.StringIO(read_text(path)), delimiter=separator), [])
+    names = next(csv.reader(io.StringIO(rqat.read_text(path)), delimiter=separator), [])
     if not any(names):
         raise rqat.DataError(f"'{path}' is empty.", hint="Its first line names the columns.")
     twice = next((name for name in names if names.count(name) > 1), None)

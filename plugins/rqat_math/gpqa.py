@@ -14,7 +14,7 @@ import rqat
 from rqat.evals.grade import grade
 
 from . import GpqaOptions
-from .tasks import json_lines, read
+from .tasks import MEND, json_lines
 
 FILE = "gpqa/diamond.csv"
 RIGHT = "Correct Answer"
@@ -48,6 +48,8 @@ class Gpqa(rqat.Task):
         except (TypeError, KeyError, AttributeError) as error:
             fields = ", ".join(f"'{name}'" for name in ("Question", RIGHT, *WRONG))
             raise rqat.DataError(f"{place}: a question needs the fields {fields}.", hint="Check `data`.") from error
+        if not all((question, *choices)):
+            raise rqat.DataError(f"{place}: the question or a choice is empty.", hint=MEND)
         random.Random(f"{self.options.shuffle}/{index}").shuffle(choices)
         listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
         prompt = f"{question}\n\n{listed}"
@@ -63,9 +65,8 @@ class Gpqa(rqat.Task):
                 f"'{path or FILE}' is not there: rqat brings no questions, since their authors ask not to show them.",
                 hint=f"Give your own gpqa_diamond.csv with --data, or as {FILE} under the folder that RQAT_DATA names.",
             )
-        text = read(path)
         if path.name.removesuffix(".gz").endswith(".csv"):
-            for number, record in enumerate(csv.DictReader(io.StringIO(text)), start=1):
+            for number, record in enumerate(csv.DictReader(io.StringIO(rqat.read_text(path))), start=1):
                 yield f"{path}: row {number}", record
             return
-        yield from json_lines(path, text)
+        yield from json_lines(path)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import json
+import math
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +13,8 @@ import rqat
 from rqat.evals.grade import Form, grade
 
 from . import MathOptions
+
+MEND = "Mend the data."
 
 
 class MathTask(rqat.Task):
@@ -45,18 +45,25 @@ class MathTask(rqat.Task):
         return grade(completion, answer, timeout_s=self.options.timeout_s, forms=self.forms)
 
     def answer_of(self, record: dict[str, Any]) -> str:
-        """The right answer of a problem."""
-        return str(record["answer"])
+        """The right answer of a problem: a text or a number."""
+        answer = record["answer"]
+        number = isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer)
+        if not (number or isinstance(answer, str)):
+            raise TypeError
+        return str(answer)
 
     def _row(self, place: str, record: Any) -> rqat.Row:
         try:
             question, answer = record[self.question].strip(), self.answer_of(record)
         except (TypeError, KeyError, AttributeError) as error:
             raise rqat.DataError(
-                f"{place}: a problem needs the fields '{self.question}' and 'answer'.", hint="Check `data`."
+                f"{place}: a problem needs the fields '{self.question}' and 'answer', a text and a text or a number.",
+                hint="Check `data`.",
             ) from error
+        if not (question and answer.strip()):
+            raise rqat.DataError(f"{place}: {'the answer' if question else 'the problem'} is empty.", hint=MEND)
         if re.search("[\ud800-\udfff]", question + answer):
-            raise rqat.DataError(f"{place}: half of a pair (\\ud800 to \\udfff) is no text.", hint="Mend the data.")
+            raise rqat.DataError(f"{place}: half of a pair (\\ud800 to \\udfff) is no text.", hint=MEND)
         if self.options.instruction:
             question = f"{question}\n\n{self.options.instruction}"
         return {"prompt": question, "answer": answer, "place": place}
@@ -66,7 +73,7 @@ class MathTask(rqat.Task):
         if path is None:
             yield from self._from_hub()
             return
-        yield from json_lines(path, read(path / Path(self.file).name if path.is_dir() else path))
+        yield from json_lines(path / Path(self.file).name if path.is_dir() else path)
 
     def _beside(self) -> Path | None:
         root = os.environ.get("RQAT_DATA")
@@ -133,29 +140,15 @@ class Aime120(MathTask):
         return super()._row(place, lower)
 
 
-def read(path: Path) -> str:
-    """Text of a file, packed or not.
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """What the lines of a file hold, each behind its place; empty lines hold nothing.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or a line is no JSON.
     """
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-        raise rqat.DataError(f"'{path}' cannot be read: {reason}.", hint="Check `data`.") from error
-
-
-def json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """What the lines of a file with this text hold, each behind its place; empty lines hold nothing.
-
-    Raises:
-        DataError: a line is no JSON.
-    """
-    for line, each in enumerate(text.split("\n"), start=1):
+    for line, each in enumerate(rqat.read_text(path).split("\n"), start=1):
         if each.strip():
             try:
-                yield f"{path}:{line}", json.loads(each)
+                yield f"{path}:{line}", rqat.parse_json(each)
             except (ValueError, RecursionError) as error:
                 raise rqat.DataError(f"{path}:{line}: not JSON: {error}.", hint="Write one object per line.") from error

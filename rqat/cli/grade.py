@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +12,7 @@ import typer
 from ..errors import DataError, RqatError
 from ..figures import percent
 from ..storage import write_json_lines
+from ..text_files import parse_json, read_text
 from . import display, options
 
 CORRECT = {"correct": True, "wrong": False, "unverifiable": None}
@@ -102,20 +101,12 @@ def _rows(path: Path, fields: tuple[str, str]) -> list[dict[str, Any]]:
     Raises:
         DataError: the file cannot be read, or a line is no such row; the message names the line.
     """
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-        raise DataError(
-            f"'{path}' cannot be read: {reason}.", hint="Give a file of JSON objects, one a line."
-        ) from error
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON: {error}.", hint="Write one object per line.") from error
         if not isinstance(row, dict):

@@ -116,6 +116,13 @@ def test_jsonl_maps_fields_and_reads_gzip(registry, tmp_path):
         (b'{"answer": "a"}\n', r"bad\.jsonl:1: neither 'text' nor 'prompt'\. Fields"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"bad\.jsonl:2: not UTF-8"),
         (b"\n\n", r"bad\.jsonl' is empty"),
+        (b'{"text": "a"}\n{"text": "b", "text": "c"}\n', r"bad\.jsonl:2: not JSON: the key 'text' is written twice"),
+        (b'[{"text": "a", "text": "b"}]', r"bad\.jsonl:1: not JSON: the key 'text' is written twice"),
+        (b'{"prompt": "a", "answer": NaN}\n', r"bad\.jsonl:1: the field 'answer' is not a text but nan"),
+        (b'{"prompt": "a", "answer": -Infinity}\n', "the field 'answer' is not a text but -inf"),
+        (b'{"prompt": "a", "answer": true}\n', "the field 'answer' is not a text but bool"),
+        (b'{"prompt": "a", "answer": ["b"]}\n', "the field 'answer' is not a text but list"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS"),
     ],
 )
 def test_bad_lines_are_named(registry, tmp_path, content, message):
@@ -123,6 +130,35 @@ def test_bad_lines_are_named(registry, tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         list(source(registry, "jsonl", path=str(path)).rows("train", 0))
+
+
+ROW, OTHER = '{"text": "a"}', '{"text": "b\u2028c\\u0000"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "read"),
+    [
+        ("a.jsonl", f"{ROW}\r\n\r\n{OTHER}\r\n".encode(), ["a", "b\u2028c\0"]),
+        ("a.jsonl", f"{ROW}\r{OTHER}".encode(), r"a\.jsonl:1: not JSON: Extra data"),
+        ("a.jsonl", b"\xef\xbb\xbf" + f"\n \t\n{ROW}\n".encode(), ["a"]),
+        ("a.jsonl", f"{ROW}\n".encode("utf-16"), r"a\.jsonl:1: not UTF-8"),
+        ("a.jsonl", '{"text": "\u00e4"}'.encode("latin-1"), r"a\.jsonl:1: not UTF-8"),
+        ("a.jsonl", json.dumps({"text": "a"}, indent=1).encode(), r"a\.jsonl:1: not JSON"),
+        ("a.jsonl", b'{"text": "a",}', r"a\.jsonl:1: not JSON"),
+        ("a.jsonl", json.dumps({"text": "long " * 100_000}).encode(), ["long " * 100_000]),
+        ("a: b, c {d} #e.jsonl", ROW.encode(), ["a"]),
+        ("a b\u00fc.json", f"[{ROW},]".encode(), ["a"]),
+    ],
+)
+def test_files_as_they_come(registry, tmp_path, name, data, read):
+    """Read as they are meant, or refused with the line."""
+    (tmp_path / name).write_bytes(data)
+    made = source(registry, "jsonl", path=str(tmp_path / name), validation=0, shuffle=False)
+    if isinstance(read, str):
+        with pytest.raises(DataError, match=read):
+            made.rows("train", 0)
+    else:
+        assert [row["text"] for row in made.rows("train", 0)] == read
 
 
 def test_missing_and_damaged_files(registry, tmp_path):
@@ -246,6 +282,7 @@ def test_a_list_of_objects_is_read_with_its_lines(registry, tmp_path):
         ('[{"text": "a"},\n{"text": ', r":2: not JSON: Expecting value at column"),
         ('[{"text": "a"},\n', r":2: not JSON: Expecting value"),
         ("[]", "is empty"),
+        ('[\n{"text": "a"}\n]\n[{"text": "lost"}]', r":3: the list ends here, and more follows"),
     ):
         path.write_text(written)
         with pytest.raises(DataError, match=message):

@@ -209,8 +209,20 @@ class _Bomb:
         return os.system, ("touch ran",)
 
 
+def _packed(pickled: bytes) -> str:
+    return base64.b64encode(zlib.compress(pickled)).decode()
+
+
+GREEDY = b"\x80\x02X\x01\x00\x00\x00ar\xff\xff\xff\x7f."
+"""A pickle that would make an unpickler keep room for two billion values."""
+
+
 @pytest.mark.parametrize(
-    "hidden", ["{", "AAAA", base64.b64encode(zlib.compress(pickle.dumps(_Bomb()))).decode(), '[{"input": "1"}]', "7"]
+    "hidden",
+    [
+        *("{", "AAAA", '[{"input": "1"}]', "7"),
+        *map(_packed, (pickle.dumps(_Bomb()), pickle.dumps(["[]"]), pickle.dumps(1), GREEDY, b"\x80\x04X")),
+    ],
 )
 def test_tests_that_are_none_run_nothing(
     registry: Registry, tmp_path: Path, hidden: str, monkeypatch: pytest.MonkeyPatch

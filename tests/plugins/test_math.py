@@ -75,6 +75,16 @@ def test_grading(registry):
         ('{"problem": "a", "answer": "b"}\n{\n', r"test\.jsonl:2: not JSON"),
         ("[1]\n", r"test\.jsonl:1: a problem needs"),
         ("\n", "holds no problems"),
+        (
+            '{"problem": "a", "answer": "b", "answer": "c"}',
+            r"test\.jsonl:1: not JSON: the key 'answer' is written twice",
+        ),
+        ('{"problem": "", "answer": "b"}', r"test\.jsonl:1: the problem is empty"),
+        ('{"problem": "a", "answer": " "}', r"test\.jsonl:1: the answer is empty"),
+        *[
+            (f'{{"problem": "a", "answer": {answer}}}', "needs the fields 'problem' and 'answer', a text and a text or")
+            for answer in ("null", "true", '["b"]', '{"b": 1}', "NaN", "Infinity")
+        ],
     ],
 )
 def test_bad_files(registry, own, content, message):
