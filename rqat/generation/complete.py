@@ -136,7 +136,8 @@ def completion_from(
 ) -> Completion:
     """What is known of new tokens; those behind the first end are left out."""
     kept = until_end(list(tokens), ends)
-    text = str(tokenizer.decode(kept, skip_special_tokens=True))
+    # Some checkpoints ask for spaces to be tidied: then the text would not be what was written.
+    text = str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
     opened = THINK in text or prompt.opens_thinking
     return Completion(
         text=text,

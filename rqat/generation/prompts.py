@@ -5,7 +5,7 @@ the same tokens wherever it meets it.
 
 A tokenizer with a chat template gets a prompt as one user turn, behind the row's system prompt; or the row's messages,
 of which a last one by the assistant is the completion. A template writes its own start token; without a template the
-tokenizer adds its special tokens, of which an end token is taken off again: a prompt must not end there.
+tokenizer adds its special tokens, of which those behind the text are taken off again: a prompt must not end there.
 
 A completion is put behind the opened turn of the template, not given to it as a message: several templates drop
 everything up to `</think>` of a message, which is most of a reasoning trace.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +35,7 @@ Chat = Literal["auto", "yes", "no"]
 Place = Callable[[int], str]
 """What an error calls the row at an index; it begins the sentence."""
 
-THINK = "<think>"
+THINK, UNTHINK = "<think>", "</think>"
 
 ASKED = "\ue000"
 """What stands for the user's words where a prompt ends before them: a character that no template has."""
@@ -46,6 +46,9 @@ OWN_SETTINGS = {"tokenize", "add_generation_prompt", "continue_final_message", "
 DAY = datetime(2024, 7, 26)
 """What a template that asks for the day's date is told, so that a prompt is the same on every day; the day that the
 templates of Llama 3 take where nobody tells them one."""
+
+PROBE = "1"
+"""A text that shows what a tokenizer puts around every text."""
 
 TEMPLATE_HINT = "Mend chat_template.jinja beside the model (or chat_template in its tokenizer_config.json)."
 
@@ -302,10 +305,11 @@ def _failing(place: str, error: Exception) -> ModelError:
     )
 
 
-def _kept(turns: Sequence[Message]) -> list[Message]:
-    """Turns whose text a template must not lose: the system prompt and the last question."""
-    systems = [turn for turn in turns if turn["role"] == "system"]
-    return systems + [turn for turn in turns if turn["role"] == "user"][-1:]
+def _kept(turns: Sequence[Message]) -> Iterator[Message]:
+    """What a template must not lose: every turn, of earlier answers what stands behind the thinking."""
+    for turn in turns:
+        said = turn["content"]
+        yield Message(role=turn["role"], content=said.rpartition(UNTHINK)[2] if turn["role"] == "assistant" else said)
 
 
 def _squeezed(text: str) -> str:
@@ -320,11 +324,26 @@ def _one_line(error: Exception) -> str:
 def _encode(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[list[int]]:
     if not texts:
         return []
+    found = _ids(tokenizer, texts, special=special)
+    if special:
+        # Some tokenizers end every text with tokens of their own, which need not be the end token.
+        behind = len(_behind(tokenizer))
+        found = [ids[: len(ids) - behind] for ids in found]
+        end = tokenizer.eos_token_id
+        found = [ids[:-1] if end is not None and ids[-1:] == [end] else ids for ids in found]
+    return found
+
+
+def _behind(tokenizer: Tokenizer) -> list[int]:
+    """What a tokenizer puts behind every text."""
+    [bare] = _ids(tokenizer, [PROBE], special=False)
+    [whole] = _ids(tokenizer, [PROBE], special=True)
+    starts = range(len(whole) - len(bare) + 1) if bare else ()
+    start = next((start for start in starts if whole[start : start + len(bare)] == bare), None)
+    return [] if start is None else whole[start + len(bare) :]
+
+
+def _ids(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool) -> list[list[int]]:
     # Too long ones are told by whoever asks, or joined and cut: verbose=False silences the tokenizer's own warning.
-    encoded = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)[
-        "input_ids"
-    ]
-    if special and tokenizer.eos_token_id is not None:
-        # Some tokenizers end every text with their end token.
-        encoded = [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in encoded]
-    return [list(ids) for ids in encoded]
+    encoded = tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)
+    return [list(ids) for ids in encoded["input_ids"]]

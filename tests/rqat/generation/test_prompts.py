@@ -16,8 +16,15 @@ from rqat.cli.app import build
 from rqat.contracts import Row
 from rqat.errors import DataError, ModelError
 from rqat.evals.harness import run_task
-from rqat.generation.complete import complete_rows
-from rqat.generation.prompts import encode_examples, encode_openings, encode_prompts, prompt_hash, token_of_end
+from rqat.generation.complete import complete_rows, completion_from
+from rqat.generation.prompts import (
+    Prompt,
+    encode_examples,
+    encode_openings,
+    encode_prompts,
+    prompt_hash,
+    token_of_end,
+)
 from rqat.generation.transformers_writer import TransformersWriter
 from rqat.keys import ModelKeys
 from rqat.model.load import load_model
@@ -51,6 +58,15 @@ def ending(start: bool = False) -> Any:
     return tokenizer
 
 
+def ending_otherwise() -> Any:
+    """A tokenizer that ends every text with a token of its own, which is not its end token, and with the end token."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<pad> $A <unk> <eos> <unk>", special_tokens=[("<pad>", 0), ("<eos>", 1), ("<unk>", 2)]
+    )
+    return tokenizer
+
+
 def templated(template: Any, tokenizer: Any = None) -> Any:
     tokenizer = tokenizer or tiny_tokenizer()
     tokenizer.chat_template = template
@@ -67,6 +83,7 @@ KINDS = {
     "plain": tiny_tokenizer,
     "ending": ending,
     "starting and ending": lambda: ending(start=True),
+    "ending otherwise": ending_otherwise,
     "template": lambda: templated(PLAIN),
     "template, ending": lambda: templated(PLAIN, ending(start=True)),
     "template that opens thinking": lambda: templated(THINKING),
@@ -145,7 +162,7 @@ def test_evaluation_gate_rollouts_and_generate_ask_and_sample_the_same(
     tokenizer = KINDS[kind]()
     rows = list(Sums(3).rows("train", 0))
     expected = {prompt.tokens for prompt in encode_prompts(rows, tokenizer)}
-    assert not any(ids[-1] == tokenizer.eos_token_id for ids in expected)
+    assert not any(ids[-1] in tokenizer.all_special_ids for ids in expected)
     asked = Asked(monkeypatch)
 
     write_start(tmp_path)
@@ -195,6 +212,15 @@ def test_training_and_calibration_put_completions_behind_the_same_prompts(kind: 
     found = prepare_rows([row], tokenizer, steps=1, batch=1, max_tokens=99, seed=0).rows[0]
     assert found["input_ids"] == whole
     assert found["prompt_tokens"] == len(prompt.tokens)
+
+
+def test_a_tokenizer_that_would_cut_and_fill_texts_does_neither() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 3
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=16)
+    row: Row = {"prompt": "12+34=", "completion": "46 or so"}
+    assert encode_examples([row], tokenizer) == encode_examples([row], tiny_tokenizer())
 
 
 # -------------------------------------------------------------------------------------------------------------- rows
@@ -308,6 +334,25 @@ def test_a_template_that_leaves_the_system_prompt_out_is_told() -> None:
         encode_prompts([{"prompt": "a", "system": "be brief"}], tokenizer)
     with pytest.raises(DataError, match="template sets tokenize, which rqat sets itself"):
         encode_prompts([{"prompt": "a", "template": {"tokenize": True}}], tokenizer)
+
+
+def test_a_template_that_leaves_earlier_turns_out_is_told() -> None:
+    turns = [("user", "first"), ("assistant", "<think>hm</think>second"), ("user", "third")]
+    row: Any = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    one = "{% for m in messages %}{% if WHICH %}{{ m.content.split('</think>')[-1] }};{% endif %}{% endfor %}>"
+    whole = templated(one.replace("WHICH", "true"))
+    assert encode_prompts([row], whole)[0].text == "first;second;third;>"  # without the thinking, as many do
+    for which, role in (("loop.last", "user"), ("m.role == 'user'", "assistant")):
+        with pytest.raises(DataError, match=f"row 1: the chat template loses the {role}'s text"):
+            encode_prompts([row], templated(one.replace("WHICH", which)))
+
+
+def test_a_text_is_what_was_written_whatever_the_tokenizer_would_tidy() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.clean_up_tokenization_spaces = True
+    tokens = tokenizer("do n't , 1 .")["input_ids"]
+    found = completion_from(tokenizer, Prompt("", ()), [*tokens, 1], frozenset({1}), 99)
+    assert found.text == "do n't , 1 ."
 
 
 def test_an_evaluation_says_which_problem(tmp_path: Path) -> None:
