@@ -16,7 +16,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,8 +27,9 @@ from .job import Silence
 from .keys import ModelKeys
 from .model.activations import TokenBatch
 from .model.blocks import quantize_model
-from .model.checkpoint import save_checkpoint
+from .model.checkpoint import keep_generation_settings, save_checkpoint
 from .model.devices import default_device, device_called
+from .model.hub import resolve
 from .model.load import load_model
 from .model.native import load_quantized
 from .model.transforms import Applied, apply_transforms
@@ -123,6 +124,12 @@ class QuantizedModel:
             before, _ = load_model(ModelKeys(path=str(before)), device=str(self.model.device))
             apply_transforms(before, [(one.name, one.options, one.make()) for one in self.transforms])
         return first_latents(before, self.model, layers)[0]
+
+    def _files(self) -> Path | None:
+        """The folder that the model was read from, where it is known and there."""
+        with suppress(RqatError):
+            return self._folder or (resolve(ModelKeys(path=self.source)) if self.source else None)
+        return None
 
     @contextmanager
     def _as_made(self) -> Iterator[None]:
@@ -253,6 +260,8 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
     try:
         with quantized._as_made():
             save_checkpoint(partial, quantized.model, quantized.tokenizer, layers, quantized.transforms)
+        if (files := quantized._files()) is not None:
+            keep_generation_settings(files, partial)
     except ValueError as error:
         shutil.rmtree(partial)
         raise RqatError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import rqat
@@ -10,6 +11,8 @@ import rqat
 if TYPE_CHECKING:
     import gguf
     import transformers
+
+log = logging.getLogger("rqat")
 
 LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -59,8 +62,14 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: transformers.PreTrainedTok
             getattr(writer, f"add_{kind}_token_id")(index)
     start = tokenizer("a")["input_ids"][:1]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and start == [tokenizer.bos_token_id])
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        others = ", ".join(sorted(templates.keys() - {"default"}))
+        if others:
+            log.warning("gguf: the file has one chat template, the default; left out: %s.", others)
+        templates = templates.get("default")
+    if templates:
+        writer.add_chat_template(templates)
 
 
 def cutting(found: dict[str, Any]) -> str:

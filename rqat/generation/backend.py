@@ -11,10 +11,10 @@ from rqat_kernels.packed_linear import PackedLinear
 
 from ..contracts.options import expanded
 from ..errors import ModelError
-from ..model.checkpoint import load_checkpoint
+from ..model.checkpoint import load_checkpoint, settings_in
 from ..model.config import read_config
 from ..model.devices import default_dtype
-from ..model.hub import FETCHED, QUANTIZED_FILE, fetch, resolve
+from ..model.hub import FETCHED, GENERATION_FILE, QUANTIZED_FILE, fetch, resolve
 from ..model.load import explained, load_model
 from ..model.tokenizers import tokenizer_in
 from ..packed.fused import is_bare, is_plain
@@ -78,8 +78,8 @@ def open_served(keys: ModelKeys, *, offline: bool = False) -> tuple[ServedModel,
             folder, local_files_only=True, trust_remote_code=keys.trust_remote_code
         )
         tokenizer = tokenizer_in(folder, trust_remote_code=keys.trust_remote_code)
-        own = (folder / "generation_config.json").is_file()
-        generation = transformers.GenerationConfig.from_pretrained(folder) if own else None
+        own = (folder / GENERATION_FILE).is_file()
+        generation = settings_in(folder) if own else None
     return ServedModel(config, generation, torch.device("cpu")), tokenizer
 
 

@@ -166,12 +166,24 @@ def assembled(
         raise damaged(folder, ", ".join(f"{name} {what}" for name, what in sorted(wrong.items())))
     model.config._name_or_path = str(folder)
     if (folder / GENERATION_FILE).exists():  # else it is derived from config.json, which knows one end token only
-        own = ends_alone(folder).get("generation_config")
-        model.generation_config = own or transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        model.generation_config = settings_in(folder)
     model = model.to(device).eval()
     transforms = load_transforms(folder)
     attach_transforms(model, transforms)
     return Checkpoint(model, tokenizer, layers, transforms)
+
+
+def settings_in(folder: Path) -> transformers.GenerationConfig:
+    """A folder's generation settings; where transformers refuses them, its end tokens alone.
+
+    Raises:
+        ModelError: generation_config.json is damaged.
+    """
+    from transformers import GenerationConfig
+
+    return ends_alone(folder).get("generation_config") or GenerationConfig.from_pretrained(
+        folder, local_files_only=True
+    )
 
 
 def ends_alone(folder: Path) -> dict[str, Any]:

@@ -7,17 +7,21 @@ day's date, and files that a copy from the hub may lack. Imports neither torch n
 from __future__ import annotations
 
 import json
+import math
 import re
+import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..contracts import Problem
 from ..errors import ModelError, RqatError
 from ..figures import size
 from ..keys import ModelKeys
-from .config import ModelConfig, read_config
+from .config import MLX, ModelConfig, read_config, weight_files
 from .families import FAMILIES
 from .hub import GENERATION_FILE, QUANTIZED_FILE, uncertain_files
 from .vocabulary import check_vocabularies
@@ -40,19 +44,34 @@ UNUSED = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$")
 NO_WRITER = re.compile(r"For(?:Sequence|Token|Image|Audio)\w*Classification|ForQuestionAnswering|RewardModel")
 """Architectures with another head than one that writes text."""
 
+LOADERS = {
+    "compressed-tensors": {"compressed-tensors": "compressed_tensors"},
+    "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
+    "awq": {"gptqmodel": "gptqmodel"},
+}
+"""What transformers needs to load a quantized checkpoint: for its `quant_method`, distributions and their modules."""
+
+FLOATS = {"F16": "float16", "F32": "float32", "F64": "float64"}
+"""What safetensors calls dtypes of weights that are not bfloat16."""
+
+WIDER = {"bfloat16": ("F16", "F32", "F64"), "float32": ("F64",)}
+"""Of those, which a dtype in memory does not hold."""
+
+SAMPLES, SAMPLE_BYTES = 64, 4096
+"""Of two tensors, to tell whether they are the same."""
+
 DATE = "strftime_now"
 """What a chat template calls for the day's date."""
 
 
-def remarks(config: ModelConfig) -> Iterator[Problem]:
-    """What a user is told of a model: warnings and notes, each with what to do."""
-    if left := unasked(config):
-        yield Problem(
-            f"'{config.keys.path}' holds {_listed(left)}, which its config.json does not ask for; they are left out, "
-            "of the export as well.",
-            "If they matter, this is not the right kind of checkpoint for rqat.",
-            level="warning",
-        )
+def remarks(config: ModelConfig, device: str = "cpu") -> Iterator[Problem]:
+    """What a user is told of a model: warnings and notes, each with what to do.
+
+    Args:
+        device: "cpu" or "cuda", where it is to be computed with.
+    """
+    yield from _rounded(config, device)
+    yield from _left_out(config, ", of the export as well")
     if config.folder is None:
         return
     if missing := uncertain_files(config.folder):
@@ -77,12 +96,39 @@ def remarks(config: ModelConfig) -> Iterator[Problem]:
         )
 
 
+def _left_out(config: ModelConfig, where: str = "") -> Iterator[Problem]:
+    if left := unasked(config):
+        yield Problem(
+            f"'{config.keys.path}' holds {_listed(left)}, which its config.json does not ask for; they are left out"
+            f"{where}.",
+            "If they matter, this is not the right kind of checkpoint for rqat.",
+            level="warning",
+        )
+
+
+def _rounded(config: ModelConfig, device: str) -> Iterator[Problem]:
+    """Whether weights have more digits on disk than in memory; those of quantized layers are codes."""
+    auto = "bfloat16" if device.startswith("cuda") else "float32"
+    dtype = auto if config.keys.dtype == "auto" else config.keys.dtype
+    wider = [found for name, found in config.tensors.items() if found.dtype in WIDER[dtype] and not UNUSED.search(name)]
+    if config.quantization is None and wider:
+        share = sum(math.prod(tensor.shape) for tensor in wider) / max(1, config.parameters)
+        kinds = " and ".join(sorted({FLOATS[tensor.dtype] for tensor in wider}))
+        keep = " `model.dtype: float32` keeps them." if dtype == "bfloat16" else ""
+        yield Problem(
+            f"{100 * share:.3g} % of its weights are stored in {kinds}; in memory they are rounded to {dtype}.",
+            keep.strip(),
+            level="note",
+        )
+
+
 def check_checkpoint(config: ModelConfig) -> None:
     """Refuses what would be computed without parts of it, or stopped by another rule than it says.
 
     Raises:
         ModelError: it has another head than one that writes text, or tensors within its blocks that its config.json
-            does not ask for; its generation_config.json is damaged.
+            does not ask for; its head is tied to the embedding and stored as well, with other values; its
+            generation_config.json is damaged.
     """
     for name in config.raw.get("architectures") or ():
         if NO_WRITER.search(str(name)):
@@ -92,7 +138,64 @@ def check_checkpoint(config: ModelConfig) -> None:
     if config.quantization is None and (inside := [name for name in unasked(config) if _in_a_block(name, config)]):
         refuse_unasked(config.keys.path, inside)
     if config.folder is not None:
+        if config.quantization is None and _head_apart(config, config.folder):
+            refuse_second_head(config.keys.path)
         generation_settings(config.folder)
+
+
+def refuse_second_head(path: str) -> NoReturn:
+    """Refuses a model of which some readers would take the head, and others the embedding in its place."""
+    raise ModelError(
+        f"'{path}': its config.json ties lm_head to the embedding, and lm_head.weight is stored with other values: "
+        "readers disagree on which of the two counts.",
+        hint="If the head was trained, set tie_word_embeddings to false in config.json; else remove lm_head.weight.",
+    )
+
+
+def _head_apart(config: ModelConfig, folder: Path) -> bool:
+    """Whether a tied head is stored, too, and differs from the embedding, as far as samples tell."""
+    names = [f"{name}.weight" for name in (config.layout.embeddings, config.layout.head)]
+    found = [config.tensors.get(name) for name in names]
+    if not config.tied or found[1] is None or found[0] != found[1]:  # of another shape or dtype: loading tells
+        return False
+    first, second = (_samples(folder, name) for name in names)
+    return first != second
+
+
+def _samples(folder: Path, name: str) -> bytes:
+    """Bytes of a tensor, spread evenly; none where they cannot be read, which loading tells."""
+    with suppress(ValueError, TypeError, KeyError, IndexError, OSError, RecursionError, struct.error):
+        for path in weight_files(folder):
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(length))
+                if name not in header:
+                    continue
+                start, end = header[name]["data_offsets"]
+                found = []
+                for number in range(SAMPLES):
+                    place = (end - start) * number // SAMPLES
+                    file.seek(8 + length + start + place)
+                    found.append(file.read(min(SAMPLE_BYTES, end - start - place)))
+                return b"".join(found)
+    return b""
+
+
+def check_loader(config: ModelConfig) -> None:
+    """Refuses a quantized checkpoint that transformers loads only with packages that are not installed."""
+    method = str((config.quantization or {}).get("quant_method", ""))
+    if method == MLX:
+        raise ModelError(
+            f"'{config.keys.path}' is an MLX checkpoint, which transformers does not load.",
+            hint="Use mlx_lm, or the step of the run it was exported from; training may begin with it: `start:`.",
+        )
+    missing = [name for name, module in LOADERS.get(method, {}).items() if find_spec(module) is None]
+    if missing:
+        raise ModelError(
+            f"'{config.keys.path}' is a {method} checkpoint; transformers loads it with {' and '.join(missing)}, "
+            "not installed here.",
+            hint=f"Run: pip install {' '.join(missing)}. Or export it in another format.",
+        )
 
 
 def refuse_unasked(path: str, names: list[str]) -> None:
@@ -210,21 +313,12 @@ def about_teacher(
     path = keys.path
     try:
         config = read_config(keys, offline=offline)
-        if config.folder is not None and (config.folder / QUANTIZED_FILE).is_file():
+        if _is_step(config):
             raise ModelError(f"'{path}' is a step of a run.", hint="Name the folder of an exported model.")
-        theirs = config.vocabulary(offline=offline)
     except RqatError as error:
         yield Problem(error.message, error.hint)
         return
-    try:
-        mine = student.vocabulary(offline=offline) if student else None
-    except RqatError:
-        mine = None  # which loading the model reports
-    if theirs is not None and mine is not None:
-        try:
-            check_vocabularies(theirs, mine)
-        except RqatError as error:
-            yield Problem(f"'{path}': {error.message}", error.hint)
+    yield from _only_read(config, student, offline=offline)
     if config.context is not None and max_tokens > config.context:
         text = f"max_tokens is {max_tokens}, but the teacher's context is {config.context}."
         yield Problem(text, f"Use at most {config.context}.")
@@ -234,3 +328,44 @@ def about_teacher(
         yield Problem(f"'{path}' is quantized itself ({method}).", hint, level="warning")
     if config.folder is None:
         yield Problem(f"'{path}' will be fetched from the hub, {size(config.bytes)}.", level="note")
+
+
+def about_original(keys: ModelKeys, model: ModelConfig | None, *, offline: bool = False) -> Iterator[Problem]:
+    """What is wrong with the files of a model that others are compared with, and whether its tokens are theirs.
+
+    Args:
+        model: what the others were made from; None where its files cannot be read, which others tell.
+    """
+    try:
+        config = read_config(keys, offline=offline)
+    except RqatError as error:
+        yield Problem(error.message, error.hint)
+        return
+    yield from _only_read(config, model, offline=offline)
+
+
+def _is_step(config: ModelConfig) -> bool:
+    return config.folder is not None and (config.folder / QUANTIZED_FILE).is_file()
+
+
+def _only_read(config: ModelConfig, other: ModelConfig | None, *, offline: bool) -> Iterator[Problem]:
+    """What loading a model would refuse, and what it would leave out; whether its tokens are those of another."""
+    try:
+        if not _is_step(config):
+            check_checkpoint(config)
+            check_loader(config)
+        theirs = config.vocabulary(offline=offline)
+    except RqatError as error:
+        yield Problem(error.message, error.hint)
+        return
+    if not _is_step(config):  # which has its weights in two files
+        yield from _left_out(config)
+    try:
+        mine = other.vocabulary(offline=offline) if other else None
+    except RqatError:
+        mine = None  # which loading the model reports
+    if theirs is not None and mine is not None:
+        try:
+            check_vocabularies(theirs, mine)
+        except RqatError as error:
+            yield Problem(f"'{config.keys.path}': {error.message}", error.hint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +13,10 @@ from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
 from .checkpoint import ends_alone
-from .config import MLX, ModelConfig, check_quantizable, read_config
+from .config import check_quantizable, read_config
 from .devices import default_dtype
-from .extras import check_checkpoint, refuse_unasked, split_by_blocks
+from .ends import is_tied
+from .extras import check_checkpoint, check_loader, refuse_second_head, refuse_unasked, split_by_blocks
 from .native import load_native
 from .stored_schemes import NATIVE
 from .tokenizers import tokenizer_in
@@ -24,14 +24,6 @@ from .vocabulary import past_the_embedding
 
 if TYPE_CHECKING:
     import transformers
-
-
-LOADERS = {
-    "compressed-tensors": {"compressed-tensors": "compressed_tensors"},
-    "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
-    "awq": {"gptqmodel": "gptqmodel"},
-}
-"""What transformers needs to load a quantized checkpoint: for its `quant_method`, distributions and their modules."""
 
 
 def load_model(
@@ -79,6 +71,8 @@ def load_model(
         inside, _ = split_by_blocks(loading["unexpected_keys"], config)  # the others are told in the plan
         if inside:
             refuse_unasked(keys.path, inside)
+        if config.tied and model.get_output_embeddings() is not None and not is_tied(model):
+            refuse_second_head(keys.path)
     check_tokenizer(keys.path, model, tokenizer)
     model = model.to(device).eval()
     check_finite(keys.path, model)
@@ -112,23 +106,6 @@ def explained(path: str, what: str) -> Iterator[None]:
             f"The {what} of '{path}' cannot be loaded: {' '.join(str(error).split())[:300]}",
             hint="Check that the folder is a complete Hugging Face checkpoint and that transformers knows this model.",
         ) from error
-
-
-def check_loader(config: ModelConfig) -> None:
-    """Refuses a quantized checkpoint that transformers loads only with packages that are not installed."""
-    method = str((config.quantization or {}).get("quant_method", ""))
-    if method == MLX:
-        raise ModelError(
-            f"'{config.keys.path}' is an MLX checkpoint, which transformers does not load.",
-            hint="Use mlx_lm, or the step of the run it was exported from; training may begin with it: `start:`.",
-        )
-    missing = [name for name, module in LOADERS.get(method, {}).items() if find_spec(module) is None]
-    if missing:
-        raise ModelError(
-            f"'{config.keys.path}' is a {method} checkpoint; transformers loads it with {' and '.join(missing)}, "
-            "not installed here.",
-            hint=f"Run: pip install {' '.join(missing)}. Or export it in another format.",
-        )
 
 
 def check_tokenizer(

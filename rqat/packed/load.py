@@ -19,7 +19,7 @@ from rqat_kernels.packing import PackedWeight
 from ..contracts import QuantizedWeight
 from ..errors import ModelError
 from ..keys import ModelKeys
-from ..model.checkpoint import DENSE_FILE, decoded, load_layers, scheme_of
+from ..model.checkpoint import DENSE_FILE, decoded, load_layers, scheme_of, settings_in
 from ..model.config import ModelConfig, read_config
 from ..model.devices import default_dtype, device_called
 from ..model.families import FAMILIES
@@ -192,7 +192,7 @@ def _build(
         raise damaged(folder, f"{', '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}")
     model.config._name_or_path = path
     if (folder / GENERATION_FILE).is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        model.generation_config = settings_in(folder)
     model.requires_grad_(False)
     return model.to(device).eval()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from rqat.grids import grid_of
 from rqat.model.checkpoint import load_checkpoint
 from rqat.registry import Registry
 from rqat_gguf import type_of
+from rqat_gguf.tokenizer import add_tokenizer
 from tests.servers.files import byte_tokenizer, export, save_rounded
 
 gguf = pytest.importorskip("gguf")
@@ -197,6 +199,29 @@ def test_tokenizer_and_settings(tmp_path: Path) -> None:
     assert fields["general.file_type"] == 2
     assert fields["llama.attention.key_length"] == fields["llama.rope.dimension_count"] == 64
     assert fields["llama.rope.freq_base"] == 10000.0
+
+
+def test_of_several_chat_templates_the_default_is_written_and_the_others_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Written:
+        def __init__(self) -> None:
+            self.templates: list[str] = []
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *given: self.templates.append(given[0]) if name == "add_chat_template" else None
+
+    for templates, expected, left in (
+        ({"default": "a", "rag": "b", "tools": "c"}, ["a"], "left out: rag, tools."),
+        ("a", ["a"], ""),
+        (None, [], ""),
+    ):
+        tokenizer, writer = byte_tokenizer(), Written()
+        tokenizer.chat_template = templates
+        caplog.clear()
+        add_tokenizer(writer, tokenizer, 512)
+        assert writer.templates == expected
+        assert caplog.messages == ([f"gguf: the file has one chat template, the default; {left}"] if left else [])
 
 
 def test_llama3_frequencies_are_those_of_transformers(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 from typing import Any
 
 from ...job import Job
-from ...model.checkpoint import load_layers, save_checkpoint
+from ...model.checkpoint import keep_generation_settings, load_layers, save_checkpoint
 from ...model.hub import QUANTIZED_FILE
 from ...model.native import load_quantized
 from ...stage import Step
@@ -31,6 +31,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     if not (source / QUANTIZED_FILE).is_file():
         found = load_quantized(source)
         save_checkpoint(work, found.model, found.tokenizer, found.layers)
+        keep_generation_settings(source, work)
         return {"from": str(source), "layers": len(found.layers)}
     layers = load_layers(source / QUANTIZED_FILE)
     files = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in LEFT_BEHIND]

@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import rqat
 from rqat.cli.app import build
 from rqat.errors import ModelError
+from rqat.generation.backend import open_served
+from rqat.generation.sampling import end_tokens
 from rqat.keys import ModelKeys
 from rqat.model.config import read_config
 from rqat.model.extras import check_checkpoint, generation_settings, remarks, unasked
@@ -82,6 +85,16 @@ def test_settings_of_a_checkpoint_stop_nothing_and_are_told_and_exported(model: 
     assert run("generate", "out", "1+1=", "--max-new-tokens", "2").exit_code == 0
 
 
+def test_settings_that_transformers_refuses_stop_no_reader(model: Path) -> None:
+    change(model / "generation_config.json", temperature=0.9, num_beams="x")
+    assert quantize(model).exit_code == 0
+    shown = run("generate", "out", "1+1=", "--max-new-tokens", "2", "--backend", "packed")
+    assert shown.exit_code == 0, shown.stderr
+    assert end_tokens(*open_served(ModelKeys(path="out"))) == {1}
+    rqat.save(rqat.load("out"), "saved")
+    assert Path("saved/generation_config.json").read_text() == Path("out/generation_config.json").read_text()
+
+
 def test_settings_that_stand_in_config_json_are_told_as_well(model: Path) -> None:
     (model / "generation_config.json").unlink()
     change(model / "config.json", temperature=0.9, repetition_penalty=1.3)
@@ -129,6 +142,22 @@ def test_transformers_own_list_decides_for_families_that_are_not_known(
         load_model(ModelKeys(path=str(model)))
 
 
+def test_a_tied_head_that_is_stored_too_has_to_be_the_embedding(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5 would not tie them, other readers would: the model in memory is not the one that is served."""
+    state = load_file(model / "model.safetensors")
+    embedding = state["model.embed_tokens.weight"]
+    for number, changed in enumerate((embedding.clone(), embedding * 2)):
+        save_file(state | {"lm_head.weight": changed}, model / "model.safetensors", metadata={"format": "pt"})
+        done = quantize(model, f"out{number}")
+        assert done.exit_code == 2 * number, done.stderr
+    assert "ties lm_head to the embedding, and lm_head.weight is stored with other values" in done.stderr
+    assert "lm_head.weight" not in load_file("out0/model.safetensors")
+    assert not Path("out1").exists()
+    monkeypatch.setattr("rqat.model.extras.SAMPLES", 0)  # then loading tells
+    with pytest.raises(ModelError, match="readers disagree on which of the two counts"):
+        load_model(ModelKeys(path=str(model)))
+
+
 def test_tensors_beside_the_model_are_left_out_and_told(model: Path) -> None:
     add_tensors(model, "v_head.summary.weight", "model.layers.2.self_attn.q_proj.weight", "visual.patch.weight")
     done = quantize(model)
@@ -136,6 +165,18 @@ def test_tensors_beside_the_model_are_left_out_and_told(model: Path) -> None:
     assert "Warning: MODEL: " in done.stderr
     assert "model.layers.2.self_attn.q_proj.weight, v_head.summary.weight, visual.patch.weight" in done.stderr
     assert "left out" in " ".join(json.loads(Path("out/rqat.json").read_text())["told"])
+
+
+def test_weights_with_more_digits_than_memory_holds_are_told(model: Path) -> None:
+    def told(device: str, **keys: Any) -> list[str]:
+        return [f"{one.text} {one.hint}" for one in remarks(read_config(ModelKeys(path=str(model), **keys)), device)]
+
+    assert told("cuda") == told("cpu") == []
+    state = {name: tensor.half() for name, tensor in load_file(model / "model.safetensors").items()}
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+    assert told("cpu") == told("cuda", dtype="float32") == []
+    note = "100 % of its weights are stored in float16; in memory they are rounded to bfloat16."
+    assert told("cuda") == told("cpu", dtype="bfloat16") == [f"{note} `model.dtype: float32` keeps them."]
 
 
 def test_tensors_nobody_misses_are_not_told(model: Path) -> None:
@@ -279,6 +320,22 @@ def test_a_folder_that_is_there_is_filled(model: Path, tmp_path: Path, monkeypat
     assert Path.cwd() == tmp_path / "here"
     assert checkpoint(Path()) == names
     assert checkpoint(tmp_path) == ["dangling", "here", "link", "model", "nowhere", "out", "real"]
+
+
+def test_any_name_and_place_of_a_folder_will_do(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks, letters of any alphabet, links to its files, another folder to be asked from, another place later."""
+    place = tmp_path / "mo del: \u00fc, \u6f22"
+    (place / "files").mkdir(parents=True)
+    for path in list(model.iterdir()):
+        path.rename(place / "files" / path.name)
+        path.symlink_to(place / "files" / path.name)
+    model.rename(place / "a model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = quantize(Path("..") / place.name / "a model", "the output")
+    assert done.exit_code == 0, done.stderr
+    Path("the output").rename("moved")
+    assert run("generate", "moved", "1+1=", "--max-new-tokens", "2").exit_code == 0
 
 
 def test_an_interruption_while_a_folder_is_filled_costs_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

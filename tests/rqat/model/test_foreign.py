@@ -182,6 +182,8 @@ def test_a_recipe_begins_with_one_and_exports_it_again(tmp_path: Path, case: str
     expected = write_foreign(tmp_path / "theirs", case)
     expected.half().save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
+    settings = tmp_path / "theirs" / "generation_config.json"
+    settings.write_text('{"eos_token_id": 1, "temperature": 0.9, "of_another_version": [1]}')
     keys = {"name": "r", "model": str(tmp_path / "model"), "start": str(tmp_path / "theirs"), "export": "rqat"}
     registry = Registry.discover()
     plan = build_plan(built_recipe(keys, {}), registry)
@@ -192,6 +194,8 @@ def test_a_recipe_begins_with_one_and_exports_it_again(tmp_path: Path, case: str
     assert all(layer.equals(original.layers[name]) for name, layer in found.layers.items())
     assert torch.equal(logits(found.model), logits(original.model))
     assert "quantization" not in json.loads((tmp_path / "run" / "01-start" / "config.json").read_text())
+    for folder in ("01-start", "02-export/model"):
+        assert (tmp_path / "run" / folder / settings.name).read_text() == settings.read_text()
 
 
 @pytest.mark.parametrize(("ends", "dtype"), [("w8g32", "float16"), ("w3g32", "bfloat16")])
