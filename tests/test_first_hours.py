@@ -144,6 +144,18 @@ def test_plan_refuses_in_one_line(recipe: Path, monkeypatch: pytest.MonkeyPatch,
         ("train.0.task=arith", "train.0.task: 'kd' is not trained on rewards: this has no effect. Leave it out."),
         ("train.0.gate={prompts: 8}", "train.0.gate: 'kd' is not trained on rewards: this has no effect."),
         ("train.0.lr=0.2", "Warning: --set train.0.lr: 0.2: one step would move"),
+        (
+            "evaluate=[{task: arith, seeds: [1, 2]}]",
+            "seeds: at temperature 0 all completions of a problem are alike: the first seed alone is used.",
+        ),
+        (
+            "evaluate=[{task: 'lm-eval:gsm8k', system: be brief}]",
+            "system: lm-eval's own tasks do not take it: this has no effect. Leave it out.",
+        ),
+        (
+            "evaluate=[{task: 'lm-eval:gsm8k', seeds: [1, 2], temperature: 1.0}]",
+            "seeds: lm-eval asks once: the first seed alone is used.",
+        ),
     ],
 )
 def test_plan_warns_of_what_has_no_effect_or_no_sense(recipe: Path, change: str, says: str) -> None:

@@ -261,7 +261,7 @@ def _split_file(name: str, split: str, wanted: list[str], data: Path) -> Path:
 
 
 def _fitting(base: type) -> Any:
-    """lm-eval's Hugging Face model, which cuts long prompts in silence, made to refuse them."""
+    """lm-eval's Hugging Face model, which cuts long prompts, made to refuse them, or to note where it rates answers."""
 
     class Fitting(base):
         notes: list[str]
@@ -288,6 +288,16 @@ def _fitting(base: type) -> Any:
                         self.notes.append(note)
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
+        def _loglikelihood_tokens(self, requests: Any, *more: Any, **named: Any) -> Any:
+            # As lm-eval alone does, which says so in its log.
+            cut = sum(len(asked) + len(answer) > self.max_length + 1 for _, asked, answer in requests)
+            if cut:
+                self.notes.append(
+                    f"{cut} of {len(requests)} prompts with an answer to be rated are longer than the context of "
+                    f"{self.max_length} tokens; they lose their beginning."
+                )
+            return super()._loglikelihood_tokens(requests, *more, **named)
+
     return Fitting
 
 
@@ -303,6 +313,8 @@ def _generation(given: Mapping[str, Any]) -> dict[str, Any]:
             "top_p": given.get("top_p", 1.0),
             "top_k": 0,
         }
+    elif "temperature" in given:  # 0, whatever a task says
+        settings |= {"do_sample": False, "temperature": 0.0}
     return settings
 
 

@@ -84,7 +84,8 @@ def _about(step: StepFiles, lines: Sequence[dict[str, Any]]) -> str:
     if is_number(results.get("train_seconds")):
         parts.append(seconds(results["train_seconds"]))
     if is_number(results.get("rows_used")):
-        parts.append(f"{results['rows_used']:,} rows")
+        often = results.get("times_used")
+        parts.append(f"{results['rows_used']:,} rows{f', each about {often:g} times' if is_number(often) else ''}")
     if is_number(results.get("codes_changed")):
         parts.append(f"{100 * results['codes_changed']:.2g} % of the codes changed")
     if results.get("rows_dropped_too_long"):

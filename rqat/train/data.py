@@ -116,21 +116,29 @@ def check_rows(
     writes: bool = False,
     graded: bool = False,
     max_tokens: int,
+    completion_tokens: int | None = None,
+    most: int = 0,
+    taken: int = 0,
 ) -> Iterator[Problem]:
     """What `prepare_rows` would refuse or leave out, found before any work and without torch.
 
     Args:
         rows: as many as are to be looked at.
+        completion_tokens: what completions may have by the objective's options; None is as many as there is room for.
+        most: how many there would be of a source that does not end before.
+        taken: how many rows training takes.
 
     Yields:
         An error where a row lacks what the objective needs or none is short enough, with the first such row; a note
-        with a count where some are too long, a warning where more than half are. `key` is "data" or "max_tokens".
+        with a count where some are too long, a warning where more than half are; a warning where the longest prompt
+        leaves less room than is asked for; a note where rows are used more than once. `key` is "data" or "max_tokens".
     """
-    read, long = 0, TooLong(max_tokens, writes)
+    read, long, longest = 0, TooLong(max_tokens, writes), 0
     try:
         for example in _tokenized(rows, tokenizer, writes=writes, graded=graded):
             read += 1
-            long.found(example)
+            if not long.found(example):
+                longest = max(longest, len(example.prompt_ids))
         if long.count == read:
             _none_left(read, long)
     except DataError as error:
@@ -141,6 +149,12 @@ def check_rows(
         text = dropped_rows(long.facts(read), max_tokens)
         level: Level = "warning" if 2 * long.count > read else "note"
         yield Problem(text, "Raise max_tokens to keep them.", "max_tokens", level)
+    if writes and (text := too_little_room(max_tokens - longest, completion_tokens)):
+        yield Problem(text, "Raise max_tokens, or use shorter prompts.", "max_tokens", "warning")
+    kept = read - long.count
+    if read < most and kept < taken:
+        text = f"there are {kept} rows, and training takes {taken}: each is used about {taken / kept:.3g} times."
+        yield Problem(text, "More rows, or fewer steps, use each less often.", "data", "note")
 
 
 def dropped_rows(facts: Mapping[str, Any], max_tokens: int) -> str:
@@ -222,7 +236,7 @@ def _check(number: int, row: Row, *, writes: bool, graded: bool) -> None:
             f"{place_of(row, number)} has no prompt; an objective that writes completions needs one.",
             hint="Use a source whose rows have a prompt.",
         )
-    if graded and not row.get("answer"):
+    if graded and not row.get("answer", "").strip():
         raise DataError(
             f"{place_of(row, number)} has no answer; learning from rewards needs one.",
             hint="Use a source whose rows have a prompt and an answer that can be graded.",
@@ -285,3 +299,16 @@ def completion_room(rows: datasets.Dataset, max_tokens: int, options: Any) -> in
     """
     room = max_tokens - max(rows["prompt_tokens"])
     return min(room, getattr(options, "max_completion_tokens", None) or room)
+
+
+def uses(rows: datasets.Dataset, taken: int) -> dict[str, Any]:
+    """How many different rows training uses, which takes the first so many; and how often, if more than once."""
+    used = len({*rows["row"][:taken]})
+    return {"rows_used": used, **({"times_used": round(taken / used, 2)} if taken > used else {})}
+
+
+def too_little_room(room: int, asked: int | None) -> str:
+    """A sentence where completions have less room than was asked for, else nothing."""
+    if asked is None or room >= asked:
+        return ""
+    return f"completions end after {room} tokens, all that the longest prompt leaves; {asked} were asked for."

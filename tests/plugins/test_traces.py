@@ -9,16 +9,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
 from rqat import Completion, DataError, LoadedModel, RecipeError, Row
 from rqat.cli.app import build
+from rqat.job import Silence
 from rqat.plan import Plan, build_plan
 from rqat.preflight import preflight, read_data
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
+from rqat.stages.produce import run as produce
 from rqat.storage import read_json, read_json_lines
 from rqat.testing import SourceSuite
 from tests.rqat.cli.test_commands import rqat
@@ -253,6 +256,26 @@ def test_more_tokens_than_the_context_holds_are_told(registry: Registry) -> None
 
 
 @pytest.mark.slow
+def test_less_room_than_was_asked_for_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = [7, 5, 6]
+    monkeypatch.setattr(produce, "writer_for", lambda model: None)
+    monkeypatch.setattr(
+        produce, "complete_rows", lambda *given, **named: [[Completion("a", (1,), ended=True, limit=limits.pop(0))]]
+    )
+    job: Any = SimpleNamespace(progress=Silence())
+    row: Row = {"prompt": "a"}
+    with produce.loaded(job, None, None, "produce traces") as given:  # type: ignore[arg-type]
+        given.complete([row], max_new_tokens=7)
+    assert not caplog.messages
+    with produce.loaded(job, None, None, "produce traces") as given:  # type: ignore[arg-type]
+        for _ in range(2):
+            given.complete([row], max_new_tokens=7, total=2)
+    text = "produce traces: the context leaves room for 5 new tokens after the longest prompt, not 7."
+    assert caplog.messages == [text]
+
+
 def test_conformance(registry: Registry) -> None:
     class Traces(SourceSuite):
         name = "traces"

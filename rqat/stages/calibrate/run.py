@@ -17,7 +17,7 @@ from torch import Tensor
 from ...contracts import Row, Source
 from ...errors import DataError, ModelError
 from ...generation.prompts import encode_examples
-from ...job import Job
+from ...job import Job, log
 from ...model.config import read_config
 from ...model.load import load_tokenizer
 from ...stage import READ_AHEAD, Finding, Look, Step
@@ -33,7 +33,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """Tokenizes as many rows as the step's settings ask for.
 
     Returns:
-        rows read, sequences, tokens without padding, and the hash of all ids.
+        rows read, sequences, tokens without padding, and the hash of all ids; without `pack` how many rows were cut.
 
     Raises:
         DataError: the source is empty or ends too early.
@@ -53,8 +53,11 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     with job.progress.task("calibrate", keys.samples) as bar:
         input_ids, attention_mask = calibration_tokens(counted, tokenizer, keys, bar.update)
     save_file({"input_ids": input_ids, "attention_mask": attention_mask}, job.workdir(step) / CALIBRATION_FILE)
+    if counted.cut:
+        log.warning("%s: %s", step.name, cut_rows(counted, keys))
     return {
         "rows": counted.rows,
+        **({} if keys.pack else {"rows_cut": counted.cut}),
         "sequences": len(input_ids),
         "tokens": int(attention_mask.sum()),
         "sha256": hashlib.sha256(input_ids.numpy().tobytes() + attention_mask.numpy().tobytes()).hexdigest(),
@@ -76,7 +79,7 @@ def calibration_tokens(
         DataError: the rows end too early.
     """
     sequences: list[list[int]] = []
-    for sequence in sequences_of(counted, tokenizer, keys.tokens, pack=keys.pack):
+    for sequence in sequences_of(counted, tokenizer, keys.tokens, pack=keys.pack, cut=counted.note_cut):
         sequences.append(sequence)
         progress(len(sequences))
         if len(sequences) == keys.samples:
@@ -110,23 +113,39 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
         next(iter(counted), None)
     else:
         tokenizer = load_tokenizer(look.plan.model, offline=look.offline)
-        found = sequences_of(counted, tokenizer, keys.tokens, pack=keys.pack)
+        found = sequences_of(counted, tokenizer, keys.tokens, pack=keys.pack, cut=counted.note_cut)
         there = sum(1 for _ in itertools.islice(found, keys.samples))
         if counted.rows and there < keys.samples and counted.rows < READ_AHEAD:
             shape = f"sequences of {keys.tokens} tokens" if keys.pack else "rows"
             text = f"{keys.samples} {shape} were asked for; '{keys.source}' has {there} in its {counted.rows} rows."
             yield step.finding("error", "samples", text, "Ask for fewer, or for shorter ones, or add data.")
+        if counted.cut:
+            yield step.finding("note", "tokens", cut_rows(counted, keys), "`pack: true` loses nothing of them.")
     if not counted.rows:
         text = f"'{keys.source}' has no rows in its {keys.split} split."
         yield step.finding("error", "source", text, "Check its options.")
 
 
+def cut_rows(counted: Counted, keys: CalibrationKeys) -> str:
+    """How many rows lose their end, in a sentence."""
+    return f"{counted.cut} of {counted.rows} rows are longer than tokens={keys.tokens} and are cut there."
+
+
 class Counted:
-    """Rows, counted while they are read."""
+    """Rows, counted while they are read.
+
+    Attributes:
+        rows: so far.
+        cut: of them, those that were too long for a sequence of their own.
+    """
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._source = rows
-        self.rows = 0
+        self.rows = self.cut = 0
+
+    def note_cut(self) -> None:
+        """Counts a row that was cut."""
+        self.cut += 1
 
     def __iter__(self) -> Iterator[Row]:
         for row in self._source:
@@ -135,18 +154,26 @@ class Counted:
 
 
 def sequences_of(
-    rows: Iterable[Row], tokenizer: transformers.PreTrainedTokenizerBase, tokens: int, *, pack: bool
+    rows: Iterable[Row],
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    tokens: int,
+    *,
+    pack: bool,
+    cut: Callable[[], None] = lambda: None,
 ) -> Iterator[list[int]]:
     """Token sequences made of rows, each row ended by the end-of-sequence token.
 
     Args:
         tokens: length of every sequence with `pack`; without, the length rows are cut at.
         pack: join rows and split the stream (what is left over at its end is dropped), or one sequence per row.
+        cut: called for every row that is cut.
     """
     stream: list[int] = []
     for number, row in enumerate(rows, start=1):
         ids = tokenize(row, tokenizer, row.get("place") or f"row {number} of the calibration data")
         if not pack:
+            if len(ids) > tokens:
+                cut()
             yield ids[:tokens]
             continue
         stream += ids

@@ -7,15 +7,16 @@ import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from ...cards import Card
 from ...contracts import TaskOptions
-from ...errors import RqatError, UnknownName
+from ...errors import UnknownName
 from ...estimate import Needs, Sizes
 from ...keys import ModelKeys, Neutral, PluginKeys
-from ...model.config import read_config
+from ...model.extras import about_original
 from ...problems import Place, problems_of
 from ...stage import BASE, PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..produce import Produce
@@ -26,8 +27,23 @@ LM_EVAL = "lm-eval:"
 COMPARED_BYTES = 1 << 29
 """Of logits and their logarithms, of both models, that are compared at once."""
 
+UNKNOWN_TO_LM_EVAL = ("system", "chat_template_kwargs")
+"""Options of tasks that tasks of lm-eval's own do not take."""
+
 ENGINE_ROWS = 512
 """Completions that the engine writes at once, where there are as many."""
+
+
+def _an_address(url: str) -> str:
+    """An address that may stand in a manifest."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("is no address; write one like http://localhost:8000/v1.")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            "holds a name or a password, which would stand in the run's files; OPENAI_API_KEY takes a key."
+        )
+    return url
 
 
 class EvaluateKeys(PluginKeys):
@@ -53,7 +69,7 @@ class EvaluateKeys(PluginKeys):
     limit: int | None = Field(default=None, ge=1)
     batch: int = Field(default=32, ge=1)
     backend: Literal["auto", "transformers", "packed"] = "auto"
-    base_url: str | None = None
+    base_url: Annotated[str, AfterValidator(_an_address)] | None = None
     served_as: str | None = None
     variants: Annotated[tuple[str, ...] | None, Neutral("which steps there are, not what they find")] = None
     original: ModelKeys | None = None
@@ -157,6 +173,7 @@ class Evaluate(Stage):
         if context is not None and wanted > context:
             text = f"max_new_tokens is {wanted}, but the model's context is {context}."
             yield step.finding("warning", "", text, "Completions end where the context does.")
+        yield from _without_effect(step, keys)
         if keys.base_url is not None and "start" in step.inputs:
             text = f"a server writes, but the step is about '{step.variant}' of this run."
             yield step.finding("error", "base_url", text, f"Write `variants: [{BASE}]`, and `model: ` what is served.")
@@ -165,7 +182,21 @@ class Evaluate(Stage):
         if keys.served_as is not None and keys.base_url is None:
             yield step.finding("error", "served_as", "there is no server.", "Name it with base_url.")
         if keys.original is not None:
-            try:
-                read_config(keys.original, offline=look.offline)
-            except RqatError as error:
-                yield step.finding("error", "original", error.message, error.hint)
+            for problem in about_original(keys.original, look.config, offline=look.offline):
+                yield step.finding(problem.level, "original", problem.text, problem.hint)
+
+
+def _without_effect(step: Step, keys: EvaluateKeys) -> Iterator[Finding]:
+    """What was asked of a task that does not change what is asked or sampled."""
+    options = step.parts["task"].options
+    asked = {name: getattr(options, name) for name in options.model_fields_set}
+    lone = "lm-eval asks once" if keys.task.startswith(LM_EVAL) else ""
+    if not getattr(options, "temperature", 0.0):
+        lone = lone or "at temperature 0 all completions of a problem are alike"
+    if lone and len(asked.get("seeds") or ()) > 1:
+        yield step.finding("warning", "seeds", f"{lone}: the first seed alone is used.", "Name one seed.")
+    if keys.task.startswith(LM_EVAL):
+        for name in UNKNOWN_TO_LM_EVAL:
+            if asked.get(name):
+                text = "lm-eval's own tasks do not take it: this has no effect."
+                yield step.finding("warning", name, text, "Leave it out.")

@@ -20,7 +20,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     """Samples from `step.inputs["start"]`; the objective's `temperature`, `top_p` and `max_completion_tokens` are used.
 
     Returns:
-        pass_rate, signal, truncated and the rest of `rqat.train.gate.judge`.
+        pass_rate, signal, truncated and the rest of `rqat.train.gate.judge`; completion_tokens, the longest that a
+        completion could be.
 
     Raises:
         RqatError: a floor is missed and the recipe says to stop.
@@ -69,7 +70,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             completions = sample(generator, asked, keys.gate.samples, advance=bar.update)
             figures = measure(completions, [source[index] for index in rows["row"]], job.make(step, "task").grade)
             bar.update(len(prompts), f"{figures.pass_rate:.1%} correct")
-    verdict = judge(figures, keys.gate)
+    verdict = judge(figures, keys.gate) | {"completion_tokens": sampling.max_new_tokens}
     lines = [
         {"prompt": prompt, "completion": c.text, "answer": answer, "tokens": len(c.tokens), "ended": c.ended}
         for prompt, answer, group in zip(prompts, rows["answer"], completions, strict=True)

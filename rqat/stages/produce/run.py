@@ -14,7 +14,7 @@ from ...contracts import Completion, LoadedModel, Row, Source, Task, Verdict
 from ...errors import PluginError
 from ...generation.backend import writer_for
 from ...generation.complete import Report, complete_rows
-from ...job import Bar, Job
+from ...job import Bar, Job, log
 from ...stage import Finding, Look, Step
 from . import ROWS_AT_ONCE, ProduceSettings
 
@@ -53,7 +53,7 @@ def loaded(
     """What a source is given; its completions show a progress bar: one for each call, or one for all of a `total`."""
     writer = writer_for(model)
     bars: list[Bar] = []
-    done = 0
+    done, room, asked = 0, 0, 0
 
     def complete(
         rows: Sequence[Row],
@@ -67,7 +67,7 @@ def loaded(
         turn: Literal["assistant", "user"] = "assistant",
         total: int | None = None,
     ) -> list[list[Completion]]:
-        nonlocal done
+        nonlocal done, room, asked
 
         def written(report: Report) -> list[list[Completion]]:
             return complete_rows(
@@ -87,12 +87,16 @@ def loaded(
 
         if total is None:
             with job.progress.task(label, len(rows) * samples) as bar:
-                return written(bar.update)
-        if not bars:
-            bars.append(whole.enter_context(job.progress.task(label, total)))
-        before = done
-        found = written(lambda finished, note: bars[0].update(before + finished, note))
-        done += len(rows) * samples
+                found = written(bar.update)
+        else:
+            if not bars:
+                bars.append(whole.enter_context(job.progress.task(label, total)))
+            before = done
+            found = written(lambda finished, note: bars[0].update(before + finished, note))
+            done += len(rows) * samples
+        least = min((one.limit for each in found for one in each), default=max_new_tokens)
+        if least < max_new_tokens and (not room or least < room):
+            room, asked = least, max_new_tokens
         return found
 
     @cache
@@ -106,6 +110,10 @@ def loaded(
 
     with ExitStack() as whole:
         yield LoadedModel(model, tokenizer, complete, grade)
+    if room:
+        log.warning(
+            "%s: the context leaves room for %d new tokens after the longest prompt, not %d.", label, room, asked
+        )
 
 
 def read_ahead(step: Step, look: Look) -> Iterator[Finding]:

@@ -42,8 +42,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     Returns:
         steps, final_loss, tokens, latents_from, train_seconds, rows read, used and dropped; codes_changed,
         scales_changed and zeros_changed, shares of all that are trained; of an objective that writes,
-        sampler_gap_nats; `chosen`, where keys leave something to the free memory; only `skipped`, with the reason,
-        where the gate said so.
+        sampler_gap_nats, and completion_tokens, the longest that a completion may be; `chosen`, where keys leave
+        something to the free memory; only `skipped`, with the reason, where the gate said so.
 
     Raises:
         RqatError: the data, the model or the settings do not fit, or training diverged. What was saved stays.
@@ -114,7 +114,15 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
     there = watch is not None and not any(use.card.model for use in watch.all())
     if watch is not None and there and next(look.parts.make(watch).rows(), None) is None:
         yield step.finding("error", "watch", f"'{watch.card.name}' has no rows.", "Check its sources and its split.")
-    for problem in check_rows(rows, tokenizer, writes=card.writes, graded=card.graded, max_tokens=longest):
+    options = step.parts["objective"].options
+    looks: dict[str, Any] = {
+        "writes": card.writes,
+        "graded": card.graded,
+        "most": limit,
+        "taken": _taken(keys, options),
+    }
+    looks["completion_tokens"] = getattr(options, "max_completion_tokens", None)
+    for problem in check_rows(rows, tokenizer, max_tokens=longest, **looks):
         yield step.finding(problem.level, problem.key, problem.text, problem.hint)
 
 
@@ -134,7 +142,7 @@ def _train(
     from ...quiet import quiet_training
     from ...train.callbacks import done_once, expect_given, reporters, without_printing
     from ...train.checkpoints import parts_in, processes_of, step_of
-    from ...train.data import completion_room, dropped_rows, prepare_rows
+    from ...train.data import completion_room, dropped_rows, prepare_rows, too_little_room, uses
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
     from ...train.rollouts import BACKENDS, Rollouts
@@ -167,6 +175,7 @@ def _train(
             writes=card.writes,
             graded=card.graded,
         )
+        rows.facts |= uses(rows.rows, _taken(keys, objective.options))
         if rows.facts["rows_dropped_too_long"] and processes.leads:
             log.warning("%s: %s", step.name, dropped_rows(rows.facts, max_tokens))
         teacher = None
@@ -181,6 +190,11 @@ def _train(
                 split(model, processes)
             start.layers = share.of_layers(start.layers)
         room = completion_room(rows.rows, max_tokens, objective.options) if card.writes else 0
+        if card.writes:
+            rows.facts["completion_tokens"] = room
+            less = too_little_room(room, getattr(objective.options, "max_completion_tokens", None))
+            if less and processes.leads:
+                log.warning("%s: %s", step.name, less)
         rollouts = None
         backend: Any = getattr(getattr(objective.options, "rollouts", None), "engine", "auto")
         if card.writes and backend in BACKENDS:
@@ -281,6 +295,11 @@ def _train(
         "train_seconds": round(sum(line["seconds"] for line in lines), 3),
         **rows.facts,
     }
+
+
+def _taken(keys: TrainKeys, options: Any) -> int:
+    """Rows that a training takes: one a sequence, or one for several completions of its prompt."""
+    return keys.steps * keys.batch // int(getattr(options, "generations", 1))
 
 
 def _spread(parts: int) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from rqat.contracts import TaskOptions
 from rqat.errors import DataError, UnknownName
-from rqat.evals.lm_eval_tasks import find_task, prepare_task, run_lm_eval_task
+from rqat.evals.lm_eval_tasks import _fitting, _generation, find_task, prepare_task, run_lm_eval_task
 from tests.tiny import tiny_model, tiny_tokenizer
 
 # Two rows of GSM8K: MIT licence, Copyright (c) 2021 OpenAI (github.com/openai/grade-school-math).
@@ -48,6 +48,12 @@ def test_a_task_reads_files_in_place_of_the_hub(model, gsm8k):
     assert found.samples[0]["answer"].endswith("#### 3")
 
 
+def test_temperature_0_is_greedy_whatever_a_task_says():
+    assert _generation({"temperature": 0.0, "top_p": 0.9}) == {"do_sample": False, "temperature": 0.0}
+    assert _generation({"temperature": 0.5})["do_sample"] is True
+    assert _generation({"top_p": 0.9}) == {}
+
+
 def test_one_file_is_not_enough_for_a_task_with_examples(model, gsm8k):
     options = TaskOptions(data=str(gsm8k / "test.jsonl"))
     with pytest.raises(DataError, match=r"needs the splits test and train; .* is one file"):
@@ -69,6 +75,26 @@ def test_prompts_beyond_the_context_are_refused(gsm8k):
     options = TaskOptions(data=str(gsm8k), max_new_tokens=4)
     with pytest.raises(DataError, match=r"longest prompt has \d+ tokens; the model's context holds 64"):
         run_lm_eval_task("gsm8k", tiny_model(3, hidden=64, context=64), tiny_tokenizer(), options, limit=2)
+
+
+def test_answers_that_are_rated_without_the_beginning_of_their_prompt_are_told():
+    class Rates:
+        max_length = 8
+
+        def __init__(self, **settings):
+            pass
+
+        def _loglikelihood_tokens(self, requests, disable_tqdm=False):
+            return [0.0] * len(requests)
+
+    rates = _fitting(Rates)()
+    requests = [(("", ""), [1] * prompt, [2] * 3) for prompt in (5, 6, 7)]
+    assert rates._loglikelihood_tokens(requests[:2], disable_tqdm=True) == [0.0] * 2
+    assert rates.notes == []
+    rates._loglikelihood_tokens(requests)
+    assert rates.notes == [
+        "1 of 3 prompts with an answer to be rated are longer than the context of 8 tokens; they lose their beginning."
+    ]
 
 
 def test_unknown_names_are_told_within_seconds():

@@ -15,6 +15,7 @@ from rqat.keys import ModelKeys
 from rqat.stage import Step
 from rqat.stages.calibrate import CalibrationKeys
 from rqat.stages.calibrate import run as calibrate
+from rqat.stages.calibrate.run import cut_rows
 from tests.tiny import save_tiny, tiny_tokenizer
 
 EOS = 1
@@ -66,12 +67,14 @@ def test_packs_rows_with_an_end_between(tmp_path: Path, model: Path) -> None:
     assert (facts["rows"], facts["sequences"], facts["tokens"]) == (3, 3, 18)
 
 
-def test_one_row_per_sequence_is_cut_and_padded(tmp_path: Path, model: Path) -> None:
+def test_one_row_per_sequence_is_cut_and_padded(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows: list[Row] = [{"text": "12345678"}, {"text": "ab"}]
     facts, tensors = run(tmp_path, model, rows, samples=2, tokens=5, pack=False)
     assert tensors["input_ids"].tolist() == [ids("12345"), [*ids("ab"), EOS, 0, 0]]
     assert tensors["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
     assert facts["tokens"] == 8
+    assert facts["rows_cut"] == 1
+    assert cut_rows(SimpleNamespace(cut=1, rows=2), SimpleNamespace(tokens=5)) in caplog.text  # type: ignore[arg-type]
 
 
 def test_same_rows_same_bytes(tmp_path: Path, model: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from rqat.contracts import Row
 from rqat.errors import DataError
-from rqat.train.data import IGNORED, check_rows, completion_room, dropped_rows, prepare_rows
+from rqat.train.data import IGNORED, check_rows, completion_room, dropped_rows, prepare_rows, uses
 from tests.tiny import tiny_tokenizer
 from tests.training import Sums
 
@@ -140,7 +141,7 @@ def test_a_source_row_knows_its_place() -> None:
     )
 
 
-def problems(rows: list[Row], **flags: bool) -> list[tuple[str, str, str]]:
+def problems(rows: list[Row], **flags: Any) -> list[tuple[str, str, str]]:
     found = check_rows(rows, tiny_tokenizer(), max_tokens=20, **flags)
     return [(problem.level, problem.key, problem.text) for problem in found]
 
@@ -172,12 +173,42 @@ def test_completions_get_the_room_that_the_longest_prompt_leaves() -> None:
     assert completion_room(rows, 60, SimpleNamespace()) == 60 - longest
 
 
+def test_less_room_than_was_asked_for_and_rows_used_twice_are_told() -> None:
+    rows: list[Row] = [
+        {"prompt": "a" * 15, "answer": "b"},
+        {"prompt": "a" * 30, "answer": "b"},
+        {"prompt": "a", "answer": "b"},
+    ]
+    looks: Any = {"writes": True, "graded": True}
+    dropped, room = problems(rows, **looks, completion_tokens=6)
+    assert dropped[0] == "note"
+    assert room == (
+        "warning",
+        "max_tokens",
+        "completions end after 5 tokens, all that the longest prompt leaves; 6 were asked for.",
+    )
+    assert len(problems(rows, **looks, completion_tokens=5)) == 1
+    [note] = problems(rows[:1], **looks, most=8, taken=8)
+    assert note == ("note", "data", "there are 1 rows, and training takes 8: each is used about 8 times.")
+    assert not problems(rows[:1] * 8, **looks, most=8, taken=8)
+    assert not problems(rows[:1] * 2, **looks, most=8, taken=2)
+
+
+def test_rows_that_are_used_are_counted() -> None:
+    given: Any = {"max_tokens": 100, "seed": 0, "writes": True}
+    few = prepare_rows(list(itertools.islice(endless(), 6)), tiny_tokenizer(), steps=6, batch=3, **given).rows
+    assert uses(few, 18) == {"rows_used": 6, "times_used": 3.0}
+    many = prepare_rows(endless(), tiny_tokenizer(), steps=6, batch=8, **given).rows
+    assert uses(many, 12) == {"rows_used": 12}  # four completions of each prompt
+
+
 @pytest.mark.parametrize(
     ("rows", "rollouts", "message"),
     [
         ([], False, "no rows"),
         ([{"prompt": "a"}], False, "row 1 of the training data has neither"),
         ([{"prompt": "a", "completion": "b"}], True, "row 1 of the training data has no answer"),
+        ([{"prompt": "a", "answer": " "}], True, "row 1 of the training data has no answer"),
         ([{"text": "b"}], True, "row 1 of the training data has no prompt"),
         (
             [{"prompt": "a" * 50, "completion": "b", "answer": "b"}] * 3,
