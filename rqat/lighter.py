@@ -10,10 +10,14 @@ from .errors import RqatError, RunError
 from .estimate import Sizes
 from .figures import size
 from .grids import bits_per_weight
+from .keys import Neutral
 from .model.config import read_config
 from .model.memory import MARGIN, available_bytes
 from .stage import Planned, Step
 from .stages import stages
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
+"""What errors say of it that have no type of their own: of CUDA itself, of torch on a CPU, of cuBLAS and cuDNN."""
 
 QUERY = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
 
@@ -63,16 +67,34 @@ def room(free: int | None, device: str, processes: int) -> int | None:
     return None if free is None else int(free / MARGIN / (processes if device == "cpu" else 1))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this, or what led to it, says that a device or the machine has no more memory, by whatever name."""
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in seen:
+        told = isinstance(one, RuntimeError) and any(text in str(one) for text in OUT_OF_MEMORY)
+        if told or isinstance(one, MemoryError) or type(one).__name__ == "OutOfMemoryError":  # torch's own
+            return True
+        seen.append(one)
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    return False
+
+
 def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> RunError:
-    """The error for a step that found no more memory on its device."""
+    """The error for a step that found no more memory, on its device or on the machine."""
     try:
         keys = advice(step, plan, _sizes(plan, device))
     except RqatError:
         keys = ""
-    hint = f"{keys}. " if keys else ""
+    told, own = (
+        (error.message, error.hint) if isinstance(error, RqatError) else (str(error) or type(error).__name__, "")
+    )
+    fields, free = type(step.settings).model_fields, stages()[step.stage].lighter(step, device)
+    kept = [key for key in free if any(isinstance(mark, Neutral) for mark in fields[key].metadata)]
+    goes_on = f"With another {' or '.join(kept)} the same command goes on from what is saved." if kept else ""
+    hints = (f"{keys}." if keys else own or "Use a smaller model, or a device with more memory.", goes_on)
     return RunError(
-        f"{step.name}: out of memory on {device}: {' '.join(str(error).split())[:160]}",
-        hint=f"{hint}With another micro_batch or gradient_checkpointing the same command goes on from what is saved.",
+        f"{step.name}: out of memory on {device}: {' '.join(told.split())[:160]}", hint=" ".join(filter(None, hints))
     )
 
 

@@ -33,7 +33,7 @@ from .figures import roughly
 from .intact import damaged, is_manifest, read_manifest, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
-from .lighter import needed_bytes, ran_out
+from .lighter import is_out_of_memory, needed_bytes, ran_out
 from .model.memory import Peak, give_back
 from .run_folder import MANIFEST, MARK, SUMMARY, fates, refuse_links, settle
 from .run_lock import LOCK, only_one
@@ -336,8 +336,8 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
     peak = Peak(job.device)
     try:
         results: dict[str, Any] = work_of(step.stage).run(job, step)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's own
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise ran_out(step, job.plan, job.device, error) from error
     if stage is None or peak.bytes is None:

@@ -53,15 +53,16 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process is at work in a folder."""
+    """Whether a process is at work in a folder; not known, and so not said, where there are no locks."""
     path = folder / LOCK
     if not path.is_file():
         return False
     with path.open(encoding="utf-8") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+            # Shared: a network disk gives no other to what was opened for reading.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in HELD
     return False
 
 

@@ -296,16 +296,19 @@ def test_two_processes_do_not_share_a_folder(toy, tmp_path):
 
     def second(work):
         code = (
-            "import pathlib\nfrom rqat.errors import RunError\nfrom rqat.run_lock import only_one\n"
+            "import pathlib\nfrom rqat.errors import RunError\nfrom rqat.run_lock import is_held, only_one\n"
             f"try:\n    with only_one(pathlib.Path({str(work.parent)!r})): pass\n"
             "except RunError as error: print(error)\n"
+            f"print(is_held(pathlib.Path({str(work.parent)!r})))\n"
         )
         said.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
     said: list[str] = []
     toy.before = second
     run_pipeline(job_of(tmp_path / "run", 1))
+    assert not rqat.run_lock.is_held(tmp_path / "run")
     assert f"is in use by process {os.getpid()} on {socket.gethostname()}" in said[0]
+    assert said[0].endswith("True\n")
 
 
 def test_a_folder_without_locks_says_so(toy, tmp_path, monkeypatch):
@@ -315,6 +318,9 @@ def test_a_folder_without_locks_says_so(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(rqat.run_lock.fcntl, "flock", refuse)
     with pytest.raises(RunError, match=r"cannot be locked \(flock: No locks available\)"):
         run_pipeline(job_of(tmp_path / "run", 1))
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / ".lock").touch()
+    assert not rqat.run_lock.is_held(tmp_path / "run")  # nobody knows
 
 
 def test_what_a_step_resumes_from_outlives_everything_up_to_its_name(toy, tmp_path, monkeypatch):
