@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -62,7 +63,7 @@ def preflight(
     for step in plan.steps:
         findings += stages()[step.stage].check(step, look)
     if config is not None:
-        findings += _model(plan, config)
+        findings += _model(plan, config, device)
         estimates = estimate(plan, config, device, offline=offline, processes=processes)
         findings += _memory(
             plan, estimates, Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes), device
@@ -184,7 +185,7 @@ def bits(plan: Plan, config: ModelConfig) -> tuple[float | None, float] | None:
 
 
 def _trust(plan: Plan) -> Iterator[Finding]:
-    """A recipe, which may be somebody else's, cannot ask for a checkpoint's code to be run, nor for a program here."""
+    """A recipe, which may be somebody else's, cannot have a checkpoint's code run, nor a program, nor a key sent."""
     for keys in plan.place.origins:
         model: Any = plan.recipe
         for key in keys[:-1]:
@@ -194,6 +195,9 @@ def _trust(plan: Plan) -> Iterator[Finding]:
         if keys[-1:] == ("trust_remote_code",) and place.line and getattr(model, "trust_remote_code", False):
             text = f"{place}: a recipe cannot allow a checkpoint's own code to run; only you can."
             yield Finding("error", text, f"If you trust it, add: --set {place.dotted}=true")
+        if keys[-1:] == ("base_url",) and place.line and os.environ.get("OPENAI_API_KEY"):
+            text = f"{place}: a recipe cannot have OPENAI_API_KEY sent to a server; only you can."
+            yield Finding("error", text, f"Unset it; or, if you trust the server, add: --set {place.dotted}=URL")
     for use in (inner for step in plan.steps for part in step.parts.values() for inner in part.all()):
         for place in (use.place.at(name) for name in use.commands):
             if place.line:
@@ -209,7 +213,7 @@ def _trackers(plan: Plan) -> Iterator[Finding]:
             yield Finding("error", f"{plan.place.at('log')}: {name} is not installed.", f"pip install {name}")
 
 
-def _model(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
+def _model(plan: Plan, config: ModelConfig, device: str) -> Iterator[Finding]:
     place = plan.place.at("model")
     if config.folder is None:
         yield Finding("note", f"{place}: '{plan.model.path}' will be fetched from the hub, {size(config.bytes)}.")
@@ -220,7 +224,7 @@ def _model(plan: Plan, config: ModelConfig) -> Iterator[Finding]:
     except RqatError as error:
         yield Finding("error", f"{place}: {error.message}", error.hint)
         return
-    for problem in remarks(config):
+    for problem in remarks(config, device):
         yield Finding(problem.level, f"{place}: {problem.text}", problem.hint)
 
 

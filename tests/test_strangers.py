@@ -118,6 +118,18 @@ def test_a_recipe_cannot_name_a_program(model: Path) -> None:
     assert not ran.exists()
 
 
+def test_a_recipe_cannot_have_a_key_sent_to_a_server(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = "http://localhost:9/v1"
+    asked = f"evaluate: [{{task: arith, base_url: {server}, variants: [bf16]}}]\n"
+    Path("mine.yaml").write_text(RECIPE.format(model=model) + asked)
+    run("plan", "mine.yaml", code=0)
+    monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
+    told = run("qat", "mine.yaml", "-o", "run", code=2).output
+    assert "evaluate.0.base_url: a recipe cannot have OPENAI_API_KEY sent to a server; only you can." in told
+    assert not Path("run").exists()
+    run("plan", "mine.yaml", "--set", f"evaluate.0.base_url={server}", code=0)
+
+
 def test_chat_templates_run_in_a_sandbox(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     rows: list[Row] = [{"prompt": "1"}]
@@ -242,6 +254,41 @@ def test_errors_spell_out_what_steers_a_terminal(model: Path) -> None:
     assert "\x1b]0" not in told
 
 
+def test_nothing_in_a_recipe_or_a_run_steers_the_terminal(model: Path) -> None:
+    spelled = json.dumps(ESCAPE)  # as YAML reads it, too
+    for change in (f"model: {spelled}", f"scheme: {{default: w4g64, {spelled}: w3g64}}", f"compare: [{spelled}]"):
+        key = change.partition(":")[0]
+        kept = [line for line in RECIPE.format(model=model).splitlines() if not line.startswith(f"{key}:")]
+        Path("evil.yaml").write_text("\n".join([*kept, change]))
+        for command in (
+            ["plan", "evil.yaml"],
+            ["qat", "evil.yaml", "-o", "evil"],
+            ["recipes", "validate", "evil.yaml"],
+        ):
+            result = CliRunner().invoke(build(), command)
+            assert result.exit_code in (0, 2)
+            assert steering(result.output) == set(), command
+    Path("mine.yaml").write_text(RECIPE.format(model=model))
+    run("qat", "mine.yaml", "-o", "run", code=0)
+    [manifest] = Path("run").glob("*-rtn/manifest.json")
+    written = json.loads(manifest.read_text())
+    written["files"] |= {f"a{ESCAPE}": "0" * 64}
+    manifest.write_text(json.dumps(written | {"variant": ESCAPE, "told": [ESCAPE]}))
+    for command, code in (
+        (["runs", "verify", "run"], 2),
+        (["report", "run"], 0),
+        (["qat", "mine.yaml", "-o", "run"], 0),
+    ):
+        told = run(*command, code=code).output
+        assert steering(told) == set(), command
+        assert r"\x1b]0;owned" in told or command[0] == "report"
+
+
+def steering(text: str) -> set[str]:
+    """Characters of a text that steer a terminal."""
+    return {character for character in text if ord(character) < 32 or 127 <= ord(character) < 160} - {*"\n\t"}
+
+
 def test_a_model_card_holds_no_markup_of_a_models_name(model: Path, tmp_path: Path) -> None:
     evil = model.rename(tmp_path / "x](javascript:alert(1))<script>\n---\nevil: yes")
     run(*quantize(evil), code=0)
@@ -266,6 +313,10 @@ def test_a_hub_token_is_written_nowhere(model: Path, monkeypatch: pytest.MonkeyP
     files = [path for path in Path("run").rglob("*") if path.is_file()]
     assert len(files) > 5
     assert not [path for path in files if secret.encode() in path.read_bytes()]
+    told = run("eval", "arith", model, "--base-url", f"http://me:{secret}@localhost:9/v1", code=2).output
+    assert "--base-url: holds a name or a password, which would stand in the run's files" in told
+    assert secret not in told
+    assert not Path("results").exists()
 
 
 # ------------------------------------------------------------------------------------------------ memory

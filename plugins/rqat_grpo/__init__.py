@@ -26,7 +26,7 @@ class Rollouts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: Literal["auto", "rqat", "transformers", "vllm"] = "auto"
-    url: str | None = Field(default=None, pattern="^https?://")
+    url: str | None = Field(default=None, pattern="^https?://[^@]+$")
 
     @model_validator(mode="before")
     @classmethod

@@ -121,7 +121,7 @@ def main() -> None:
         _report(error)
         raise SystemExit(error.exit_code) from None
     except WorkerFailed as failed:  # it has a traceback of its own
-        typer.echo(failed, err=True)
+        typer.echo(harmless(str(failed)), err=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt as interrupt:  # before the command was reached, while modules were being imported
         _forget_interrupt()
@@ -288,7 +288,7 @@ def _report(error: RqatError, *, verbose: bool = False) -> int:
     With `-v` also where a plugin failed that is the cause.
     """
     if verbose and isinstance(error, PluginError) and error.__cause__ is not None:
-        typer.echo("".join(traceback.format_exception(error.__cause__)), err=True)
+        typer.echo(harmless("".join(traceback.format_exception(error.__cause__))), err=True)
     typer.echo(f"{typer.style('Error', fg='red', bold=True)}: {harmless(error.message)}", err=True)
     if error.hint:
         typer.echo(f"{typer.style('Hint', fg='cyan')}: {harmless(error.hint)}", err=True)

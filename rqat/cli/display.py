@@ -52,10 +52,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    drawn = Table(
+        title=Text(harmless(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-        drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+        drawn.add_column(Text(harmless(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(harmless(str(cell))) for cell in row))
     screen = console(err=err)
@@ -74,9 +76,14 @@ def harmless(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def line(text: str) -> None:
+    """A line of a result, on stdout; what it holds may be a stranger's."""
+    typer.echo(harmless(text))
+
+
 def note(text: str = "") -> None:
-    """A line about the run, on stderr."""
-    typer.echo(text, err=True)
+    """A line about the run, on stderr; what it holds may be a stranger's."""
+    typer.echo(harmless(text), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -148,6 +155,7 @@ class Bars:
             self._progress = _progress()
             self._progress.start()
         progress = self._progress
+        label = harmless(label)
         shown = f"{self._number if outermost else '  '}{label}"
         bar = Bar(progress, progress.add_task(shown, total=total or None, times="", note=""), total, label)
         if not progress.console.is_terminal:
@@ -181,7 +189,7 @@ class Bar:
 
     def update(self, done: float, note: str = "") -> None:
         """See `rqat.job.Bar`."""
-        self._note = note or self._note
+        self._note = harmless(note) or self._note
         if not self._marks or done > self._marks[-1][1]:
             self._marks.append((time.monotonic(), done))
         times = self._times()

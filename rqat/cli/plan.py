@@ -149,7 +149,8 @@ def show_finding(found: Finding) -> None:
     """One line on stderr, or two when there is something to do."""
     colour = {"error": "red", "warning": "yellow"}.get(found.level)
     hint = f" {found.hint}" if found.hint else ""
-    display.note(f"{typer.style(found.level.capitalize(), fg=colour)}: {display.harmless(found.text + hint)}")
+    level = typer.style(found.level.capitalize(), fg=colour)
+    typer.echo(f"{level}: {display.harmless(found.text + hint)}", err=True)
 
 
 def _sizes(made: Plan, device: str, *, offline: bool, processes: int) -> dict[str, dict[str, Any]]:
@@ -214,7 +215,7 @@ def _show(
     from ..stages import stages
 
     about = ", ".join(f"{value:.2f} bits per {what}" if what else size(value) for what, value in bits.items())
-    typer.echo(f"{made.recipe.name}: {made.model.path} at {made.spelled}{f' ({about})' if about else ''}")
+    display.line(f"{made.recipe.name}: {made.model.path} at {made.spelled}{f' ({about})' if about else ''}")
     shown: dict[tuple[str, ...], str] = {}
     for step in made.steps:
         needs = sizes.get(step.name)
@@ -225,11 +226,11 @@ def _show(
             about += "".join(
                 f", {key} {json.dumps(value)} as memory is free now" for key, value in needs["chosen"].items()
             )
-        typer.echo(f"\n{typer.style(step.name, bold=True)}{about}")
+        typer.echo(f"\n{typer.style(step.name, bold=True)}{display.harmless(about)}")
         if fate := states.get(step.name):
-            typer.echo(f"  {fate.state}{f': {fate.reason}' if fate.reason else ''}")
+            display.line(f"  {fate.state}{f': {fate.reason}' if fate.reason else ''}")
         for role, earlier in step.inputs.items():
-            typer.echo(f"  {role:<12} {earlier}")
+            display.line(f"  {role:<12} {earlier}")
         lines = tuple(_described(step))
         same = shown.setdefault(lines, step.name)
         for line in lines if same == step.name else (f"  as {same}",):

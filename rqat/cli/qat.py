@@ -141,7 +141,7 @@ def show_summary(summary: Mapping[str, Any]) -> None:
         for pair in summary["paired"]:
             if pair["task"] == task:
                 low, high = (f"{100 * pair[end]:+.1f}" for end in ("low", "high"))
-                typer.echo(
+                display.line(
                     f"{pair['variant']} against {pair['against']}: {100 * pair['difference']:+.1f} points "
                     f"({low} to {high}, p = {pair['p']:.2g}): {pair['says']}"
                 )

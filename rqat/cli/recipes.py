@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +68,8 @@ def cat(name: options.RecipeName) -> None:
     """Print a recipe as it is written."""
     from ..recipe import find_recipe
 
-    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+    text = find_recipe(name).read_text(encoding="utf-8")
+    typer.echo(display.harmless(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def cp(
@@ -118,7 +120,7 @@ def validate(
             if len(names) == 1:
                 raise
             failed += 1
-            typer.echo(str(error), err=True)
+            display.note(str(error))
         else:
             typer.echo(f"{name}: good, {len(plan.steps)} steps")
     if failed:

@@ -123,4 +123,4 @@ def _show(found: Mapping[str, Any]) -> None:
             if isinstance(value, Mapping)
             else value
         )
-        typer.echo(f"  {name:<14}{inner}")
+        display.line(f"  {name:<14}{inner}")

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from rqat import lighter
 from rqat import preflight as preflight_module
+from rqat.errors import ModelError, RunError
 from rqat.estimate import LIBRARIES_BYTES, Sizes
 from rqat.figures import size
 from rqat.grids import bits_per_weight
@@ -264,6 +267,50 @@ def test_what_is_saved_by_a_key_is_what_the_estimate_says(registry: Registry, mo
         assert f"train.0.{key} saves about {size(before[step.name] - after[step.name])}" in said
 
 
+OOM = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...\nOf the allocated memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (torch.OutOfMemoryError(OOM), "out of memory on cuda: CUDA out of memory. Tried to allocate 2.00 GiB."),
+        (RuntimeError("CUDA error: out of memory\nCompile with ..."), "CUDA error: out of memory Compile"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "ALLOC_FAILED"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPUAllocator"),
+        (MemoryError(), "out of memory on cuda: MemoryError"),
+        (
+            ModelError("Out of memory while generating 512 completions.", hint="Use fewer."),
+            "generating 512 completions",
+        ),
+    ],
+)
+def test_every_way_to_run_out_of_memory_is_one_line_with_the_keys_that_help(
+    registry: Registry, model: Path, error: Exception, says: str
+) -> None:
+    if isinstance(error, ModelError):
+        assert not lighter.is_out_of_memory(error)  # but for what led to it
+        error.__cause__ = torch.OutOfMemoryError(OOM)
+    assert lighter.is_out_of_memory(error)
+    plan = plan_of(registry, model, evaluate=[{"task": "arith", "batch": 8}])
+    train = next(step for step in plan.steps if step.stage == "train")
+    told = lighter.ran_out(train, plan, "cuda", error)
+    assert f"{train.name}: out of memory on cuda: " in told.message
+    assert says in told.message
+    assert "\n" not in f"{told.message}{told.hint}"
+    assert "train.0.micro_batch=8 saves about" in told.hint
+    assert "With another micro_batch or max_tokens" not in told.hint  # which makes it another training
+    assert "With another micro_batch the same command goes on from what is saved." in told.hint
+    asked = next(step for step in plan.steps if step.stage == "evaluate")
+    told = lighter.ran_out(asked, plan, "cpu", error)
+    assert "evaluate.0.batch=4 saves about" in told.hint
+    assert "goes on" not in told.hint
+
+
+def test_other_errors_are_no_want_of_memory() -> None:
+    for error in (RuntimeError("device-side assert"), ValueError("out of memory"), RunError("out of memory")):
+        assert not lighter.is_out_of_memory(error)
+
+
 def test_the_free_memory_of_the_smallest_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lighter, "QUERY", ("printf", "81000\\n40000\\n"))
     assert lighter.free_bytes("cuda") == 40000 << 20
@@ -289,7 +336,9 @@ def test_estimates_grow_with_what_they_depend_on(registry: Registry, model: Path
         assert one.disk_peak_bytes >= one.disk_bytes >= 0
 
 
-def test_a_teacher_is_looked_at_before_any_work(registry: Registry, model: Path, tmp_path: Path):
+def test_a_teacher_is_looked_at_before_any_work(
+    registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def texts(level: str) -> list[str]:
         return found(plan_of(registry, model, f"train.0.teacher={teacher}"), level)
 
@@ -300,6 +349,9 @@ def test_a_teacher_is_looked_at_before_any_work(registry: Registry, model: Path,
 
     config = json.loads((teacher / "config.json").read_text())
     (teacher / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    monkeypatch.setattr("rqat.model.extras.find_spec", lambda name: None)
+    only(texts("error"), "train.0.teacher", "is a gptq checkpoint", "gptqmodel and optimum, not installed here")
+    monkeypatch.setattr("rqat.model.extras.find_spec", lambda name: name)
     assert texts("error") == []
     only(texts("warning"), "train.0.teacher", "is quantized itself (gptq)", "16 or 32 bits")
     (teacher / "config.json").write_text(json.dumps(config | {"vocab_size": 64}))
@@ -310,6 +362,32 @@ def test_a_teacher_is_looked_at_before_any_work(registry: Registry, model: Path,
     (teacher / "quantized.safetensors").unlink()
     (teacher / "tokenizer.json").write_text("{")
     only(texts("error"), "train.0.teacher", "tokenizer.json' is damaged")
+
+
+@pytest.mark.parametrize("where", ["train.0.teacher", "evaluate.0.original"])
+def test_models_that_are_only_read_are_looked_at_as_well(registry: Registry, model: Path, tmp_path: Path, where: str):
+    def texts(level: str) -> list[str]:
+        text = str(tmp_path / "text.txt")
+        task = {"task": "kl", "rows": [{"source": "text", "path": text}]}
+        return found(plan_of(registry, model, f"{where}={other}", evaluate=[task]), level)
+
+    (tmp_path / "text.txt").write_text("some text")
+    other = save_tiny(tmp_path / "other", 1)
+    assert texts("error") == texts("warning") == []
+    tensors = load_file(other / "model.safetensors")
+    save_file(tensors | {"v_head.weight": torch.ones(1)}, other / "model.safetensors")
+    only(texts("warning"), where, "holds v_head.weight", "they are left out.")
+    save_file(tensors | {"model.layers.0.self_attn.q_proj.bias": torch.ones(128)}, other / "model.safetensors")
+    only(texts("error"), where, "q_proj.bias within its blocks", "it is another model")
+    save_file(tensors, other / "model.safetensors")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3ForSequenceClassification"]}))
+    only(texts("error"), where, "which writes no text")
+    (other / "config.json").write_text(json.dumps(config))
+    words = json.loads((other / "tokenizer.json").read_text())
+    words["model"]["vocab"]["new"] = 127
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    only(texts("error"), where, "have different vocabularies", "token 'new'")
 
 
 def test_a_teacher_counts_in_the_memory(registry: Registry, model: Path, tmp_path: Path):

@@ -102,7 +102,7 @@ def _entry(task: str, figures: Mapping[str, Any]) -> Any:
     return EvalResult(
         task_type="text-generation",
         dataset_type=re.sub(r"[^\w.-]+", "-", task),
-        dataset_name=task,
+        dataset_name=_plain(task),
         metric_type="accuracy",
         metric_value=round(100 * figures["accuracy"], 2),
         metric_name=f"accuracy in %, {interval}, {figures['n']} problems",
@@ -206,4 +206,8 @@ def licence_of(folder: Path | None) -> dict[str, str]:
         data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError):
         return {}
-    return {key: data[key] for key in _LICENCE if isinstance(data.get(key), str)}
+    found = {key: _plain(data[key]) for key in _LICENCE if isinstance(data.get(key), str)}
+    # A link leads to a page, or to a file beside the card, and runs nothing.
+    if re.match(r"https?://|[\w.-]+$", found.get("license_link", "")) is None:
+        found.pop("license_link", None)
+    return found

@@ -20,6 +20,8 @@ from rqat.report.page import document, page
 from rqat.report.run_files import read_run
 from rqat.report.summary import summary_of
 from rqat.stage import WATCHED
+from rqat.stages.export.told import licence_of, told
+from tests.rqat.stages.test_card import CARD, PLAN, SUMMARY
 
 from .test_report import job  # noqa: F401 (a fixture)
 
@@ -184,6 +186,32 @@ def test_a_report_with_scripts_in_every_text_runs_and_fetches_nothing(
     assert html.count("&lt;script&gt;") > 100
     shown = opened(html, tmp_path)
     assert shown.count("&lt;script&gt;") > 100
+    assert not trap.asked
+
+
+def test_a_model_card_with_scripts_in_every_text_runs_and_fetches_nothing(trap: Trap, tmp_path: Path) -> None:
+    """As a reader makes a page of it that lets all HTML through, its front matter too."""
+    from markdown_it import MarkdownIt
+
+    poison = trap.armed((*ATTACKS, "![x](URL/markdown)", "\n\n<script>fetch('URL/behind')</script>\n\n```\n", *LEAVES))
+    (tmp_path / "README.md").write_text(
+        f"---\nlicense: {json.dumps(poison)}\nlicense_name: {json.dumps(poison)}\n"
+        f"license_link: {json.dumps(trap.armed(LEAVES))}\n---\n"
+    )
+    licence = licence_of(tmp_path)
+    assert {*licence} == {"license", "license_name"}
+    summary = {
+        "tasks": {
+            f"{task}{poison}": {"kd": found["kd"] | {"backend": poison}} for task, found in SUMMARY["tasks"].items()
+        },
+        "paired": poisoned(SUMMARY["paired"], poison),
+    }
+    plan = poisoned(PLAN, poison) | {"recipe": {poison: [poison, {"a": poison}]}}
+    text = told(CARD, variant="kd", summary=summary, plan=plan, licence=licence)
+    assert "script_" in text
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    shown = opened(f"<!doctype html><body>{page}</body>", tmp_path)
+    assert "How it was made" in shown
     assert not trap.asked
 
 
