@@ -34,8 +34,10 @@ ENGINE_ROWS = 512
 """Completions that the engine writes at once, where there are as many."""
 
 
-def _an_address(url: str) -> str:
+def _an_address(url: str | None) -> str | None:
     """An address that may stand in a manifest."""
+    if url is None:
+        return None
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("is no address; write one like http://localhost:8000/v1.")
@@ -69,7 +71,7 @@ class EvaluateKeys(PluginKeys):
     limit: int | None = Field(default=None, ge=1)
     batch: int = Field(default=32, ge=1)
     backend: Literal["auto", "transformers", "packed"] = "auto"
-    base_url: Annotated[str, AfterValidator(_an_address)] | None = None
+    base_url: Annotated[str | None, AfterValidator(_an_address)] = None
     served_as: str | None = None
     variants: Annotated[tuple[str, ...] | None, Neutral("which steps there are, not what they find")] = None
     original: ModelKeys | None = None
