@@ -52,6 +52,22 @@ def test_fitted_grids_keep_their_promises(spelling: str) -> None:
             assert (zero == scheme.middle).all()
 
 
+def test_a_cpu_rounds_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces end between rows, the last is shorter, and rows of groups are cut like whole ones: nothing changes."""
+    weight = weights(out=7)
+    scale, zero = fit_minmax(weight, 2, 15, symmetric=False)
+    codes = quantize(weight, scale, zero, 15)
+    values = dequantize(codes, scale, zero, torch.bfloat16)
+    monkeypatch.setattr(reference, "AT_ONCE", 3 * 256)
+    assert len(reference.pieces(weight)) == 3
+    for one, other in zip(fit_minmax(weight, 2, 15, symmetric=False), (scale, zero), strict=True):
+        assert torch.equal(one, other)
+    rows = (weight.view(14, 128), scale.view(14, 1), zero.view(14, 1))
+    assert torch.equal(quantize(*rows, 15), codes.view(14, 128))
+    assert torch.equal(dequantize(codes, scale, zero, torch.bfloat16), values)
+    assert torch.equal(quantize(torch.nn.Parameter(weight), scale, zero, 15), codes)
+
+
 @pytest.mark.parametrize("spelling", SCHEMES)
 def test_rounding_error_is_at_most_half_a_step_inside_the_span(spelling: str) -> None:
     scheme, weight = Scheme.parse(spelling), weights()

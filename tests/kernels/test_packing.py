@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rqat_kernels.packing import AWQ_ORDER, pack, pack_awq, unpack, unpack_awq, words_for
+from rqat_kernels.packing import AWQ_ORDER, pack, pack_awq, reference, unpack, unpack_awq, words_for
 
 SHAPES = [(1, 1), (1, 31), (2, 32), (3, 33), (5, 96), (7, 100), (64, 128), (33, 257), (0, 5), (4, 0)]
 
@@ -36,6 +36,15 @@ def test_unpack_inverts_pack(bits: int, shape: tuple[int, int], dim: int) -> Non
 def test_words_are_a_bit_stream(bits: int, count: int) -> None:
     values = codes((3, count), bits, seed=count)
     assert pack(values, bits).tolist() == [as_stream(row, bits) for row in values.tolist()]
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_cpu_packs_piece_by_piece(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = codes((7, 100), bits)
+    whole = pack(values, bits)
+    monkeypatch.setattr(reference, "AT_ONCE", 300)
+    assert torch.equal(pack(values, bits), whole)
+    assert torch.equal(unpack(whole, bits, 100), values)
 
 
 def test_three_bits_put_32_values_into_3_words() -> None:

@@ -12,9 +12,12 @@ from .planes import PackedWeight
 
 def dequantize_reference(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """The definition, in plain torch: `(O, I)` in `dtype`."""
-    groups = torch.arange(weight.in_features, device=weight.device) // weight.group
-    dense = weight.codes().float()
-    dense.sub_(weight.zero[:, groups]).mul_(weight.scale[:, groups])
+    dense, scale, zero = weight.codes().float(), weight.scale, weight.zero
+    if weight.in_features % weight.group == 0:
+        dense.view(*scale.shape, weight.group).sub_(zero[..., None]).mul_(scale[..., None])
+    else:
+        groups = torch.arange(weight.in_features, device=weight.device) // weight.group
+        dense.sub_(zero[:, groups]).mul_(scale[:, groups])
     return dense.to(dtype)
 
 

@@ -14,8 +14,16 @@ with `W = ceil(n*b / 32)` words for `n` values. AWQ puts the eight values of a w
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+AT_ONCE = 1 << 18
+"""Values that a CPU packs at once."""
+
+OF_EIGHT = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bits: the type that is as wide as eight values, where there is one."""
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight neighbours sits in nibble 0, 1, ... of a word of an AWQ GEMM checkpoint."""
@@ -39,35 +47,95 @@ def pack(values: Tensor, bits: int, dim: int = -1) -> Tensor:
     """
     rows = values.movedim(dim, -1)
     lead, count = rows.shape[:-1], rows.shape[-1]
-    # 32 values fill `bits` words without a remainder, and 8 values fill `bits` bytes.
-    rows = torch.nn.functional.pad(rows, (0, -count % 32))
-    width = rows.shape[-1]
-    rows = rows.reshape(*lead, width // 8, 8)
-    octets = rows.new_zeros((*lead, width // 8, bits))
-    for index in range(8):
-        byte, shift = divmod(index * bits, 8)
-        octets[..., byte] |= rows[..., index] << shift
-        if shift + bits > 8:
-            octets[..., byte + 1] |= rows[..., index] >> (8 - shift)
-    words = octets.view(-1).view(torch.int32).view(*lead, width // 32 * bits)
-    return words[..., : words_for(count, bits)].movedim(-1, dim).contiguous()
+    rows = rows.reshape(math.prod(lead), count)
+    words = rows.new_empty((len(rows), -(-count // 32), bits), dtype=torch.int32)
+    for part in _pieces(rows):
+        # 32 values are four fields of eight each, and fill `bits` words without a remainder.
+        filled = torch.nn.functional.pad(rows[part], (0, -count % 32)).clone(memory_format=torch.contiguous_format)
+        fields = _join(filled.view(-1).view(torch.int64), bits)
+        if (whole := OF_EIGHT.get(bits)) is not None:
+            words[part].view(-1).view(whole).copy_(fields.view(whole)[:: 8 // bits])
+            continue
+        for word in range(bits):
+            words[part, :, word] = _overlapping(fields.view(len(filled), -1, 4), word, bits)
+    return words.view(*lead, -(-count // 32) * bits)[..., : words_for(count, bits)].movedim(-1, dim).contiguous()
 
 
 def unpack(words: Tensor, bits: int, count: int, dim: int = -1) -> Tensor:
     """The inverse of `pack`: uint8 values, `count` of them along `dim`; contiguous."""
     rows = words.movedim(dim, -1)
     lead = rows.shape[:-1]
-    rows = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % bits))
-    blocks = rows.shape[-1] // bits * 4
-    octets = rows.reshape(-1).view(torch.uint8).view(*lead, blocks, bits)
-    values = octets.new_empty((*lead, blocks, 8))
-    for index in range(8):
-        byte, shift = divmod(index * bits, 8)
-        value = octets[..., byte] >> shift
-        if shift + bits > 8:
-            value = value | (octets[..., byte + 1] << (8 - shift))
-        values[..., index] = value & ((1 << bits) - 1)
-    return values.view(*lead, blocks * 8)[..., :count].movedim(-1, dim).contiguous()
+    rows = rows.reshape(math.prod(lead), rows.shape[-1])
+    blocks = -(-rows.shape[1] // bits)
+    values = rows.new_empty((len(rows), blocks * 32), dtype=torch.uint8)
+    for part in _pieces(values):
+        filled = torch.nn.functional.pad(rows[part], (0, -rows.shape[1] % bits))
+        fields = filled.new_empty((len(filled), blocks, 4), dtype=torch.int64)
+        if (whole := OF_EIGHT.get(bits)) is not None:
+            fields.view(-1).copy_(filled.contiguous().view(-1).view(whole))
+        else:
+            unsigned = filled.view(len(filled), blocks, bits).long().bitwise_and_((1 << 32) - 1)
+            for field in range(4):
+                fields[:, :, field] = _covering(unsigned, field, bits)
+        values[part] = _part(fields.view(-1), bits).view(torch.uint8).view(len(filled), -1)
+    return values.view(*lead, blocks * 32)[..., :count].movedim(-1, dim).contiguous()
+
+
+def _pieces(rows: Tensor) -> list[slice]:
+    """Slices of rows that stay in a CPU's cache while they are worked on; elsewhere, all of them at once."""
+    step = max(1, AT_ONCE // max(1, rows.shape[1])) if rows.is_cpu else max(1, len(rows))
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def _join(numbers: Tensor, bits: int) -> Tensor:
+    """Of int64 with a value in every byte: the eight values side by side, from bit 0 on; overwrites `numbers`.
+
+    First neighbours are joined in pairs, then pairs in fours, then fours in eights.
+    """
+    for apart, own, mask in _steps(bits):
+        moved = (numbers >> (apart - own)).bitwise_and_(mask << own)
+        numbers.bitwise_and_(mask).bitwise_or_(moved)
+    return numbers
+
+
+def _part(numbers: Tensor, bits: int) -> Tensor:
+    """The inverse of `_join`; overwrites `numbers`."""
+    for apart, own, mask in reversed(_steps(bits)):
+        moved = (numbers << (apart - own)).bitwise_and_(mask << apart)
+        numbers.bitwise_and_(mask).bitwise_or_(moved)
+    return numbers
+
+
+def _steps(bits: int) -> list[tuple[int, int, int]]:
+    """Of every joining: how far apart two parts are, how many bits of theirs count, a mask of the first of each two."""
+    if bits == 8:
+        return []
+    sizes = [(apart, bits * apart // 8) for apart in (8, 16, 32)]
+    return [(apart, own, sum(((1 << own) - 1) << at for at in range(0, 64, 2 * apart))) for apart, own in sizes]
+
+
+def _overlapping(fields: Tensor, word: int, bits: int) -> Tensor:
+    """Word number `word` (int64, its low 32 bits count) of each four fields `(..., 4)` of eight values."""
+    found: Tensor | None = None
+    for field in range(4):
+        at = 8 * bits * field - 32 * word
+        if -8 * bits < at < 32:
+            piece = fields[..., field] << at if at >= 0 else fields[..., field] >> -at
+            found = piece if found is None else found | piece
+    assert found is not None
+    return found
+
+
+def _covering(words: Tensor, field: int, bits: int) -> Tensor:
+    """Field number `field` of eight values out of the words `(..., bits)`, int64 below `2**32`, of 32 values."""
+    found: Tensor | None = None
+    for word in range(bits):
+        at = 32 * word - 8 * bits * field
+        if -32 < at < 8 * bits:
+            piece = words[..., word] << at if at >= 0 else words[..., word] >> -at
+            found = piece if found is None else found | piece
+    assert found is not None
+    return found if bits == 8 else found & ((1 << 8 * bits) - 1)
 
 
 def pack_awq(values: Tensor) -> Tensor:
