@@ -20,6 +20,7 @@ add_rms_norm = op(
     fake=lambda residual, *_: (torch.empty_like(residual), torch.empty_like(residual)),
     kernel="kernel.add_rms_norm",
     takes=lambda residual, delta, weight, eps: use_triton(residual, weight),
+    plain=True,
 )(reference.add_rms_norm)
 
 
@@ -34,6 +35,7 @@ attend = op(
     fake=_attended,
     kernel="attention.attend",
     takes=lambda qkv, q_weight, k_weight, cos, sin, keys, values, *_: use_triton(qkv, keys, values),
+    plain=True,
     mutates=("keys", "values"),
 )(reference.attend)
 
@@ -42,6 +44,7 @@ silu_mul = op(
     fake=lambda gate_up: gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2),
     kernel="kernel.silu_mul",
     takes=lambda gate_up: use_triton(gate_up),
+    plain=True,
 )(reference.silu_mul)
 
 
@@ -57,6 +60,7 @@ look_up = op(
     fake=_looked_up,
     kernel="ends.look_up",
     takes=lambda tokens, slots, positions, embeddings, cos, sin: use_triton(tokens, embeddings),
+    plain=True,
 )(reference.look_up)
 
 append = op(
@@ -64,5 +68,6 @@ append = op(
     fake=lambda *_: None,
     kernel="ends.append",
     takes=lambda logits, temperature, floor, seeds, tokens, *_: use_triton(logits, tokens),
+    plain=True,
     mutates=("tokens", "logprobs", "told", "slots", "positions", "live"),
 )(reference.append)

@@ -61,9 +61,11 @@ def attend(
     if q_weight is not None and k_weight is not None:
         query, key = _rms_norm(query, q_weight, eps), _rms_norm(key, k_weight, eps)
     at, turn, lean = positions.long(), cos[:, None], sin[:, None]
-    keys[slots.long(), :, at] = key * turn + _quarter_turn(key) * lean
+    key, query = (each * turn + _quarter_turn(each) * lean for each in (key, query))
+    if len(qkv) == 1 and positions.is_cpu:
+        return _attend_one(query, key, value, keys[int(slots)], values[int(slots)], int(at), window)
+    keys[slots.long(), :, at] = key
     values[slots.long(), :, at] = value
-    query = query * turn + _quarter_turn(query) * lean
     # The host may look at lengths on the CPU only; elsewhere that would wait for the device.
     end = int(positions.max()) + 1 if positions.device.type == "cpu" else keys.shape[2]
     places = torch.arange(end, device=positions.device)
@@ -72,6 +74,21 @@ def attend(
         seen &= places > positions[:, None] - window
     key, value = (cache[slots.long(), :, :end] for cache in (keys, values))
     found = scaled_dot_product_attention(query[:, :, None], key, value, attn_mask=seen[:, None, None], enable_gqa=True)
+    return found.flatten(1)
+
+
+def _attend_one(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, at: int, window: int
+) -> Tensor:
+    """`attend` of one row whose place the host knows: the cache is read where it is, and nothing is masked.
+
+    Args:
+        query: `(1, H, D)`, rotated. key, value: `(1, K, D)`, for position `at`.
+        keys, values: `(K, P, D)`, the row's slot.
+    """
+    keys[:, at], values[:, at] = key[0], value[0]
+    seen = slice(max(0, at + 1 - window) if window else 0, at + 1)
+    found = scaled_dot_product_attention(query[:, :, None], keys[None, :, seen], values[None, :, seen], enable_gqa=True)
     return found.flatten(1)
 
 
