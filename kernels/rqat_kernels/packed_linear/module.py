@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from ..decode import silu_mul
 from ..packing import PackedWeight, dequantize_packed
-from .on_cpu import Int4Weight, takes_int4
+from .on_cpu import FewRows
 
 
 class PackedLinear(nn.Module):
     """`y = x w_hat^T + bias` on a `PackedWeight`, for inference; the weight is no parameter.
 
     Arrays are integer buffers, so that casting a model to another type leaves them alone. On CUDA the layer is
-    `packed_linear`, which CUDA graphs can capture. On the CPU, dense copies of the weight are made once per type of `x`
-    and kept: one for torch's matrix product, and for up to four rows of bfloat16 one in 4 bits (`on_cpu.py`).
+    `packed_linear`, which CUDA graphs can capture. On the CPU, copies of the weight are made when they are first needed
+    and kept: one in 2 or 4 bits for few rows (`on_cpu.py`), and a dense one per type of `x` for more.
 
     Attributes:
         out_features, in_features, bits, group: of the weight.
@@ -37,7 +37,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("params", weight.params.view(_integer(weight.params.dtype)))
         self.register_buffer("bias", None if bias is None else bias.detach())
         self._dense: dict[torch.dtype, Tensor] = {}
-        self._int4: Int4Weight | None = None
+        self._few: FewRows | None = None
 
     @classmethod
     def from_codes(
@@ -67,11 +67,11 @@ class PackedLinear(nn.Module):
             from . import packed_linear
 
             return packed_linear(x, self.weight, self.bias)
-        rows = x.numel() // max(1, self.in_features)
-        if takes_int4(x, rows, self.out_features, self.in_features, self.group):
-            if self._int4 is None:
-                self._int4 = Int4Weight(self.weight)
-            return self._int4(x, self.bias)
+        if self._few is None:
+            self._few = FewRows(self.weight)
+        found = self._few(x, lambda: self.weight)
+        if found is not None:
+            return (found if self.bias is None else found + self.bias).to(x.dtype)
         dense = self._dense.get(x.dtype)
         if dense is None:
             dense = self._dense[x.dtype] = dequantize_packed(self.weight, x.dtype)
@@ -91,11 +91,11 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         # What was derived from the arrays is on the device they leave.
-        self._dense, self._int4 = {}, None
+        self._dense, self._few = {}, None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self._dense, self._int4 = {}, None
+        self._dense, self._few = {}, None
         return super()._load_from_state_dict(*args, **kwargs)
 
 
