@@ -64,6 +64,7 @@ def evaluate(
         typer.Option(metavar="MODEL", help="What a task that compares models (kl) compares with: before quantization."),
     ] = None,
     backend: options.Backend = "auto",
+    dtype: options.Dtype = "auto",
     processes: Annotated[
         int, typer.Option("--processes", min=0, metavar="N", help="Write in N processes, one per GPU; 0: all GPUs.")
     ] = 1,
@@ -108,7 +109,7 @@ def evaluate(
         flags |= {("evaluate", number, key): f"--{key.replace('_', '-')}" for key in ("data", *own)}
     plan = eval_plan(
         registry,
-        ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code),
+        ModelKeys(path=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code),
         [task_keys(registry, name, raw, **own) for name in names],
         flags=flags,
     )

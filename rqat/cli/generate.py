@@ -43,6 +43,7 @@ def generate(
         bool | None, typer.Option("--chat/--no-chat", help="Use the chat template; else if there is one.")
     ] = None,
     backend: options.Backend = "auto",
+    dtype: options.Dtype = "auto",
     device: Device = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -61,7 +62,7 @@ def generate(
         more["system"] = system
     if template:
         more["template"] = pairs(template, "--template")
-    keys = ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code)
+    keys = ModelKeys(path=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
     with display.waiting("Loading the model"):
         from ..generation.backend import open_model, writer_for
         from ..model.devices import default_device

@@ -37,6 +37,10 @@ Backend = Annotated[
         "weights, for exported checkpoints and steps of runs."
     ),
 ]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(help="What is computed in; auto: float32 on the CPU, bfloat16 on CUDA."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 Revision = Annotated[str | None, typer.Option(help="Hub revision of the model.")]
 TrustRemoteCode = Annotated[
