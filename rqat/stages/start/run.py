@@ -29,7 +29,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     assert isinstance(keys, StartKeys)
     source, work = keys.path.path, job.workdir(step)
     if not (source / QUANTIZED_FILE).is_file():
-        found = load_quantized(source)
+        found = load_quantized(source, device=job.device)
         save_checkpoint(work, found.model, found.tokenizer, found.layers)
         keep_generation_settings(source, work)
         return {"from": str(source), "layers": len(found.layers)}
