@@ -30,6 +30,12 @@ CHECKPOINT_FILE = 1 << 30
 AHEAD = 2
 """Blocks of a split model that are gathered at the same time: one is computed, and the next one is on its way."""
 
+ENGINE_ROWS = 512
+"""Completions that the engine writes at the same time, where there are as many; it holds no more."""
+
+PROMPT_TOKENS = 512
+"""What the longest prompt is taken to have, where nobody has read it: every completion's place has room for it."""
+
 LIBRARIES_BYTES = 1 << 30
 """Python, torch and transformers themselves."""
 
@@ -209,6 +215,10 @@ class Sizes:
         head = int(raw.get("head_dim") or math.ceil(self.config.hidden / heads))
         per_token = 2 * self.config.blocks * kept * head * self.width
         return sequences * (tokens * per_token + self.config.vocab * FLOAT32)
+
+    def written(self, completions: int, tokens: int) -> int:
+        """The same of completions that rqat writes as it does by default: on CUDA its engine, so many at a time."""
+        return self.cache(completions if self.device == "cpu" else min(completions, ENGINE_ROWS), tokens)
 
     def _width(self, keys: ModelKeys) -> int:
         narrow = keys.dtype == "bfloat16" or (keys.dtype == "auto" and self.device.startswith("cuda"))

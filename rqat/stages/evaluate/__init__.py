@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from ...cards import Card
 from ...contracts import TaskOptions
 from ...errors import UnknownName
-from ...estimate import Needs, Sizes
+from ...estimate import ENGINE_ROWS, PROMPT_TOKENS, Needs, Sizes
 from ...keys import ModelKeys, Neutral, PluginKeys
 from ...model.extras import about_original
 from ...problems import Place, problems_of
@@ -29,9 +29,6 @@ COMPARED_BYTES = 1 << 29
 
 UNKNOWN_TO_LM_EVAL = ("system", "chat_template_kwargs")
 """Options of tasks that tasks of lm-eval's own do not take."""
-
-ENGINE_ROWS = 512
-"""Completions that the engine writes at once, where there are as many."""
 
 
 def _an_address(url: str | None) -> str | None:
@@ -147,12 +144,12 @@ class Evaluate(Stage):
             return Needs(sizes.model + original + max(codes, COMPARED_BYTES))
         tokens = sizes.config.context or 4096
         if not keys.task.startswith(LM_EVAL):
-            tokens = min(tokens, getattr(step.parts["task"].options, "max_new_tokens", tokens) + 512)
+            tokens = min(tokens, getattr(step.parts["task"].options, "max_new_tokens", tokens) + PROMPT_TOKENS)
         rows = keys.batch
         if sizes.device != "cpu" and keys.backend != "transformers":
             processes = sizes.processes if self.in_several(step) else 1
             share = ENGINE_ROWS if keys.limit is None else math.ceil(keys.limit / processes)
-            rows = max(rows, min(ENGINE_ROWS, share))
+            rows = min(ENGINE_ROWS, max(rows, share))
         return Needs(sizes.model + max(codes, sizes.cache(rows, tokens)))
 
     def lighter(self, step: Step, device: str) -> dict[str, Any]:

@@ -98,4 +98,4 @@ class Gate(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, GateSettings)
-        return Needs(sizes.model + sizes.cache(keys.gate.prompts, keys.max_tokens))
+        return Needs(sizes.model + sizes.written(keys.gate.prompts * keys.gate.samples, keys.max_tokens))

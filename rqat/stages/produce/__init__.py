@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from ...contracts import ComparisonOptions, Split
-from ...estimate import Needs, Sizes
+from ...estimate import PROMPT_TOKENS, Needs, Sizes
 from ...keys import DataKeys, Keys, Neutral
 from ...problems import Place
 from ...stage import BASE, PRODUCED, Making, Planned, Stage, Step, Use
@@ -74,5 +74,6 @@ class Produce(Stage):
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
         options = step.parts["source"].options
-        tokens = getattr(options, "max_new_tokens", None) or min(sizes.config.context or 2048, 2048)
-        return Needs(sizes.model + sizes.cache(getattr(options, "batch", None) or ROWS_AT_ONCE, tokens))
+        new = getattr(options, "max_new_tokens", None) or 2048
+        tokens = min(sizes.config.context or new, new) + PROMPT_TOKENS
+        return Needs(sizes.model + sizes.written(getattr(options, "batch", None) or ROWS_AT_ONCE, tokens))

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from rqat.errors import UnknownName
-from rqat.estimate import Sizes
+from rqat.estimate import ENGINE_ROWS, Sizes
 from rqat.evals import harness
+from rqat.generation.steps import SIZES
 from rqat.grids import bits_per_weight
 from rqat.job import Job
 from rqat.model.checkpoint import save_checkpoint
@@ -17,7 +18,7 @@ from rqat.model.config import read_config
 from rqat.model.load import load_model
 from rqat.processes import Processes
 from rqat.registry import Registry
-from rqat.stages.evaluate import ENGINE_ROWS, Evaluate
+from rqat.stages.evaluate import Evaluate
 from rqat.stages.evaluate import run as evaluate
 from rqat.stages.evaluate.command import eval_plan
 from tests.forks import together
@@ -146,7 +147,9 @@ def test_a_process_takes_memory_for_its_share(registry) -> None:
 
     assert memory(4, 256) == memory(1, 64) < memory(1, 256)
     assert memory(3, 100, batch=20) == memory(1, 34, batch=20)
-    assert memory(8, None) == memory(1, ENGINE_ROWS)
+    assert memory(8, None) == memory(1, ENGINE_ROWS) == memory(1, None, batch=4 * ENGINE_ROWS)
+    assert memory(1, None, batch=4 * ENGINE_ROWS, backend="transformers") > memory(1, None)
+    assert SIZES[-1] == ENGINE_ROWS
 
 
 def test_a_task_nobody_knows(tmp_path, registry):
