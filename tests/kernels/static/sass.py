@@ -199,11 +199,17 @@ def _innermost_loop(lines: list[str]) -> int:
 
 
 def main(wanted: list[str]) -> None:
-    """Prints facts and broken gates of the named cases, or of all; a line of JSON each when RQAT_JSON is set."""
+    """Prints facts and broken gates of the named cases, or of all; a line of JSON each when RQAT_JSON is set.
+
+    RQAT_CAPABILITY=90 leaves out the other GPUs.
+    """
+    alone = os.environ.get("RQAT_CAPABILITY")
     for case in all_cases():
         if wanted and not any(case.name.startswith(name) for name in wanted):
             continue
         for capability in case.capabilities:
+            if alone and capability != int(alone):
+                continue
             found = facts(case, capability)
             broken = broken_gates(case, capability, found)
             if os.environ.get("RQAT_JSON"):
