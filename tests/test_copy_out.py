@@ -64,6 +64,7 @@ def options_for(folder: Path) -> dict[str, dict[str, object]]:
         "source gsm8k": {"path": str(folder)},
         "source mix": {"parts": [{"source": "text", "path": str(folder / "text.txt")}]},
         "source traces": {"prompts": [{"source": "arith"}], "limit": 4, "max_new_tokens": 64},
+        "source magpie": {"n": 12, "max_new_tokens": 24},
         "task kl": {"rows": [{"source": "arith"}]},
         "task math500": {"data": str(folder / "math500.jsonl")},
         "task aime120": {"data": str(folder / "math500.jsonl")},

@@ -92,7 +92,7 @@ class MagpieOptions(rqat.Options):
         batch: prompts written together, and lost when the run is interrupted.
     """
 
-    n: int = Field(default=1000, ge=1)
+    n: int = Field(ge=1)
     system: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
