@@ -197,7 +197,12 @@ def _member(text: str, depth: int) -> Answer | None:
     if builder := _BUILDER.fullmatch(text):
         return read(builder[1], depth + 1)
     found = re.fullmatch(r"\s*\(?[A-Za-z\\][A-Za-z_{}0-9(), ]*?\s*\\in(?![A-Za-z])(.*)", text, re.DOTALL)
-    return read(found[1], depth + 1) if found else None
+    # The letters before it are names, not words that take it back.
+    return (
+        read(found[1], depth + 1)
+        if found and not re.search(r"(?<!\\)\b[A-Za-z]{3,}", found[0][: found.start(1)])
+        else None
+    )
 
 
 def _equation(text: str, depth: int) -> Equation | None:

@@ -90,6 +90,10 @@ def _decimal_comma(left: str, gold: str) -> bool:
     return False
 
 
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-df-hj-z](?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]{2,}")
+"""Of a variable or a word: neither e nor i, nor a command."""
+
+
 class _Comparison:
     """One comparison of two answers."""
 
@@ -331,6 +335,8 @@ class _Comparison:
             return Finding("wrong", "different numbers")
         if factor == 1 and compact(found) == compact(right):
             return SAME
+        if any(value == 0 and _LETTER.search(other) for value, other in ((left, right), (gold, found))):
+            return Finding("wrong", "zero and letters")  # times which it would be 0, whatever they say: `0 to 1`
         words = [words_of(text) for text in (found, right)]
         if words[0] is not None or words[1] is not None:
             return same_words(found, right, words)

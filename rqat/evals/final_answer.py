@@ -30,7 +30,9 @@ _AND = re.compile(r"\s*(?:,|;|,?\s*(?:and|or)\s)\s*")
 _WORDS_AND = re.compile(r"[^.!?\n=]{0,40}\b(?:and|or)[\s$(){}\\]*")
 _JOINED = re.compile(r",|;|\b(?:and|or)\b")
 _SAID = re.compile(
-    r"\banswers?\b(?:[^.\n=:]{0,80}?(?:\bis\b|\bare\b|:|=)\s*:?(?:\s*\*\*)?\s*|\s*(?=\$|\\\[|\\\())", re.IGNORECASE
+    r"\banswers?\b(?:[^.\n=:]{0,80}?(?:\bis\b|\bare\b|:|=)\s*:?(?:\s*\*\*)?\s*|\s*(?=\$|\\\[|\\\())"
+    r"(?!\s*(?:indeed\s+)?(?:correct|incorrect|reasonable|consistent|verified|confirmed)\b)",
+    re.IGNORECASE,
 )
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|[+-]?\.[0-9]+")
 _MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)", re.DOTALL)

@@ -277,7 +277,7 @@ def _data(run: RunFiles) -> list[dict[str, Any]]:
         asked = [part["name"] for part in step["data"] if part["role"] == "task"]
         for part in read or step["data"]:
             given = part.get("options")
-            told = {key: one for key, one in given.items() if one not in (None, [], {})} if given else {}
+            told = {key: one for key, one in given.items() if one not in (None, "", [], {})} if given else {}
             name = part["name"] + (f", graded by {', '.join(asked)}" if read and asked else "")
             row = found.setdefault(
                 f"{step['variant'] if read else ''} {name} {told}",

@@ -46,6 +46,9 @@ EQUAL = [
 ]
 
 DIFFERENT = [
+    ("0 to 1", "0"),
+    ("0 °C", "0 K"),
+    (r"not x \in [-2,7]", r"x \in [-2,7]"),
     ("0.333334", "1/3"),
     ("10^{60}+1", "10^{60}"),
     ("2^{200}+1", "2^{200}"),
@@ -151,6 +154,7 @@ DIFFERENT = [
 ]
 
 TEXTS = [
+    (r"So it is $\boxed{44}$. We check: $17\cdot 44 = 748$, so our answer is correct.", "44", True),
     ("It is 5, not 6.", "6", False),
     ("It is 5 rather than 6", "6", False),
     ("There are 5 instead of 6", "6", False),
