@@ -42,7 +42,7 @@ _CONCLUDES = re.compile(
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(
-    r"(?:\b(?:not|never|cannot|neither|nor|than|instead\s+of)|n't)\b[^.,;:]{0,12}$|(?:[<>]|\bmod(?:ulo)?)\s*$|\bbetween\s+[^.,;:]{1,12}\s+and\s+$",
+    r"(?:\b(?:not|never|cannot|neither|nor|than|instead\s+of)|n't)\b[^.,;:\d]{0,12}$|(?:[<>]|\bmod(?:ulo)?)\s*$|\bbetween\s+[^.,;:]{1,12}\s+and\s+$",
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"\b(?:not|wrong|incorrect)\b|n't\b")
