@@ -34,6 +34,11 @@ _SAID = re.compile(
     r"(?!\s*(?:indeed\s+)?(?:correct|incorrect|reasonable|consistent|verified|confirmed)\b)",
     re.IGNORECASE,
 )
+_CHECKS = re.compile(
+    r"\b(?:check|verify|confirm)(?:ing)?\s+(?:our|the|my|this|that|your)\s+(?:final\s+)?$", re.IGNORECASE
+)
+"""What stands before "answer" where it is looked at once more, and not given."""
+
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|[+-]?\.[0-9]+")
 _MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)", re.DOTALL)
 _TURN = re.compile(r"<\|(?:im_start|im_end|eot_id|endoftext|end|user|assistant)\|>")
@@ -157,7 +162,7 @@ def _said(text: str) -> Found | None:
     """Behind the last "the answer is"."""
     last = None
     for match in _SAID.finditer(text):
-        last = match
+        last = last if _CHECKS.search(text[max(match.start() - 30, 0) : match.start()]) else match
     if last is None:
         return None
     math = _MATH.match(text, last.end())

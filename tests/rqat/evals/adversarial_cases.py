@@ -154,6 +154,7 @@ DIFFERENT = [
 ]
 
 TEXTS = [
+    (r"So it is $\boxed{44}$. We may check our answer: $17\cdot 44 = 748$.", "44", True),
     (r"So it is $\boxed{44}$. We check: $17\cdot 44 = 748$, so our answer is correct.", "44", True),
     ("It is 5, not 6.", "6", False),
     ("It is 5 rather than 6", "6", False),
