@@ -114,6 +114,18 @@ def test_the_report_is_written_anew_at_every_checkpoint(toy, tmp_path):
     assert toy.told == [(tmp_path / "run", None)]
 
 
+def test_a_run_that_is_taken_up_again_no_longer_shows_the_page_of_its_stop(toy, tmp_path):
+    """At its start, before the first checkpoint; one that has nothing to do leaves its page alone."""
+    run = tmp_path / "run"
+    run_pipeline(job_of(run, 1))
+    (run / rqat.report.REPORT).write_text("Stopped")
+    toy.before = lambda work: toy.told.append("at work")
+    run_pipeline(job_of(run, 1, 2))
+    assert toy.told == [(run, None), "at work"]
+    run_pipeline(job_of(run, 1, 2))
+    assert len(toy.told) == 2
+
+
 class Shown(Silence):
     """Notes the steps that are shown, with what is said of the time left."""
 
