@@ -160,7 +160,7 @@ def test_checkpoint_whose_loader_is_not_installed(
 ) -> None:
     config = own_model / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": "gptq"}}))
-    monkeypatch.setattr("rqat.model.load.find_spec", lambda name: None)
+    monkeypatch.setattr("rqat.model.extras.find_spec", lambda name: None)
     refused("generate", own_model, "2 + 3?", says=["is a gptq checkpoint", "pip install gptqmodel optimum"])
 
 
