@@ -266,7 +266,11 @@ def _plugin(new: Mapping[str, Any], old: Mapping[str, Any], key: str) -> str:
     for facts in (new, old):
         found: Any = facts
         for name in key.split(".")[:-1]:
-            found = found[int(name)] if isinstance(found, list) and name.isdigit() else (found or {}).get(name)
+            if isinstance(found, list):
+                index = int(name) if name.isdecimal() and len(name) < 10 else len(found)
+                found = found[index] if index < len(found) else None
+            else:
+                found = found.get(name) if isinstance(found, Mapping) else None
         if isinstance(found, Mapping) and "plugin" in found:
             return str(found["plugin"])
     return "a plugin"

@@ -62,13 +62,13 @@ class Place:
     def line(self) -> int:
         """The line it was written on; 0 for the command line."""
         number = self._origin()[0].rpartition(":")[2]
-        return int(number) if number.isdigit() else 0
+        return int(number) if number.isdecimal() else 0
 
     def __str__(self) -> str:
         origin, length = self._origin()
         if length and is_flag(origin):  # what the flag says is not said again
             inside = ".".join(map(str, self.keys[length:]))
-            if inside.isdigit() and not origin.startswith("--set "):  # which time a flag was given
+            if inside.isdecimal() and not origin.startswith("--set "):  # which time a flag was given
                 return origin
             return f"{origin}{'.' if origin.startswith('--set ') else ' '}{inside}" if inside else origin
         return f"{origin} {self.dotted}".strip()

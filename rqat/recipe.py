@@ -379,8 +379,8 @@ def _index(part: str, entries: list[Any], keys: KeyPath, flag: str) -> int:
     names = [name for name, _ in named]
     if part in names:
         return named[names.index(part)][1]
-    if part.isdigit() and int(part) < len(entries):
+    if part.isdecimal() and len(part) < 10 and int(part) < len(entries):
         return int(part)
     dotted = ".".join(map(str, keys))
     shown = f" or {', '.join(map(str, names))}" if names else ""
-    raise RecipeError([f"{flag}: '{dotted}' has no entry '{part}'; write 0 to {len(entries) - 1}{shown}."])
+    raise RecipeError([f"{flag}: '{dotted}' has no entry {part!r:.60}; write 0 to {len(entries) - 1}{shown}."])

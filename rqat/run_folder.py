@@ -192,7 +192,7 @@ def unfinished_steps(folder: Path) -> list[Path]:
 
 def finished(folder: Path) -> dict[str, Path]:
     """Folders of finished steps by fingerprint; those in their places come before those set aside, newest first."""
-    shelves = [path for path in (folder / OLD).glob("*") if path.name.isdigit()]
+    shelves = [path for path in (folder / OLD).glob("*") if path.name.isdecimal()]
     found: dict[str, Path] = {}
     for place in [folder, *sorted(shelves, key=lambda path: -int(path.name))]:
         for path in _steps_in(place):
@@ -249,7 +249,7 @@ def _written(path: Path) -> dict[str, Any]:
 
 
 def _next_shelf(folder: Path) -> Path:
-    numbers = [int(path.name) for path in (folder / OLD).glob("*") if path.name.isdigit()]
+    numbers = [int(path.name) for path in (folder / OLD).glob("*") if path.name.isdecimal()]
     return folder / OLD / str(max(numbers, default=0) + 1)
 
 

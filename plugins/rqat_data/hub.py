@@ -8,7 +8,7 @@ from typing import Any
 import rqat
 
 from . import HubOptions
-from .rows import make_rows, not_empty, shuffled
+from .rows import make_rows, not_empty, records_of, shuffled
 
 
 class Hub(rqat.Source):
@@ -33,7 +33,7 @@ class Hub(rqat.Source):
         examples = load_split(options.name, options.config, options.revision, options.splits[split])
         rows = [
             row
-            for index, example in enumerate(examples)
+            for index, example in records_of(examples, options.name)
             for row in make_rows(example, options, lambda index=index: f"{options.name}[{index}]")  # type: ignore[misc]
         ]
         return shuffled(not_empty(rows, f"'{options.name}'"), seed, shuffle=options.shuffle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import rqat
@@ -50,6 +50,27 @@ def make_rows(record: Any, options: RowsOptions, place: Callable[[], str]) -> li
             hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Map them: fields: {{prompt: NAME, ...}}",
         )
     return [cast(rqat.Row, row)]
+
+
+def records_of(examples: Iterable[Any], what: str) -> Iterator[tuple[int, Any]]:
+    """Every example of a data set with its number from 0; a table may hold what is no text, found as it is read.
+
+    Raises:
+        DataError: names the row.
+    """
+    found, number = iter(examples), 0
+    while True:
+        try:
+            record = next(found)
+        except StopIteration:
+            return
+        except (ValueError, OSError) as error:  # pyarrow's own are of these
+            reason = " ".join(str(error).split())[:200]
+            raise rqat.DataError(
+                f"{what}, row {number + 1}: cannot be read: {reason}.", hint="Mend the data."
+            ) from error
+        yield number, record
+        number += 1
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, str]:
@@ -105,7 +126,7 @@ def inside(record: Mapping[str, Any], name: str) -> Any:
     for part in name.split("."):
         if isinstance(value, Mapping):
             value = value.get(part)
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        elif isinstance(value, list) and part.isdecimal() and len(part) < 10 and int(part) < len(value):
             value = value[int(part)]
         else:
             return None

@@ -14,7 +14,7 @@ from typing import Any
 import rqat
 
 from . import TableOptions
-from .rows import in_split, make_rows, not_empty, shuffled
+from .rows import in_split, make_rows, not_empty, records_of, shuffled
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -29,8 +29,8 @@ class Table(rqat.Source):
         path = self.options.path.path
         found = [
             row
-            for number, record in enumerate(read_table(path), start=1)
-            for row in make_rows(record, self.options, lambda number=number: f"{path}, row {number}")  # type: ignore[misc]
+            for number, record in records_of(read_table(path), str(path))
+            for row in make_rows(record, self.options, lambda number=number: f"{path}, row {number + 1}")  # type: ignore[misc]
         ]
         chosen = in_split(not_empty(found, f"'{path}'"), split, self.options.validation, f"'{path}'")
         return shuffled(not_empty(chosen, f"The split '{split}' of '{path}'"), seed, shuffle=self.options.shuffle)

@@ -39,7 +39,7 @@ def _based(text: str) -> tuple[str, int] | None:
     if found is None:
         return None
     written = found[2] or found[3]
-    base = int(written[:3]) if written.isdigit() else _BASE_NAMES.get(written, 0)
+    base = int(written[:3]) if written.isdecimal() else _BASE_NAMES.get(written, 0)
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in found[1]):
         return None
     return found[1].upper().lstrip("0") or "0", base

@@ -242,7 +242,7 @@ def _layers(run: RunFiles) -> dict[str, Any]:
     remarks: dict[tuple[str, str], list[str]] = {}
     for step in run.steps:
         for layer in step.layers:
-            numbers = [int(part) for part in layer["name"].split(".") if part.isdigit() and len(part) < 5]
+            numbers = [int(part) for part in layer["name"].split(".") if part.isdecimal() and len(part) < 5]
             error = layer.get("error")
             if is_number(error) and numbers:
                 kinds = maps.setdefault(step.variant, {})

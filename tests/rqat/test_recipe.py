@@ -243,6 +243,9 @@ def test_a_teacher_is_a_model_by_name_or_with_keys(whole: Path):
 def test_an_entry_that_is_not_there(whole: Path):
     with pytest.raises(RecipeError, match=r"mine.yaml:3: 'train' has no entry 'sft'; write 0 to 1 or kd, grpo."):
         extended(whole, "train:\n  sft: {lr: 1}\n")
+    for index in ("\u00b2", "9" * 5000, "-1"):  # digits of which Python makes no number among them
+        with pytest.raises(RecipeError, match=r"'train' has no entry '.{1,59}'?; write 0 to 1 or kd, grpo\."):
+            load_recipe(whole, [f"train.{index}.lr=1"])
 
 
 def test_another_plugin_starts_with_its_own_options(whole: Path):
