@@ -33,6 +33,9 @@ from .unloading import Unloading
 if TYPE_CHECKING:
     import transformers
 
+SUMMED_AT_ONCE = 1 << 16
+"""Weights that a CPU squares and sums at once: what stays in its cache."""
+
 Progress = Callable[[float, str], None]
 """Called with the number of blocks done, fractions included, and a note."""
 
@@ -295,6 +298,9 @@ def relative_error(weight: Tensor, w_hat: Tensor, hessian: Tensor | None) -> flo
     All float32, or close to it: see `_product`. Without a Hessian it is taken as the identity, which gives the relative
     squared error of the weights.
     """
+    if hessian is None and weight.is_cpu:
+        moved, whole = _squares(weight, w_hat)
+        return moved / whole if whole > 0 else 0.0
     delta = w_hat - weight
 
     def energy(matrix: Tensor) -> float:
@@ -302,6 +308,17 @@ def relative_error(weight: Tensor, w_hat: Tensor, hessian: Tensor | None) -> flo
 
     whole = energy(weight)
     return max(0.0, energy(delta)) / whole if whole > 0 else 0.0
+
+
+def _squares(weight: Tensor, w_hat: Tensor) -> tuple[float, float]:
+    """Sums of squares of `w_hat - weight` and of `weight` in float64; torch's own sum takes six times as long."""
+    moved, whole = 0.0, 0.0
+    pairs = zip(weight.reshape(-1).split(SUMMED_AT_ONCE), w_hat.reshape(-1).split(SUMMED_AT_ONCE), strict=True)
+    for before, after in pairs:
+        wide, apart = before.double(), (after - before).double()
+        whole += float(wide.dot(wide))
+        moved += float(apart.dot(apart))
+    return moved, whole
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

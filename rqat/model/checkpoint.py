@@ -202,7 +202,7 @@ def ends_alone(folder: Path) -> dict[str, Any]:
 def decoded(layer: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     """`w_hat (O, I)` of a layer with a scheme, on its device: computed by its grid, then rounded once."""
     grid, (out, width) = grid_of(scheme_of(layer)), layer.codes.shape
-    if layer.codes.device.type != "cpu":
+    if layer.codes.device.type != "cpu" or grid.uniform:  # which decodes piece by piece itself
         return grid.decode_layer(layer).to(dtype)
     values, rows = torch.empty(out, width, dtype=dtype), max(1, DECODED_AT_ONCE // width)
     for start in range(0, out, rows):

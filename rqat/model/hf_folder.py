@@ -12,12 +12,16 @@ from ..errors import PluginError
 from ..storage import read_json, write_json
 from .hub import GENERATION_FILE, INDEX, SINGLE
 from .tensors import owned, save_tensors
+from .tokenizers import FILES
 
 if TYPE_CHECKING:
     import transformers
 
 SHARD = 5 * 10**9
 """Bytes of tensors in one file, at most; one shard is held in memory at a time."""
+
+TEMPLATES = "additional_chat_templates"
+"""Folder of chat templates beside the usual one."""
 
 HOW_LOADED = ("is_local", "local_files_only")
 """Settings of `from_pretrained` that transformers would write into tokenizer_config.json."""
@@ -109,9 +113,21 @@ def save_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, folder: Path
     tokenizer.save_pretrained(folder)
 
 
-def write_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, folder: Path) -> None:
-    """Saves a tokenizer under the names that transformers 4 knows too; transformers 5 reads both."""
-    save_tokenizer(tokenizer, folder)
+def copy_tokenizer(start: Path, folder: Path) -> bool:
+    """Copies the tokenizer that `save_tokenizer` has saved in a step, as it lies there; whether it is of plain files.
+
+    Reading and saving it again would take seconds for a vocabulary of 150,000 tokens, and end in the same files.
+    """
+    if not (start / "tokenizer.json").is_file() or any(start.glob("*.py")) or (start / TEMPLATES).exists():
+        return False
+    for path in start.iterdir():
+        if path.is_file() and FILES.match(path.name):
+            shutil.copyfile(path, folder / path.name)
+    return True
+
+
+def widen_tokenizer(folder: Path) -> None:
+    """Gives a saved tokenizer the names that transformers 4 knows too; transformers 5 reads both."""
     path = folder / "tokenizer_config.json"
     settings = read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":

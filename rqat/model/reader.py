@@ -16,7 +16,7 @@ from ..errors import PluginError
 from ..scheme import Scheme
 from ..storage import explained
 from .checkpoint import DENSE_FILE, LayerFile, decoded
-from .hf_folder import ShardWriter, write_config, write_tokenizer
+from .hf_folder import ShardWriter, copy_tokenizer, save_tokenizer, widen_tokenizer, write_config
 from .hub import QUANTIZED_FILE
 from .layers import EMBEDDING, HEAD
 from .tensors import damaged, open_tensors
@@ -146,4 +146,6 @@ class CheckpointReader:
                     shards.add(key, tensor)
             shards.close()
             write_config(self.folder, folder, config)
-            write_tokenizer(self.tokenizer, folder)
+            if not copy_tokenizer(self.folder, folder):
+                save_tokenizer(self.tokenizer, folder)
+            widen_tokenizer(folder)
