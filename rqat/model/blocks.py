@@ -235,8 +235,7 @@ def _quantize_block(
                 hessian = hessian / folded / folded[:, None]
             unknown = group.before in moved and folded is None
             errors[name] = None if unknown else relative_error(weight, w_hat, hessian)
-    for name, layer in result.items():
-        block.linear(name).weight.copy_(grid_of(block.schemes[name]).decode_layer(layer))
+            block.linear(name).weight.copy_(w_hat)  # no other group looks at it
     for name, parameter in block.module.named_parameters():
         if name.rpartition(".")[0] in moved and not torch.isfinite(parameter).all():
             raise NumericsError(
