@@ -205,7 +205,7 @@ def quantize(
     for report in reports:
         if report.note:
             log.warning("%s: %s", report.name, report.note)
-    return QuantizedModel(loaded, tokenizer, layers, source=source, transforms=transforms)
+    return QuantizedModel(loaded, tokenizer, dict(layers), source=source, transforms=transforms)
 
 
 def _methods(given: Any) -> list[Any]:

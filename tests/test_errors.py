@@ -122,6 +122,12 @@ def test_unknown_format(model: Path) -> None:
     refused(*quantize(model, "--format", "exl2"), says=["--format", "'exl2' is not an exporter", "compressed-tensors"])
 
 
+def test_options_of_a_format(model: Path) -> None:
+    refused(*quantize(model, "--format", "gguf:tipes=k"), says=["--format", "'tipes'", "Did you mean 'types'"])
+    refused(*quantize(model, "--format", "gguf:types=x"), says=["--format types", "'x'", "'k'"])
+    refused(*quantize(model, "--format", "gguf:k"), says=["--format: 'k' is not KEY=VALUE"])
+
+
 def test_unknown_calibration_source(model: Path) -> None:
     refused(*quantize(model, "--calibration", "airth"), says=["--calibration", "'airth' is not a source", "'arith'"])
 

@@ -16,7 +16,7 @@ from ..figures import seconds
 from . import display, options
 from .beside import WORK, hand_over, run_in, work_beside
 from .device import Device
-from .values import pairs, source
+from .values import pairs, source, with_options
 
 if TYPE_CHECKING:
     from ..job import Job
@@ -62,7 +62,9 @@ def quantize(
     skip_indivisible: Annotated[
         bool, typer.Option("--skip-indivisible", help="Leave layers as they are that do not split into whole groups.")
     ] = False,
-    format: Annotated[str, typer.Option(help="Checkpoint format.")] = "compressed-tensors",
+    format: Annotated[
+        str, typer.Option(metavar="FORMAT", help="Checkpoint format: NAME, or NAME:KEY=VALUE,..., e.g. gguf:types=k.")
+    ] = "compressed-tensors",
     device: Device = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -74,6 +76,7 @@ def quantize(
     from ..yaml_lines import parse_value
 
     given = pairs(option or [], "--option")
+    name, written = with_options(format, "--format")
     plan = quantize_plan(
         context.obj.registry,
         ModelKeys(path=model, revision=revision, trust_remote_code=trust_remote_code),
@@ -85,7 +88,7 @@ def quantize(
             "indivisible": "skip" if skip_indivisible else "error",
             **given,
         },
-        export=format,
+        export={"format": name, **written},
         budget=budget,
         flags={
             **{("quantize", name): f"--option {name}" for name in given},
@@ -95,6 +98,7 @@ def quantize(
             ("calibration", "tokens"): "--tokens",
             ("calibration", "seed"): "--seed",
             ("export",): "--format",
+            **{("export", key): f"--format {key}" for key in written},
         },
     )
     record = _finished(out, plan)

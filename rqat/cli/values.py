@@ -1,4 +1,4 @@
-"""KEY=VALUE arguments, and sources written in one word."""
+"""KEY=VALUE arguments, and parts written in one word with their options."""
 
 from __future__ import annotations
 
@@ -36,7 +36,17 @@ def source(text: str, flag: str) -> dict[str, Any]:
     """
     if Path(text).exists() or ":" not in text:
         return dict(spelled_source({"source": text}))
+    name, options = with_options(text, flag)
+    return {"source": name} | options
+
+
+def with_options(text: str, flag: str) -> tuple[str, dict[str, Any]]:
+    """`NAME`, or `NAME:KEY=VALUE,...`, as a name and its options.
+
+    Raises:
+        RqatError: see `pairs`.
+    """
     name, _, rest = text.partition(":")
     # Not at the commas within brackets: `steps=[1, 4]`, `fields={prompt: question, completion: answer}`.
     options = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|[^,])+", rest)
-    return {"source": name} | pairs([option.strip() for option in options], flag)
+    return name, pairs([option.strip() for option in options], flag)

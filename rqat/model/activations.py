@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from ..contracts import Block, LinearStats, Statistic, Streams
 from ..errors import NumericsError
+from .families import layout_of
 from .layers import HEAD
 from .memory import available_bytes
+from .presence import Presence
 from .saliency import Call, send_back, token_saliency
 from .statistics import accumulate, empty, finish, taken
 from .turns import passes
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 ROOM = 0.5
 """Share of a GPU's free memory that hidden states may take up; statistics, factors and a block's activations follow."""
-
 
 HOST_ROOM = 0.1
 """Share of a host's free memory that passes of a block which wait may take up."""
@@ -65,6 +66,8 @@ class Activations:
         needs: what will be collected.
         tick: called with the share of a block's work that is done: first half outputs of the block before, second half
             statistics.
+        presence: sees to it that what is run is there.
+        device: where the model computes; None: where its parameters are.
     """
 
     def __init__(
@@ -75,12 +78,16 @@ class Activations:
         *,
         needs: frozenset[Statistic] = frozenset(),
         tick: Callable[[float], None] = lambda share: None,
+        presence: Presence | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        self._model = model
         self._base = model.get_submodule("model")
         self._blocks = blocks
         self._batches = batches
         self._tick = tick
-        self._device = next(model.parameters()).device
+        self._presence = presence or Presence()
+        self._device = device or next(model.parameters()).device
         self._hidden: list[Tensor] = []
         self._rows: dict[int, Tensor] = {}
         self._keywords: dict[torch.Size, list[dict[str, Any]]] = {}
@@ -128,17 +135,25 @@ class Activations:
             return
         with self._quietly():
             if index < 0:
-                self._embed()
+                with self._presence.original(index):
+                    self._embed()
                 self._outputs, self._hidden = self._hidden, []
                 return
             if not self._hidden:
                 self._embed()
             self._original = self._outputs or [hidden.clone() for hidden in self._hidden]
             self._outputs = []
-            for number, batch in enumerate(self._batches if index < len(self._blocks) else ()):
-                hidden = self._original[number].to(self._device)
-                out = hidden_of(self._blocks[index][1](hidden, **self._arguments(batch)[index]))
-                self._outputs.append(out.to(self._original[number].device))
+            if index == len(self._blocks):
+                return
+            with self._presence.original(index):
+                for number, batch in enumerate(self._batches):
+                    hidden = self._original[number].to(self._device)
+                    out = hidden_of(self._blocks[index][1](hidden, **self._arguments(batch)[index]))
+                    self._outputs.append(out.to(self._original[number].device))
+
+    def awaits(self, index: int) -> bool:
+        """Whether the decoder layer at `index` is still to be run, before the next one is looked at."""
+        return bool(self._needs) and self._at <= index
 
     def streams(self, block: Block) -> Streams:
         """Hidden states around the block that `advance` and `remember` have reached."""
@@ -167,11 +182,12 @@ class Activations:
         """Runs the block that was reached."""
         name, module = self._blocks[self._at]
         finite = []
-        for number, batch in enumerate(self._batches):
-            hidden = hidden_of(module(self._states(number), **self._arguments(batch)[self._at]))
-            finite.append(torch.isfinite(hidden).all())
-            self._put(number, hidden)
-            self._tick((number + 1) / len(self._batches) / 2)
+        with self._presence.passing(self._at):
+            for number, batch in enumerate(self._batches):
+                hidden = hidden_of(module(self._states(number), **self._arguments(batch)[self._at]))
+                finite.append(torch.isfinite(hidden).all())
+                self._put(number, hidden)
+                self._tick((number + 1) / len(self._batches) / 2)
         _check_finite(finite, f"the output of {name}")
         self._at += 1
 
@@ -262,13 +278,14 @@ class Activations:
         Raises:
             NumericsError: an input holds values that are not finite.
         """
-        name = block.names()[0]
-        stats = empty(block.linear(name).in_features, self._needs, self._device)
+        stats = empty(block.linear(block.names()[0]).in_features, self._needs, self._device)
+        norm = self._model.get_submodule(layout_of(self._model.config.model_type).norm)
+        before = replace(self._presence, passing=self._presence.original)
+        ahead = Activations(self._model, self._blocks, self._batches, presence=before, device=self._device)
+        ahead.advance(len(self._blocks))
         with torch.inference_mode():
-            for number, batch in enumerate(self._batches):
-                # Without a mask, as everywhere: padding stands on the right.
-                out = self._base(input_ids=batch.input_ids.to(self._device), use_cache=False)
-                rows = self._rows_of(number, out.last_hidden_state)
+            for number in range(len(self._batches)):
+                rows = self._rows_of(number, norm(ahead._states(number)))
                 accumulate(stats, rows, rows if "cross" in self._needs else None)
                 self._tick((number + 1) / len(self._batches))
         finish(stats)
@@ -306,16 +323,17 @@ class Activations:
     def _embed(self) -> None:
         """The tokens' embeddings, and a place for the hidden states of every batch."""
         finite = []
-        states = (self._call(batch)[0] for batch in self._batches)
-        for number, (batch, hidden) in enumerate(zip(self._batches, states, strict=True)):
-            if not number:
-                tokens = sum(one.input_ids.numel() for one in self._batches)
-                streams = 3 if self._compares else 1
-                fits = _fits(streams * hidden.nbytes // batch.input_ids.numel() * tokens, self._device)
-            place = hidden if fits else torch.empty_like(hidden, device="cpu", pin_memory=True)
-            self._hidden.append(place)
-            self._put(number, hidden)
-            finite.append(torch.isfinite(hidden).all())
+        with self._presence.embedding():
+            for number, batch in enumerate(self._batches):
+                hidden, self._keywords[batch.input_ids.shape] = self._call(batch)
+                if not number:
+                    tokens = sum(one.input_ids.numel() for one in self._batches)
+                    streams = 3 if self._compares else 1
+                    fits = _fits(streams * hidden.nbytes // batch.input_ids.numel() * tokens, self._device)
+                place = hidden if fits else torch.empty_like(hidden, device="cpu", pin_memory=True)
+                self._hidden.append(place)
+                self._put(number, hidden)
+                finite.append(torch.isfinite(hidden).all())
         _check_finite(finite, "the output of model.embed_tokens")
 
     def _states(self, number: int) -> Tensor:
@@ -350,7 +368,8 @@ class Activations:
         """
         shape = batch.input_ids.shape
         if shape not in self._keywords:
-            self._keywords[shape] = self._call(batch)[1]
+            with self._presence.embedding():
+                self._keywords[shape] = self._call(batch)[1]
         return self._keywords[shape]
 
     def _call(self, batch: TokenBatch) -> tuple[Tensor, list[dict[str, Any]]]:

@@ -5,7 +5,8 @@ next block sees what this one puts out now. A quantizer that needs no statistics
 The embedding comes first and the output head last, where patterns of the schemes name them: see `ends.py`.
 
 With a folder to resume from, every finished block is kept there; an interrupted walk that is run again loads those and
-ends with the same bytes as an unbroken one.
+ends with the same bytes as an unbroken one. And of a model that is read from its files (`streaming.py`), no more than
+two blocks are in memory: one that is worked on, and the one before until it has been run.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from ..errors import DataError, ModelError, NumericsError, PluginError
 from ..grids import grid_of
 from ..scheme import Scheme, Schemes
 from .activations import Activations, TokenBatch
-from .block_store import BlockStore, LayerReport
+from .block_store import BlockStore, FinishedLayers, LayerReport
 from .ends import embedding_block, end_shapes, head_block, is_tied
 from .families import FAMILIES, layout_of
 from .layers import EMBEDDING, HEAD, choose_layers
+from .presence import part_of, presence_of
+from .streaming import Streamed
 from .unloading import Unloading
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ def describe_blocks(
 
 
 def quantize_model(
-    model: transformers.PreTrainedModel,
+    model: transformers.PreTrainedModel | Streamed,
     token_batches: Sequence[TokenBatch],
     quantizer: Quantizer,
     schemes: Schemes | Scheme,
@@ -97,10 +100,12 @@ def quantize_model(
     indivisible: Literal["error", "skip"] = "error",
     progress: Progress = lambda done, note: None,
     resume_dir: Path | None = None,
-) -> tuple[dict[str, QuantizedWeight], list[LayerReport]]:
-    """Quantizes the linear layers of a model in place: afterwards their weights are `w_hat`.
+) -> tuple[FinishedLayers, list[LayerReport]]:
+    """Quantizes the linear layers of a model in place: afterwards their weights are `w_hat`, where they are there.
 
     Args:
+        model: one that is streamed needs a `resume_dir`, and a quantizer that does not look at the whole of it
+            ("saliency").
         schemes: of every layer; a single one is that of all.
         token_batches: calibration tokens; not looked at when `quantizer.needs` is empty.
         skip: shell patterns on full names of layers to leave as they are.
@@ -110,12 +115,14 @@ def quantize_model(
 
     Returns:
         The quantized layers by full name, on the CPU, each with its scheme, and a report of each, both in the order
-        data passes them.
+        data passes them. What is kept in a folder is read from there when it is asked for.
 
     Raises:
         ModelError: see `describe_blocks`. DataError: statistics are needed and there are no tokens.
         NumericsError: activations are not finite. PluginError: the quantizer breaks its contract.
     """
+    weights = model if isinstance(model, Streamed) else Streamed(model)
+    model = weights.model
     blocks = describe_blocks(model, Schemes.parse(schemes), skip=skip, indivisible=indivisible)
     if quantizer.needs and not token_batches:
         needed = " and ".join(sorted(quantizer.needs))
@@ -123,39 +130,56 @@ def quantize_model(
             f"{type(quantizer).__name__} needs calibration data ({needed}), and there is none.",
             hint="Add a calibration section to the recipe.",
         )
+    assert weights.whole or resume_dir is not None, "what is let go of has to be kept somewhere"
     decoder_layers = [(block.name, block.module) for block in blocks if is_decoder_layer(block)]
     first = 0 if is_decoder_layer(blocks[0]) else -1  # decoder layers are counted from 0, what stands before is -1
     current = 0
+    store = BlockStore(resume_dir)
+    unloading = Unloading(store, weights.device)
     activations = Activations(
         model,
         decoder_layers,
         token_batches,
         needs=quantizer.needs,
         tick=lambda share: progress(max(0.0, current + share), blocks[current - first].name),
+        presence=presence_of(weights, blocks, [name for name, _ in decoder_layers], store, unloading),
+        device=weights.device,
     )
     activations.weigh(model, blocks)
-    store = BlockStore(resume_dir)
-    layers: dict[str, QuantizedWeight] = {}
     reports: list[LayerReport] = []
-    with Unloading(store, next(model.parameters()).device) as unloading:
+    with unloading:
         for current, block in enumerate(blocks, first):
-            activations.remember(current)
-            kept = store.load(block)
+            kept = store.find(block)
             if kept is None:
                 store.forget()
-                start = time.perf_counter()
-                if _in_turn(block, quantizer):
-                    activations.advance(current)
-                    kept = _quantize_in_turn(block, quantizer, activations, start)
-                else:
-                    stats = statistics_of(block, quantizer, activations, current, tied=is_tied(model))
-                    kept = _quantize_block(block, quantizer, stats, start)
-                unloading.take(block, *kept)
+                weights.enter(part_of(block))
+                activations.remember(current)
+                kept = _make(block, quantizer, activations, current, unloading, tied=is_tied(model))
+                if not (activations.awaits(current) and block.inputs):
+                    weights.leave(part_of(block))
             else:
-                layers.update((block.full_name(name), layer) for name, layer in kept[0].items())
-            reports.extend(kept[1])
+                activations.remember(current)
+                if weights.whole:
+                    store.restore(block)
+            reports.extend(kept)
             progress(current + 1, block.name)
-    return layers | unloading.layers, reports  # what was kept comes before what was not
+    weights.leave_all()
+    return store.layers, reports
+
+
+def _make(
+    block: Block, quantizer: Quantizer, activations: Activations, index: int, unloading: Unloading, *, tied: bool
+) -> list[LayerReport]:
+    """Quantizes one block in place, hands it over to be kept, and reports on its layers."""
+    start = time.perf_counter()
+    if _in_turn(block, quantizer):
+        activations.advance(index)
+        layers, reports = _quantize_in_turn(block, quantizer, activations, start)
+    else:
+        stats = statistics_of(block, quantizer, activations, index, tied=tied)
+        layers, reports = _quantize_block(block, quantizer, stats, start)
+    unloading.take(block, layers, reports)
+    return reports
 
 
 def is_decoder_layer(block: Block) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ BATCH, TOKENS = 2, 24
 def largest_difference(folder: Path, exporter: Exporter, reader: CheckpointReader, device: str) -> tuple[float, float]:
     """The largest difference of hidden states after any block, and the largest hidden state after that block.
 
+    Logits of a quantized head count as hidden states behind one more block.
+
     Raises:
         NumericsError: a tensor that is not quantized was changed.
         RqatError, or whatever transformers raises: the folder cannot be loaded.
@@ -45,35 +47,83 @@ def largest_difference(folder: Path, exporter: Exporter, reader: CheckpointReade
             raise NumericsError(
                 f"'{folder}' is not the model that was exported: {name} was changed.", hint="Do not serve it."
             )
-    config = read_json(folder / "config.json")
-    layout = layout_of(config["model_type"])
+    layout = layout_of(reader.config.model_type)
     embeddings = reader.tensor(f"{layout.embeddings}.weight")
     tokens = torch.randint(0, len(embeddings), (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
-    hidden = embeddings[tokens].to(device, default_dtype(device))
+    hidden, few = embeddings[tokens].to(device, default_dtype(device)), embeddings[:VOCABULARY].clone()
+    del embeddings
     worst, largest = 0.0, 1.0
-    for block in range(config["num_hidden_layers"]):
-        inside, first = f"{layout.block(block)}.", f"{layout.block(0)}."
-        layers = {name.replace(inside, first, 1): s for name, s in reader.layers.items() if name.startswith(inside)}
-        skipped = [name.replace(inside, first, 1) for name in reader.skipped if name.startswith(inside)]
-        packed = exporter.config(layers, [*skipped, layout.head]) if layers else None
-        tensors = ((name, stored.read(name)) for name in stored.names)
-        found = _run(_of_one_block(config, block, packed), layout, tensors, block, hidden)
-        plain = _weights_of(exporter, reader, inside)
-        hidden = _run(_of_one_block(config, block, None), layout, plain, block, hidden)
-        difference, scale = float((found - hidden).abs().max()), float(hidden.abs().max())
+    for found, expected in _pairs(folder, exporter, reader, few, hidden):
+        difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
         if not difference / scale <= worst / largest:  # "not", so that NaN counts as the worst
             worst, largest = difference, scale
     return worst, largest
 
 
-def _weights_of(exporter: Exporter, reader: CheckpointReader, inside: str) -> Iterable[tuple[str, Tensor]]:
+def _pairs(
+    folder: Path, exporter: Exporter, reader: CheckpointReader, few: Tensor, hidden: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the folder's blocks, and its head where it is quantized, put out, and what they should.
+
+    Args:
+        few: the embeddings of some tokens.
+        hidden: what the first block reads; every other one reads what the one before should put out.
+    """
+    stored, config = StoredTensors(folder), read_json(folder / "config.json")
+    layout, dtype = layout_of(config["model_type"]), hidden.dtype
+    filled: Any = None
+    for block in range(config["num_hidden_layers"]):
+        inside = f"{layout.block(block)}."
+        layers, skipped = _renamed(reader.layers, layout, inside), [*_renamed(reader.skipped, layout, inside)]
+        packed = exporter.config(layers, [*skipped, layout.head]) if layers else None
+        theirs = ((name, stored.read(name)) for name in stored.names if _belongs(name, layout, inside))
+        mine = _weights_of(exporter, reader, layout, inside)
+        loaded = _loaded(_of_one_block(config, block, packed), _as_first(theirs, few, layout, inside), dtype)
+        found = _behind(loaded, layout, hidden)
+        del loaded
+        filled = _filled(_of_one_block(config, block, None), _as_first(mine, few, layout, inside), dtype, reader)
+        hidden = _behind(filled, layout, hidden)
+        yield found, hidden
+    if layout.head not in reader.layers:
+        return
+    inside = f"{layout.block(0)}."
+    layers = _renamed(reader.layers, layout, inside) | {layout.head: reader.layers[layout.head]}
+    small = _of_one_block(config, 0, exporter.config(layers, [*_renamed(reader.skipped, layout, inside)]))
+    small |= {key: config[key] for key in ("vocab_size", "tie_word_embeddings")}
+    ends = f"{layout.head}."
+    theirs = (
+        (name, stored.read(name)) for name in stored.names if name.startswith(ends) or _belongs(name, layout, inside)
+    )
+    unused = torch.zeros(config["vocab_size"], few.shape[1], dtype=few.dtype)
+    loaded = _loaded(small, _as_first(theirs, unused, layout, inside), dtype)
+    head = decoded(reader.layer(layout.head), getattr(torch, exporter.loader_dtype or "float32")).to(hidden)
+    with torch.no_grad():
+        found = loaded.to(hidden.device).get_submodule(layout.head)(loaded.get_submodule(layout.norm)(hidden))
+        yield found, torch.nn.functional.linear(filled.get_submodule(layout.norm)(hidden), head)
+
+
+def _renamed(layers: Any, layout: Layout, inside: str) -> dict[str, Any]:
+    """The layers of a block, in order, under the names they have in a model of that block alone."""
+    first = f"{layout.block(0)}."
+    own = [name for name in layers if name.startswith(inside)]
+    return {name.replace(inside, first, 1): layers[name] if isinstance(layers, Mapping) else None for name in own}
+
+
+def _belongs(name: str, layout: Layout, inside: str) -> bool:
+    """Whether a tensor is part of a model of one block, its embeddings aside."""
+    ends = (f"{layout.blocks}.", f"{layout.head}.", f"{layout.embeddings}.")
+    return name.startswith(inside) or not name.startswith(ends)
+
+
+def _weights_of(
+    exporter: Exporter, reader: CheckpointReader, layout: Layout, inside: str
+) -> Iterator[tuple[str, Tensor]]:
     """What a block of the checkpoint computes with, rounded as the exporter rounds it."""
     dtype = getattr(torch, exporter.loader_dtype or "float32")
-    yield from ((name, reader.tensor(name)) for name in reader.names)
+    yield from ((name, reader.tensor(name)) for name in reader.names if _belongs(name, layout, inside))
     for name in reader.layers:
         if name.startswith(inside):
-            layer = reader.layer(name)
-            yield f"{name}.weight", decoded(layer, dtype).float()
+            yield f"{name}.weight", decoded(reader.layer(name), dtype)
 
 
 def _of_one_block(config: dict[str, Any], block: int, quantization: dict[str, Any] | None) -> dict[str, Any]:
@@ -86,27 +136,46 @@ def _of_one_block(config: dict[str, Any], block: int, quantization: dict[str, An
     return small | ({"quantization_config": quantization} if quantization else {})
 
 
-def _run(
-    config: dict[str, Any], layout: Layout, tensors: Iterable[tuple[str, Tensor]], block: int, hidden: Tensor
-) -> Tensor:
-    """Hidden states behind a block: of the model with `config`, and of `tensors` those that belong to it."""
+def _as_first(
+    tensors: Iterable[tuple[str, Tensor]], embeddings: Tensor, layout: Layout, inside: str
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors under the names they have in a model of one block, and its embeddings."""
+    yield f"{layout.embeddings}.weight", embeddings
+    yield from ((name.replace(inside, f"{layout.block(0)}.", 1), tensor) for name, tensor in tensors)
+
+
+def _loaded(config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Any:
+    """A model as transformers loads it from a folder with `tensors`."""
     import transformers
 
     with tempfile.TemporaryDirectory(prefix="rqat-block-") as name:
         folder = Path(name)
         shards = ShardWriter(folder)
         for key, tensor in tensors:
-            if key.startswith(f"{layout.block(block)}."):
-                shards.add(key.replace(layout.block(block), layout.block(0), 1), tensor)
-            elif key == f"{layout.embeddings}.weight":
-                shards.add(key, tensor[:VOCABULARY])
-            elif not key.startswith((f"{layout.blocks}.", f"{layout.head}.")):
-                shards.add(key, tensor)
+            shards.add(key, tensor)
         shards.close()
         write_json(folder / "config.json", json.loads(json.dumps(config)))
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=hidden.dtype, local_files_only=True
-        )
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+
+
+def _filled(
+    config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, reader: CheckpointReader
+) -> Any:
+    """A model that is given `tensors`, without a detour over files."""
+    import accelerate
+    import transformers
+
+    with accelerate.init_empty_weights(include_buffers=False):
+        made = type(reader.config).from_dict(config)
+        model: Any = transformers.AutoModelForCausalLM.from_config(made, dtype=dtype)
+    state = {name: tensor.to(dtype) for name, tensor in tensors}
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _behind(model: Any, layout: Layout, hidden: Tensor) -> Tensor:
+    """Hidden states behind the only block of a model."""
     outputs: list[Tensor] = []
     model.get_submodule(layout.block(0)).register_forward_hook(
         lambda module, given, output: outputs.append(output if isinstance(output, Tensor) else output[0])

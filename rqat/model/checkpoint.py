@@ -28,12 +28,13 @@ from ..errors import ModelError, RqatError
 from ..grids import grid_of
 from ..quiet import quiet_loading
 from ..scheme import Scheme
-from ..storage import write_text
+from ..storage import sweep, write_text
 from .devices import default_dtype
 from .extras import generation_settings
 from .hf_folder import save_tokenizer
 from .hub import GENERATION_FILE, QUANTIZED_FILE
 from .stored_schemes import schemes_in
+from .tensor_file import Lying
 from .tensors import damaged, narrowest, open_tensors, read_tensors, write_tensors
 from .tokenizers import tokenizer_in
 from .transforms import Applied, attach_transforms, load_transforms, save_transforms
@@ -83,8 +84,6 @@ def save_checkpoint(
     Raises:
         ValueError: a weight of the model is not what its codes decode to.
     """
-    for leftover in folder.glob(".tmp*"):  # of a safetensors file whose writing was interrupted
-        leftover.unlink()
     parameters = dict(model.named_parameters())
     for name, layer in layers.items():
         weight = parameters[f"{name}.weight"].detach()
@@ -92,17 +91,35 @@ def save_checkpoint(
             raise ValueError(f"the weight of {name} is not what its codes decode to")
     quantized = {f"{name}.weight" for name in layers}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - parameters.keys()
-    dense = {
+    dense: dict[str, Tensor | Lying] = {
         name: narrowest(tensor.detach().cpu()).contiguous()
         for name, tensor in model.state_dict().items()
         if name not in quantized and name not in tied
     }
-    write_tensors(folder / DENSE_FILE, dense, {"format": FORMAT})
+    write_dense(folder, model, tokenizer, dense, transforms)
     save_layers(folder / QUANTIZED_FILE, layers)
+
+
+def write_dense(
+    folder: Path,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    dense: Mapping[str, Tensor | Lying],
+    transforms: Sequence[Applied] = (),
+) -> None:
+    """Writes all of a checkpoint but its quantized layers.
+
+    Args:
+        model: what says how it is configured; its weights are not looked at.
+        dense: every tensor that is not a quantized weight, in the model's order, in the dtype it is kept in.
+        transforms: what the model went through before.
+    """
+    sweep(folder)  # of a file whose writing was interrupted
+    write_tensors(folder / DENSE_FILE, dense, {"format": FORMAT})
     save_transforms(folder, transforms)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    config.dtype = next(tensor.dtype for tensor in dense.values() if tensor.is_floating_point())
+    config.dtype = next(tensor.dtype for tensor in dense.values() if tensor.dtype.is_floating_point)
     config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         # Not by save_pretrained, which refuses settings of which one makes another idle, as many checkpoints have them.
@@ -224,22 +241,34 @@ def scheme_of(layer: QuantizedWeight) -> Scheme:
 
 
 def save_layers(path: Path, layers: Mapping[str, QuantizedWeight]) -> None:
-    """Writes codes, scales, zero points and notes of quantized layers into one file.
+    """Writes codes, scales, zero points and notes of quantized layers into one file."""
+    tensors: dict[str, Tensor | Lying] = {}
+    for name, layer in layers.items():
+        tensors |= {f"{name}.{part}": tensor for part, tensor in layer.contiguous().state().items()}
+    notes = {name: layer.note for name, layer in layers.items() if layer.note}
+    write_layers(path, tensors, {name: scheme_of(layer) for name, layer in layers.items()}, notes)
+
+
+def write_layers(
+    path: Path, tensors: Mapping[str, Tensor | Lying], schemes: Mapping[str, Scheme], notes: Mapping[str, str]
+) -> None:
+    """Writes the file of quantized layers.
 
     Its facts name the one scheme that all layers have, or else the scheme of each.
+
+    Args:
+        tensors: codes, scales and zero points, as `<layer>.<part>`.
+        schemes: of every layer, in the order data passes them.
+        notes: of the layers that have one.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        for part, tensor in layer.contiguous().state().items():
-            tensors[f"{name}.{part}"] = tensor
-    spelled = {name: str(scheme_of(layer)) for name, layer in layers.items()}
-    different = {scheme_of(layer) for layer in layers.values()}
+    different = {*schemes.values()}
     one = different.pop() if len(different) == 1 else None
+    spelled = {name: str(scheme) for name, scheme in schemes.items()}
     facts = {
         "format": FORMAT,
         **({"grid": one.grid, "scheme": str(one)} if one else {"schemes": spelled}),
-        "layers": list(layers),
-        "notes": {name: layer.note for name, layer in layers.items() if layer.note},
+        "layers": list(schemes),
+        "notes": dict(notes),
     }
     write_tensors(path, tensors, facts)
 
@@ -288,12 +317,12 @@ class LayerFile:
                     f"'{path}' is on the grid '{scheme.grid}': {error.message}", hint="Install the plugin it is from."
                 ) from error
         self._notes: dict[str, str] = facts["notes"]
-        self._names = frozenset(self._file.keys())
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """`(O, I)` of every layer."""
-        return {name: tuple(self._file.get_slice(f"{name}.codes").get_shape()) for name in self.schemes}
+        shapes = {name: self._file.tensors[f"{name}.codes"].shape for name in self.schemes}
+        return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
 
     def layer(self, name: str) -> QuantizedWeight:
         """One layer, on the CPU.
@@ -302,10 +331,10 @@ class LayerFile:
             ModelError: a part of it is missing, or not on its scheme.
         """
         scheme = self.schemes[name]
-        missing = [part for part in PARTS if f"{name}.{part}" not in self._names]
+        missing = [part for part in PARTS if f"{name}.{part}" not in self._file.tensors]
         if missing:
             raise damaged(self.path, f"{name}.{missing[0]} is missing")
-        state = {part: self._file.get_tensor(f"{name}.{part}") for part in PARTS}
+        state = {part: self._file.read(f"{name}.{part}") for part in PARTS}
         out, width = state["codes"].shape
         expected = (out, scheme.groups(width))
         if (

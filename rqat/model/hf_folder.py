@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import PluginError
 from ..storage import read_json, write_json
 from .hub import GENERATION_FILE, INDEX, SINGLE
+from .tensor_file import Lying, TensorFile
 from .tensors import owned, save_tensors
 from .tokenizers import FILES
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     import transformers
 
 SHARD = 5 * 10**9
-"""Bytes of tensors in one file, at most; one shard is held in memory at a time."""
+"""Bytes of tensors in one file, at most."""
+
+HELD = 1 << 28
+"""Bytes of tensors that wait in memory; more wait in files, until their shard is full and is put together of them."""
 
 TEMPLATES = "additional_chat_templates"
 """Folder of chat templates beside the usual one."""
@@ -35,7 +39,10 @@ class ShardWriter:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._waiting: dict[str, Tensor] = {}
+        self._held: dict[str, Tensor] = {}
+        self._parts: list[TensorFile] = []
+        self._shard: list[str] = []
+        self._size = 0
         self._written: list[list[str]] = []
         self._names: set[str] = set()
         self._total = 0
@@ -52,11 +59,14 @@ class ShardWriter:
                 f"the tensor '{name}' is written twice.",
                 hint="An exporter's tensors are named after their layer; please report it to the plugin's author.",
             )
-        if self._waiting and sum(each.nbytes for each in self._waiting.values()) + tensor.nbytes > SHARD:
+        if self._size and self._size + tensor.nbytes > SHARD:
             self._flush()
+        if self._held and sum(each.nbytes for each in self._held.values()) + tensor.nbytes > HELD:
+            self._put_down()
         self._names.add(name)
-        self._total += tensor.nbytes
-        self._waiting[name] = owned(tensor.detach().cpu())
+        self._shard.append(name)
+        self._size += tensor.nbytes
+        self._held[name] = owned(tensor.detach().cpu())
 
     def close(self) -> None:
         """Writes what is left and gives the files their names.
@@ -75,10 +85,23 @@ class ShardWriter:
         holder = {name: file for file, names in zip(files, self._written, strict=True) for name in names}
         write_json(self._folder / INDEX, {"metadata": {"total_size": self._total}, "weight_map": holder})
 
+    def _put_down(self) -> None:
+        """Writes what waits in memory into a file of its own."""
+        path = self._folder / f".part-{len(self._parts):05d}"
+        save_tensors(path, self._held, {})
+        self._parts.append(TensorFile(path))
+        self._held = {}
+
     def _flush(self) -> None:
-        save_tensors(self._unnamed(len(self._written)), self._waiting, {"format": "pt"})
-        self._written.append(list(self._waiting))
-        self._waiting = {}
+        tensors: dict[str, Tensor | Lying] = {**self._held}
+        for part in self._parts:
+            tensors |= part.tensors
+        save_tensors(self._unnamed(len(self._written)), tensors, {"format": "pt"})
+        for path in {one.path for one in tensors.values() if isinstance(one, Lying)}:
+            path.unlink()
+        self._written.append(self._shard)
+        self._total += self._size
+        self._held, self._parts, self._shard, self._size = {}, [], [], 0
 
     def _unnamed(self, number: int) -> Path:
         return self._folder / f".shard-{number:05d}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
@@ -16,9 +16,19 @@ from .checkpoint import ends_alone
 from .config import check_quantizable, read_config
 from .devices import default_dtype
 from .ends import is_tied
-from .extras import check_checkpoint, check_loader, refuse_second_head, refuse_unasked, split_by_blocks
+from .extras import (
+    check_checkpoint,
+    check_loader,
+    generation_settings,
+    refuse_second_head,
+    refuse_unasked,
+    split_by_blocks,
+)
+from .families import layout_of
 from .native import load_native
+from .stored import StoredTensors
 from .stored_schemes import NATIVE
+from .streaming import Streamed
 from .tokenizers import tokenizer_in
 from .vocabulary import past_the_embedding
 
@@ -60,13 +70,7 @@ def load_model(
             **ends_alone(folder),
         )
     model, loading = loaded
-    if loading["missing_keys"] or loading["mismatched_keys"]:
-        names = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-        raise ModelError(
-            f"'{keys.path}' lacks weights that its config.json asks for: {', '.join(names[:5])}"
-            f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}.",
-            hint="The checkpoint is incomplete; fetch it again.",
-        )
+    _refuse_missing(keys.path, [*loading["missing_keys"], *loading["mismatched_keys"]])
     if config.quantization is None:
         inside, _ = split_by_blocks(loading["unexpected_keys"], config)  # the others are told in the plan
         if inside:
@@ -77,6 +81,82 @@ def load_model(
     model = model.to(device).eval()
     check_finite(keys.path, model)
     return model, tokenizer
+
+
+def open_model(
+    keys: ModelKeys, *, device: str = "cpu", offline: bool = False
+) -> tuple[Streamed, transformers.PreTrainedTokenizerBase]:
+    """A model that is to be quantized, its weights left in their files until they are needed, and its tokenizer.
+
+    Every weight is looked at once, so that a damaged model is refused before any work.
+
+    Raises:
+        ModelError, NumericsError: see `load_model`.
+    """
+    import accelerate
+    import transformers
+
+    config = read_config(keys, offline=offline)
+    check_quantizable(config)
+    check_checkpoint(config)
+    tokenizer = load_tokenizer(keys, offline=offline)
+    folder = config.fetch(offline=offline)
+    trusted = {"trust_remote_code": keys.trust_remote_code}
+    with explained(keys.path, "model"), quiet_loading():
+        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **trusted)
+        # Buffers are real: the rotary embedding computes its own.
+        with accelerate.init_empty_weights(include_buffers=False):
+            model: Any = transformers.AutoModelForCausalLM.from_config(
+                settings, dtype=default_dtype(device, keys.dtype), **trusted
+            )
+        model.tie_weights()
+        if generation_settings(folder):
+            own = ends_alone(folder).get("generation_config")
+            read = transformers.GenerationConfig.from_pretrained
+            model.generation_config = own or read(folder, local_files_only=True)
+    stored = StoredTensors(folder)
+    _untie_if_different(model, stored)
+    if config.tied and model.get_output_embeddings() is not None and not is_tied(model):
+        refuse_second_head(keys.path)
+    asked = dict(model.named_parameters(remove_duplicate=False))
+    tied = asked.keys() - dict(model.named_parameters()).keys()
+    _refuse_missing(keys.path, [name for name in asked if name not in stored.tensors and name not in tied])
+    for name, parameter in asked.items():
+        if name in stored.tensors and stored.tensors[name].shape != parameter.shape:
+            raise ModelError(
+                f"The model of '{keys.path}' cannot be loaded: {name} is {tuple(stored.tensors[name].shape)}, and "
+                f"{tuple(parameter.shape)} by its config.json.",
+                hint="The checkpoint is damaged; fetch it again.",
+            )
+    inside, _ = split_by_blocks([name for name in stored.tensors if name not in asked], config)
+    if inside:
+        refuse_unasked(keys.path, inside)
+    check_tokenizer(keys.path, model, tokenizer)
+    _check_finite(keys.path, ((name, stored.read(name)) for name in asked if name in stored.tensors))
+    return Streamed(model.eval(), stored, device), tokenizer
+
+
+def _untie_if_different(model: transformers.PreTrainedModel, stored: StoredTensors) -> None:
+    """Gives a tied head a weight of its own where the files hold another than the embedding's, as transformers does."""
+    layout = layout_of(model.config.model_type)
+    names = [f"{name}.weight" for name in (layout.embeddings, layout.head)]
+    if not is_tied(model) or not stored.tensors.keys() >= {*names}:
+        return
+    one, other = map(stored.read, names)
+    if not torch.equal(one, other):
+        head = model.get_submodule(layout.head)
+        head.weight = nn.Parameter(torch.empty_like(head.weight))
+
+
+def _refuse_missing(path: str, missing: Iterable[Any]) -> None:
+    """Refuses a model whose files lack weights of it."""
+    names = sorted(map(str, missing))
+    if names:
+        raise ModelError(
+            f"'{path}' lacks weights that its config.json asks for: {', '.join(names[:5])}"
+            f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}.",
+            hint="The checkpoint is incomplete; fetch it again.",
+        )
 
 
 def load_tokenizer(keys: ModelKeys, *, offline: bool = False) -> transformers.PreTrainedTokenizerBase:
@@ -121,15 +201,19 @@ def check_finite(path: str, model: transformers.PreTrainedModel) -> None:
     """Refuses weights that are NaN or infinite, naming the first such tensor."""
     stored = model.state_dict().keys()
     tensors = {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    checked = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name in stored and tensor.is_floating_point() and tensor.numel()
-    }
+    _check_finite(path, ((name, tensor) for name, tensor in tensors.items() if name in stored))
+
+
+def _check_finite(path: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuses tensors that are NaN or infinite, naming the first; none is kept."""
     # In one pass over each, without a copy; all are fetched together, as a GPU has to be waited for.
-    ends = [torch.stack(_wide(tensor).aminmax()).double() for tensor in checked.values()]
-    finite = torch.isfinite(torch.stack(ends)).all(1).tolist() if ends else []
-    for name, whole in zip(checked, finite, strict=True):
+    ends = {
+        name: torch.stack(_wide(tensor).aminmax()).double()
+        for name, tensor in tensors
+        if tensor.is_floating_point() and tensor.numel()
+    }
+    finite = torch.isfinite(torch.stack([*ends.values()])).all(1).tolist() if ends else []
+    for name, whole in zip(ends, finite, strict=True):
         if not whole:
             raise NumericsError(
                 f"'{path}': the tensor {name} holds values that are not finite.",

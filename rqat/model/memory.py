@@ -10,6 +10,9 @@ from pathlib import Path
 MARGIN = 1.25
 """An estimate of memory may be wrong by this factor."""
 
+SMALL = 1 << 30
+"""Bytes of an exported model and of what it was made from, so many as libraries take: up to that, both are loaded."""
+
 BACKWARD_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Tokens whose hidden states between all blocks are kept at once, where the whole model is passed backwards."""
 

@@ -50,7 +50,7 @@ class CheckpointReader:
         schemes = self._layers.schemes
         self.layers: Mapping[str, Scheme] = {name: schemes[name] for name in schemes if name not in unpacked}
         self.unpacked: Mapping[str, Scheme] = {name: schemes[name] for name in schemes if name in unpacked}
-        self.names: list[str] = [*(f"{name}.weight" for name in self.unpacked), *self._dense.keys()]
+        self.names: list[str] = [*(f"{name}.weight" for name in self.unpacked), *self._dense.tensors]
         self.progress: Callable[[int], None] = lambda done: None
         self._seen: set[str] = set()
 
@@ -89,8 +89,7 @@ class CheckpointReader:
     @property
     def parameters(self) -> int:
         """Number of weights, quantized ones included."""
-        others = (self._dense.get_slice(name).get_shape() for name in self._dense.keys())  # noqa: SIM118 (no mapping)
-        shapes = [*self._layers.shapes.values(), *others]
+        shapes = [*self._layers.shapes.values(), *(each.shape for each in self._dense.tensors.values())]
         return sum(map(math.prod, shapes))
 
     @property
@@ -114,8 +113,7 @@ class CheckpointReader:
         """One of `names`, on the CPU, in the narrowest dtype that holds its values; bfloat16 if it was unpacked."""
         if (layer := name.removesuffix(".weight")) in self.unpacked:
             return decoded(self._layers.layer(layer), torch.bfloat16)
-        tensor: Tensor = self._dense.get_tensor(name)
-        return tensor
+        return self._dense.read(name)
 
     def layer(self, name: str) -> QuantizedWeight:
         """A quantized layer, on the CPU."""

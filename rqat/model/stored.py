@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .config import weight_files
+from .tensor_file import Lying, TensorFile
 from .tensors import damaged
 
 
@@ -18,7 +18,7 @@ class StoredTensors:
     """The tensors of a folder's safetensors files, wherever they lie; one is in memory when it is asked for.
 
     Attributes:
-        names: of all of them, in the order of the files.
+        tensors: all of them by name, in the order of the files.
 
     Raises:
         ModelError: a file or a tensor is missing or damaged.
@@ -26,23 +26,22 @@ class StoredTensors:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file: dict[str, Any] = {}
+        self.tensors: dict[str, Lying] = {}
         for path in weight_files(folder):
             with _readable(path):
-                file = safe_open(path, framework="pt")
-                self._file |= dict.fromkeys(file.keys(), file)
+                self.tensors |= TensorFile(path).tensors
 
     @property
     def names(self) -> list[str]:
-        return list(self._file)
+        """Of all tensors."""
+        return list(self.tensors)
 
     def read(self, name: str) -> Tensor:
         """The tensor called so, on the CPU."""
-        if name not in self._file:
+        if name not in self.tensors:
             raise damaged(self._folder, f"{name} is missing")
         with _readable(self._folder):
-            tensor: Tensor = self._file[name].get_tensor(name)
-            return tensor
+            return self.tensors[name].read()
 
 
 @contextmanager

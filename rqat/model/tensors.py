@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import ModelError
 from ..storage import explained
 from .stored_schemes import ENTRY
+from .tensor_file import Lying, TensorFile, write_file
 
 COMPARED_AT_ONCE = 1 << 18
 """Values that are rounded and compared at once: what stays in a CPU's cache."""
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Lying], facts: dict[str, Any]) -> None:
     """Writes tensors, and facts about them, into one file, under a temporary name first.
 
     Raises:
@@ -30,22 +29,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any])
     save_tensors(path, tensors, {ENTRY: json.dumps(facts)})
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor | Lying], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, as readable as its folder is, under a temporary name first.
 
     Raises:
         RunError: the disk is full or the folder not writable.
     """
     with explained(path):
-        try:
-            save_file({name: owned(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
-            path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files only their owner can read
-        except SafetensorError as error:
-            # The operating system's refusal comes as text only.
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        write_file(path, tensors, metadata)
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def owned(tensor: Tensor) -> Tensor:
@@ -64,18 +56,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ModelError: the file is missing, damaged or foreign.
     """
     file, facts = open_tensors(path)
-    return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (it cannot be iterated)
+    return {name: file.read(name) for name in file.tensors}, facts
 
 
-def open_tensors(path: Path) -> tuple[Any, dict[str, Any]]:
-    """A file this module wrote, as an open `safe_open`, and its facts; tensors are read when they are asked for.
+def open_tensors(path: Path) -> tuple[TensorFile, dict[str, Any]]:
+    """A file this module wrote, and its facts; tensors are read when they are asked for.
 
     Raises:
         ModelError: the file is missing, damaged or foreign.
     """
     try:
-        file: Any = safe_open(path, framework="pt")
-        return file, json.loads((file.metadata() or {})[ENTRY])
+        file = TensorFile(path)
+        return file, json.loads(file.metadata[ENTRY])
     except FileNotFoundError as error:
         raise ModelError(
             f"'{path.parent}' is not an rqat checkpoint: it has no {path.name}.",

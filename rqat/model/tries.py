@@ -25,6 +25,7 @@ from ..scheme import Scheme, Schemes
 from .activations import Activations, TokenBatch
 from .blocks import describe_blocks, is_decoder_layer, rounded, statistics_of
 from .ends import is_tied
+from .tensor_file import TensorFile
 from .tensors import open_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Tries:
     def layer(self, name: str, bits: int) -> QuantizedWeight:
         """A layer by its full name."""
         file = self._where[name, bits]
-        state = {part: file.get_tensor(f"{name}.{part}") for part in PARTS}
+        state = {part: file.read(f"{name}.{part}") for part in PARTS}
         return QuantizedWeight.from_state(state, self.schemes[bits][name])
 
     def weight(self, name: str, bits: int, device: torch.device) -> Tensor:
@@ -72,12 +73,12 @@ class Tries:
         return grid_of(self.schemes[bits][name]).decode_layer(self.layer(name, bits).to(device))
 
     @cached_property
-    def _where(self) -> dict[tuple[str, int], Any]:
-        """The open file that holds a layer of a width."""
-        found: dict[tuple[str, int], Any] = {}
+    def _where(self) -> dict[tuple[str, int], TensorFile]:
+        """The file that holds a layer of a width."""
+        found: dict[tuple[str, int], TensorFile] = {}
         for path in sorted(self._folder.glob("*.safetensors")):
             bits, (file, _) = int(path.stem.rpartition(".w")[2]), open_tensors(path)
-            found |= {(key.rpartition(".")[0], bits): file for key in file.keys()}  # noqa: SIM118 (no mapping)
+            found |= {(key.rpartition(".")[0], bits): file for key in file.tensors}
         return found
 
     def _path(self, block: str, bits: int) -> Path:

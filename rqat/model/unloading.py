@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 import torch
+from torch import Tensor
 
 from ..contracts import Block, QuantizedWeight
-from .block_store import BlockStore, LayerReport
+from .block_store import BlockStore, LayerReport, others_of
 
 
 class Unloading:
@@ -16,13 +18,9 @@ class Unloading:
 
     On a GPU this happens in a second thread and a stream of its own, one block at a time, and a failure comes up when
     the next block is handed over or at the end. On the CPU there is nothing to copy, and it happens at once.
-
-    Attributes:
-        layers: everything handed over, on the CPU, by full name; complete after the `with` statement.
     """
 
     def __init__(self, store: BlockStore, device: torch.device) -> None:
-        self.layers: dict[str, QuantizedWeight] = {}
         self._store = store
         self._thread = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -37,31 +35,43 @@ class Unloading:
         if self._thread is not None:
             self._thread.shutdown(wait=True)
         if kind is None:
-            self._wait()
+            self.wait()
 
     def take(self, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]) -> None:
-        """Hands over a block; its layers must not be changed any more."""
+        """Hands over a block; what it is made of must not be changed any more, and may be let go of."""
+        others = others_of(block)
         if self._thread is None or self._stream is None:
-            self._unload(block, layers, reports)
+            self._unload(block, layers, others, reports)
             return
-        self._wait()
+        self.wait()
         ready = torch.cuda.current_stream(self._stream.device).record_event()
-        self._running = self._thread.submit(self._unload_after, ready, block, layers, reports)
+        self._running = self._thread.submit(self._unload_after, ready, block, layers, others, reports)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until everything that was handed over is in the store."""
         if self._running is not None:
             self._running.result()
             self._running = None
 
     def _unload_after(
-        self, ready: torch.cuda.Event, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]
+        self,
+        ready: torch.cuda.Event,
+        block: Block,
+        layers: dict[str, QuantizedWeight],
+        others: Mapping[str, Tensor],
+        reports: list[LayerReport],
     ) -> None:
         assert self._stream is not None
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
-            self._unload(block, layers, reports)
+            self._unload(block, layers, others, reports)
 
-    def _unload(self, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]) -> None:
+    def _unload(
+        self,
+        block: Block,
+        layers: dict[str, QuantizedWeight],
+        others: Mapping[str, Tensor],
+        reports: list[LayerReport],
+    ) -> None:
         here = {name: layer.to("cpu") for name, layer in layers.items()}
-        self._store.save(block, here, reports)
-        self.layers.update((block.full_name(name), layer) for name, layer in here.items())
+        self._store.save(block, here, others, reports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from ...estimate import Needs, Sizes, bits_of
 from ...keys import PluginKeys
 from ...model.config import ModelConfig
 from ...model.layers import EMBEDDING
+from ...model.memory import SMALL
 from ...model.stored_schemes import NATIVE
 from ...scheme import Scheme
 from ...servers import FUSING, Outlook, seen, torn_apart
@@ -85,10 +87,13 @@ class Export(Stage):
         except RqatError:  # which pre-flight reports
             bits = 16
         host = sizes.device == "cpu"
-        # The model as it was and as it is read again; on the CPU one's memory is not free at once for the other.
-        memory = (2 if host else 1) * sizes.model + sizes.codes
-        if step.parts["exporter"].card.name == NATIVE:  # compared tensor by tensor
-            memory = 2 * sizes.rest_stored
+        blocks = max(1, sizes.config.blocks)
+        ends = [math.prod(shape) for shape in sizes.config.ends.values()]
+        if 2 * sizes.model <= SMALL and step.parts["exporter"].card.name != NATIVE:
+            # The model as it was and as it is read again; on the CPU one's memory is not free at once for the other.
+            memory = (2 if host else 1) * sizes.model + sizes.codes
+        else:  # a tensor beside what was made of it, or a block as it was and as it is read again
+            memory = max(2 * max(ends, default=0) * sizes.width, 4 * sizes.quantized // blocks * sizes.width)
         return Needs(memory, bits * parameters / 8)
 
 

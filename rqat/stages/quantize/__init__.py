@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from ...cards import Kind
@@ -12,7 +12,7 @@ from ...estimate import FLOAT32, Needs, Sizes
 from ...keys import Neutral, PluginKeys
 from ...model.config import ModelConfig, check_quantizable
 from ...model.layers import EMBEDDING, choose_layers, listed
-from ...model.memory import BACKWARD_TOKENS
+from ...model.memory import BACKWARD_TOKENS, SMALL
 from ...problems import Place
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
@@ -54,6 +54,17 @@ class QuantizeKeys(PluginKeys):
     transforms: Annotated[tuple[TransformKeys, ...], Neutral("they stand among the parts")] = ()
     skip: tuple[str, ...] = ()
     indivisible: Literal["error", "skip"] = "error"
+
+
+def needs_whole_model(step: Step, needs: Collection[str]) -> bool:
+    """Whether a quantize step has the whole model in memory; else it reads and writes block by block.
+
+    Transforms change all of it, and what tokens count is found by a pass back through it.
+
+    Args:
+        needs: statistics that the step's quantizer asks for.
+    """
+    return "saliency" in needs or any(role.startswith("transform") for role in step.parts)
 
 
 class Quantize(Stage):
@@ -119,7 +130,7 @@ class Quantize(Stage):
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
-        use, host = step.parts["quantizer"], sizes.device == "cpu"
+        use = step.parts["quantizer"]
         needs = {*use.card.needs, *use.options.also_needs()}
         hidden, linears = sizes.config.hidden, sizes.config.linears
         widest = max((width for _, width in linears.values()), default=0)
@@ -129,17 +140,20 @@ class Quantize(Stage):
             chosen = {*linears}
         shapes = linears | sizes.config.ends
         largest = max((math.prod(shapes[name]) for name in chosen & shapes.keys()), default=0)
+        block = sizes.quantized // max(1, sizes.config.blocks) * sizes.width
+        end = max((math.prod(shape) for shape in sizes.config.ends.values()), default=0) * sizes.width
         # Of the layer being rounded: its weights, its error on a grid that is tried, and its values; a block's weights
         # before.
-        working = 3 * largest * FLOAT32 + sizes.quantized // max(1, sizes.config.blocks) * sizes.width
-        stays = sizes.model + (sizes.codes if host else 0)  # finished layers are in the host's memory
-        working = max(working, sizes.rest_stored if host else 0)  # what is not quantized, as it is saved
+        working = 3 * largest * FLOAT32 + max(block, largest * sizes.width)
+        # One block that is worked on, and the one before it until it has been run; finished layers are on the disk.
+        stays = sizes.model if needs_whole_model(step, needs) else 2 * block
+        resumed_from = sizes.codes
         if "calibration" not in step.inputs:
-            return Needs(stays + working, sizes.checkpoint)
+            return Needs(max(stays + working, end), sizes.checkpoint, resumed_from)
         calibration = plan.step(step.inputs["calibration"]).settings
         assert isinstance(calibration, CalibrationKeys)
         streams = 3 if {"cross", "streams"} & needs else 1  # the original's before and behind a block, too
-        stays += streams * calibration.all_tokens * hidden * sizes.width
+        states = streams * calibration.all_tokens * hidden * sizes.width
         # A block's inputs are four: three as wide as the hidden state, one as the MLP. To solve, the widest's matrix is
         # put in order, factored, inverted and factored again.
         matrices = len({"hessian", "cross"} & needs) * (3 * hidden**2 + widest**2) * FLOAT32
@@ -147,8 +161,7 @@ class Quantize(Stage):
         at_once = min(calibration.all_tokens, max(TOKENS_AT_ONCE[sizes.device], calibration.tokens))
         forward = at_once * (4 * widest + 6 * hidden) * sizes.width
         # A block that is trained: latents, two moments and two temporaries in float32, a gradient and two copies.
-        block = sizes.quantized / max(1, sizes.config.blocks)
-        trained = block * (5 * FLOAT32 + 3 * sizes.width) if "streams" in needs else 0
+        trained = block / sizes.width * (5 * FLOAT32 + 3 * sizes.width) if "streams" in needs else 0
         there = max(forward, solving + working, trained)
         # Before the first block: hidden states between all blocks, and one sequence's logits with their gradients.
         backward = 0
@@ -156,7 +169,8 @@ class Quantize(Stage):
             kept = min(calibration.all_tokens, max(BACKWARD_TOKENS[sizes.device], calibration.tokens))
             backward = kept * hidden * sizes.config.blocks * sizes.width
             backward += 3 * calibration.tokens * sizes.config.vocab * FLOAT32
-        return Needs(stays + max(matrices + there, backward + forward), sizes.checkpoint)
+        worst = max(stays + max(matrices + there, backward + forward), end)
+        return Needs(states + worst, sizes.checkpoint, resumed_from)
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """See `Stage`."""
@@ -182,6 +196,12 @@ class Quantize(Stage):
         if left:
             shown = listed({name: look.config.linears[name] for name in left})
             yield Finding("note", f"{step.name}: {len(left)} linear layers stay as they are: {shown}.")
+        if 2 * look.config.bytes > SMALL:
+            use = step.parts["quantizer"]
+            whole = needs_whole_model(step, {*use.card.needs, *use.options.also_needs()})
+            how = "the whole model is in memory" if whole else "weights are read and written block by block"
+            why = ", for its transforms" if step.settings.transforms else ", for token_weights" if whole else ""
+            yield Finding("note", f"{step.name}: {how}{why}.")
 
 
 def _about_layers(step: Step, look: Look, error: RqatError) -> Finding:

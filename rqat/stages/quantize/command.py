@@ -21,7 +21,7 @@ def quantize_plan(
     calibration: str | Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     budget: str | None = None,
-    export: str | None = "compressed-tensors",
+    export: str | Mapping[str, Any] | None = "compressed-tensors",
     evaluate: Sequence[str | Mapping[str, Any]] = (),
     overrides: Sequence[str] = (),
     name: str = "quantize",
@@ -34,6 +34,7 @@ def quantize_plan(
         options: the quantizer's.
         budget: bytes or bits per parameter in all, see `rqat.budget`; widths are chosen so that they suffice.
         method: the quantizer; transforms stand before it, with commas: "rotate,gptq".
+        export: a format, or the `export` mapping of a recipe; None writes none.
         overrides: `key=value`, as `--set` takes them.
         flags: what the command calls each value in its messages, beyond the defaults below.
     """
@@ -45,7 +46,7 @@ def quantize_plan(
         "calibration": dict(calibration) if isinstance(calibration, Mapping) else calibration,
         "quantize": {"method": quantizer, "transforms": transforms, **(options or {})},
         "budget": budget,
-        "export": export,
+        "export": dict(export) if isinstance(export, Mapping) else export,
         "evaluate": list(evaluate),
     }
     named: dict[KeyPath, str] = {

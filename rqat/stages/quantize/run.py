@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,18 +21,24 @@ from ...job import Job
 from ...model.activations import TokenBatch
 from ...model.block_store import LayerReport
 from ...model.blocks import quantize_model
-from ...model.checkpoint import keep_generation_settings, save_checkpoint
+from ...model.checkpoint import keep_generation_settings
 from ...model.config import read_config
 from ...model.families import layout_of
+from ...model.finished import write_finished
+from ...model.load import open_model
 from ...model.repeatable import repeatable_attention
-from ...model.transforms import apply_transforms
+from ...model.streaming import Streamed
+from ...model.transforms import Applied, apply_transforms
 from ...scheme import Scheme, Schemes
 from ...stage import Step
 from ...storage import read_json, write_json
 from ..budget import FILE as CHOSEN
 from ..budget import Budget
 from ..calibrate.run import CALIBRATION_FILE
-from . import TOKENS_AT_ONCE, QuantizeKeys
+from . import TOKENS_AT_ONCE, QuantizeKeys, needs_whole_model
+
+if TYPE_CHECKING:
+    import transformers
 
 log = logging.getLogger("rqat")
 
@@ -52,8 +58,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     work = job.workdir(step)
     start = time.perf_counter()
     quantizer: Quantizer = job.make(step, "quantizer")
-    model, tokenizer = job.original.copied(job.plan.model, device=job.device, offline=job.offline)
-    transforms = apply_transforms(model, list(transforms_of(job, step)))
+    weights, tokenizer, transforms = _opened(job, step, quantizer)
+    model = weights.model
     batches = []
     if quantizer.needs and "calibration" in step.inputs:
         batches = token_batches(job.result_of(step.inputs["calibration"]) / CALIBRATION_FILE, job.device)
@@ -62,7 +68,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     blocks = model.config.num_hidden_layers
     with job.progress.task(f"quantize {step.variant}", blocks) as bar, repeatable_attention(job.device):
         layers, reports = quantize_model(
-            model,
+            weights,
             batches,
             quantizer,
             chosen_schemes(job, step),
@@ -71,7 +77,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             progress=lambda done, _: bar.update(done),
             resume_dir=kept,
         )
-    save_checkpoint(work, model, tokenizer, layers, transforms)
+    write_finished(work, weights, tokenizer, layers, kept, transforms)
     keep_generation_settings(read_config(job.plan.model, offline=job.offline).fetch(offline=job.offline), work)
     write_json(work / "layers.json", [entry_of(report) for report in reports])
     notes = {report.name: report.note for report in reports if report.note}
@@ -82,6 +88,16 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         log.warning("%d linear layers were left as they are.", left)
     sizes = size_of(reports, sum(parameter.numel() for parameter in model.parameters()))
     return summary(reports) | sizes | {"left": left, "notes": notes, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _opened(
+    job: Job, step: Step, quantizer: Quantizer
+) -> tuple[Streamed, transformers.PreTrainedTokenizerBase, list[Applied]]:
+    """The plan's model behind the step's transforms, and its tokenizer; read block by block where nobody needs all."""
+    if not needs_whole_model(step, quantizer.needs):
+        return *open_model(job.plan.model, device=job.device, offline=job.offline), []
+    model, tokenizer = job.original.copied(job.plan.model, device=job.device, offline=job.offline)
+    return Streamed(model), tokenizer, apply_transforms(model, list(transforms_of(job, step)))
 
 
 def chosen_schemes(job: Job, step: Step) -> Schemes:

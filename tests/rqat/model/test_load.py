@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from rqat import ModelError, NumericsError, RqatError
 from rqat.keys import ModelKeys
-from rqat.model.load import load_model
+from rqat.model.load import load_model, open_model
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -56,10 +56,17 @@ NORM, UP = "model.layers.1.self_attn.q_norm.weight", "model.layers.1.mlp.up_proj
         (lambda f: save_tiny(f, vocab=64), ModelError, "has 32 tokens past the model's vocabulary, which ends at 63"),
     ],
 )
-def test_damage_is_told(folder: Path, damage: Callable[[Path], object], error: type[RqatError], message: str) -> None:
+@pytest.mark.parametrize("load", [load_model, open_model])
+def test_damage_is_told(
+    folder: Path,
+    damage: Callable[[Path], object],
+    error: type[RqatError],
+    message: str,
+    load: Callable[[ModelKeys], object],
+) -> None:
     damage(folder)
     with pytest.raises(error) as caught:
-        load_model(ModelKeys(path=str(folder)))
+        load(ModelKeys(path=str(folder)))
     assert message in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.hint

@@ -263,10 +263,10 @@ def test_an_exporter_that_moves_weights_is_caught(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(("format_name", "skip"), [("compressed-tensors", "down_proj"), ("bf16", "lm_head")])
-def test_a_model_too_large_to_load_twice_is_checked_block_by_block(
+def test_a_model_that_is_not_small_is_checked_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_name: str, skip: str
 ) -> None:
-    monkeypatch.setattr(exported_model, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(exported_model, "SMALL", 1000)
     job, step, _ = prepare(tmp_path, "w4g64", skip=skip, format_name=format_name)
     facts = export.run(job, step)
     assert facts["reload"] == f"transformers {transformers.__version__}, block by block"
@@ -277,7 +277,7 @@ def test_a_model_too_large_to_load_twice_is_checked_block_by_block(
 def test_the_check_block_by_block_finds_a_wrong_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(exported_model, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(exported_model, "SMALL", 1000)
     job, step, _ = prepare(tmp_path, "w2g64", format_name="bf16")
     exporter = job.make(step, "exporter")
     right = exporter.tensors

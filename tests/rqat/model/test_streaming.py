@@ -1,0 +1,165 @@
+"""A model that is read block by block becomes, to the byte, what one in memory becomes, and never is there whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rqat import Block, LinearStats, QuantizedWeight, Quantizer, Schemes
+from rqat.keys import ModelKeys
+from rqat.model.activations import TokenBatch
+from rqat.model.blocks import quantize_model
+from rqat.model.checkpoint import keep_generation_settings, save_checkpoint
+from rqat.model.finished import write_finished
+from rqat.model.load import load_model, open_model
+from rqat_awq import Options as AwqOptions
+from rqat_awq.solver import Awq
+from rqat_block_ap import Options as BlockApOptions
+from rqat_block_ap.solver import BlockAp
+from rqat_gptq import Options as GptqOptions
+from rqat_gptq.solver import Gptq
+from rqat_rtn import Options as RtnOptions
+from rqat_rtn import RoundToNearest
+from tests.tiny import save_tiny
+
+QUANTIZERS = {
+    "rtn": lambda: RoundToNearest(RtnOptions()),
+    "gptq": lambda: Gptq(GptqOptions()),
+    "gptq in turn": lambda: Gptq(GptqOptions(true_sequential=True)),
+    "gptaq": lambda: Gptq(GptqOptions(asymmetric=0.25)),
+    "awq": lambda: Awq(AwqOptions(grid=3)),
+    "block-ap": lambda: BlockAp(BlockApOptions(start="rtn", epochs=1, held_out=4)),
+}
+ENDS = {
+    "blocks": "w2g32",
+    "tied": {"default": "w2g32", "lm_head": "w4g64"},
+    "untied": {"default": "w2g32", "lm_head": "w4g64", "embed_tokens": "w8g64"},
+}
+
+
+def tokens() -> list[TokenBatch]:
+    """Two batches of one shape and one that is shorter."""
+    ids = torch.randint(3, 96, (5, 24), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(2, 24, dtype=torch.bool)
+    mask[1, 15:] = False
+    return [TokenBatch(ids[:2]), TokenBatch(ids[2:4], mask), TokenBatch(ids[4:, :16])]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def in_memory(source: Path, folder: Path, quantizer: Quantizer, schemes: Schemes, skip: tuple[str, ...]) -> Path:
+    model, tokenizer = load_model(ModelKeys(path=str(source)))
+    layers, _ = quantize_model(model, tokens(), quantizer, schemes, skip=skip)
+    folder.mkdir()
+    save_checkpoint(folder, model, tokenizer, layers)
+    keep_generation_settings(source, folder)
+    return folder
+
+
+def streamed(source: Path, folder: Path, quantizer: Quantizer, schemes: Schemes, skip: tuple[str, ...]) -> Path:
+    weights, tokenizer = open_model(ModelKeys(path=str(source)))
+    kept = folder / ".resume"
+    kept.mkdir(parents=True, exist_ok=True)
+    layers, _ = quantize_model(weights, tokens(), quantizer, schemes, skip=skip, resume_dir=kept)
+    assert all(parameter.is_meta for name, parameter in weights.model.named_parameters() if name != "model.norm.weight")
+    write_finished(folder, weights, tokenizer, layers, kept)
+    keep_generation_settings(source, folder)
+    return folder
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_it_becomes_what_a_model_in_memory_becomes(tmp_path: Path, name: str, ends: str) -> None:
+    source = save_tiny(tmp_path / "source", layers=3, hidden=64, tied=ends != "untied")
+    schemes, skip = Schemes.parse(ENDS[ends]), ("model.layers.1.*",) if ends == "blocks" else ()
+    expected = in_memory(source, tmp_path / "a", QUANTIZERS[name](), schemes, skip)
+    found = streamed(source, tmp_path / "b", QUANTIZERS[name](), schemes, skip)
+    assert files_of(found) == files_of(expected)
+
+
+class Watching(Quantizer):
+    """Notes which parts of the model are there; stops for good at its `die_at`-th block."""
+
+    def __init__(self, inner: Quantizer, weights: torch.nn.Module, die_at: int = -1) -> None:
+        super().__init__(None)
+        self.inner, self.model, self.left, self.there = inner, weights, die_at, list[set[str]]()
+        self.needs = inner.needs  # type: ignore[misc]
+
+    def quantize_linear(self, weight: torch.Tensor, stats: LinearStats, scheme: object) -> QuantizedWeight:
+        raise NotImplementedError
+
+    def quantize_block(self, block: Block, stats: Mapping[str, LinearStats]) -> dict[str, QuantizedWeight]:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        weights = {name.rpartition(".mlp")[0] for name, own in self.model.named_parameters() if not own.is_meta}
+        self.there.append(weights - {""})
+        return self.inner.quantize_block(block, stats)
+
+
+@pytest.mark.parametrize("name", ["rtn", "gptq", "gptaq", "block-ap"])
+def test_one_block_is_there_while_it_is_worked_on(tmp_path: Path, name: str) -> None:
+    weights, _ = open_model(ModelKeys(path=str(save_tiny(tmp_path / "source", layers=4, hidden=64))))
+    watching = Watching(QUANTIZERS[name](), weights.model)
+    quantize_model(weights, tokens(), watching, Schemes.parse("w2g32"), resume_dir=tmp_path)
+    assert watching.there == [{f"model.layers.{block}"} for block in range(4)]
+
+
+@pytest.mark.parametrize("name", ["rtn", "gptq", "gptq in turn", "gptaq", "awq", "block-ap"])
+@pytest.mark.parametrize("ends", ["tied", "untied"])
+def test_an_interrupted_walk_ends_in_the_same_bytes(tmp_path: Path, name: str, ends: str) -> None:
+    source = save_tiny(tmp_path / "source", layers=3, hidden=64, tied=ends == "tied")
+    schemes = Schemes.parse(ENDS[ends])
+    expected = streamed(source, tmp_path / "a", QUANTIZERS[name](), schemes, ())
+    weights, _ = open_model(ModelKeys(path=str(source)))
+    kept = tmp_path / "b" / ".resume"
+    kept.mkdir(parents=True)
+    dying = QUANTIZERS[name]()
+    quantize, calls = dying.quantize_block, []
+
+    def die(block: Block, stats: Mapping[str, LinearStats]) -> dict[str, QuantizedWeight]:
+        calls.append(block.name)
+        if block.name == "model.layers.2":
+            raise KeyboardInterrupt
+        return quantize(block, stats)
+
+    dying.quantize_block = die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        quantize_model(weights, tokens(), dying, schemes, resume_dir=kept)
+    assert "model.layers.1" in calls
+    assert files_of(streamed(source, tmp_path / "b", QUANTIZERS[name](), schemes, ())) == files_of(expected)
+
+
+def test_a_tied_head_that_is_another_in_the_file_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", hidden=64)
+    for factor in (1, 2):
+        stored = load_file(source / "model.safetensors")
+        stored["lm_head.weight"] = stored["model.embed_tokens.weight"] * factor
+        save_file(stored, source / "model.safetensors", {"format": "pt"})
+        arguments = (QUANTIZERS["rtn"](), Schemes.parse("w2g32"), ())
+        expected = in_memory(source, tmp_path / f"a{factor}", *arguments)
+        found = streamed(source, tmp_path / f"b{factor}", *arguments)
+        assert files_of(found) == files_of(expected)
+        assert ("lm_head.weight" in load_file(found / "model.safetensors")) == (factor == 2)
+
+
+def test_values_that_bfloat16_does_not_hold_are_kept(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", hidden=64)
+    stored = {name: tensor.float() for name, tensor in load_file(source / "model.safetensors").items()}
+    stored["model.embed_tokens.weight"] += 1e-5
+    stored["model.layers.0.input_layernorm.weight"] += 1e-5
+    save_file(stored, source / "model.safetensors", {"format": "pt"})
+    arguments = (QUANTIZERS["gptq"](), Schemes.parse("w2g32"), ("*.up_proj",))
+    found = streamed(source, tmp_path / "b", *arguments)
+    assert files_of(found) == files_of(in_memory(source, tmp_path / "a", *arguments))
+    kept = load_file(found / "model.safetensors")
+    assert [name for name, tensor in kept.items() if tensor.dtype == torch.float32] == [
+        "model.embed_tokens.weight",
+        "model.layers.0.input_layernorm.weight",
+    ]

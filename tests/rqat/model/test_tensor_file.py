@@ -1,0 +1,97 @@
+"""Files written tensor by tensor have the bytes that safetensors gives them, and what is read of them is no map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rqat.model import hf_folder
+from rqat.model.hf_folder import ShardWriter
+from rqat.model.tensor_file import DTYPES, TensorFile, write_file
+
+META = {"rqat": json.dumps({"ä": [1, 2]}, ensure_ascii=False)}
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    """One of every dtype, of odd sizes, and names that JSON has to escape; order says nothing of that in the file."""
+    found = {f"x.{name}": torch.arange(7).to(dtype) for name, dtype in DTYPES.items()}
+    odd = {'é"\\/\n\x07\x7f': torch.zeros((), dtype=torch.bfloat16), "none": torch.zeros(0, 3), "a": torch.ones(3, 5)}
+    return {**odd, **found}
+
+
+def test_the_bytes_are_those_of_the_library(tmp_path: Path) -> None:
+    theirs, ours, again = (tmp_path / name for name in ("theirs", "ours", "again"))
+    save_file(tensors(), theirs, META)
+    write_file(ours, tensors(), META)
+    assert ours.read_bytes() == theirs.read_bytes()
+    file = TensorFile(ours)
+    assert file.metadata == META
+    write_file(again, dict(reversed(file.tensors.items())), file.metadata)
+    assert again.read_bytes() == theirs.read_bytes()
+
+
+def test_what_is_read_is_what_was_written_and_in_memory_of_its_own(tmp_path: Path) -> None:
+    save_file(tensors(), tmp_path / "file")
+    file = TensorFile(tmp_path / "file")
+    for name, tensor in tensors().items():
+        read = file.read(name)
+        assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape)
+        assert read.reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8)), name
+        assert read.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_views_and_turned_tensors_are_written_whole(tmp_path: Path) -> None:
+    whole = torch.arange(12.0)
+    views = {"end": whole[7:], "column": whole.view(6, 2)[:, :1], "turned": whole.view(3, 4).T}
+    write_file(tmp_path / "file", views, {})
+    assert {name: t.tolist() for name, t in load_file(tmp_path / "file").items()} == {
+        name: t.tolist() for name, t in views.items()
+    }
+
+
+def test_a_file_that_is_cut_off_is_refused_when_it_is_opened_or_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    save_file({"a": torch.arange(100), "b": torch.arange(100.0)}, path)
+    file, whole = TensorFile(path), path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(SafetensorError):
+        TensorFile(path)
+    assert file.read("a").equal(torch.arange(100))
+    with pytest.raises(SafetensorError, match="ends 10 bytes early"):
+        file.read("b")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path, gone = tmp_path / "file", tmp_path / "gone"
+    save_file({"a": torch.zeros(3)}, gone)
+    lying = TensorFile(gone).tensors
+    write_file(path, {"a": torch.ones(3)}, {})
+    gone.unlink()
+    with pytest.raises(FileNotFoundError):
+        write_file(path, lying, {})
+    assert load_file(path)["a"].tolist() == [1, 1, 1]
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("shard", [1 << 30, 200])
+def test_a_shard_is_the_same_whether_its_tensors_wait_in_memory_or_in_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int
+) -> None:
+    monkeypatch.setattr(hf_folder, "SHARD", shard)
+    written = []
+    for held in (1 << 30, 40):
+        monkeypatch.setattr(hf_folder, "HELD", held)
+        folder = tmp_path / str(held)
+        folder.mkdir()
+        shards = ShardWriter(folder)
+        for name, tensor in tensors().items():
+            shards.add(name, tensor)
+        shards.close()
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0] == written[1]
+    assert (len(written[0]) > 2) == (shard == 200)
