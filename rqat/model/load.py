@@ -144,7 +144,7 @@ def _untie_if_different(model: transformers.PreTrainedModel, stored: StoredTenso
         return
     one, other = map(stored.read, names)
     if not torch.equal(one, other):
-        head = model.get_submodule(layout.head)
+        head: Any = model.get_submodule(layout.head)
         head.weight = nn.Parameter(torch.empty_like(head.weight))
 
 

@@ -75,7 +75,7 @@ class Lying:
             SafetensorError: the file has become shorter. OSError: it cannot be read.
         """
         found = torch.empty(self.nbytes, dtype=torch.uint8)
-        left = memoryview(found.numpy())
+        left = found.numpy().data
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
             while len(left):

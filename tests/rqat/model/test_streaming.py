@@ -34,11 +34,16 @@ QUANTIZERS = {
     "awq": lambda: Awq(AwqOptions(grid=3)),
     "block-ap": lambda: BlockAp(BlockApOptions(start="rtn", epochs=1, held_out=4)),
 }
-ENDS = {
-    "blocks": "w2g32",
-    "tied": {"default": "w2g32", "lm_head": "w4g64"},
-    "untied": {"default": "w2g32", "lm_head": "w4g64", "embed_tokens": "w8g64"},
-}
+BLOCKS: dict[str, str] = {"default": "w2g32"}
+TIED = {**BLOCKS, "lm_head": "w4g64"}
+UNTIED = {**TIED, "embed_tokens": "w8g64"}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """The folders of a model whose head is tied to its embedding (true), and of one that is not."""
+    folder = tmp_path_factory.mktemp("sources")
+    return {tied: save_tiny(folder / str(tied), layers=3, hidden=64, tied=tied) for tied in (True, False)}
 
 
 def tokens() -> list[TokenBatch]:
@@ -73,71 +78,71 @@ def streamed(source: Path, folder: Path, quantizer: Quantizer, schemes: Schemes,
     return folder
 
 
-@pytest.mark.parametrize("ends", ENDS)
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_it_becomes_what_a_model_in_memory_becomes(tmp_path: Path, name: str, ends: str) -> None:
-    source = save_tiny(tmp_path / "source", layers=3, hidden=64, tied=ends != "untied")
-    schemes, skip = Schemes.parse(ENDS[ends]), ("model.layers.1.*",) if ends == "blocks" else ()
+@pytest.mark.parametrize(
+    ("name", "spelled", "skip"),
+    [
+        ("rtn", UNTIED, ()),
+        ("gptq", TIED, ("model.layers.1.*",)),
+        ("gptq in turn", UNTIED, ()),
+        ("gptaq", UNTIED, ("*.up_proj",)),
+        ("awq", BLOCKS, ()),
+        ("block-ap", TIED, ()),
+    ],
+)
+def test_it_becomes_what_a_model_in_memory_becomes(
+    tmp_path: Path, sources: dict[bool, Path], name: str, spelled: dict[str, str], skip: tuple[str, ...]
+) -> None:
+    source, schemes = sources[spelled is not UNTIED], Schemes.parse(spelled)
     expected = in_memory(source, tmp_path / "a", QUANTIZERS[name](), schemes, skip)
     found = streamed(source, tmp_path / "b", QUANTIZERS[name](), schemes, skip)
     assert files_of(found) == files_of(expected)
 
 
 class Watching(Quantizer):
-    """Notes which parts of the model are there; stops for good at its `die_at`-th block."""
+    """Does what another does; notes which decoder layers are there, and stops for good at the one it is told."""
 
-    def __init__(self, inner: Quantizer, weights: torch.nn.Module, die_at: int = -1) -> None:
+    def __init__(self, inner: Quantizer, model: torch.nn.Module, die_at: str = "") -> None:
         super().__init__(None)
-        self.inner, self.model, self.left, self.there = inner, weights, die_at, list[set[str]]()
-        self.needs = inner.needs  # type: ignore[misc]
+        self.inner, self.model, self.die_at, self.there = inner, model, die_at, list[set[str]]()
+        self.needs, self.tied_ends, self.in_turn = inner.needs, inner.tied_ends, inner.in_turn  # type: ignore[misc]
 
     def quantize_linear(self, weight: torch.Tensor, stats: LinearStats, scheme: object) -> QuantizedWeight:
         raise NotImplementedError
 
     def quantize_block(self, block: Block, stats: Mapping[str, LinearStats]) -> dict[str, QuantizedWeight]:
-        if self.left == 0:
+        if block.name == self.die_at:
             raise KeyboardInterrupt
-        self.left -= 1
         weights = {name.rpartition(".mlp")[0] for name, own in self.model.named_parameters() if not own.is_meta}
         self.there.append(weights - {""})
         return self.inner.quantize_block(block, stats)
 
 
-@pytest.mark.parametrize("name", ["rtn", "gptq", "gptaq", "block-ap"])
-def test_one_block_is_there_while_it_is_worked_on(tmp_path: Path, name: str) -> None:
-    weights, _ = open_model(ModelKeys(path=str(save_tiny(tmp_path / "source", layers=4, hidden=64))))
+@pytest.mark.parametrize("name", ["rtn", "gptq", "gptaq"])
+def test_one_block_is_there_while_it_is_worked_on(tmp_path: Path, sources: dict[bool, Path], name: str) -> None:
+    weights, _ = open_model(ModelKeys(path=str(sources[True])))
     watching = Watching(QUANTIZERS[name](), weights.model)
-    quantize_model(weights, tokens(), watching, Schemes.parse("w2g32"), resume_dir=tmp_path)
-    assert watching.there == [{f"model.layers.{block}"} for block in range(4)]
+    quantize_model(weights, tokens(), watching, Schemes.parse(BLOCKS), resume_dir=tmp_path)
+    assert watching.there == [{f"model.layers.{block}"} for block in range(3)]
 
 
-@pytest.mark.parametrize("name", ["rtn", "gptq", "gptq in turn", "gptaq", "awq", "block-ap"])
-@pytest.mark.parametrize("ends", ["tied", "untied"])
-def test_an_interrupted_walk_ends_in_the_same_bytes(tmp_path: Path, name: str, ends: str) -> None:
-    source = save_tiny(tmp_path / "source", layers=3, hidden=64, tied=ends == "tied")
-    schemes = Schemes.parse(ENDS[ends])
+@pytest.mark.parametrize(("name", "spelled"), [("gptq", TIED), ("gptaq", UNTIED)])
+def test_an_interrupted_walk_ends_in_the_same_bytes(
+    tmp_path: Path, sources: dict[bool, Path], name: str, spelled: dict[str, str]
+) -> None:
+    source, schemes = sources[spelled is not UNTIED], Schemes.parse(spelled)
     expected = streamed(source, tmp_path / "a", QUANTIZERS[name](), schemes, ())
     weights, _ = open_model(ModelKeys(path=str(source)))
     kept = tmp_path / "b" / ".resume"
     kept.mkdir(parents=True)
-    dying = QUANTIZERS[name]()
-    quantize, calls = dying.quantize_block, []
-
-    def die(block: Block, stats: Mapping[str, LinearStats]) -> dict[str, QuantizedWeight]:
-        calls.append(block.name)
-        if block.name == "model.layers.2":
-            raise KeyboardInterrupt
-        return quantize(block, stats)
-
-    dying.quantize_block = die  # type: ignore[method-assign]
+    dying = Watching(QUANTIZERS[name](), weights.model, die_at="model.layers.2")
     with pytest.raises(KeyboardInterrupt):
         quantize_model(weights, tokens(), dying, schemes, resume_dir=kept)
-    assert "model.layers.1" in calls
+    assert (kept / "model.layers.1.safetensors").is_file()
     assert files_of(streamed(source, tmp_path / "b", QUANTIZERS[name](), schemes, ())) == files_of(expected)
 
 
 def test_a_tied_head_that_is_another_in_the_file_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
-    source = save_tiny(tmp_path / "source", hidden=64)
+    source = save_tiny(tmp_path / "source", layers=1, hidden=64)
     for factor in (1, 2):
         stored = load_file(source / "model.safetensors")
         stored["lm_head.weight"] = stored["model.embed_tokens.weight"] * factor
@@ -150,7 +155,7 @@ def test_a_tied_head_that_is_another_in_the_file_is_what_transformers_makes_of_i
 
 
 def test_values_that_bfloat16_does_not_hold_are_kept(tmp_path: Path) -> None:
-    source = save_tiny(tmp_path / "source", hidden=64)
+    source = save_tiny(tmp_path / "source", layers=1, hidden=64)
     stored = {name: tensor.float() for name, tensor in load_file(source / "model.safetensors").items()}
     stored["model.embed_tokens.weight"] += 1e-5
     stored["model.layers.0.input_layernorm.weight"] += 1e-5
