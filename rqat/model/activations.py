@@ -67,7 +67,6 @@ class Activations:
         tick: called with the share of a block's work that is done: first half outputs of the block before, second half
             statistics.
         presence: sees to it that what is run is there.
-        device: where the model computes; None: where its parameters are.
     """
 
     def __init__(
@@ -79,7 +78,6 @@ class Activations:
         needs: frozenset[Statistic] = frozenset(),
         tick: Callable[[float], None] = lambda share: None,
         presence: Presence | None = None,
-        device: torch.device | None = None,
     ) -> None:
         self._model = model
         self._base = model.get_submodule("model")
@@ -87,7 +85,7 @@ class Activations:
         self._batches = batches
         self._tick = tick
         self._presence = presence or Presence()
-        self._device = device or next(model.parameters()).device
+        self._device = self._presence.device or next(model.parameters()).device
         self._hidden: list[Tensor] = []
         self._rows: dict[int, Tensor] = {}
         self._keywords: dict[torch.Size, list[dict[str, Any]]] = {}
@@ -281,7 +279,7 @@ class Activations:
         stats = empty(block.linear(block.names()[0]).in_features, self._needs, self._device)
         norm = self._model.get_submodule(layout_of(self._model.config.model_type).norm)
         before = replace(self._presence, passing=self._presence.original)
-        ahead = Activations(self._model, self._blocks, self._batches, presence=before, device=self._device)
+        ahead = Activations(self._model, self._blocks, self._batches, presence=before)
         ahead.advance(len(self._blocks))
         with torch.inference_mode():
             for number in range(len(self._batches)):

@@ -143,7 +143,6 @@ def quantize_model(
         needs=quantizer.needs,
         tick=lambda share: progress(max(0.0, current + share), blocks[current - first].name),
         presence=presence_of(weights, blocks, [name for name, _ in decoder_layers], store, unloading),
-        device=weights.device,
     )
     activations.weigh(model, blocks)
     reports: list[LayerReport] = []

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
+import torch
+
 from ..contracts import Block
 from .block_store import BlockStore
 from .layers import EMBEDDING, HEAD
@@ -21,11 +23,13 @@ class Presence:
         embedding: as the tokens are to be embedded: quantized, where it is already.
         original: of the decoder layer at an index, or of the embedding at one below 0, before quantization.
         passing: of the decoder layer at an index, as it is by then; it is run for the last time.
+        device: where the model computes; None: where its parameters are.
     """
 
     embedding: Callable[[], AbstractContextManager[None]] = nullcontext
     original: Callable[[int], AbstractContextManager[None]] = lambda index: nullcontext()
     passing: Callable[[int], AbstractContextManager[None]] = lambda index: nullcontext()
+    device: torch.device | None = None
 
 
 def part_of(block: Block) -> str:
@@ -76,4 +80,7 @@ def presence_of(
         finally:
             weights.leave(decoder[index])
 
-    return Presence(embedding, lambda index: weights.present(EMBEDDING if index < 0 else decoder[index]), passing)
+    def original(index: int) -> AbstractContextManager[None]:
+        return weights.present(EMBEDDING if index < 0 else decoder[index])
+
+    return Presence(embedding, original, passing, weights.device)
