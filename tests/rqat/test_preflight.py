@@ -336,6 +336,26 @@ def test_estimates_grow_with_what_they_depend_on(registry: Registry, model: Path
         assert one.disk_peak_bytes >= one.disk_bytes >= 0
 
 
+def test_quantizing_takes_as_much_memory_however_many_blocks_there_are(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, many = (save_tiny(tmp_path / str(blocks), layers=blocks) for blocks in (2, 9))
+
+    def memory(folder: Path, method: Any) -> int:
+        plan = plan_of(registry, folder, quantize=method)
+        return next(e.memory_bytes for e in estimate(plan, read_config(plan.model)) if "quantize" in e.step)
+
+    monkeypatch.setattr("rqat.stages.quantize.SMALL", 0)
+    saliency = {"method": "gptq", "token_weights": "saliency"}
+    for method, grows, told in (
+        ("rtn", False, "weights are read and written block by block. "),
+        ({"method": "gptq", "asymmetric": 0.2}, False, "weights are read and written block by block. "),
+        (saliency, True, "the whole model is in memory, for token_weights. "),
+    ):
+        assert (memory(few, method) < memory(many, method)) == grows
+        assert any(told in text for text in found(plan_of(registry, few, quantize=method), "note"))
+
+
 def test_a_teacher_is_looked_at_before_any_work(
     registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -168,3 +171,20 @@ def test_values_that_bfloat16_does_not_hold_are_kept(tmp_path: Path) -> None:
         "model.embed_tokens.weight",
         "model.layers.0.input_layernorm.weight",
     ]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_the_peak_does_not_depend_on_the_number_of_blocks(tmp_path: Path, method: str) -> None:
+    """Of the whole command, checks after the export included: ten blocks more would be 380 MB in float32."""
+    peaks = []
+    for layers in (16, 26):  # above what is checked as a whole
+        source = save_tiny(tmp_path / f"{layers}", layers=layers, hidden=1024)
+        data = ["--calibration", "arith", "--samples", "16", "--tokens", "128"] if method == "gptq" else []
+        command = ["quantize", str(source), "--method", method, "--scheme", "w4g128", "-o", f"{source}-out", *data]
+        child = subprocess.Popen([sys.executable, "-m", "rqat", *command], stderr=subprocess.DEVNULL)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        assert child.returncode == 0
+        peaks.append(used.ru_maxrss)
+    assert abs(peaks[1] - peaks[0]) < 0.05 * peaks[0], peaks
