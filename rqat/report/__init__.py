@@ -63,6 +63,7 @@ def _tell(job: Job, summary: dict[str, Any], plan: dict[str, Any]) -> None:
     hashed with the results."""
     from ..intact import read_manifest
     from ..stages import stages, work_of
+    from ..storage import sweep
 
     for step in job.plan.steps:
         stage = stages().get(step.stage)
@@ -70,6 +71,7 @@ def _tell(job: Job, summary: dict[str, Any], plan: dict[str, Any]) -> None:
         if stage is not None and stage.card and (folder / stage.card).is_file():
             manifest = read_manifest(folder)
             if manifest is not None and stage.card not in manifest["files"]:
+                sweep((folder / stage.card).parent)  # of a card whose writing was interrupted
                 work_of(step.stage).tell(job, step, summary, plan)
 
 
