@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +22,9 @@ from .errors import RunError
 from .storage import explained, read_json
 
 LOCK = ".lock"
+
+TRIES = 3
+"""How often a lock is asked for that another process has."""
 
 HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 """What flock answers when another process has the lock."""
@@ -68,7 +72,7 @@ def is_held(folder: Path) -> bool:
 
 def _take(handle: TextIO, folder: Path) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(handle)
     except OSError as error:
         if error.errno in HELD:
             raise RunError(
@@ -84,6 +88,19 @@ def _take(handle: TextIO, folder: Path) -> None:
         os.ftruncate(handle.fileno(), 0)
         # Not by way of a buffer, which closing the file would try to write again.
         os.write(handle.fileno(), told.encode())
+
+
+def _lock(handle: TextIO) -> None:
+    """Takes the lock; tries again for a moment, since `is_held` has it for as long as it looks."""
+    for _ in range(TRIES - 1):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in HELD:
+                raise
+        time.sleep(0.05)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _holder(folder: Path) -> str:

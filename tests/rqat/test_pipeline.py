@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ from rqat.intact import verified
 from rqat.job import Job, Silence
 from rqat.pipeline import run_pipeline
 from rqat.run_folder import MANIFEST
+from rqat.run_lock import only_one
 from rqat.storage import HEAD_BYTES, SCRATCH, fingerprint_of
 
 
@@ -321,6 +324,17 @@ def test_two_processes_do_not_share_a_folder(toy, tmp_path):
     assert not rqat.run_lock.is_held(tmp_path / "run")
     assert f"is in use by process {os.getpid()} on {socket.gethostname()}" in said[0]
     assert said[0].endswith("True\n")
+
+
+def test_whoever_looks_keeps_nobody_from_starting(tmp_path):
+    """`rqat runs` has a run's lock for as long as it looks: a run that begins just then is not refused."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    with (tmp_path / "run" / ".lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.02, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with only_one(tmp_path / "run"):
+            assert rqat.run_lock.is_held(tmp_path / "run")
 
 
 def test_a_folder_without_locks_says_so(toy, tmp_path, monkeypatch):
