@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import rqat
 
 from . import RowsOptions
-from .conversations import first_question, opened, pieces, turns_of
+from .conversations import check_text, first_question, opened, pieces, turns_of
 
 T = TypeVar("T")
 TEXTS = ("text", "prompt", "completion", "answer")
@@ -104,12 +103,7 @@ def _text(record: Mapping[str, Any], field: str, name: str, place: Callable[[], 
             f"{place()}: the field '{name}' {what}.",
             hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Name others with `fields`.",
         )
-    if found := re.search("[\ud800-\udfff]", value):
-        raise rqat.DataError(
-            f"{place()}: character {found.start() + 1} of the field '{name}' is half of a pair "
-            f"({ascii(found[0])[1:-1]}), which is no text.",
-            hint="It was cut in the middle or is in another encoding; mend the data.",
-        )
+    check_text(value, lambda: f"{place()}: ", f" of the field '{name}'")
     return value
 
 

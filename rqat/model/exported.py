@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from ..contracts import Exporter
 from ..errors import ModelError, NumericsError, PluginError
 from ..quiet import quiet_loading
 from .blockwise import largest_difference
-from .checkpoint import decoded, load_checkpoint
+from .checkpoint import decoded, ends_alone, load_checkpoint
 from .devices import default_dtype
 from .memory import SMALL, available_bytes
 from .native import is_native, native_layers
@@ -30,6 +31,8 @@ from .stored import StoredTensors
 
 if TYPE_CHECKING:
     import transformers
+
+log = logging.getLogger("rqat")
 
 BATCH, TOKENS = 2, 24
 """Shape of the random input on which logits are compared."""
@@ -127,6 +130,8 @@ def check_logits(
         return {"max_abs_diff": None, "reload": "not checked: the model does not fit into memory twice"}
     whole = own or twice <= SMALL
     how = f"transformers {transformers.__version__}"
+    if ends_alone(folder):
+        log.warning("transformers refuses the model's generation settings; they are exported as they are.")
     try:
         # Loaders draw progress bars of their own, each through another library.
         with quiet_loading(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -181,7 +186,9 @@ def _of_logits(folder: Path, exporter: Exporter, reader: CheckpointReader, devic
         _round(checkpoint.model, reader.layers, getattr(torch, exporter.loader_dtype))
     dtype, expected = checkpoint.model.dtype, logits_of(checkpoint.model)
     torch.nn.Module.to(checkpoint.model, "meta")  # frees its memory before the exported one is loaded
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, **ends_alone(folder)
+    )
     found = logits_of(model.to(device).eval())
     return float((found - expected).abs().max()), float(expected.abs().max())
 

@@ -263,6 +263,10 @@ def test_a_conversation_stays_in_one_split(registry, tmp_path):
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "turn 1 of 'messages': its content is parts that are no text",
         ),
+        (
+            {"messages": [{"role": "user", "content": "a\ud800"}]},
+            "turn 1 of 'messages': character 2 of its content is half",
+        ),
         ({"messages": said(("assistant", "Hello."))}, "no turn of 'messages' is the user's"),
         ({"prompt": None, "completion": "x"}, "the field 'prompt' is null"),
     ],
