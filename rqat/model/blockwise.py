@@ -22,6 +22,7 @@ from .checkpoint import decoded
 from .devices import default_dtype
 from .families import Layout, layout_of
 from .hf_folder import ShardWriter
+from .memory import give_back
 from .reader import CheckpointReader
 from .stored import StoredTensors
 
@@ -71,7 +72,7 @@ def _pairs(
     """
     stored, config = StoredTensors(folder), read_json(folder / "config.json")
     layout, dtype = layout_of(config["model_type"]), hidden.dtype
-    filled: Any = None
+    norm: Any = None
     for block in range(config["num_hidden_layers"]):
         inside = f"{layout.block(block)}."
         layers, skipped = _renamed(reader.layers, layout, inside), [*_renamed(reader.skipped, layout, inside)]
@@ -82,7 +83,9 @@ def _pairs(
         found = _behind(loaded, layout, hidden)
         del loaded
         filled = _filled(_of_one_block(config, block, None), _as_first(mine, few, layout, inside), dtype, reader)
-        hidden = _behind(filled, layout, hidden)
+        hidden, norm = _behind(filled, layout, hidden), filled.get_submodule(layout.norm)
+        del filled
+        give_back(hidden.device.type)  # models go in circles
         yield found, hidden
     if layout.head not in reader.layers:
         return
@@ -99,7 +102,7 @@ def _pairs(
     head = decoded(reader.layer(layout.head), getattr(torch, exporter.loader_dtype or "float32")).to(hidden)
     with torch.no_grad():
         found = loaded.to(hidden.device).get_submodule(layout.head)(loaded.get_submodule(layout.norm)(hidden))
-        yield found, torch.nn.functional.linear(filled.get_submodule(layout.norm)(hidden), head)
+        yield found, torch.nn.functional.linear(norm(hidden), head)
 
 
 def _renamed(layers: Any, layout: Layout, inside: str) -> dict[str, Any]:
