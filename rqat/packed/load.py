@@ -50,8 +50,8 @@ def load_packed(
     Args:
         path: an exported checkpoint (rqat, compressed-tensors or gptq), a step of a run, or a hub name of the former.
         device: "cuda", "cuda:1", "cpu"; None: CUDA where there is one.
-        dtype: of activations and of what is not quantized; None: bfloat16 on CUDA, float32 on the CPU. On the CPU,
-            weights are dequantized once, but for few rows of bfloat16, which torch's int4 product takes.
+        dtype: of activations and of what is not quantized; None: bfloat16 on CUDA, float32 on the CPU. On the CPU, one
+            or two rows read packed weights; for more, these are dequantized once.
 
     Returns:
         A Hugging Face model whose quantized layers are `rqat_kernels.packed_linear.PackedLinear`.
