@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,15 @@ BATCH, TOKENS = 2, 24
 """Shape of the input, random tokens."""
 
 
-def largest_difference(folder: Path, exporter: Exporter, reader: CheckpointReader, device: str) -> tuple[float, float]:
+def largest_difference(
+    folder: Path, exporter: Exporter, reader: CheckpointReader, device: str, blocks: Sequence[int]
+) -> tuple[float, float]:
     """The largest difference of hidden states after any block, and the largest hidden state after that block.
 
     Logits of a quantized head count as hidden states behind one more block.
+
+    Args:
+        blocks: those that are looked at.
 
     Raises:
         NumericsError: a tensor that is not quantized was changed.
@@ -54,26 +59,51 @@ def largest_difference(folder: Path, exporter: Exporter, reader: CheckpointReade
     hidden, few = embeddings[tokens].to(device, default_dtype(device)), embeddings[:VOCABULARY].clone()
     del embeddings
     worst, largest = 0.0, 1.0
-    for found, expected in _pairs(folder, exporter, reader, few, hidden):
+    for found, expected in _pairs(folder, exporter, reader, few, hidden, blocks):
         difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
         if not difference / scale <= worst / largest:  # "not", so that NaN counts as the worst
             worst, largest = difference, scale
     return worst, largest
 
 
+def telling(reader: CheckpointReader) -> list[int]:
+    """Blocks that together hold everything that a format's reader could treat in a way of its own.
+
+    That is the type of a block, the schemes of its layers, every zero point of each, and whether scales fit bfloat16.
+    Where all layers of a file were decoded and found equal, these blocks tell whether it is read right.
+    """
+    config = reader.config
+    count, layout = int(config.num_hidden_layers), layout_of(config.model_type)
+    kinds = getattr(config, "layer_types", None) or [""] * count
+    chosen, seen = list[int](), set[Any]()
+    for block in range(count):
+        inside = f"{layout.block(block)}."
+        schemes = {name.removeprefix(inside): s for name, s in reader.layers.items() if name.startswith(inside)}
+        found: set[Any] = {(kinds[block], *schemes.items())}
+        for name, scheme in schemes.items():
+            scale, zero = reader.grid_of(f"{inside}{name}")
+            found |= {(scheme, value) for value in zero.unique().tolist()}
+            found.add((scheme, torch.equal(scale.bfloat16().float(), scale)))
+        if not found <= seen:
+            chosen.append(block)
+        seen |= found
+    return chosen
+
+
 def _pairs(
-    folder: Path, exporter: Exporter, reader: CheckpointReader, few: Tensor, hidden: Tensor
+    folder: Path, exporter: Exporter, reader: CheckpointReader, few: Tensor, hidden: Tensor, blocks: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the folder's blocks, and its head where it is quantized, put out, and what they should.
 
     Args:
         few: the embeddings of some tokens.
         hidden: what the first block reads; every other one reads what the one before should put out.
+        blocks: those that are looked at.
     """
     stored, config = StoredTensors(folder), read_json(folder / "config.json")
     layout, dtype = layout_of(config["model_type"]), hidden.dtype
     norm: Any = None
-    for block in range(config["num_hidden_layers"]):
+    for block in blocks:
         inside = f"{layout.block(block)}."
         layers, skipped = _renamed(reader.layers, layout, inside), [*_renamed(reader.skipped, layout, inside)]
         packed = exporter.config(layers, [*skipped, layout.head]) if layers else None

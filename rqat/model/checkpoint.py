@@ -334,7 +334,7 @@ class LayerFile:
         missing = [part for part in PARTS if f"{name}.{part}" not in self._file.tensors]
         if missing:
             raise damaged(self.path, f"{name}.{missing[0]} is missing")
-        state = {part: self._file.read(f"{name}.{part}") for part in PARTS}
+        state = {part: self.part(name, part) for part in PARTS}
         out, width = state["codes"].shape
         expected = (out, scheme.groups(width))
         if (
@@ -344,3 +344,7 @@ class LayerFile:
         ):
             raise damaged(self.path, f"{name} is not on {scheme}")
         return QuantizedWeight.from_state(state, scheme, self._notes.get(name, ""))
+
+    def part(self, name: str, part: str) -> Tensor:
+        """One of the parts that a layer consists of."""
+        return self._file.read(f"{name}.{part}")

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..contracts import Exporter
 from ..errors import ModelError, NumericsError, PluginError
 from ..quiet import quiet_loading
-from .blockwise import largest_difference
+from .blockwise import largest_difference, telling
 from .checkpoint import decoded, ends_alone, load_checkpoint
 from .devices import default_dtype
 from .memory import SMALL, available_bytes
@@ -99,12 +99,14 @@ def _check_values(folder: Path, exporter: Exporter, name: str, reader: Checkpoin
 
 
 def check_logits(
-    folder: Path, exporter: Exporter, reader: CheckpointReader, device: str, *, hint: str
+    folder: Path, exporter: Exporter, reader: CheckpointReader, device: str, *, hint: str, every_block: bool = True
 ) -> dict[str, Any]:
     """Loads the folder as any user would and compares its logits with those of the checkpoint it was written from.
 
     Args:
         hint: what to do when transformers does not load it.
+        every_block: of a model that is not small, look at all blocks, also where every layer was decoded before and
+            was equal; else at those that tell something new, see `blockwise.telling`.
 
     Returns:
         `max_abs_diff` and `tolerance`, of logits, or of hidden states after the block where they differ the most, and
@@ -138,8 +140,11 @@ def check_logits(
             if whole:
                 what, (difference, largest) = "logits", _of_logits(folder, exporter, reader, device)
             else:
-                what, how = "hidden states", f"{how}, block by block"
-                difference, largest = largest_difference(folder, exporter, reader, device)
+                decoded_before = type(exporter).decode is not Exporter.decode
+                count = reader.config.num_hidden_layers
+                blocks = telling(reader) if decoded_before and not every_block else list(range(count))
+                what, how = "hidden states", f"{how}, {len(blocks)} of {count} blocks"
+                difference, largest = largest_difference(folder, exporter, reader, device, blocks)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(
             f"'{folder}' was written, but {how} does not load it: {' '.join(str(error).split())[:300]}.",

@@ -122,6 +122,10 @@ class CheckpointReader:
         self.progress(len(self._seen))
         return layer
 
+    def grid_of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of a quantized layer, without its codes."""
+        return self._layers.part(name, "scale"), self._layers.part(name, "zero")
+
     def save(self, folder: Path, exporter: Exporter, layers: Mapping[str, Scheme]) -> None:
         """Writes a Hugging Face folder from what `exporter.tensors` and `exporter.config` give, shard by shard.
 

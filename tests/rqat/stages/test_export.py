@@ -262,14 +262,18 @@ def test_an_exporter_that_moves_weights_is_caught(tmp_path: Path, monkeypatch: p
         export.run(job, step)
 
 
-@pytest.mark.parametrize(("format_name", "skip"), [("compressed-tensors", "down_proj"), ("bf16", "lm_head")])
+@pytest.mark.parametrize(
+    ("format_name", "skip", "scheme", "blocks"),
+    [("compressed-tensors", "down_proj", "w4g64-sym", 1), ("bf16", "lm_head", "w4g64", 2)],
+)
 def test_a_model_that_is_not_small_is_checked_block_by_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_name: str, skip: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_name: str, skip: str, scheme: str, blocks: int
 ) -> None:
+    """One block tells all of a symmetric scheme, where every layer was decoded before; bf16 decodes nothing."""
     monkeypatch.setattr(exported_model, "SMALL", 1000)
-    job, step, _ = prepare(tmp_path, "w4g64", skip=skip, format_name=format_name)
+    job, step, _ = prepare(tmp_path, scheme, skip=skip, format_name=format_name)
     facts = export.run(job, step)
-    assert facts["reload"] == f"transformers {transformers.__version__}, block by block"
+    assert facts["reload"] == f"transformers {transformers.__version__}, {blocks} of 2 blocks"
     assert facts["max_abs_diff"] == 0.0
 
 
