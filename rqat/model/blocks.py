@@ -235,7 +235,9 @@ def _quantize_block(
         stats: of its layers; None: they are rounded to the nearest values of their grids.
         start: when work on the block began.
     """
-    before = {name: parameter.detach().clone() for name, parameter in block.module.named_parameters()}
+    # Layer by layer nothing can be folded elsewhere: a weight is given to be read, and with it no block.
+    folds = stats is not None and type(quantizer).quantize_block is not Quantizer.quantize_block
+    before = {name: each.detach().clone() for name, each in block.module.named_parameters()} if folds else {}
     note = "" if block.name else f"rounded to nearest: {type(quantizer).__name__} works on whole blocks"
     result = rounded(block, note) if stats is None else quantizer.quantize_block(block, stats)
     stats = stats or {name: LinearStats() for name in block.names()}
@@ -245,7 +247,7 @@ def _quantize_block(
     moved = {
         name.rpartition(".")[0]
         for name, parameter in block.module.named_parameters()
-        if not torch.equal(parameter, before[name])
+        if folds and not torch.equal(parameter, before[name])
     }
     errors: dict[str, float | None] = {}
     for group in block.inputs:
