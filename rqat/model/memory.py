@@ -13,6 +13,9 @@ MARGIN = 1.25
 SMALL = 1 << 30
 """Bytes of an exported model and of what it was made from, so many as libraries take: up to that, both are loaded."""
 
+KEPT = 128 << 20
+"""Bytes of freed memory that a process keeps for its next tensors."""
+
 BACKWARD_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Tokens whose hidden states between all blocks are kept at once, where the whole model is passed backwards."""
 
@@ -29,6 +32,17 @@ def available_bytes(device: str = "cpu") -> int | None:
         return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
+
+
+def keep_freed() -> None:
+    """Has this process reuse what it frees on the host, up to KEPT bytes, in place of handing it back each time.
+
+    Reading a model tensor by tensor otherwise takes new pages from the system for each, a fifth of the time.
+    """
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        tune = ctypes.CDLL(None).mallopt
+        for parameter, size in ((-1, KEPT), (-3, KEPT // 4)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+            tune(parameter, size)
 
 
 def give_back(device: str) -> None:

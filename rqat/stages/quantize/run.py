@@ -26,6 +26,7 @@ from ...model.config import read_config
 from ...model.families import layout_of
 from ...model.finished import write_finished
 from ...model.load import open_model
+from ...model.memory import keep_freed
 from ...model.repeatable import repeatable_attention
 from ...model.streaming import Streamed
 from ...model.transforms import Applied, apply_transforms
@@ -57,6 +58,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     assert isinstance(keys, QuantizeKeys)
     work = job.workdir(step)
     start = time.perf_counter()
+    keep_freed()
     quantizer: Quantizer = job.make(step, "quantizer")
     weights, tokenizer, transforms = _opened(job, step, quantizer)
     model = weights.model
