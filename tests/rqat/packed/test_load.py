@@ -99,9 +99,21 @@ def test_a_step_of_a_run_is_packed_too(tmp_path: Path) -> None:
     assert torch.equal(packed(tokens() % 99).logits, expected(tokens() % 99).logits)
 
 
+@pytest.mark.parametrize("scheme", ["w2g32", "w4g64", "w3-row"])
+def test_one_row_in_float32_reads_packed_weights(exports: Any, scheme: str) -> None:
+    """As exact as kernels for GPUs are in float32; no dense copy is made."""
+    packed, _ = load_packed(exports(scheme))
+    expected, _ = open_model(ModelKeys(path=str(exports(scheme))), device="cpu", offline=True)
+    found, right = packed(tokens()[:1, :1]).logits, expected(tokens()[:1, :1]).logits
+    assert (found - right).norm() <= 2e-5 * right.norm()
+    layers = [module for module in packed.modules() if isinstance(module, PackedLinear)]
+    assert layers
+    assert not any(layer._dense for layer in layers)
+
+
 @pytest.mark.parametrize("scheme", ["w2g32", "w3g64", "w4g32-sym"])
 def test_bfloat16_on_the_cpu(exports: Any, scheme: str) -> None:
-    """Few rows go through torch's int4 product: it rounds to bfloat16 (2**-9) at every layer, and offsets too."""
+    """Outputs of every layer are rounded to bfloat16 (2**-9)."""
     packed, _ = load_packed(exports(scheme), dtype=torch.bfloat16)
     exact, _ = open_model(ModelKeys(path=str(exports(scheme))), device="cpu", offline=True)
     for rows in (tokens()[:1, :3], tokens()):
