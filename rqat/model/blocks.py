@@ -12,13 +12,13 @@ two blocks are in memory: one that is worked on, and the one before until it has
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..contracts import Block, LinearStats, QuantizedWeight, Quantizer, SharedInput
 from ..errors import DataError, ModelError, NumericsError, PluginError
@@ -29,15 +29,13 @@ from .block_store import BlockStore, FinishedLayers, LayerReport
 from .ends import embedding_block, end_shapes, head_block, is_tied
 from .families import FAMILIES, layout_of
 from .layers import EMBEDDING, HEAD, choose_layers
+from .output_error import input_scale, relative_error
 from .presence import part_of, presence_of
 from .streaming import Streamed
 from .unloading import Unloading
 
 if TYPE_CHECKING:
     import transformers
-
-SUMMED_AT_ONCE = 1 << 16
-"""Weights that a CPU squares and sums at once: what stays in its cache."""
 
 Progress = Callable[[float, str], None]
 """Called with the number of blocks done, fractions included, and a note."""
@@ -299,69 +297,6 @@ def stored_bits(scheme: Scheme, in_features: int) -> float:
     grid = grid_of(scheme)
     zero = 0 if grid.fixed_zero else scheme.bits if grid.whole_zeros else 16
     return scheme.bits + (16 + zero) * scheme.groups(in_features) / in_features
-
-
-def input_scale(block: Block, group: SharedInput, before: Mapping[str, Tensor]) -> Tensor | None:
-    """What a quantizer folded into the module before a group: `s (I,)`, where the layers now read `x / s`.
-
-    It is read off the group's first layer, whose columns were multiplied by `s`; None when that has not been touched.
-
-    Args:
-        before: parameters of the block before quantization.
-    """
-    first = group.names[0]
-    old, new = before[f"{first}.weight"].float().norm(dim=0), block.linear(first).weight.float().norm(dim=0)
-    if torch.equal(old, new):
-        return None
-    return torch.where(old > 0, new / old, torch.ones_like(old))
-
-
-def relative_error(weight: Tensor, w_hat: Tensor, hessian: Tensor | None) -> float:
-    """Share of the squared output that quantization moves: `tr(D H D^T) / tr(W H W^T)` with `D = w_hat - W`.
-
-    All float32, or close to it: see `_product`. Without a Hessian it is taken as the identity, which gives the relative
-    squared error of the weights.
-    """
-    if hessian is None and weight.is_cpu:
-        moved, whole = _squares(weight, w_hat)
-        return moved / whole if whole > 0 else 0.0
-    delta = w_hat - weight
-
-    def energy(matrix: Tensor) -> float:
-        return float(((matrix if hessian is None else _product(matrix, hessian)) * matrix).sum(dtype=torch.float64))
-
-    whole = energy(weight)
-    return max(0.0, energy(delta)) / whole if whole > 0 else 0.0
-
-
-def _squares(weight: Tensor, w_hat: Tensor) -> tuple[float, float]:
-    """Sums of squares of `w_hat - weight` and of `weight` in float64; torch's own sum takes six times as long."""
-    moved, whole = 0.0, 0.0
-    pairs = zip(weight.reshape(-1).split(SUMMED_AT_ONCE), w_hat.reshape(-1).split(SUMMED_AT_ONCE), strict=True)
-    for before, after in pairs:
-        wide, apart = before.double(), (after - before).double()
-        whole += float(wide.dot(wide))
-        moved += float(apart.dot(apart))
-    return moved, whole
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right`, float32.
-
-    On a GPU from two bfloat16 parts of each matrix, without the product of the small ones: that keeps sixteen bits of
-    every factor, and runs on matrix units, which have nothing for float32.
-    """
-    if not left.is_cuda:
-        return left @ right
-    (a, a_rest), (b, b_rest) = _parts(left), _parts(right)
-    result = torch.mm(a, b, out_dtype=torch.float32)
-    return result.add_(torch.mm(a_rest, b, out_dtype=torch.float32)).add_(torch.mm(a, b_rest, out_dtype=torch.float32))
-
-
-def _parts(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A float32 matrix as a sum of two in bfloat16."""
-    first = matrix.bfloat16()
-    return first, (matrix - first).bfloat16()
 
 
 def check_result(block: Block, result: dict[str, QuantizedWeight], who: str) -> None:

@@ -31,8 +31,9 @@ from rqat import (
     Schemes,
 )
 from rqat.model.activations import TokenBatch
-from rqat.model.blocks import describe_blocks, quantize_model, relative_error
+from rqat.model.blocks import describe_blocks, quantize_model
 from rqat.model.checkpoint import save_checkpoint
+from rqat.model.output_error import relative_error
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 from tests.tiny import tiny_model, tiny_tokenizer
 
