@@ -35,8 +35,8 @@ class LayerReport:
         out_features: `O`.
         in_features: `I`.
         bits: stored bits per weight, with a 16-bit scale and a packed zero point per group.
-        error: share of the squared output moved by quantization (`output_error.relative_error`), of the weights when there
-            was no Hessian; None when the quantizer rescaled the layer's input but not the layer, so that nobody knows.
+        error: share of the squared output moved by quantization (`relative_error`), of the weights when there was no
+            Hessian; None when the quantizer rescaled the layer's input but not the layer, so that nobody knows.
         seconds: wall time of its block, statistics included.
         note: the quantizer's remark.
     """
