@@ -131,7 +131,8 @@ def _pairs(
     loaded = _loaded(small, _as_first(theirs, unused, layout, inside), dtype)
     head = decoded(reader.layer(layout.head), getattr(torch, exporter.loader_dtype or "float32")).to(hidden)
     with torch.no_grad():
-        found = loaded.to(hidden.device).get_submodule(layout.head)(loaded.get_submodule(layout.norm)(hidden))
+        _behind(loaded, layout, hidden)  # some loaders unpack weights in a model's first forward pass
+        found = loaded.get_submodule(layout.head)(loaded.get_submodule(layout.norm)(hidden))
         yield found, torch.nn.functional.linear(norm(hidden), head)
 
 

@@ -24,6 +24,7 @@ from rqat.model.exported import check_logits
 from rqat.model.native import load_native
 from rqat.model.reader import CheckpointReader
 from rqat.packed.load import load_packed
+from rqat.registry import Registry
 from rqat_kernels.packed_linear import PackedLinear
 from tests.tiny import save_tiny
 
@@ -158,6 +159,24 @@ def test_formats_of_servers_hold_the_embedding_in_16_bits(made: Any, tied: bool)
     expected, _ = opened(folder)
     assert torch.equal(packed(tokens()).logits, expected(tokens()).logits)
     assert isinstance(packed.lm_head, PackedLinear) is not tied
+
+
+def test_block_by_block_a_quantized_head_counts_as_well(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rqat.model.exported.SMALL", 0)
+    step, folder = made(False)[0], tmp_path / "out"
+    facts = rqat.export(step, folder, "compressed-tensors", device="cpu")
+    assert facts["reload"].endswith("block by block")
+    assert facts["max_abs_diff"] == 0.0
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight_scale"] = tensors["lm_head.weight_scale"] * 2
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    registry = Registry.current()
+    exporter = registry.make(card := registry.card("exporter", "compressed-tensors"), registry.options(card, {}))
+    reader = CheckpointReader(step, unpacked=("model.embed_tokens",))
+    with pytest.raises(NumericsError, match="its hidden states differ"):
+        check_logits(folder, exporter, reader, "cpu", hint="")
 
 
 def test_the_gptq_format_takes_a_tied_pair_too(made: Any) -> None:
