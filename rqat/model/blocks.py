@@ -102,8 +102,7 @@ def quantize_model(
     """Quantizes the linear layers of a model in place: afterwards their weights are `w_hat`, where they are there.
 
     Args:
-        model: one that is streamed needs a `resume_dir`, and a quantizer that does not look at the whole of it
-            ("saliency").
+        model: a streamed one needs a `resume_dir`, and its tokens cannot be weighed ("saliency").
         schemes: of every layer; a single one is that of all.
         token_batches: calibration tokens; not looked at when `quantizer.needs` is empty.
         skip: shell patterns on full names of layers to leave as they are.
@@ -131,8 +130,7 @@ def quantize_model(
     assert weights.whole or resume_dir is not None, "what is let go of has to be kept somewhere"
     decoder_layers = [(block.name, block.module) for block in blocks if is_decoder_layer(block)]
     first = 0 if is_decoder_layer(blocks[0]) else -1  # decoder layers are counted from 0, what stands before is -1
-    current = 0
-    store = BlockStore(resume_dir)
+    current, store = 0, BlockStore(resume_dir)
     unloading = Unloading(store, weights.device)
     activations = Activations(
         model,
