@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ModelError, NumericsError
 from ..keys import ModelKeys
@@ -115,8 +115,7 @@ def open_model(
             read = transformers.GenerationConfig.from_pretrained
             model.generation_config = own or read(folder, local_files_only=True)
     stored = StoredTensors(folder)
-    _untie_if_different(model, stored)
-    if config.tied and model.get_output_embeddings() is not None and not is_tied(model):
+    if is_tied(model) and _has_second_head(model, stored):
         refuse_second_head(keys.path)
     asked = dict(model.named_parameters(remove_duplicate=False))
     tied = asked.keys() - dict(model.named_parameters()).keys()
@@ -136,16 +135,11 @@ def open_model(
     return Streamed(model.eval(), stored, device), tokenizer
 
 
-def _untie_if_different(model: transformers.PreTrainedModel, stored: StoredTensors) -> None:
-    """Gives a tied head a weight of its own where the files hold another than the embedding's, as transformers does."""
+def _has_second_head(model: transformers.PreTrainedModel, stored: StoredTensors) -> bool:
+    """Whether the files hold another head than the embedding that it is tied to."""
     layout = layout_of(model.config.model_type)
     names = [f"{name}.weight" for name in (layout.embeddings, layout.head)]
-    if not is_tied(model) or not stored.tensors.keys() >= {*names}:
-        return
-    one, other = map(stored.read, names)
-    if not torch.equal(one, other):
-        head: Any = model.get_submodule(layout.head)
-        head.weight = nn.Parameter(torch.empty_like(head.weight))
+    return stored.tensors.keys() >= {*names} and not torch.equal(*map(stored.read, names))
 
 
 def _refuse_missing(path: str, missing: Iterable[Any]) -> None:
