@@ -48,7 +48,8 @@ def overlaps_written(plan: Planned, make: Callable[[Use], Any], step: Step, sour
     Args:
         source: of its rows.
     """
-    if any(use.card.model for use in step.parts["source"].all()):
+    use = step.parts.get("source")
+    if use is not None and any(part.card.model for part in use.all()):
         yield from _of_training(step, source, _problems(plan, make))
 
 
@@ -67,10 +68,12 @@ def _problems(plan: Planned, make: Callable[[Use], Any]) -> dict[str, Problems]:
 
 
 def _of_training(step: Step, source: Source, asked: Mapping[str, Problems]) -> Iterator[Finding]:
+    if not asked:
+        return
     settings: Any = step.settings
     wanted = min(ROWS, settings.steps * settings.batch)
     modules = {part.card.module for part in step.parts["source"].all()}
-    rows = itertools.islice(source.rows(settings.data.split, settings.data.seed), wanted if asked else 0)
+    rows = itertools.islice(source.rows(settings.data.split, settings.data.seed), wanted)
     found = {task: Found() for task in asked}
     read = budget = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""What the model before quantization writes by itself: answers to prompts (`traces`), and prompts (`magpie`).
+"""What the model before quantization writes by itself: answers to prompts, and prompts.
 
 A quantized model stays closer to itself on text of its own than on text of others, and so do calibration and training
 on it: they see the lengths, the wording and the mistakes that the model will meet when it reasons. What it writes is
@@ -107,7 +107,7 @@ class MagpieOptions(rqat.Options):
 
 @rqat.hookimpl
 def register_sources(register: rqat.RegisterSource) -> None:
-    """The cards of `traces` and `magpie`."""
+    """What answers, and what asks."""
     register(
         "traces",
         options=TracesOptions,
@@ -120,5 +120,5 @@ def register_sources(register: rqat.RegisterSource) -> None:
         options=MagpieOptions,
         load=".prompts:Magpie",
         model=True,
-        summary="prompts that the model before quantization thinks of itself (for `traces`)",
+        summary="prompts that the model before quantization thinks of itself, to be answered by traces",
     )

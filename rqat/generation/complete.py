@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..contracts import Completion, Row
 from ..errors import DataError, ModelError
 from .loops import is_looping
-from .prompts import THINK, Prompt, encode_openings, encode_prompts, token_of_end
+from .prompts import THINK, Prompt, encode_openings, encode_prompts, token_of_end, words_of_end
 from .sampling import Sampling, context_length, end_tokens, seed_of, until_end
 from .transformers_writer import TransformersWriter
 from .writer import Writer, limits_of
@@ -293,8 +293,8 @@ def complete_rows(
     generator = Generator(model, tokenizer, sampling, writer)
     if turn == "user":
         openings = encode_openings(rows, tokenizer)
-        asked, behind = [prompt for prompt, _ in openings], [text for _, text in openings]
-        ends = {token_of_end(tokenizer, text) for text in set(behind)}
+        asked, behind = [prompt for prompt, _ in openings], [words_of_end(tokenizer, text) for _, text in openings]
+        ends = {token_of_end(tokenizer, text) for _, text in openings}
         generator.ends |= {token for token in ends if token is not None}
     else:
         asked, behind = encode_prompts(rows, tokenizer), [""] * len(rows)
@@ -323,6 +323,5 @@ def complete_rows(
 
 def _before(behind: str, completion: Completion) -> Completion:
     """A completion up to where the model goes on with the words that the template has behind the turn."""
-    mark = next(iter(behind.strip().splitlines()), "")
-    text, found, _ = completion.text.partition(mark) if mark else (completion.text, "", "")
+    text, found, _ = completion.text.partition(behind) if behind else (completion.text, "", "")
     return replace(completion, text=text, ended=True) if found else completion

@@ -132,6 +132,12 @@ def token_of_end(tokenizer: Tokenizer, behind: str) -> int | None:
     return first if first in tokenizer.all_special_ids or first in tokenizer.added_tokens_decoder else None
 
 
+def words_of_end(tokenizer: Tokenizer, behind: str) -> str:
+    """The words that end the user's turn, where the template has some before a special token; else nothing."""
+    places = [behind.find(token) for token in tokenizer.all_special_tokens if token and token in behind]
+    return next(iter(behind[: min(places, default=len(behind))].strip().splitlines()), "")
+
+
 def encode_examples(
     rows: Sequence[Row], tokenizer: Tokenizer, place: Place = numbered
 ) -> list[tuple[Prompt, list[int]]]:

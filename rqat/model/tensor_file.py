@@ -144,7 +144,13 @@ def write_file(path: Path, tensors: Mapping[str, Tensor | Lying], metadata: Mapp
             for name in order:
                 one = tensors[name]
                 here = one.read() if isinstance(one, Lying) else one.detach().cpu()
-                file.write(here.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                file.write(_in_a_row(here).view(torch.uint8).numpy().data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _in_a_row(tensor: Tensor) -> Tensor:
+    """Its values behind one another; one of a single value may come with a stride that is no tensor's of bytes."""
+    flat = tensor.contiguous().reshape(-1)
+    return flat if flat.stride(0) == 1 else torch.empty_like(flat, memory_format=torch.contiguous_format).copy_(flat)
