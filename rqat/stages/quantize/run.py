@@ -99,7 +99,8 @@ def _opened(
     if not needs_whole_model(step, quantizer.needs):
         return *open_model(job.plan.model, device=job.device, offline=job.offline), []
     model, tokenizer = job.original.copied(job.plan.model, device=job.device, offline=job.offline)
-    return Streamed(model), tokenizer, apply_transforms(model, list(transforms_of(job, step)))
+    transforms = apply_transforms(model, list(transforms_of(job, step)))  # before: one may untie the head
+    return Streamed(model), tokenizer, transforms
 
 
 def chosen_schemes(job: Job, step: Step) -> Schemes:
