@@ -107,7 +107,7 @@ def test_from_python_runs_and_is_short(tmp_path):
     assert (tmp_path / "served" / "config.json").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_comparison_of_ends_runs(tmp_path: Path) -> None:
     """On the tiny reasoner, with sums for text: a smaller file for each scheme, and what that costs."""
     text = "\n\n".join(f"Mia has {n} figs. A friend takes {n % 7}.\n{n}-{n % 7}={n - n % 7}" for n in range(1000))

@@ -293,7 +293,7 @@ def command(out: Path, *more: object) -> list[str]:
     return [str(word) for word in ["traces", *words]]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_killed_in_the_middle_ends_with_the_same_bytes(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     result = rqat(*command(whole))

@@ -230,7 +230,7 @@ def test_workers_do_not_outlive_their_parent(running: Running) -> None:
     assert not [*running.temporary.rglob("*")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_is_told_and_the_run_resumes_to_the_same_bytes(
     running: Running, folder: Path, unbroken: tuple[Path, str]
 ) -> None:

@@ -242,7 +242,7 @@ SMALL = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_in_the_middle_only_what_is_missing_is_run(tmp_path: Path) -> None:
     file, out = written(tmp_path, {"matrix": {"train.0.lr": [1e-4, 1e-3]}}, SMALL), tmp_path / "out"
     words = [sys.executable, "-m", "rqat", "sweep", str(file), "-o", str(out)]
