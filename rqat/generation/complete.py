@@ -293,8 +293,9 @@ def complete_rows(
     generator = Generator(model, tokenizer, sampling, writer)
     if turn == "user":
         openings = encode_openings(rows, tokenizer)
-        asked, behind = [prompt for prompt, _ in openings], [words_of_end(tokenizer, text) for _, text in openings]
-        ends = {token_of_end(tokenizer, text) for _, text in openings}
+        words = {text: words_of_end(tokenizer, text) for text in {text for _, text in openings}}  # mostly one
+        asked, behind = [prompt for prompt, _ in openings], [words[text] for _, text in openings]
+        ends = {token_of_end(tokenizer, text) for text in words}
         generator.ends |= {token for token in ends if token is not None}
     else:
         asked, behind = encode_prompts(rows, tokenizer), [""] * len(rows)
