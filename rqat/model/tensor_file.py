@@ -14,6 +14,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -56,12 +57,14 @@ class Lying:
         path: the file.
         start: of its first byte in there.
         shape, dtype: the tensor's.
+        outline: of the file when its header was read, see `_outline`.
     """
 
     path: Path
     start: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    outline: tuple[int, bytes]
 
     @property
     def nbytes(self) -> int:
@@ -72,11 +75,13 @@ class Lying:
         """The tensor, on the CPU.
 
         Raises:
-            SafetensorError: the file has become shorter. OSError: it cannot be read.
+            SafetensorError: the file is another one by now. OSError: it cannot be read.
         """
         found = torch.empty(self.nbytes, dtype=torch.uint8)
         left = found.numpy().data
         with self.path.open("rb", buffering=0) as file:
+            if _outline(file) != self.outline:
+                raise SafetensorError(f"{self.path} was written again after its header had been read")
             file.seek(self.start)
             while len(left):
                 count = file.readinto(left)
@@ -99,7 +104,7 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            head = file.read(8)
+            outline = _outline(file)
         with safe_open(path, framework="pt") as found:  # which refuses headers that do not fit the file
             self.metadata: dict[str, str] = found.metadata() or {}
             slices = [(name, found.get_slice(name)) for name in found.offset_keys()]
@@ -107,10 +112,10 @@ class TensorFile:
         unknown = [f"{name} is {dtype}" for name, _, dtype in facts if dtype not in DTYPES]
         if unknown:
             raise SafetensorError(f"{unknown[0]}, which is no dtype of torch")
-        start = 8 + int(struct.unpack("<Q", head)[0])
+        start = 8 + int(struct.unpack("<Q", outline[1])[0])
         self.tensors: dict[str, Lying] = {}
         for name, shape, dtype in facts:  # they lie one behind the other, without gaps
-            self.tensors[name] = Lying(path, start, shape, DTYPES[dtype])
+            self.tensors[name] = Lying(path, start, shape, DTYPES[dtype], outline)
             start += self.tensors[name].nbytes
 
     def read(self, name: str) -> Tensor:
@@ -148,6 +153,14 @@ def write_file(path: Path, tensors: Mapping[str, Tensor | Lying], metadata: Mapp
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _outline(file: IO[bytes]) -> tuple[int, bytes]:
+    """A file's size and the length of its header, from its beginning: where these differ, tensors lie elsewhere.
+
+    No time: network disks tell it late.
+    """
+    return os.fstat(file.fileno()).st_size, file.read(8)
 
 
 def _in_a_row(tensor: Tensor) -> Tensor:

@@ -144,7 +144,8 @@ def test_gptq_does_a_tied_pair_by_what_the_head_reads() -> None:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_an_interrupted_walk_ends_in_the_same_layers(tmp_path: Path, tied: bool) -> None:
     schemes = schemes_for(tied=tied)
-    expected, _ = quantize_model(tiny_model(tied=tied), tokens(), QUANTIZERS["gptq"], schemes, resume_dir=tmp_path)
+    found, _ = quantize_model(tiny_model(tied=tied), tokens(), QUANTIZERS["gptq"], schemes, resume_dir=tmp_path)
+    expected = dict(found)  # read before the second walk writes the same file
     assert (tmp_path / "model.safetensors").exists()  # the embedding
     (tmp_path / "model.layers.1.safetensors").unlink()
     again = tiny_model(tied=tied)
