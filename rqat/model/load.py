@@ -200,19 +200,26 @@ def check_finite(path: str, model: transformers.PreTrainedModel) -> None:
 
 def _check_finite(path: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Refuses tensors that are NaN or infinite, naming the first; none is kept."""
-    # In one pass over each, without a copy; all are fetched together, as a GPU has to be waited for.
-    ends = {
-        name: torch.stack(_wide(tensor).aminmax()).double()
-        for name, tensor in tensors
-        if tensor.is_floating_point() and tensor.numel()
-    }
-    finite = torch.isfinite(torch.stack([*ends.values()])).all(1).tolist() if ends else []
-    for name, whole in zip(ends, finite, strict=True):
+    # In one pass over each, without a copy. Of a GPU's all are fetched together, since it has to be waited for; on the
+    # host each at once: answers that stay among the tensors' freed memory keep it from being used again.
+    waiting = {}
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            finite = torch.isfinite(torch.stack(_wide(tensor).aminmax())).all()
+            if finite.is_cuda:
+                waiting[name] = finite
+            elif not finite.item():
+                raise _not_finite(path, name)
+    for name, whole in zip(waiting, torch.stack([*waiting.values()]).tolist() if waiting else [], strict=True):
         if not whole:
-            raise NumericsError(
-                f"'{path}': the tensor {name} holds values that are not finite.",
-                hint="The checkpoint is damaged or was trained to divergence; fetch it again or use another one.",
-            )
+            raise _not_finite(path, name)
+
+
+def _not_finite(path: str, name: str) -> NumericsError:
+    return NumericsError(
+        f"'{path}': the tensor {name} holds values that are not finite.",
+        hint="The checkpoint is damaged or was trained to divergence; fetch it again or use another one.",
+    )
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -180,8 +180,11 @@ def test_values_that_bfloat16_does_not_hold_are_kept(tmp_path: Path) -> None:
     ]
 
 
+NARROW = "from rqat.model import hf_folder; hf_folder.HELD = 1 << 24; from rqat.cli.app import main; main()"
+"""`python -m rqat` that keeps fewer of a shard's tensors in memory than even these models have."""
+
+
 @pytest.mark.long
-@pytest.mark.xfail(reason="RTN: 720 MB with 16 blocks, 944 MB with 26; docs/log.md, models larger than the memory")
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_the_peak_does_not_depend_on_the_number_of_blocks(tmp_path: Path, method: str) -> None:
     """Of quantizing, and of export with its checks: ten blocks more would be 380 MB in float32."""
@@ -192,10 +195,11 @@ def test_the_peak_does_not_depend_on_the_number_of_blocks(tmp_path: Path, method
         data = "calibration: {source: arith, samples: 16, tokens: 128}\n" if method == "gptq" else ""
         recipe.write_text(f"name: peaks\nmodel: {source}\nscheme: w4g128\nquantize: {method}\ntrain: []\n{data}")
         # A process of its own for each, so that nobody has left it memory.
-        subprocess.run([sys.executable, "-m", "rqat", "qat", str(recipe), "-o", str(run)], check=True)
+        subprocess.run([sys.executable, "-c", NARROW, "qat", str(recipe), "-o", str(run)], check=True)
         found = {path.parent.name: read_json(path) for path in sorted(run.glob("*/manifest.json"))}
         peaks.append({manifest["stage"]: manifest["memory"]["peak_bytes"] for manifest in found.values()})
     assert peaks[0].keys() == peaks[1].keys() >= {"quantize", "export"}
     for stage in ("quantize", "export"):
         few, many = (peak[stage] for peak in peaks)
-        assert abs(many - few) < 0.05 * few, (stage, few, many)
+        # What the C library does with freed pieces moves the peak of GPTQ by some 3 percent either way.
+        assert abs(many - few) < (0.1 if method == "gptq" else 0.05) * few, (stage, few, many)
