@@ -66,7 +66,7 @@ from .hookspecs import (
     hookimpl,
 )
 from .scheme import ROW, Scheme, Schemes
-from .text_files import parse_json, read_text, refuse_pointer
+from .text_files import parse_json, read_text, refuse_half_pairs, refuse_pointer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,6 +157,7 @@ __all__ = [
     "quantize",
     "quantizer_of",
     "read_text",
+    "refuse_half_pairs",
     "refuse_pointer",
     "save",
     "scaled_logits",

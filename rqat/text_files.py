@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,24 @@ def parse_json(text: str) -> Any:
         RecursionError: it is nested without end.
     """
     return json.loads(text, object_pairs_hook=once)
+
+
+def refuse_half_pairs(text: str, place: Callable[[], str], of: str = "") -> None:
+    """Refuses half of a surrogate pair, which JSON can hold though it is no text.
+
+    Args:
+        place: where the text is; begins the sentence.
+        of: what it is a character of, such as ` of the field 'prompt'`.
+
+    Raises:
+        DataError: there is one.
+    """
+    if found := re.search("[\ud800-\udfff]", text):
+        half = ascii(found[0])[1:-1]
+        raise DataError(
+            f"{place()}: character {found.start() + 1}{of} is half of a pair ({half}), which is no text.",
+            hint="It was cut in the middle or is in another encoding; mend the data.",
+        )
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

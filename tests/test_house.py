@@ -54,7 +54,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "grids": ("registry", "cards", "contracts", "scheme", "errors"),
     "model": ("grids", "shapes", "quiet", "registry", "contracts", "keys", "scheme", "errors", "storage"),
     "packed": ("grids", "model", "shapes", "contracts", "keys", "scheme", "errors"),
-    "generation": ("packed", "model", "shapes", "contracts", "keys", "scheme", "errors"),
+    "generation": ("text_files", "packed", "model", "shapes", "contracts", "keys", "scheme", "errors"),
     "evals": ("quiet", "generation", "contracts", "scheme", "errors", "storage", "processes"),
     "train": (
         *("figures", "cards"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,24 +55,6 @@ def pieces(turns: list[rqat.Message], which: str) -> list[list[rqat.Message]]:
     return [turns[: index + 1] for index in ends] or [turns]
 
 
-def check_text(value: str, before: Callable[[], str], of: str) -> None:
-    """Refuses what is no text, though JSON can hold it.
-
-    Args:
-        before: begins the sentence: where it is.
-        of: what it is a character of.
-
-    Raises:
-        DataError: it holds half of a surrogate pair.
-    """
-    if found := re.search("[\ud800-\udfff]", value):
-        half = ascii(found[0])[1:-1]
-        raise rqat.DataError(
-            f"{before()}character {found.start() + 1}{of} is half of a pair ({half}), which is no text.",
-            hint="It was cut in the middle or is in another encoding; mend the data.",
-        )
-
-
 def first_question(turns: Sequence[rqat.Message]) -> str:
     """What a conversation begins with; decides its split."""
     return next((turn["content"] for turn in turns if turn["role"] == "user"), "")
@@ -101,5 +82,5 @@ def _turn(turn: Any, place: Callable[[], str]) -> rqat.Message:
             else type(content).__name__
         )
         raise rqat.DataError(f"{place()}: its content is {what}.", hint=SHAPE)
-    check_text(content, lambda: f"{place()}: ", " of its content")
+    rqat.refuse_half_pairs(content, place, " of its content")
     return rqat.Message(role=role, content=content)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import rqat
 
 from . import RowsOptions
-from .conversations import check_text, first_question, opened, pieces, turns_of
+from .conversations import first_question, opened, pieces, turns_of
 
 T = TypeVar("T")
 TEXTS = ("text", "prompt", "completion", "answer")
@@ -103,7 +103,7 @@ def _text(record: Mapping[str, Any], field: str, name: str, place: Callable[[], 
             f"{place()}: the field '{name}' {what}.",
             hint=f"Fields here: {', '.join(map(str, record)) or 'none'}. Name others with `fields`.",
         )
-    check_text(value, lambda: f"{place()}: ", f" of the field '{name}'")
+    rqat.refuse_half_pairs(value, place, f" of the field '{name}'")
     return value
 
 

@@ -105,8 +105,8 @@ class LiveCodeBench(rqat.Task):
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             fields = ", ".join(f"'{name}'" for name in FIELDS)
             raise rqat.DataError(f"{place}: a problem needs the fields {fields}.", hint="Check `data`.") from error
-        if re.search("[\ud800-\udfff]", question + starter):
-            raise rqat.DataError(f"{place}: half of a pair (\\ud800 to \\udfff) is no text.", hint="Mend the data.")
+        for text in (question, starter):
+            rqat.refuse_half_pairs(text, lambda: place)
         parts = [question.strip()]
         if starter.strip():
             parts.append(f"The program has to complete this:\n\n```python\n{starter.rstrip()}\n```")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,8 +61,8 @@ class MathTask(rqat.Task):
             ) from error
         if not (question and answer.strip()):
             raise rqat.DataError(f"{place}: {'the answer' if question else 'the problem'} is empty.", hint=MEND)
-        if re.search("[\ud800-\udfff]", question + answer):
-            raise rqat.DataError(f"{place}: half of a pair (\\ud800 to \\udfff) is no text.", hint=MEND)
+        for field, text in ((self.question, question), ("answer", answer)):
+            rqat.refuse_half_pairs(text, lambda: place, f" of the field '{field}'")
         if self.options.instruction:
             question = f"{question}\n\n{self.options.instruction}"
         return {"prompt": question, "answer": answer, "place": place}

@@ -106,7 +106,7 @@ def _answerer(
 
     from ..generation.complete import Generator
     from ..generation.prompts import encode_prompts
-    from ..generation.sampling import Sampling, context_length
+    from ..generation.sampling import Sampling, context_length, too_little_room
 
     asked, temperature, top_p = sampling
 
@@ -125,8 +125,8 @@ def _answerer(
                 f"The prompt has {length} tokens; the context of the model holds {length + room}.",
                 hint="Shorten the prompt.",
             )
-        if asked is not None and room < asked:
-            display.note(f"The context leaves room for {room} new tokens.")
+        if less := too_little_room(room, asked):
+            display.note(f"The model's context holds {length + room} tokens: {less}")
         streamer: Any = Harmless(tokenizer, skip_prompt=True, skip_special_tokens=True)
         streamer.put(torch.tensor(encoded.tokens))
         limit = min(asked or DEFAULT_TOKENS, room)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..contracts import TaskOptions
 from ..errors import DataError, UnknownName, nearest
 from ..generation.prompts import dated
-from ..generation.sampling import foreign_settings
+from ..generation.sampling import foreign_settings, too_little_room
 from ..quiet import hush
 from .harness import Evaluation
 from .lm_eval_results import results_of, samples_of
@@ -281,9 +281,9 @@ def _fitting(base: type) -> Any:
             for request in requests:
                 prompt, settings = request.args
                 asked = int(settings.get("max_gen_toks", self.max_gen_toks))
-                if asked > room:
+                if less := too_little_room(room, asked):
                     request.arguments = (prompt, {**settings, "max_gen_toks": room})
-                    note = f"The context leaves room for {room} new tokens; {asked} were asked for."
+                    note = f"The model's context holds {self.max_length} tokens: {less}"
                     if note not in self.notes:
                         self.notes.append(note)
             return super().generate_until(requests, disable_tqdm=disable_tqdm)

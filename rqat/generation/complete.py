@@ -13,7 +13,7 @@ from ..contracts import Completion, Row
 from ..errors import DataError, ModelError
 from .loops import is_looping
 from .prompts import THINK, Prompt, encode_openings, encode_prompts, token_of_end, words_of_end
-from .sampling import Sampling, context_length, end_tokens, seed_of, until_end
+from .sampling import Sampling, context_length, end_tokens, seed_of, too_little_room, until_end
 from .transformers_writer import TransformersWriter
 from .writer import Writer, limits_of
 
@@ -173,12 +173,8 @@ def plan_batches(
         room = context - lengths[indices[-1]]
         batches.append(Batch(indices, min(sampling.max_new_tokens, room)))
     shortest = min((batch.max_new_tokens for batch in batches), default=sampling.max_new_tokens)
-    if shortest == sampling.max_new_tokens:
-        return batches, []
-    return batches, [
-        f"The context of {context} tokens leaves room for {shortest} new tokens after the longest prompt; "
-        f"{sampling.max_new_tokens} were asked for."
-    ]
+    less = too_little_room(shortest, sampling.max_new_tokens)
+    return batches, [f"The model's context holds {context} tokens: {less}"] if less else []
 
 
 def complete_all(

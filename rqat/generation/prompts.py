@@ -14,15 +14,16 @@ everything up to `</think>` of a message, which is most of a reasoning trace.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..contracts import Message, Row
 from ..errors import DataError, ModelError
 from ..model.extras import DATE
+from ..text_files import refuse_half_pairs
 
 if TYPE_CHECKING:
     import transformers
@@ -156,7 +157,7 @@ def encode_examples(
     for index, prompt in zip(asked, encoded, strict=True):
         prompts[index] = prompt
     for index, row in enumerate(rows):
-        _check_text(completion_of(row), place(index))
+        refuse_half_pairs(completion_of(row), partial(place, index))
     texts = [
         completion.lstrip().removeprefix(THINK).lstrip("\n") if prompt.opens_thinking else completion
         for prompt, completion in zip(prompts, map(completion_of, rows), strict=True)
@@ -228,7 +229,7 @@ def _text(row: Row, tokenizer: Tokenizer, templated: bool, place: str) -> str:
                 f"{place}: the content of a message is {type(turn.get('content')).__name__}, not text.",
                 hint="Every message has a role and a content, both text.",
             )
-        _check_text(turn["content"], place)
+        refuse_half_pairs(turn["content"], lambda: place)
     if not any(turn["content"].strip() for turn in turns if turn["role"] != "system"):
         raise _empty(place)
     if templated:
@@ -241,14 +242,6 @@ def _text(row: Row, tokenizer: Tokenizer, templated: bool, place: str) -> str:
             hint="Put everything into `prompt`, or use a model whose tokenizer has a chat template.",
         )
     return turns[-1]["content"]
-
-
-def _check_text(text: str, place: str) -> None:
-    if found := re.search("[\ud800-\udfff]", text):
-        raise DataError(
-            f"{place}: character {found.start() + 1} is half of a pair ({ascii(found[0])[1:-1]}), which is no text.",
-            hint="It was cut in the middle or is in another encoding; mend the data.",
-        )
 
 
 def _empty(place: str) -> DataError:

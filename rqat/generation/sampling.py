@@ -37,6 +37,17 @@ class Sampling:
     top_p: float = 1.0
 
 
+def too_little_room(room: int, asked: int | None) -> str:
+    """A sentence where completions have less room than was asked for, else nothing.
+
+    Args:
+        room: tokens that may follow the longest prompt.
+    """
+    if asked is None or room >= asked:
+        return ""
+    return f"completions end after {room} tokens, all that the longest prompt leaves; {asked} were asked for."
+
+
 def end_tokens(
     model: transformers.PreTrainedModel | ServedModel, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> frozenset[int]:

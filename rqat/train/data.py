@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..contracts import Level, Problem, Row
 from ..errors import DataError
 from ..generation.prompts import completion_of, conversation, encode_examples, encode_prompts, for_trainer
+from ..generation.sampling import too_little_room
 
 if TYPE_CHECKING:
     import datasets
@@ -305,10 +306,3 @@ def uses(rows: datasets.Dataset, taken: int) -> dict[str, Any]:
     """How many different rows training uses, which takes the first so many; and how often, if more than once."""
     used = len({*rows["row"][:taken]})
     return {"rows_used": used, **({"times_used": round(taken / used, 2)} if taken > used else {})}
-
-
-def too_little_room(room: int, asked: int | None) -> str:
-    """A sentence where completions have less room than was asked for, else nothing."""
-    if asked is None or room >= asked:
-        return ""
-    return f"completions end after {room} tokens, all that the longest prompt leaves; {asked} were asked for."

@@ -272,7 +272,7 @@ def test_less_room_than_was_asked_for_is_told(
     with produce.loaded(job, None, None, "produce traces") as given:  # type: ignore[arg-type]
         for _ in range(2):
             given.complete([row], max_new_tokens=7, total=2)
-    text = "produce traces: the context leaves room for 5 new tokens after the longest prompt, not 7."
+    text = "produce traces: completions end after 5 tokens, all that the longest prompt leaves; 7 were asked for."
     assert caplog.messages == [text]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rqat import text_files
 from rqat.errors import DataError
-from rqat.text_files import parse_json, read_text
+from rqat.text_files import parse_json, read_text, refuse_half_pairs
 
 
 def test_texts_are_read_packed_or_not(tmp_path: Path) -> None:
@@ -54,3 +54,9 @@ def test_json_that_says_two_things_is_refused() -> None:
     for text in ('{"a": 1, "a": 2}', '[{"b": {"a": 1, "c": 2, "a": 1}}]'):
         with pytest.raises(ValueError, match="the key 'a' is written twice"):
             parse_json(text)
+
+
+def test_half_of_a_pair_is_told_with_where_it_stands() -> None:
+    refuse_half_pairs("\N{GRINNING FACE}", lambda: "row 1")
+    with pytest.raises(DataError, match=r"^row 2: character 3 of the field 'q' is half of a pair \(\\ud83d\), which is no"):
+        refuse_half_pairs("ab\ud83d", lambda: "row 2", " of the field 'q'")

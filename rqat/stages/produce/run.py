@@ -14,6 +14,7 @@ from ...contracts import Completion, LoadedModel, Row, Source, Task, Verdict
 from ...errors import PluginError
 from ...generation.backend import writer_for
 from ...generation.complete import Report, complete_rows
+from ...generation.sampling import too_little_room
 from ...job import Bar, Job, log
 from ...stage import Finding, Look, Step
 from . import ROWS_AT_ONCE, ProduceSettings
@@ -111,9 +112,7 @@ def loaded(
     with ExitStack() as whole:
         yield LoadedModel(model, tokenizer, complete, grade)
     if room:
-        log.warning(
-            "%s: the context leaves room for %d new tokens after the longest prompt, not %d.", label, room, asked
-        )
+        log.warning("%s: %s", label, too_little_room(room, asked))
 
 
 def read_ahead(step: Step, look: Look) -> Iterator[Finding]:

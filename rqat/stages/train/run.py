@@ -137,12 +137,12 @@ def _train(
     from transformers import set_seed
 
     from ...contracts import Training
-    from ...generation.sampling import context_length, own_settings_hidden
+    from ...generation.sampling import context_length, own_settings_hidden, too_little_room
     from ...model.repeatable import repeatable_attention
     from ...quiet import quiet_training
     from ...train.callbacks import done_once, expect_given, reporters, without_printing
     from ...train.checkpoints import parts_in, processes_of, step_of
-    from ...train.data import completion_room, dropped_rows, prepare_rows, too_little_room, uses
+    from ...train.data import completion_room, dropped_rows, prepare_rows, uses
     from ...train.one_gpu import one_gpu
     from ...train.optimizer import QuantizedOptimizer
     from ...train.rollouts import BACKENDS, Rollouts

@@ -123,7 +123,8 @@ def test_long_prompts_are_refused_before_anything_is_generated(tokenizer, monkey
 def test_new_tokens_are_cut_to_the_context_with_a_note(tokenizer):
     found = run_task(Echo(), "echo", tiny_model(0, hidden=64, context=12), tokenizer)
     assert found.results["notes"] == [
-        "The context of 12 tokens leaves room for 3 new tokens after the longest prompt; 6 were asked for."
+        "The model's context holds 12 tokens: "
+        "completions end after 3 tokens, all that the longest prompt leaves; 6 were asked for."
     ]
     assert found.samples[8]["tokens"] <= 3
 

@@ -114,8 +114,8 @@ def test_the_context_bounds_new_tokens_and_prompts(model, tokenizer):
     assert batches[-1].max_new_tokens == 128 - longest
     assert batches[0].max_new_tokens == 120
     assert notes == [
-        f"The context of 128 tokens leaves room for {128 - longest} new tokens after the longest prompt; "
-        "120 were asked for."
+        f"The model's context holds 128 tokens: completions end after {128 - longest} tokens, "
+        "all that the longest prompt leaves; 120 were asked for."
     ]
     with pytest.raises(
         DataError, match=r"1 of 5 prompts do not fit .* 39 tokens; the first is problem 1 with 39 tokens"
