@@ -81,6 +81,9 @@ class FinishedLayers(Mapping[str, QuantizedWeight]):
             return one
         return QuantizedWeight.from_state({part: each.read() for part, each in one.parts.items()}, one.scheme, one.note)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._found  # a mapping's own way is to ask for the layer, which reads it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 

@@ -115,6 +115,11 @@ class CheckpointReader:
             return decoded(self._layers.layer(layer), torch.bfloat16)
         return self._dense.read(name)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Of one of `names`, which is not read."""
+        unpacked = name.removesuffix(".weight") in self.unpacked
+        return torch.bfloat16 if unpacked else self._dense.tensors[name].dtype
+
     def layer(self, name: str) -> QuantizedWeight:
         """A quantized layer, on the CPU."""
         layer = self._layers.layer(name)

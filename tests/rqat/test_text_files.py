@@ -58,5 +58,7 @@ def test_json_that_says_two_things_is_refused() -> None:
 
 def test_half_of_a_pair_is_told_with_where_it_stands() -> None:
     refuse_half_pairs("\N{GRINNING FACE}", lambda: "row 1")
-    with pytest.raises(DataError, match=r"^row 2: character 3 of the field 'q' is half of a pair \(\\ud83d\), which is no"):
+    with pytest.raises(
+        DataError, match=r"^row 2: character 3 of the field 'q' is half of a pair \(\\ud83d\), which is no"
+    ):
         refuse_half_pairs("ab\ud83d", lambda: "row 2", " of the field 'q'")

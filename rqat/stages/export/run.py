@@ -119,7 +119,7 @@ def export_checkpoint(
         "layers": len(reader.layers),
         "left_as_they_were": reader.skipped,
         "in_16_bits": list(reader.unpacked),
-        "float32_tensors": sum(reader.tensor(name).dtype == torch.float32 for name in reader.names),
+        "float32_tensors": sum(reader.dtype(name) == torch.float32 for name in reader.names),
         "bytes": count,
         "bits_per_parameter": round(8 * count / reader.parameters, 4),
         "decoded": check_layers(folder, exporter, card.name, reader),

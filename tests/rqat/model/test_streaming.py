@@ -164,6 +164,16 @@ def test_a_tied_head_may_be_stored_as_well_but_not_with_other_values(tmp_path: P
             quantized(source, tmp_path / quantized.__name__, *arguments)
 
 
+def test_to_ask_which_layers_are_finished_reads_none_of_them(tmp_path: Path) -> None:
+    weights, _ = open_model(ModelKeys(path=str(save_tiny(tmp_path / "source", layers=1, hidden=64))))
+    layers, _ = quantize_model(weights, [], QUANTIZERS["rtn"](), Schemes.parse("w2g32"), resume_dir=tmp_path)
+    (tmp_path / "model.layers.0.safetensors").unlink()
+    assert "model.layers.0.mlp.up_proj" in layers
+    assert "lm_head" not in layers
+    with pytest.raises(FileNotFoundError):
+        _ = layers["model.layers.0.mlp.up_proj"]
+
+
 def test_values_that_bfloat16_does_not_hold_are_kept(tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", layers=1, hidden=64)
     stored = {name: tensor.float() for name, tensor in load_file(source / "model.safetensors").items()}
