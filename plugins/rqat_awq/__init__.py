@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
 
 import rqat
+
+Clip = Literal["minmax", "mse", "ends"]
 
 
 class Options(rqat.Options):
@@ -20,12 +23,24 @@ class Options(rqat.Options):
             different shares; `minmax` spans every weight.
         rounding: the quantizer that rounds the scaled weights, with its options, in place of the clip search and
             rounding to nearest; it may look at the Hessian.
+        judge: what decides between scales: `layers`, the output error of the layers that read the input; `block`, the
+            output of the whole block, among the scales that are best by their layers. It then also decides, layer by
+            layer, between the ways of `clip`.
+        finalists: scales of an input that the block decides between.
+        sequences: of the calibration data, so many are put through the block each time.
     """
 
     grid: int = Field(default=20, ge=2)
     duo: bool = False
-    clip: Literal["minmax", "mse", "ends"] = "mse"
+    clip: Clip = "mse"
     rounding: rqat.Start | None = None
+    judge: Literal["layers", "block"] = "layers"
+    finalists: int = Field(default=4, ge=2)
+    sequences: int = Field(default=8, ge=1)
+
+    def also_needs(self) -> Iterable[str]:
+        """What the block puts out, where that decides."""
+        return ("streams",) if self.judge == "block" else ()
 
 
 @rqat.hookimpl

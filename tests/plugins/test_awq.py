@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rqat import Block, LinearStats, NumericsError, QuantizedWeight, RqatError, Scheme, SharedInput
+from rqat import Block, LinearStats, NumericsError, QuantizedWeight, RqatError, Scheme, SharedInput, Streams
 from rqat.testing import QuantizerSuite
 from rqat_awq import Options
 from rqat_awq.folding import Fold
@@ -51,6 +51,16 @@ class Decoder:
         rope = self.model.model.rotary_emb(self.x, position)
         out = self.block.module(self.x, position_embeddings=rope, position_ids=position)
         return out[0] if isinstance(out, tuple) else out
+
+    def streams(self) -> Streams:
+        """The same inputs as calibration, all of them in one batch."""
+
+        def run(number: int, hidden: Tensor) -> Tensor:
+            self.x, kept = hidden, self.x
+            out, self.x = self.run(), kept
+            return out
+
+        return Streams([self.x], [self.x], [self.run()], [None], run)
 
     def stats(self) -> dict[str, LinearStats]:
         """Statistics at every layer's input, as the block is now."""
@@ -153,6 +163,34 @@ def test_the_whole_block_is_closer_than_after_rounding(spelling: str) -> None:
                 decoder.block.linear(name).weight.copy_(dequantize(layer.codes, layer.scale, layer.zero))
         errors.append(float((decoder.run() - before).square().mean()))
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("options", [{"duo": True}, {"judge": "block"}, {"judge": "block", "rounding": "gptq"}])
+def test_every_search_leaves_the_same_function(options: dict) -> None:
+    decoder, scheme = Decoder(), Scheme.parse("w2g32")
+    with torch.no_grad():  # so that magnitudes differ between the copies of a value head
+        decoder.block.linear("self_attn.o_proj").weight.mul_(torch.linspace(0.1, 3, 128))
+    before, awq = decoder.run(), Awq(Options(grid=6, **options))
+    awq.quantize_block(replace(decoder.at(scheme), streams=decoder.streams()), decoder.stats())
+    torch.testing.assert_close(decoder.run(), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rounding", [None, "gptq"])
+def test_judged_by_its_output_the_block_is_closer(rounding: str | None) -> None:
+    scheme, errors = Scheme.parse("w2g32"), []
+    for judge in ("layers", "block"):
+        decoder = Decoder()
+        before = decoder.run()
+        options = Options(judge=judge, rounding=rounding)
+        assert ("streams" in Awq(options).needs) is (judge == "block")
+        block = replace(decoder.at(scheme), streams=decoder.streams())
+        made = Awq(options).quantize_block(block, decoder.stats())
+        with torch.no_grad():
+            for name, layer in made.items():
+                decoder.block.linear(name).weight.copy_(dequantize(layer.codes, layer.scale, layer.zero))
+        moved = (decoder.run() - before).square().sum(-1)
+        errors.append(float((moved / before.square().sum(-1)).mean()))
+    assert errors[1] < errors[0]
 
 
 def test_heads_that_read_one_value_share_their_scale() -> None:
@@ -280,6 +318,6 @@ def test_dividing_by_the_weights_magnitude_is_tried_beside_the_plain_scales() ->
     plain, duo = (list(Awq(Options(grid=4, duo=duo))._tried({scheme: weight}, stats.absmean)) for duo in (False, True))
     assert len(duo) == 2 * len(plain) == 8
     assert all(torch.equal(*pair) for pair in zip(plain, duo, strict=False))
-    found = [Awq(Options(duo=duo))._search({scheme: weight}, stats.hessian, stats.absmean) for duo in (False, True)]
+    found = [Awq(Options(duo=duo))._search({scheme: weight}, stats.hessian, stats.absmean)[0] for duo in (False, True)]
     costs = [Awq(Options())._cost(weight, scale, stats.hessian, scheme) for scale in found]
     assert costs[1] <= costs[0]
