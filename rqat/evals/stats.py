@@ -31,6 +31,9 @@ def wilson(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
     return low, high
 
 
+BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
+
+
 @dataclass(frozen=True)
 class Paired:
     """Two models on the same problems.
@@ -57,6 +60,11 @@ class Paired:
     def shown(self) -> bool:
         """Whether a difference is shown at 5 %."""
         return self.p < 0.05
+
+    @property
+    def says(self) -> str:
+        """That in a word or three."""
+        return NOT_SHOWN if not self.shown else BETTER if self.difference > 0 else WORSE
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -9,12 +9,11 @@ Tasks without problems, that compare a model with its original: `distances.py`.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,10 @@ from ..errors import RunError, UnknownName
 from ..evals.harness import scores
 from ..evals.stats import paired
 from ..figures import hundredths
-from ..intact import MANIFEST, is_manifest
-from ..run_folder import finished_steps, refuse_links
-from ..storage import read_json, read_json_lines
-from .distances import LEGEND, distances, heading, is_comparison, usable_rows
+from .distances import LEGEND, distances, heading
 from .distances import lines as lines_of
-from .run_files import is_number, usable_samples
-from .summary import verdict_of
-
-RESULTS, SAMPLES = "results.json", "samples.jsonl"
+from .run_files import is_number
+from .scored import SAMPLES, Scored, read_scored
 
 COLUMNS = {
     "task": "task",
@@ -60,45 +54,6 @@ COLUMNS = {
 """Columns of the CSV, by what a row calls them."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One evaluation of one model on one task.
-
-    Attributes:
-        given: what the user named: a run, a step, or an evaluation's folder.
-        folder: of its results.json.
-        label: what the model is called.
-        samples: rows of its samples.jsonl.
-        original: what a model was compared with, as far as it is known; "" of a task with problems.
-    """
-
-    given: Path
-    folder: Path
-    label: str
-    results: Mapping[str, Any]
-    samples: Sequence[dict[str, Any]] = field(repr=False)
-    original: str = ""
-
-    @property
-    def task(self) -> str:
-        """Its task's name."""
-        return str(self.results["task"])
-
-    @property
-    def compares(self) -> bool:
-        """Whether its task compares a model with its original."""
-        return is_comparison(self.results)
-
-    @property
-    def asked(self) -> tuple[str, str, str]:
-        """What two models must share to be paired: the task, a hash of its prompts or rows, one of its answers."""
-        if self.compares:
-            return self.task, self.results["rows_hash"], "rows"
-        answers = {row["index"]: row.get("answer") for row in self.samples}
-        listed = repr([answers[index] for index in sorted(answers)])
-        return self.task, str(self.results.get("prompt_hash") or ""), hashlib.sha256(listed.encode()).hexdigest()
-
-
 def compare(paths: Sequence[Path], *, task: str = "", against: str = "") -> dict[str, Any]:
     """Evaluations found under `paths`, by task, each beside the first one.
 
@@ -113,7 +68,7 @@ def compare(paths: Sequence[Path], *, task: str = "", against: str = "") -> dict
         RunError: a path holds no evaluation, or models were asked different things.
         UnknownName: no such task or model.
     """
-    by_path = {path: _read(path) for path in paths}
+    by_path = {path: read_scored(path) for path in paths}
     # What is given twice, as a step beside its run, is one model.
     seen: set[Path] = set()
     for path, found in by_path.items():
@@ -133,59 +88,6 @@ def compare(paths: Sequence[Path], *, task: str = "", against: str = "") -> dict
         raise UnknownName(against, "model of these evaluations", list(labels.values()), where="--against")
     tables = [_table([one for one in chosen if one.asked == asked], labels, against) for asked in shared]
     return {"tasks": tables, "left_out": [f"{one.folder} ({one.task})" for one in rest]}
-
-
-def _read(path: Path) -> list[Scored]:
-    """The evaluations under a path.
-
-    Raises:
-        RunError: there are none.
-    """
-    folder = path.parent if path.name == RESULTS and path.is_file() else path
-    refuse_links(folder)
-    manifest = read_json(folder / MANIFEST)
-    steps = finished_steps(folder)
-    if steps:
-        found = [_one(path, step, str((read_json(step / MANIFEST) or {}).get("variant", ""))) for step in steps]
-    elif is_manifest(manifest):
-        found = [_one(path, folder, manifest["variant"])]
-    else:
-        found = [_one(path, folder, "")]
-    there = [one for one in found if one is not None]
-    if not there:
-        what = "does not exist" if not path.exists() else "holds no evaluation on a task"
-        raise RunError(
-            f"'{path}' {what}.", hint="Name a run folder, a step in it, or the folder that `rqat eval -o` wrote."
-        )
-    return there
-
-
-def _one(given: Path, folder: Path, label: str) -> Scored | None:
-    """The evaluation in a folder; None where there is none that gives an accuracy or a distance."""
-    results = read_json(folder / RESULTS)
-    if not isinstance(results, dict) or not isinstance(results.get("task"), str):
-        return None
-    compares = is_comparison(results)
-    if not compares and not all(is_number(results.get(key)) for key in ("accuracy", "low", "high", "n")):
-        return None
-    rows = read_json_lines(folder / SAMPLES)
-    model = str(results.get("model") or results.get("variant") or folder.name).rstrip("/")
-    return Scored(
-        given,
-        folder,
-        label or model.rpartition("/")[2],
-        results,
-        usable_rows(rows) if compares else usable_samples(rows),
-        _original(folder, results) if compares else "",
-    )
-
-
-def _original(folder: Path, results: Mapping[str, Any]) -> str:
-    """What a model was compared with: of a step by what it holds, else as `rqat eval` was told."""
-    facts = (read_json(folder / MANIFEST) or {}).get("facts")
-    if isinstance(facts, dict) and isinstance(facts.get("settings"), dict):
-        return json.dumps(facts["settings"].get("original") or facts.get("model"), sort_keys=True)
-    return str(results.get("original") or "")
 
 
 def _shared(by_path: Mapping[Path, Sequence[Scored]]) -> list[tuple[str, str, str]]:
@@ -293,7 +195,7 @@ def _difference(now: Scored, before: Scored, name: str) -> dict[str, Any]:
         "difference_low": told["low"],
         "difference_high": told["high"],
         **{key: told[key] for key in ("gained", "lost", "p")},
-        "says": verdict_of(result),
+        "says": result.says,
     }
 
 

@@ -10,17 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import RunError
-from ..evals.stats import bootstrap_of_ratio, paired_means
+from ..evals.stats import NOT_SHOWN, bootstrap_of_ratio, paired_means
 from .run_files import is_number
-from .summary import NOT_SHOWN
-
-if TYPE_CHECKING:
-    from .comparison import Scored
+from .scored import Scored
 
 PERPLEXITY, ITS_MEAN = "perplexity", "nll"
 """The figure that is exp of a mean, and what its mean is called in a row."""
@@ -29,23 +26,6 @@ CLOSE = 1e-3
 """How far, as a share, the mean over the rows may be from the figure that it is to explain."""
 
 LESS, MORE = "less", "more"
-
-
-def is_comparison(results: Mapping[str, Any]) -> bool:
-    """Whether results.json tells how far a model is from its original."""
-    figures = results.get("figures")
-    return (
-        isinstance(figures, Mapping)
-        and bool(figures)
-        and all(map(is_number, figures.values()))
-        and isinstance(results.get("rows_hash"), str)
-        and all(is_number(results.get(key)) for key in ("n", "tokens"))
-    )
-
-
-def usable_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a samples.jsonl that a comparison has written: all their values are numbers."""
-    return [dict(row) for row in rows if is_number(row.get("tokens")) and all(map(is_number, row.values()))]
 
 
 def distances(found: Sequence[Scored], base: Scored, labels: Mapping[Any, str]) -> dict[str, Any]:

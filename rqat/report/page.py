@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from ..evals.stats import BETTER, NOT_SHOWN, WORSE
 from ..figures import hundredths, percent, seconds, size
 from ..stage import BASE
 from ..stages import stages
@@ -22,7 +23,6 @@ from .planned import RECIPE
 from .run_files import TRAINING, RunFiles, StepFiles, is_number
 from .samples import CHANGED, GAINED, LOST, held_against, pick, plain
 from .sizes import by_kind, patterns, stored_in, together
-from .summary import BETTER, NOT_SHOWN, WORSE
 
 if TYPE_CHECKING:
     import jinja2

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..filled import filled, options_of
 from ..storage import read_json, write_json, write_text
-from .manifest import machine, versions
+from .machine import machine, versions
 
 if TYPE_CHECKING:
     from ..job import Job

@@ -16,8 +16,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ..evals.harness import scores
-from ..evals.stats import Paired, paired
+from ..evals.stats import paired
 from ..stage import BASE
+from .distances import differences, sure
 from .run_files import RunFiles, StepFiles, is_number
 
 FIGURES = (
@@ -26,8 +27,6 @@ FIGURES = (
     *("generation", "backend"),
 )
 """What is taken over from an evaluation's results.json, where it is there."""
-
-BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
 
 
 def summary_of(run: RunFiles) -> dict[str, Any]:
@@ -56,8 +55,6 @@ def compared(run: RunFiles) -> dict[str, dict[str, Any]]:
 
     Each is paired with the first quantized model and with the one it was trained from, row by row.
     """
-    from .distances import sure
-
     found: dict[str, dict[str, Any]] = {}
     by_label: dict[str, dict[str, StepFiles]] = {}
     rows: dict[str, str] = {}
@@ -76,8 +73,6 @@ def compared(run: RunFiles) -> dict[str, dict[str, Any]]:
 
 def _paired_distances(run: RunFiles, step: StepFiles, others: Mapping[str, StepFiles]) -> dict[str, Any]:
     """The tests of one model's distances against those of models before it that read the same rows."""
-    from .distances import differences
-
     found = {}
     for against in dict.fromkeys((run.start, run.before(step.variant))):
         other = others.get(against)
@@ -117,9 +112,4 @@ def _compare(now: StepFiles, before: StepFiles) -> dict[str, Any] | None:
     if len(mine) != len(theirs):  # a file was damaged
         return None
     result = paired(mine, theirs)
-    return {**asdict(result), "says": verdict_of(result)}
-
-
-def verdict_of(result: Paired) -> str:
-    """What a paired test says in a word or three."""
-    return NOT_SHOWN if not result.shown else BETTER if result.difference > 0 else WORSE
+    return {**asdict(result), "says": result.says}

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from rqat import report
 from rqat.cli.app import build
+from rqat.evals.stats import NOT_SHOWN
 from rqat.filled import filled
 from rqat.plan import build_plan
 from rqat.recipe import Recipe, load_recipe, shipped_recipes
@@ -22,7 +23,6 @@ from rqat.report.page import recovered, value
 from rqat.report.run_files import read_folder, read_run
 from rqat.report.samples import held_against, pick, plain
 from rqat.report.sizes import by_kind, stored_in, together
-from rqat.report.summary import NOT_SHOWN
 from rqat.run_lock import only_one
 from rqat.scheme import Scheme
 
