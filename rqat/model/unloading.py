@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 
 import torch
@@ -39,13 +40,13 @@ class Unloading:
 
     def take(self, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]) -> None:
         """Hands over a block; what it is made of must not be changed any more, and may be let go of."""
-        others = others_of(block)
+        keep = partial(self._keep, block, layers, others_of(block), reports)
         if self._thread is None or self._stream is None:
-            self._unload(block, layers, others, reports)
+            keep()
             return
         self.wait()
         ready = torch.cuda.current_stream(self._stream.device).record_event()
-        self._running = self._thread.submit(self._unload_after, ready, block, layers, others, reports)
+        self._running = self._thread.submit(self._after, ready, keep)
 
     def wait(self) -> None:
         """Until everything that was handed over is in the store."""
@@ -53,20 +54,13 @@ class Unloading:
             self._running.result()
             self._running = None
 
-    def _unload_after(
-        self,
-        ready: torch.cuda.Event,
-        block: Block,
-        layers: dict[str, QuantizedWeight],
-        others: Mapping[str, Tensor],
-        reports: list[LayerReport],
-    ) -> None:
+    def _after(self, ready: torch.cuda.Event, keep: Callable[[], None]) -> None:
         assert self._stream is not None
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
-            self._unload(block, layers, others, reports)
+            keep()
 
-    def _unload(
+    def _keep(
         self,
         block: Block,
         layers: dict[str, QuantizedWeight],
