@@ -155,7 +155,8 @@ def check_decodable(model: transformers.PreTrainedModel) -> None:
         ModelError: saying what is different.
     """
     config: Any = model.config.get_text_config()
-    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kind, share = rotary.get("rope_type", "default"), rotary.get("partial_rotary_factor", 1.0)
     problem = ""
     if config.model_type not in FAMILIES:
         known = [name for name, family in FAMILIES.items() if not family.undecodable]
@@ -164,8 +165,10 @@ def check_decodable(model: transformers.PreTrainedModel) -> None:
         problem = FAMILIES[config.model_type].undecodable
     elif config.hidden_act != "silu":
         problem = f"its activation is {config.hidden_act}, not silu"
-    elif rotary not in ROTARIES:
-        problem = f"its rotary embedding is of type {rotary}, not one of {', '.join(ROTARIES)}"
+    elif kind not in ROTARIES:
+        problem = f"its rotary embedding is of type {kind}, not one of {', '.join(ROTARIES)}"
+    elif share != 1:
+        problem = f"its rotary embedding turns {share:g} of each head alone"
     else:
         problem = _passed_by(model)
     if problem:

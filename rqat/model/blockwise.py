@@ -164,7 +164,7 @@ def _of_one_block(config: dict[str, Any], block: int, quantization: dict[str, An
     """A configuration of the same model with nothing but one block."""
     small = {key: value for key, value in config.items() if key != "quantization_config"}
     small |= {"num_hidden_layers": 1, "vocab_size": VOCABULARY, "tie_word_embeddings": True}
-    small |= dict.fromkeys([key for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in small])
+    small |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # a family's own may be past these few
     if small.get("layer_types"):
         small["layer_types"] = [config["layer_types"][block]]
     return small | ({"quantization_config": quantization} if quantization else {})

@@ -109,8 +109,9 @@ class ModelConfig:
 
     @property
     def tied(self) -> bool:
-        """Whether lm_head is the embedding (false when config.json does not say, as in every family of `FAMILIES`)."""
-        return bool(self.raw.get("tie_word_embeddings", False))
+        """Whether lm_head is the embedding."""
+        family = FAMILIES.get(self.model_type)
+        return bool(self.raw.get("tie_word_embeddings", family is not None and family.tied))
 
     @property
     def ends(self) -> dict[str, tuple[int, int]]:

@@ -213,8 +213,7 @@ def unasked(config: ModelConfig) -> list[str]:
         return []
     layout = config.layout
     linears = [name for group in layout.inputs for name in group.names]
-    norms = [layout.attention_norm, layout.mlp_norm, *layout.head_norms]
-    inside = {f"{name}.weight" for name in (*linears, *norms)} | {f"{name}.bias" for name in _biased(config)}
+    inside = {f"{name}.weight" for name in (*linears, *layout.norms)} | {f"{name}.bias" for name in _biased(config)}
     asked = {f"{name}.weight" for name in (layout.embeddings, layout.norm, layout.head)}
     asked |= {f"{layout.block(index)}.{name}" for index, name in product(range(config.blocks), inside)}
     return sorted(name for name in config.tensors if name not in asked and not UNUSED.search(name))

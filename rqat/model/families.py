@@ -7,7 +7,7 @@ tiny model. Quantization, the folding of scales and the engine's decoder read th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..contracts import SharedInput
@@ -15,46 +15,57 @@ from ..contracts import SharedInput
 
 @dataclass(frozen=True)
 class Layout:
-    """A dense decoder by the names of its modules: attention and a gated MLP, each behind a norm, biases or not.
+    """A dense decoder by the names of its modules: attention and a gated MLP, with norms around them, biases or not.
 
     Attributes:
         embeddings, rotary, norm, head: full names of the embeddings of tokens and of places, the last norm, the head.
         blocks: full name of the list of decoder blocks.
-        attention_norm: the norm before attention; like all that follow, by its name inside a block.
-        qkv: the linear layers of queries, keys and values, which read the same input: the engine runs them as one.
-        head_norms: norms of each head of queries and of keys, in the families that have them.
+        attention_norm: the norm before attention, "" where there is none; like all that follow, by its name inside a
+            block.
+        qkv: the linear layers of queries, keys and values, which read the same input: the engine runs them as one, and
+            some families have them as one.
+        head_norms: norms of queries and of keys, in the families that have them.
         out: the linear layer behind attention.
-        mlp_norm: the norm before the MLP.
-        gate_up: the layers that read the MLP's input: what the first gives gates what the second gives. Run as one.
+        mlp_norm: the norm before the MLP, "" where there is none.
+        gate_up: the layers that read the MLP's input: what the first gives gates what the second gives. Run as one, or
+            stored as one.
         down: the MLP's last layer.
+        norms_behind: norms of what attention and the MLP put out.
     """
 
     embeddings: str
     rotary: str
     blocks: str
     attention_norm: str
-    qkv: tuple[str, str, str]
+    qkv: tuple[str, ...]
     head_norms: tuple[str, str]
     out: str
     mlp_norm: str
-    gate_up: tuple[str, str]
+    gate_up: tuple[str, ...]
     down: str
     norm: str
     head: str
+    norms_behind: tuple[str, ...] = ()
 
     @cached_property
     def inputs(self) -> tuple[SharedInput, ...]:
         """The linear layers of one block in the order in which data passes them, and where a scale of theirs folds.
 
         With grouped queries values are narrower than the input of `out`: whoever folds into them shares a factor
-        between the heads that share a value.
+        between the heads that share a value. Nothing folds into one part of a layer that is several.
         """
+        values, up = (layers[-1] if layers[1:] else None for layers in (self.qkv, self.gate_up))
         return (
-            SharedInput(self.qkv, before=self.attention_norm),
-            SharedInput((self.out,), before=self.qkv[2]),
-            SharedInput(self.gate_up, before=self.mlp_norm),
-            SharedInput((self.down,), before=self.gate_up[1]),
+            SharedInput(self.qkv, before=self.attention_norm or None),
+            SharedInput((self.out,), before=values),
+            SharedInput(self.gate_up, before=self.mlp_norm or None),
+            SharedInput((self.down,), before=up),
         )
+
+    @property
+    def norms(self) -> list[str]:
+        """All norms of a block, by the name inside it; of heads, also where a family has none."""
+        return [name for name in (self.attention_norm, self.mlp_norm, *self.head_norms, *self.norms_behind) if name]
 
     def block(self, index: int) -> str:
         """Full name of a block."""
@@ -74,11 +85,13 @@ class Family:
         layout: what its modules are called.
         always_slides: whether all blocks have the window of `sliding_window` where config.json has no `layer_types`;
             elsewhere none has, then.
+        tied: whether the head is the embedding where config.json does not say.
         undecodable: why the engine cannot compute it; empty where it can.
     """
 
     layout: Layout
     always_slides: bool = False
+    tied: bool = False
     undecodable: str = ""
 
 
@@ -98,9 +111,30 @@ LLAMA = Layout(
 )
 """As in arXiv 2302.13971; Qwen3 has norms of heads, Qwen2 and Seed-OSS have biases of queries, keys and values."""
 
+PHI3 = replace(LLAMA, qkv=("self_attn.qkv_proj",), gate_up=("mlp.gate_up_proj",))
+"""As in arXiv 2404.14219: queries, keys and values are one layer, gate and up another."""
+
+OLMO2 = replace(
+    LLAMA,
+    attention_norm="",
+    mlp_norm="",
+    norms_behind=("post_attention_layernorm", "post_feedforward_layernorm"),
+)
+"""As in arXiv 2501.00656: attention and MLP read the stream as it is, and what they put out is normed."""
+
+GEMMA3 = replace(
+    LLAMA,
+    mlp_norm="pre_feedforward_layernorm",
+    norms_behind=("post_attention_layernorm", "post_feedforward_layernorm"),
+)
+"""As in arXiv 2503.19786: norms before and behind, each of which multiplies by one more than its weight."""
+
 FAMILIES = {
+    "gemma3_text": Family(GEMMA3, tied=True, undecodable="it has norms behind attention and MLP"),
     "llama": Family(LLAMA),
     "mistral": Family(LLAMA, always_slides=True),
+    "olmo2": Family(OLMO2, undecodable="it has norms behind attention and MLP"),
+    "phi3": Family(PHI3, always_slides=True),
     "qwen2": Family(LLAMA),
     "qwen3": Family(LLAMA),
     "seed_oss": Family(LLAMA),

@@ -42,9 +42,9 @@ def is_bare(module: nn.Module) -> bool:
     return not (module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module))
 
 
-def fuse_swiglu(gate: nn.Module, up: nn.Module) -> Callable[[Tensor], Tensor]:
+def fuse_swiglu(*gate_up: nn.Module) -> Callable[[Tensor], Tensor]:
     """`silu(gate(x)) * up(x)`, as one call for packed layers; see `fuse`."""
-    both = fuse(gate, up)
+    both = fuse(*gate_up)
     return both.swiglu if isinstance(both, PackedLinear) else lambda x: silu_mul(both(x))
 
 

@@ -25,6 +25,9 @@ from rqat_awq.folding import Fold
 from tests.tiny import tiny_tokenizer
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3_text": ("Gemma3", {"head_dim": 24, "sliding_window": 7, "sliding_window_pattern": 2}),
+    "olmo2": ("Olmo2", {"attention_bias": True}),
+    "phi3": ("Phi3", {"sliding_window": 7}),
     "llama": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
     "mistral": ("Mistral", {"sliding_window": 7}),
     "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
@@ -33,13 +36,17 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
 }
 
+FOLDS = {"gemma3_text": 4, "olmo2": 4, "phi3": 4}
+"""Places of two blocks that a scale folds into, where they are not 8: not into norms that are behind or add one, nor
+into a part of a layer that is several."""
+
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def random_model(family: str, *, tied: bool = False) -> transformers.PreTrainedModel:
     """Two blocks of width 64 with grouped queries, whose norms and biases are not those they start with."""
     name, more = CONFIGS[family]
-    config = getattr(transformers, f"{name}Config")(
+    config = getattr(transformers, f"{name}TextConfig" if family.endswith("_text") else f"{name}Config")(
         vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, pad_token_id=0, bos_token_id=None,
         eos_token_id=1, **more,
@@ -88,11 +95,12 @@ def test_a_scale_folded_where_the_layout_says_changes_nothing(family: str) -> No
     for block in describe_blocks(model, Schemes.parse("w4g32")):
         for shared in block.inputs:
             fold = Fold.find(block, shared)
-            assert fold is not None, shared
+            if fold is None:
+                continue
             scale = torch.rand(block.linear(shared.names[0]).in_features, generator=generator) + 0.5
             fold.apply(fold.share(scale))
             folds += 1
-    assert folds == 8
+    assert folds == FOLDS.get(family, 8)
     torch.testing.assert_close(model(tokens).logits, before, rtol=1e-3, atol=1e-4)
 
 
@@ -125,6 +133,6 @@ def test_a_family_that_is_not_known_is_named_with_those_that_are(tmp_path: Path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="architecture 'gemma'") as raised:
         check_quantizable(read_config(ModelKeys(path=str(tmp_path))))
-    assert "llama, mistral, qwen2, qwen3, seed_oss, smollm3" in str(raised.value.hint)
-    with pytest.raises(ModelError, match="family is gemma, not one of llama, mistral, qwen2, qwen3, seed_oss"):
+    assert "gemma3_text, llama, mistral, olmo2, phi3, qwen2, qwen3" in str(raised.value.hint)
+    with pytest.raises(ModelError, match="family is gemma, not one of llama, mistral, phi3, qwen2, qwen3, seed_oss"):
         Engine(model)
