@@ -37,8 +37,14 @@ bfloat16 rounds it and its scale by a 512th each: 0.06 of a step at 4 bits, and 
 and so not rounded, up to a half.
 """
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3")
-"""Families that mlx_lm has a model for, by `model_type`."""
+FAMILIES = ("gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3")
+"""Families of which mlx_lm was seen to compute what transformers does, by `model_type`."""
+
+BLIND = ("mistral", "phi3", "qwen2", "qwen3")
+"""Those that have windows, and of which mlx_lm has every block see all tokens."""
+
+EVERY = 6
+"""Of Gemma 3: one block of so many sees all tokens where config.json does not say."""
 
 
 class Options(rqat.Options):
@@ -58,6 +64,8 @@ class Options(rqat.Options):
         if context.model.model_type not in FAMILIES:
             text = f"'{context.model.model_type}' is not a family that mlx_lm was seen to load."
             yield rqat.Problem(text, f"Known: {', '.join(FAMILIES)}.", "format")
+        for text, fix in _computed_otherwise(context.model.model_type, context.model.config):
+            yield rqat.Problem(f"mlx: {text}", fix, "format")
         shapes = context.model.linears
         odd = {
             scheme: shapes[name][1]
@@ -67,6 +75,30 @@ class Options(rqat.Options):
         for scheme, width in odd.items():
             text = f"'mlx' cannot write {scheme} with {width} input features: its groups are 32, 64 or 128."
             yield rqat.Problem(text, "Use one of these, a multiple, or another format.", "format")
+
+
+def _computed_otherwise(family: str, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Of what config.json asks for, what mlx_lm passes over in silence, and what to do."""
+    window, longest, fix = config.get("sliding_window"), config.get("max_position_embeddings"), "Use another format."
+    used = config.get("use_sliding_window", family in ("mistral", "phi3"))
+    if family in BLIND and window and used and window < (longest or 0):
+        text = f"mlx_lm reads every token where this model has a sliding window of {window}."
+        yield text, "Leave the window out of config.json, or export in another format."
+    if family == "gemma3_text" and not full_every(config):
+        yield "mlx_lm has every n-th block see all tokens; layer_types of this model are others.", fix
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) in ("longrope", "su"):
+        yield "mlx_lm takes the long factors of longrope for short texts as well.", fix
+
+
+def full_every(config: Mapping[str, Any]) -> int:
+    """Which blocks of a Gemma 3 see all tokens: every n-th; 0 where `layer_types` are not of this kind."""
+    kinds, blocks = config.get("layer_types"), config.get("num_hidden_layers", EVERY)
+    if not kinds:
+        every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or EVERY)
+        return every if every <= blocks else 0
+    full = [number for number, kind in enumerate(kinds, 1) if kind == "full_attention"]
+    return full[0] if full and full == [*range(full[0], len(kinds) + 1, full[0])] else 0
 
 
 def group_of(scheme: rqat.Scheme, width: int) -> int:
@@ -88,6 +120,8 @@ class Mlx(rqat.Exporter):
         config = json.loads(path.read_text(encoding="utf-8"))
         config["quantization"] = self._quantization(reader, layers)
         config["dtype"] = config["torch_dtype"] = self.options.dtype
+        if config["model_type"] == "gemma3_text":
+            config["sliding_window_pattern"] = full_every(config)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def tensors(self, name: str, weight: rqat.QuantizedWeight) -> dict[str, torch.Tensor]:

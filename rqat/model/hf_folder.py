@@ -110,23 +110,38 @@ class ShardWriter:
 def write_config(start: Path, folder: Path, quantization: dict[str, Any] | None) -> None:
     """Writes config.json and copies generation_config.json.
 
-    The rotary embedding's parameters are written twice: transformers 4 knows only the older spelling and would silently
-    take its own default for what it does not find.
+    The rotary embedding's parameters are written twice: transformers 4 and mlx_lm know only the older spelling and
+    would silently take their own defaults for what they do not find.
 
     Args:
         quantization: the `quantization_config`; None writes none.
     """
     config = read_json(start / "config.json")
-    rope = config.get("rope_parameters") or {}
-    if "rope_theta" in rope:
-        config["rope_theta"] = rope["rope_theta"]
-        if rope.get("rope_type", "default") != "default":
-            config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    config |= _older_spelling(config)
     if quantization is not None:
         config["quantization_config"] = quantization
     write_json(folder / "config.json", config)
     if (start / GENERATION_FILE).exists():
         shutil.copy(start / GENERATION_FILE, folder)
+
+
+def _older_spelling(config: dict[str, Any]) -> dict[str, Any]:
+    """What older readers call the parameters of rotary embeddings, one set or one for each type of attention."""
+    given = config.get("rope_parameters") or {}
+    rope, found = given.get("full_attention") or given, dict[str, Any]()
+    if "rope_theta" not in rope:
+        return found
+    found["rope_theta"] = rope["rope_theta"]
+    if "partial_rotary_factor" in rope:
+        found["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if rope.get("rope_type", "default") != "default":
+        found["rope_scaling"] = {key: value for key, value in rope.items() if key not in {"rope_theta", *found}}
+        if config.get("model_type") == "phi3":  # of which transformers 4 takes these three keys and no other
+            found["rope_scaling"] = {key: rope[key] for key in ("short_factor", "long_factor") if key in rope}
+            found["rope_scaling"]["type"] = rope["rope_type"]
+    if sliding := given.get("sliding_attention"):
+        found["rope_local_base_freq"] = sliding["rope_theta"]
+    return found
 
 
 def save_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, folder: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rqat import ModelError
+from rqat import Context, ModelError, Scheme
+from rqat.contracts import ModelShape
+from rqat.registry import Registry
 from tests.servers.files import export, save_rounded
 
 
@@ -75,3 +77,37 @@ def test_values_beyond_float16_are_told() -> None:
         Mlx(Options()).other("model.norm.weight", torch.tensor([7e4]))
     assert "bfloat16" in error.value.hint
     assert Mlx(Options(dtype="bfloat16")).other("model.norm.weight", torch.tensor([7e4])).isfinite().all()
+
+
+def problems(family: str, **config: object) -> list[str]:
+    registry = Registry.current()
+    settings = {"num_hidden_layers": 2, "max_position_embeddings": 512, **config}
+    model = ModelShape("m", family, {"a": (64, 64)}, 64, 8, 2, True, 512, config=settings)
+    options = registry.options(registry.card("exporter", "mlx"), {})
+    return [problem.text for problem in options.check(Context(schemes={"a": Scheme.parse("w4g32")}, model=model))]
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("mistral", {"sliding_window": 8}),
+        ("phi3", {"sliding_window": 8}),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": True}),
+        ("qwen3", {"sliding_window": 8, "use_sliding_window": True}),
+    ],
+)
+def test_windows_that_mlx_passes_over_are_told(family: str, config: dict) -> None:
+    """Seen by running it: log-probabilities behind a window were 18 to 55 % apart."""
+    (text,) = problems(family, **config)
+    assert "sliding window of 8" in text
+    assert not problems(family, **config | {"sliding_window": 512}), "no text is longer"
+    assert not problems(family, **config | {"sliding_window": None})
+
+
+def test_of_gemma_every_nth_block_sees_all_tokens() -> None:
+    sliding, full = "sliding_attention", "full_attention"
+    assert not problems("gemma3_text", layer_types=[sliding, full], sliding_window=8)
+    assert not problems("gemma3_text", sliding_window_pattern=2)
+    assert "every n-th block" in problems("gemma3_text", layer_types=[full, sliding])[0]
+    assert "every n-th block" in problems("gemma3_text")[0], "two blocks, of which each sixth"
+    assert "longrope" in problems("phi3", rope_scaling={"type": "longrope", "short_factor": [1.0]})[0]

@@ -6,6 +6,7 @@ peculiar to it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,21 @@ import torch
 import transformers
 from torch import nn
 
-from rqat import ModelError
+import rqat_compressed_tensors
+from rqat import ModelError, Options, QuantizedWeight
 from rqat.generation.engine import Engine
 from rqat.keys import ModelKeys
 from rqat.model.blocks import describe_blocks
+from rqat.model.blockwise import largest_difference
+from rqat.model.checkpoint import decoded, save_checkpoint
 from rqat.model.config import check_quantizable, read_config
-from rqat.model.families import FAMILIES, layout_of
-from rqat.scheme import Schemes
+from rqat.model.families import FAMILIES, LLAMA, layout_of
+from rqat.model.hf_folder import write_config
+from rqat.model.reader import CheckpointReader
+from rqat.scheme import Scheme, Schemes
+from rqat.testing.tiny import rounded
 from rqat_awq.folding import Fold
+from tests.servers.files import export
 from tests.tiny import tiny_tokenizer
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -122,6 +130,57 @@ def test_the_engine_writes_what_transformers_writes_or_says_why_not(family: str)
     written = Engine(model, rows=2).write(prompts, 10, ends=frozenset())
     assert [list(completion.tokens) for completion in written] == expected
     assert len(set(expected[0])) > 2
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.layout is not LLAMA])
+def test_an_exported_model_of_another_layout_is_read_back_by_transformers(family: str, tmp_path: Path) -> None:
+    """Whole, and block by block, as large models are compared."""
+    model, layers = random_model(family, tied=True), dict[str, QuantizedWeight]()
+    for name in layout_of(family).layer_names(2):
+        weight = model.get_parameter(f"{name}.weight").data
+        layers[name] = rounded(weight, Scheme.parse("w4g32"))
+        weight.copy_(decoded(layers[name], torch.float32))
+    start, out = tmp_path / "start", tmp_path / "out"
+    start.mkdir()
+    save_checkpoint(start, model, tiny_tokenizer(), layers)
+    export(start, out, "compressed-tensors")
+    exporter = rqat_compressed_tensors.CompressedTensors(Options())
+    difference, largest = largest_difference(out, exporter, CheckpointReader(start), "cpu", [0, 1])
+    assert difference <= 1e-6 * largest
+
+
+def test_older_readers_find_the_rotary_embeddings_of_gemma_and_phi(tmp_path: Path) -> None:
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3_text", "rope_parameters": rope}))
+    out = tmp_path / "out"
+    out.mkdir()
+    write_config(tmp_path, out, None)
+    found = json.loads((out / "config.json").read_text())
+    assert (found["rope_theta"], found["rope_local_base_freq"]) == (1e6, 1e4)
+    assert found["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    factors = {"short_factor": [1.0], "long_factor": [2.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75, "factor": 4.0, **factors}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "phi3", "rope_parameters": rope}))
+    write_config(tmp_path, out, None)
+    found = json.loads((out / "config.json").read_text())
+    assert found["rope_scaling"] == {"type": "longrope", **factors}, "transformers 4 takes no other keys"
+    assert (found["partial_rotary_factor"], found["rope_theta"]) == (0.75, 1e4)
+
+
+def test_a_head_is_tied_where_a_family_says_so_and_config_json_does_not(tmp_path: Path) -> None:
+    for family, tied in (("gemma3_text", True), ("phi3", False)):
+        folder = tmp_path / family
+        random_model(family, tied=tied).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        raw = json.loads((folder / "config.json").read_text())
+        raw.pop("tie_word_embeddings", None)
+        (folder / "config.json").write_text(json.dumps(raw))
+        config = read_config(ModelKeys(path=str(folder)))
+        check_quantizable(config)
+        assert config.tied == tied
 
 
 def test_a_family_that_is_not_known_is_named_with_those_that_are(tmp_path: Path) -> None:
