@@ -71,6 +71,7 @@ class Equation:
         if _FUNCTION.search(self.left):
             return False
         plain = _SUBSCRIPT.sub("", unwrapped(self.left)).replace("'", "")
+        plain = re.sub(r"(?<=[A-Za-z])\s*\^\s*\{?\s*-1\s*\}?(?=\s*\()", "", plain)  # the inverse of a function
         plain = re.sub(
             r"\\(?:angle|triangle|overline|measuredangle|operatorname|mathbb|max|min|theta|lambda|[A-Za-z]+)",
             "N",

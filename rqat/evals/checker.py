@@ -113,11 +113,16 @@ EXACT = Step()
 
 
 def tolerance(gold: str, answer: str) -> Step:
-    """Of a decimal of six digits or more."""
+    """Of a decimal of six digits or more, with or without a power of ten; see `quantities.last_digit`."""
     for text in (gold, answer):
-        found = re.fullmatch(r"\s*[+-]?\s*(\d*)\.(\d+)\s*", text)
-        if found and len((found[1] + found[2]).lstrip("0")) >= 6:
-            return Step(10.0 ** -len(found[2]), text is gold)
+        found = re.fullmatch(
+            r"\s*[+-]?\s*(\d*)\.(\d+)\s*(?:(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\d{1,3})\s*\}?|[eE]([+-]?\d{1,3}))?\s*",
+            text,
+        )
+        digits = len((found[1] + found[2]).lstrip("0")) if found else 0
+        if found and digits >= 6:
+            places = len(found[2]) - int(found[3] or found[4] or 0) - (digits - 16 if 16 < digits < 19 else 0)
+            return Step(10.0**-places, text is gold)
     return EXACT
 
 

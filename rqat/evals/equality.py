@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from fractions import Fraction
 
 from ..contracts import Verdict
 from .answers import Answer, Equation, Grid, Many, One, read
-from .bases import in_bases, same_ratio
+from .bases import as_ratio, in_bases, same_date, same_ratio, same_time
 from .finding import SAME, Finding
 from .notation import balanced, cleaned, compact, unwrapped
 from .number_words import number_word
 from .pieces import contradict
-from .quantities import Quantity, improper, joined, number, quantity, same_number
+from .quantities import Quantity, cut_off, improper, joined, number, quantity, same_number
 from .units import unlike
-from .words import ALL_REAL, NOTHING, choice, same_words, told_number, words_of
+from .words import ALL_REAL, NOTHING, TIMES_ZERO, choice, same_words, told_number, words_of
 
 MOST_CHARACTERS = 1000
 """Of an answer in one spelling that is taken apart and computed with; longer ones are compared as text."""
@@ -58,6 +57,7 @@ def same(found: str, right: str, compute: Compute) -> Finding:
     if (letter := choice(left, gold)) is not None:
         return letter
     left, gold = (text if (said := number_word(unwrapped(text))) is None else str(said) for text in (left, gold))
+    left, gold = as_ratio(left, gold), as_ratio(gold, left)
     if _decimal_comma(left, gold):
         return Finding("correct", "equal, with a decimal comma")
     if number(gold) is not None and (told := told_number(left)) is not None:
@@ -90,8 +90,8 @@ def _decimal_comma(left: str, gold: str) -> bool:
     return False
 
 
-_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-df-hj-z](?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]{2,}")
-"""Of a variable or a word: neither e nor i, nor a command."""
+_PLAIN = re.compile(r"\s*[+-]?[\d.]+\s*|.*[eE^].*")
+"""Of numbers, what the parser reads as this module does: integers and decimals, and powers of ten."""
 
 
 class _Comparison:
@@ -279,8 +279,9 @@ class _Comparison:
         """Of two values: numbers with units, expressions, words."""
         if compact(found) == compact(right):
             return SAME
-        if (based := in_bases(found, right)) is not None:
-            return based
+        for rule in (in_bases, same_time, same_date):
+            if (decided := rule(found, right)) is not None:
+                return decided
         if bool(re.search(r"\d_", found)) != bool(re.search(r"\d_", right)):
             return Finding("wrong", "a subscript behind a number")
         left, gold = quantity(found), quantity(right, right=True)
@@ -293,9 +294,6 @@ class _Comparison:
                 return refused
             if left.unit.known and gold.unit.known:
                 factor = left.unit.factor / gold.unit.factor
-            if left.unit.dimension in ("morning", "afternoon"):  # `2 PM` is `2:00 PM`
-                hours = [side.body.removesuffix(":00") for side in (left, gold)]
-                left, gold = replace(left, body=hours[0]), replace(gold, body=hours[1])
         if (times := same_ratio(left.body, gold.body)) is not None:
             return times
         if any(map(improper, (left.body, gold.body))):
@@ -327,6 +325,7 @@ class _Comparison:
 
     def _bodies(self, found: str, right: str, factor: Fraction) -> Finding:
         """Of two values without units; the found one counts `factor` times."""
+        found, right = cut_off(found), cut_off(right)
         left, gold = _value(found), _value(right)
         if left is not None and gold is not None:
             equal = left * factor == gold if factor != 1 else same_number(left, gold, found, right)
@@ -335,13 +334,17 @@ class _Comparison:
             return Finding("wrong", "different numbers")
         if factor == 1 and compact(found) == compact(right):
             return SAME
-        if any(value == 0 and _LETTER.search(other) for value, other in ((left, right), (gold, found))):
+        if any(value == 0 and TIMES_ZERO.search(other) for value, other in ((left, right), (gold, found))):
             return Finding("wrong", "zero and letters")  # times which it would be 0, whatever they say: `0 to 1`
         words = [words_of(text) for text in (found, right)]
         if words[0] is not None or words[1] is not None:
             return same_words(found, right, words)
         if not re.search(r"[0-9A-Za-z]", found) or not balanced(found):
             return Finding("wrong", "not an answer")
+        found, right = (
+            text if value is None or _PLAIN.fullmatch(text) else f"({value})"
+            for text, value in ((found, left), (right, gold))
+        )
         if factor != 1:
             found = f"({found})*({factor})"
         return self._computed(right, found, "any" if _SETS.search(found + right) else "value")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from .notation import closing_brace
+from .words import MADE_FROM
 
 Form = Literal["boxed", "answer", "hashes", "short", "conclusion", "number"]
 """Where an answer may stand: in the last `\\boxed{}`; behind "the answer is"; after `####` (as in GSM8K); anywhere in a
@@ -30,7 +31,7 @@ _AND = re.compile(r"\s*(?:,|;|,?\s*(?:and|or)\s)\s*")
 _WORDS_AND = re.compile(r"[^.!?\n=]{0,40}\b(?:and|or)[\s$(){}\\]*")
 _JOINED = re.compile(r",|;|\b(?:and|or)\b")
 _SAID = re.compile(
-    r"\banswers?\b(?:[^.\n=:]{0,80}?(?:\bis\b|\bare\b|:|=)\s*:?(?:\s*\*\*)?\s*|\s*(?=\$|\\\[|\\\())"
+    r"\b(?:answers?|(?:correct|right|best)\s+(?:choice|option))\b(?:[^.\n=:]{0,80}?(?:\bis\b|\bare\b|:|=)\s*:?(?:\s*\*\*)?\s*|\s*(?=\$|\\\[|\\\())"
     r"(?!\s*(?:indeed\s+)?(?:correct|incorrect|reasonable|consistent|verified|confirmed)\b)",
     re.IGNORECASE,
 )
@@ -38,6 +39,11 @@ _CHECKS = re.compile(
     r"\b(?:check|verify|confirm)(?:ing)?\s+(?:our|the|my|this|that|your)\s+(?:final\s+)?$", re.IGNORECASE
 )
 """What stands before "answer" where it is looked at once more, and not given."""
+
+_DOUBTED = re.compile(
+    r"(?:\b(?:false|untrue|wrong|incorrect|doubt|unlikely|deny|not|never)|n't)\b[^.,;:!?\n]{0,40}$", re.IGNORECASE
+)
+"""What stands before "the answer is ..." where that is not said."""
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|[+-]?\.[0-9]+")
 _MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)", re.DOTALL)
@@ -47,9 +53,13 @@ _CONCLUDES = re.compile(
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(
-    r"(?:\b(?:not|never|cannot|neither|nor|than|instead\s+of)|n't)\b[^.,;:\d]{0,12}$|(?:[<>]|\bmod(?:ulo)?)\s*$|\bbetween\s+[^.,;:]{1,12}\s+and\s+$",
+    r"(?:\b(?:not|never|cannot|neither|nor|than|instead\s+of)|n't)\b[^.,;:\d]{0,12}$|\bor\s+$"
+    r"|\b(?:false|untrue|wrong|incorrect|doubt|unlikely)\b[^.,;:\d]{0,40}$"
+    r"|(?:[<>]|\bmod(?:ulo)?)\s*$|\bbetween\s+[^.,;:]{1,12}\s+and\s+$",
     re.IGNORECASE,
 )
+"""What stands before a number that is denied."""
+
 _DENIED = re.compile(r"\b(?:not|wrong|incorrect)\b|n't\b")
 _QUANTITY = re.compile(
     r"(?<![A-Za-z0-9])[$€£]?[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:\s+\d+/\d+)?(?:\s*(?:%|percent))?"
@@ -162,7 +172,8 @@ def _said(text: str) -> Found | None:
     """Behind the last "the answer is"."""
     last = None
     for match in _SAID.finditer(text):
-        last = last if _CHECKS.search(text[max(match.start() - 30, 0) : match.start()]) else match
+        before = text[max(match.start() - 60, 0) : match.start()]
+        last = last if _CHECKS.search(before) or _DOUBTED.search(before) else match
     if last is None:
         return None
     math = _MATH.match(text, last.end())
@@ -174,7 +185,7 @@ def _said(text: str) -> Found | None:
     ):
         rest = re.match(r"\s*(?:\\?%|percent\b)", text[math.end() :])
         return Found(math[0] + (rest[0] if rest else ""), last.end())
-    line = re.split(r"(?<=[\w)}$\]])\.(?:\s+[A-Z*]|\s*$)", line)[0].strip().strip('*"').strip()
+    line = re.split(r"(?<=[\w)}$\]*`\"])\.(?:\s+[A-Z*]|\s*$)", line)[0].strip().strip('*"').strip()
     return Found(_of_sentence(line), last.end()) if line else None
 
 
@@ -239,7 +250,7 @@ def _last_number(text: str) -> str:
     if not found:
         return text
     before, after = text[: found[-1].start()], text[found[-1].end() :]
-    if _TAKEN_BACK.search(before) or _DENIED.search(after):
+    if _TAKEN_BACK.search(before) or MADE_FROM.search(before) or _DENIED.search(after):
         return text
     begin = next((chain.start() for pattern in _CHAINS if (chain := pattern.search(before))), None)
     behind = _BEHIND.match(after)

@@ -19,6 +19,7 @@ from .checking import CHECKER
 from .equality import same
 from .final_answer import ANY, SHORT, Form, answering, boxed, final_answer
 from .finding import Finding
+from .notation import compact
 
 __all__ = ["ANY", "Form", "Judgement", "boxed", "final_answer", "grade", "judge", "same_answer"]
 
@@ -47,6 +48,8 @@ def judge(completion: str, answer: str, *, timeout_s: float = 5.0, forms: Sequen
         forms: where the answer may stand; the first form that is found counts.
     """
     found = final_answer(completion, forms)
+    if "short" in forms and len(answer) <= SHORT and compact(completion) == compact(answer):
+        return Judgement("correct", "equal", completion)  # `odd $n$`, of which the formula alone is not the answer
     if found is None:
         return Judgement("wrong", "no answer" if answering(completion) is not None else "thinking never ended")
     return Judgement(*_compare(found, answer, timeout_s), found)

@@ -57,6 +57,11 @@ _SIGNS = str.maketrans(
     | {sign: f"\\{name} " for sign, name in _GREEK.items()}
 )
 _WORD_FONTS = r"\\(?:mathrm|textbf|textit|textrm|textsf|texttt|textnormal|mathsf|mathtt|mbox|hbox|operatorname\*?|emph)"
+_FUNCTIONS = "arcsinh|arccosh|arctanh|arsinh|arcosh|artanh|gcd|lcm|max|min|det|sinh|cosh|tanh|exp|sgn"
+_SWITCHES = re.compile(
+    r"\\(?:tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|bf|it|rm|sf|bfseries|itshape)"
+    r"(?![A-Za-z])"
+)
 _LETTER_FONTS = re.compile(
     r"\\(?:mathbf|mathit|mathnormal|boldsymbol|bm|vec|overrightarrow|mathcal|hat)\s*\{([^{}]*)\}"
 )
@@ -65,16 +70,28 @@ _GAPS = re.compile(
     r"(?![A-Za-z])"
 )
 _SIZES = re.compile(r"\\(?:left|right)\.|\\(?:left|right|[bB]igg?[lrm]?|mleft|mright|middle)(?![A-Za-z])")
+_POINTS_BY_THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:(?:\.\d{3}){2,}(?:,\d+)?|(?:\.\d{3})+,\d{1,2})(?![\w.,])")
+"""`1.234.567` and `1.500,00`, which cannot be read otherwise."""
+
 _PREFIX = re.compile(
     r"^(?:(?:so|thus|hence|therefore|and)\b[,:]?\s*)?(?:the\s+)?(?:(?:final|correct|right|required)\s+)?"
     r"(?:answer|result|solution|value)s?\s*(?:is|are|=|:)\s*:?\s*",
     re.IGNORECASE,
 )
-_NAMED = re.compile(r"^(?:the\s+)?[A-Za-z]+(?:\s+[a-z]+){0,4}\s+(?:is|are)\s*:?\s*(?=[-+\d\\$(\[¤.])", re.IGNORECASE)
-"""`the maximum value is 5` says 5."""
+_NAMED = re.compile(
+    r"^(?:the\s+)?(?:[A-Za-z]+(?:\s+[a-z]+){0,4}\s+(?:is|are)\s*:?|[A-Za-z]{3,}(?:\s+[a-z]+){0,3}\s*:)\s*(?=[-+\d\\$(\[¤.*])",
+    re.IGNORECASE,
+)
+"""`the maximum value is 5` and `Total: 5` say 5."""
+
+_OTHER = re.compile(
+    r"\b(?:not?|never|doubt|false|untrue|wrong|incorrect|unlikely|half|twice|double|triple|than|without|minus|plus|times)\b",
+    re.IGNORECASE,
+)
+"""Words in such a beginning with which it says something else."""
 
 _ABOUT = re.compile(
-    r"^(?:approximately|about|roughly|exactly|around|nearly|\\(?:approx|sim|simeq|doteq)(?![A-Za-z])|=)\s*"
+    r"^(?:approximately|about|roughly|exactly|around|nearly|therefore|thus|hence|then|simply|just|\\(?:approx|sim|simeq|doteq)(?![A-Za-z])|=)\s*"
 )
 _OUTER = re.compile(r"^(?:\\boxed|\\fbox|\\framebox|\\text|\\underline|\\ensuremath)\s*\{")
 
@@ -164,8 +181,12 @@ def _latex(text: str) -> str:
     text = re.sub(r"\{\s*,\s*\}\s*", ",", text).replace(r"\!", "")
     if not re.search(r"\\begin|matrix|cases", text):
         text = re.sub(r"\\\\(?=[A-Za-z{}%])", r"\\", text)
+    text = re.sub(rf"\\(?:operatorname\*?|mathrm|text)\s*\{{\s*({_FUNCTIONS})\s*\}}(?=\s*[({{\\^])", r"\\\1", text)
+    text = re.sub(r"\\(?:operatorname|text)\s*\{\s*floor\s*\}\s*\(([^()]*)\)", r"\\lfloor \1\\rfloor ", text)
+    text = re.sub(r"\\(?:operatorname|text)\s*\{\s*ceil\s*\}\s*\(([^()]*)\)", r"\\lceil \1\\rceil ", text)
     text = re.sub(rf"{_WORD_FONTS}(?![A-Za-z])\s*\{{", r"\\text{", text)
-    text = re.sub(r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}", text)
+    text = re.sub(r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}|\\rm\s*\{([^{}]*)\}", r"\\text{\1\2}", text)
+    text = _SWITCHES.sub(" ", text)
     text = _LETTER_FONTS.sub(r"{\1}", text)
     text = re.sub(r"\\color\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}(?=\s*\{)", "", text)
     text = re.sub(r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)(?![A-Za-z]))", _primes, text)
@@ -178,7 +199,15 @@ def _latex(text: str) -> str:
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
     text = re.sub(r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}", text)
-    text = re.sub(r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\sqrt\s*(\[[^\[\]]*\])?\s*([0-9A-Za-z])", r"\\sqrt\1{\2}", text)
+    text = re.sub(r"\\log\s*_\s*(?:e(?![A-Za-z])|\{\s*e\s*\})", r"\\ln ", text)
+    text = re.sub(
+        r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}(\^\{?\d\}?)?\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}(\^\{?\d\}?)?\s*\}",
+        r"\\text{\1}\2/\\text{\3}\4",
+        text,
+    )
+    text = re.sub(r"(?:\{\s*\})?_\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?", r"\\binom{\1}{\2}", text)
+    text = _POINTS_BY_THOUSANDS.sub(lambda found: found[0].replace(".", "_").replace(",", ".").replace("_", ","), text)
     text = re.sub(r"\\(?:leq|leqslant|leqq)(?![A-Za-z])", r"\\le ", text)
     text = re.sub(r"\\(?:geq|geqslant|geqq)(?![A-Za-z])", r"\\ge ", text)
     text = re.sub(r"\\lt(?![A-Za-z])", "<", re.sub(r"\\gt(?![A-Za-z])", ">", text))
@@ -234,7 +263,9 @@ def _stripped(text: str) -> str:
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
             text = text[len(mark) : -len(mark)].strip()
     text = re.sub(r"(?<!\.)\.$|[,;:]$", "", text).rstrip()
-    text = _ABOUT.sub("", _NAMED.sub("", _PREFIX.sub("", text)))
+    text = _PREFIX.sub("", text)
+    named = _NAMED.match(text)
+    text = _ABOUT.sub("", text[named.end() :] if named and not _OTHER.search(named[0]) else text)
     text = re.sub(r"^(?:minus|negative)\s+(?=[\d.\\¤])", "-", text, flags=re.IGNORECASE)
     found = re.match(r"\\text\s*\{([^{}]*)\}\s*(?=\S)", text)
     if found and (_PREFIX.fullmatch(found[1].strip() + " ") or _ABOUT.fullmatch(found[1].strip())):

@@ -21,10 +21,14 @@ MOST_EXPONENT = 3000
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?: \d{3})+|\d+)"
 _DECIMAL = re.compile(rf"({_DIGITS})?(?:\.(\d*))?")
 _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\overline\s*\{(\d+)\}|\\dot\s*\{?(\d)\}?|\((\d+)\))")
-_DOTS = re.compile(r"(\d*)\.(\d*?)(\d+?)\3{2,}\s*(?:\.\.\.|\\l?dots|\\cdots)")
+_ELLIPSIS = r"\s*(?:\.\.\.|\\l?dots|\\cdots)"
+_DOTS = re.compile(rf"(\d*)\.(\d*?)(?:(\d+?)\3{{2,}}|(\d\d)\4){_ELLIPSIS}")
+_CUT_OFF = re.compile(rf"([+-]?\s*\d*\.\d+){_ELLIPSIS}")
 _POWER_OF_TEN = re.compile(r"(.+?)\s*(?:\\times|\\cdot|\*|x(?=\s*10))\s*10\s*\^\s*(?:\{\s*([+-]?\d+)\s*\}|([+-]?\d+))")
 _FRACTION = re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-_MIXED = re.compile(rf"({_DIGITS})\s*(?:\\frac\s*\{{\s*(\d+)\s*\}}\s*\{{\s*(\d+)\s*\}}|(?<=\d)\s+(\d+)\s*/\s*(\d+))")
+_MIXED = re.compile(
+    rf"({_DIGITS})\s*(?:\\frac\s*\{{\s*(\d+)\s*\}}\s*\{{\s*(\d+)\s*\}}|(?<=\d)[^\S\n]+(\d+)\s*/\s*(\d+))"
+)
 _POWER = re.compile(r"(\d+)\s*\^\s*(?:\{\s*(-?\d+)\s*\}|(\d))")
 
 
@@ -60,12 +64,12 @@ def _unsigned(text: str) -> Fraction | None:
     if found := _REPEATING.fullmatch(text):
         return _repeating(found[1], found[2], found[3] or found[4] or found[5])
     if found := _DOTS.fullmatch(text):
-        return _repeating(found[1], found[2], found[3])
+        return _repeating(found[1], found[2], found[3] or found[4])
     if found := _POWER_OF_TEN.fullmatch(text):
         return _shifted(found[1], found[2] or found[3])
     if found := re.fullmatch(r"10\s*\^\s*(?:\{\s*([+-]?\d+)\s*\}|(\d+))", text):
         return _shifted("1", found[1] or found[2])
-    if found := re.fullmatch(r"([\d.]+)[eE]([+-]?\d+)", text):
+    if found := re.fullmatch(r"([\d.,]+)[eE]([+-]?\d+)", text):
         return _shifted(found[1], found[2])
     if found := _POWER.fullmatch(text):
         base, exponent = int(found[1]), int(found[2] or found[3])
@@ -94,11 +98,27 @@ def _shifted(mantissa: str, exponent: str) -> Fraction | None:
     return value * Fraction(10) ** int(exponent)
 
 
-def decimals(text: str) -> int | None:
-    """Digits behind the point of a decimal of at least six significant digits: one that may stand for a value that no
-    decimal is equal to. None for all others."""
-    found = re.fullmatch(r"[+-]?\s*([\d,]*)\.(\d+)", text.strip())
-    return len(found[2]) if found and len((found[1] + found[2]).replace(",", "").lstrip("0")) >= 6 else None
+def cut_off(text: str) -> str:
+    """`3.14159...` as `3.14159`; of six significant digits or more, and no repeating decimal. Others as they are."""
+    found = _CUT_OFF.fullmatch(text.strip())
+    return found[1] if found and number(text) is None and last_digit(found[1]) is not None else text
+
+
+def last_digit(text: str) -> Fraction | None:
+    """What the last digit counts of a decimal of at least six significant digits: one that may stand for a value that
+    no decimal is equal to. None for all others.
+
+    Of 17 or 18 digits, as many as a float64 is printed with, the last are left to its rounding: the sixteenth counts.
+    """
+    found = re.fullmatch(
+        r"[+-]?\s*([\d,]*)\.(\d+)\s*(?:(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([+-]?\d{1,3})\s*\}?|[eE]([+-]?\d{1,3}))?",
+        text.strip(),
+    )
+    digits = len((found[1] + found[2]).replace(",", "").lstrip("0")) if found else 0
+    if found is None or digits < 6:
+        return None
+    places = len(found[2]) - int(found[3] or found[4] or 0) - (digits - 16 if 16 < digits < 19 else 0)
+    return Fraction(10) ** -places
 
 
 def same_number(left: Fraction, right: Fraction, left_text: str, right_text: str) -> bool:
@@ -106,9 +126,9 @@ def same_number(left: Fraction, right: Fraction, left_text: str, right_text: str
     if left == right:
         return True
     for value, text, other in ((left, left_text, right), (right, right_text, left)):
-        places = decimals(text)
-        if places is not None and _endless(other):
-            return is_decimal_of(value, other, Fraction(1, 10**places))
+        step = last_digit(text)
+        if step is not None and _endless(other):
+            return is_decimal_of(value, other, step)
     return False
 
 
@@ -153,6 +173,11 @@ class Quantity:
 _MONEY = f"{DOLLAR}€£¥₹"
 _CURRENCIES = {"pounds sterling": "gbp"}
 _POWERED = r"(?:\s*\^\s*\{?\s*-?[1-4]\s*\}?|[23])?"
+_PART_OF = re.compile(
+    r"(\d\s*[%}]?)\s*(?:\\text\s*\{\s*)?of\s+(?:the|an?|his|her|their|its|all)\s+[A-Za-z]+(?:\s+[A-Za-z]+)?\s*\}?$"
+)
+"""`3/8 of the pizza` says 3/8."""
+
 _TEXT_UNIT = re.compile(rf"(?<=[\d}})°!\]a-zA-Z. ])\s*((?:\\text\s*\{{[^{{}}]*\}}{_POWERED}\s*(?:/|\\cdot|\*)?\s*)+)$")
 _PLAIN_UNIT = re.compile(rf"(?<![\\A-Za-z])([A-Za-z°][A-Za-z.\-]*{_POWERED}(?:(?: |\s*/\s*)[A-Za-z.\-]+{_POWERED})*)$")
 
@@ -163,7 +188,7 @@ def quantity(text: str, *, right: bool = False) -> Quantity:
     Args:
         right: it is the right answer, in which a single letter is a variable: `3 m` is `3m`.
     """
-    text, money = _money(text.strip())
+    text, money = _money(_PART_OF.sub(r"\1", text.strip()))
     if money and (
         rate := re.fullmatch(r"(.*\d)\s*(?:per\s+|an?\s+|each\s+|/\s*)([A-Za-z]+)", text)
     ):  # `$3.50 per hour`
@@ -213,7 +238,11 @@ def _counts(word: str, unit: Unit, spaced: bool, exact: bool, right: bool) -> bo
     if letters and len(letters[0]) == 1:
         if not unit.known or right or not exact:
             return False
-        return (spaced and letters[0] in SINGLE) or "/" in word
+        return (
+            (spaced and letters[0] in SINGLE)
+            or "/" in word
+            or re.fullmatch(r"m\s*\^\s*\{?\s*[23]\s*\}?", word) is not None
+        )
     if unit.known:
         return exact or spaced
     # Other words count things: of some length and with a vowel, since `xyz` are variables.
@@ -226,11 +255,12 @@ def _counts(word: str, unit: Unit, spaced: bool, exact: bool, right: bool) -> bo
 
 def _money(text: str) -> tuple[str, Unit | None]:
     """Takes off a currency's sign or name before or behind a number."""
+    text = re.sub(rf"\\text\s*\{{\s*([{_MONEY}]|USD|EUR|GBP|INR|Rs\.?)\s*\}}", r"\1", text)
     if found := re.match(rf"([+-]?)\s*(?:US|USD|AUD|CAD)?\s*([{_MONEY}])\s*", text):
         rest = found[1] + text[found.end() :]
         # `$5 million`, and `$50 dollars`, which says it twice.
         return re.sub(r"\s*(?:\\text\s*\{\s*dollars?\s*\}|dollars?|USD)$", "", rest), single(found[2])
-    if found := re.match(r"(USD|EUR|GBP|INR|Rs\.?)\s*(?=\d)", text):
+    if found := re.match(r"(USD|EUR|GBP|INR|Rs\.?)\s*(?=[\d.])", text):
         return text[found.end() :], single(found[1].rstrip(".").lower())
     if text[-1:] and text[-1] in _MONEY + "¢":
         return text[:-1].strip(), single(text[-1])

@@ -19,10 +19,23 @@ _LIMITS = frozenset(
         not no never cannot less more fewer than minus plus times over under or and if unless until mod modulo remainder
         percent half twice double triple third quarter between except about least most before after hundred thousand
         million billion dozen base without at squared cubed negative below loss deficit debt neither nor instead
+        false untrue wrong incorrect doubt unlikely impossible
         """,
     )
 )
 """Words that make another number of the one they stand by."""
+
+MADE_FROM = re.compile(
+    r"\b(?:half|twice|double|triple|thirds?|quarters?|fifths?|tenths?|squared?|cubed?|root|power|reciprocal|inverse"
+    r"|opposite|negative|minus|factorial|logarithm|multiples?|divisors?|factors?|complement)\s+(?:of\s+)?(?:the\s+)?$",
+    re.IGNORECASE,
+)
+"""What before a number makes another one of it: `half of 4`, `the square of 4`."""
+
+TIMES_ZERO = re.compile(
+    r"(?<![A-Za-z\\])[A-Za-z]{2,}|(?<![\d.])0(?:\.0*)?(?![\d.]).*(?<![A-Za-z\\])[A-Za-df-hj-z](?![A-Za-z])"
+)
+"""Words, or a zero with letters behind it: what a computer makes 0 of, and no reader."""
 
 _SYNONYMS = {"doesnotexist": "dne", "undefined": "undefined", "infinity": r"\infty", "+\\infty": r"\infty"}
 ALL_REAL = {"allrealnumbers", "allreals", "r", r"\mathbb{r}", r"(-\infty,\infty)", "realnumbers", "anyrealnumber"}
@@ -40,6 +53,18 @@ _NO_CHOICE = re.compile(
 """What behind a letter takes it back, or names another one."""
 
 
+_SAID_CHOICE = re.compile(
+    r"(?:[A-Za-z][a-z]*(?:'(?:s|m|d|ll|re))?[ ,:]*){1,8}?"
+    r"(?:\b(?:is|be|choose|pick|select|option|choice|answer|letter)\b|'s)[\s:]*\*{0,2}\(?([A-J])\)?\*{0,2}|\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|answer)(?:\s+(?:answer|choice|option))?"
+)
+"""A sentence that says the letter it chooses: `I think it's (D)`, `So it is option C`, `B is correct`."""
+
+_TAKES_BACK = re.compile(
+    r"\b(?:not|never|nor|neither|or|either|over|than|except|but|unless|if|false|wrong|incorrect|cannot)\b|n't\b",
+    re.IGNORECASE,
+)
+
+
 def choice(left: str, gold: str) -> Finding | None:
     """Letters of a multiple choice, with or without brackets and with what they stand for."""
     plain = [unwrapped(text).strip() for text in (left, gold)]
@@ -51,6 +76,8 @@ def choice(left: str, gold: str) -> Finding | None:
     bare = re.fullmatch(r"\(?\s*(?:option|choice)?\s*\(?([A-J])\)?\s*\)?", plain[0], re.IGNORECASE)
     if bare and (bare[1].isupper() or asked[1]):
         return SAME if bare[1].upper() == asked[2] else Finding("wrong", "another letter")
+    if (said := _SAID_CHOICE.fullmatch(plain[0])) and not _TAKES_BACK.search(plain[0]):
+        return SAME if (said[1] or said[2]) == asked[2] else Finding("wrong", "another letter")
     longer = re.match(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:])\s*(?=[\w$\\])", plain[0])
     if longer:
         if _NO_CHOICE.match(plain[0], longer.end()):
@@ -67,6 +94,8 @@ def told_number(text: str) -> str | None:
     if (
         len(numbers) != 1
         or len(words) < 3
+        or re.search(r"n['’]t\b", plain)
+        or MADE_FROM.search(plain[: plain.find(numbers[0])])
         or _LIMITS & {word.lower() for word in words}
         or re.search(r"[\\^_=/%]", plain)
     ):
@@ -74,7 +103,10 @@ def told_number(text: str) -> str | None:
     return numbers[0]
 
 
-_ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\w{3})", re.IGNORECASE)
+_ARTICLE = re.compile(
+    r"^(?:(?:it|this|that)(?:\s+(?:is|was)|'s)\s+)?(?:on\s+)?(?:(?:the|an?)\s+)?(?=\w{3})", re.IGNORECASE
+)
+"""What stands before a word and says nothing of it."""
 
 
 def words_of(text: str) -> str | None:
