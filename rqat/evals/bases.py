@@ -56,8 +56,13 @@ def same_date(found: str, right: str) -> Finding | None:
 
 
 def as_ratio(text: str, other: str) -> str:
-    """`1 in 6` and `1 out of 6` as `1/6`; `3 to 2` as `3:2` beside a ratio; other texts as they are."""
+    """`1 in 6` and `1 out of 6` as `1/6`; `3 to 2` as `3:2` beside a ratio; `2 and 3/4` as `2 3/4` beside a number;
+    other texts as they are."""
     plain = unwrapped(text).strip()
+    if (found := re.fullmatch(r"(\d+)\s+and\s*(\\frac\s*\{\d+\}\s*\{\d+\}|\d+/\d+)", plain)) and number(
+        other
+    ) is not None:
+        return f"{found[1]} {found[2]}"
     if found := re.fullmatch(r"(\d+)\s+(?:in|out\s+of)\s+(?:every\s+)?(\d+)", plain):
         return f"{found[1]}/{found[2]}"
     found = re.fullmatch(r"(\d+)\s+to\s+(\d+)", plain)

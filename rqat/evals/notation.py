@@ -73,6 +73,8 @@ _SIZES = re.compile(r"\\(?:left|right)\.|\\(?:left|right|[bB]igg?[lrm]?|mleft|mr
 _POINTS_BY_THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:(?:\.\d{3}){2,}(?:,\d+)?|(?:\.\d{3})+,\d{1,2})(?![\w.,])")
 """`1.234.567` and `1.500,00`, which cannot be read otherwise."""
 
+_CONJUGATE = re.compile(r"\\overline\s*\{((?=[^{}]*\d)[\d\s.+-]*i[\d\s.+-]*)\}")
+
 _PREFIX = re.compile(
     r"^(?:(?:so|thus|hence|therefore|and)\b[,:]?\s*)?(?:the\s+)?(?:(?:final|correct|right|required)\s+)?"
     r"(?:answer|result|solution|value)s?\s*(?:is|are|=|:)\s*:?\s*",
@@ -207,6 +209,11 @@ def _latex(text: str) -> str:
         text,
     )
     text = re.sub(r"(?:\{\s*\})?_\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?", r"\\binom{\1}{\2}", text)
+    text = re.sub(
+        r"(?:\{\s*\})?_\s*\{?(\d+)\}?\s*P\s*_\s*\{?(\d+)\}?",
+        r"\\frac{\1!}{(\1-\2)!}",
+        _CONJUGATE.sub(_conjugated, text),
+    )
     text = _POINTS_BY_THOUSANDS.sub(lambda found: found[0].replace(".", "_").replace(",", ".").replace("_", ","), text)
     text = re.sub(r"\\(?:leq|leqslant|leqq)(?![A-Za-z])", r"\\le ", text)
     text = re.sub(r"\\(?:geq|geqslant|geqq)(?![A-Za-z])", r"\\ge ", text)
@@ -247,6 +254,11 @@ def _latex(text: str) -> str:
     )
     text = re.sub(r"\\(?:textdollar|usd)(?![A-Za-z])", DOLLAR, text)
     return re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text)
+
+
+def _conjugated(found: re.Match[str]) -> str:
+    """`\\overline{3+4i}` as `(3+4(-i))`."""
+    return "(" + found[1].replace("i", "(-i)") + ")"
 
 
 def _primes(found: re.Match[str]) -> str:
