@@ -20,9 +20,9 @@ def app() -> typer.Typer:
     )
 
     @runs.callback()
-    def default(context: typer.Context) -> None:
+    def default(context: typer.Context, as_json: options.Json = False) -> None:
         if context.invoked_subcommand is None:
-            ls()
+            ls(as_json=as_json)
 
     runs.command("ls")(ls)
     runs.command("verify")(verify)
@@ -45,7 +45,10 @@ def ls(
         display.print_json(found)
         return
     rows = [
-        [one["run"], one["state"], one["steps"], one["last"], size(one["bytes"]), one["changed"].replace("T", " ")]
+        [
+            *(one["run"], one["state"], f"{one['steps']} of {one['planned']}", one["last"], size(one["bytes"])),
+            one["changed"].replace("T", " "),
+        ]
         for one in found
     ]
     if not rows:
@@ -56,6 +59,7 @@ def ls(
 
 def facts_of(folder: Path) -> dict[str, Any] | None:
     """What there is to say of a run folder, at a glance; None where it is none."""
+    from ..report.planned import PLAN
     from ..run_folder import SUMMARY, finished_steps, unfinished_steps
     from ..run_lock import is_held
     from ..storage import read_json, size_of
@@ -65,11 +69,16 @@ def facts_of(folder: Path) -> dict[str, Any] | None:
         return None
     steps = [*done, *begun]
     changed = max(path.stat().st_mtime for step in steps for path in (step, *step.glob("*.json*")))
-    state = "running" if is_held(folder) else "finished" if isinstance(summary, dict) else "stopped"
+    plan = read_json(folder / PLAN)
+    planned = len(steps_of) if isinstance(plan, dict) and isinstance(steps_of := plan.get("steps"), list) else len(done)
+    # `--until` leaves a summary, too, of what there is.
+    whole = isinstance(summary, dict) and len(done) >= planned
+    state = "running" if is_held(folder) else "finished" if whole else "stopped"
     return {
         "run": str(folder),
         "state": state,
         "steps": len(done),
+        "planned": max(planned, len(done)),
         "last": (_scores(summary) if state == "finished" else "") or _last(steps),
         "bytes": size_of(folder),
         "changed": datetime.fromtimestamp(changed).isoformat(timespec="minutes"),

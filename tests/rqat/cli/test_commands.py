@@ -69,10 +69,14 @@ def test_a_finished_run_tells_of_itself(recipe: Path, tmp_path: Path) -> None:
     assert rqat("runs", "verify", run).exit_code == 0
 
 
-def test_runs_are_listed_with_their_state_and_last_figures(recipe: Path, tmp_path: Path) -> None:
+def test_runs_are_listed_with_their_state_and_last_figures(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = tmp_path / "runs"
     assert rqat("qat", recipe, "-o", runs / "done").exit_code == 0
     assert rqat("qat", recipe, "-o", runs / "half", "--until", "quantize-rtn").exit_code == 0
+    asked = json.loads(rqat("runs", "ls", runs / "half", "--json").stdout)[0]
+    assert (asked["state"], asked["steps"], asked["planned"] > 1) == ("stopped", 1, True)  # as far as was asked
     (runs / "half" / "summary.json").unlink()
     partial = runs / "half" / "02-train-kd.partial"
     partial.mkdir()
@@ -90,6 +94,8 @@ def test_runs_are_listed_with_their_state_and_last_figures(recipe: Path, tmp_pat
     assert found["done"]["bytes"] == sum(path.stat().st_size for path in (runs / "done").rglob("*") if path.is_file())
     with only_one(runs / "half"):
         assert json.loads(rqat("runs", "ls", runs / "half", "--json").stdout)[0]["state"] == "running"
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(rqat("runs", "--json").stdout)[0]["run"].startswith("runs")
     nothing = rqat("runs", "ls", tmp_path / "none")
     assert nothing.exit_code == 2
     assert "There is no folder" in nothing.stderr
