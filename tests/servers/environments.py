@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,27 +64,36 @@ SERVERS = {
 }
 
 
-def folder_of(name: str) -> Path:
-    """Where the environment of a server lies; those with the same packages share one."""
-    return ROOT / next(other for other, server in SERVERS.items() if server.packages == SERVERS[name].packages)
+def folder_of(name: str, among: Mapping[str, Server] = SERVERS) -> Path:
+    """Where the environment of a server lies; those with the same packages share one, whatever list they stand in."""
+    own = among[name]
+    known = [*SERVERS.items(), *among.items()]
+    return ROOT / next(other for other, each in known if (each.packages, each.removed) == (own.packages, own.removed))
 
 
-def python_of(name: str) -> Path | None:
+def python_of(name: str, among: Mapping[str, Server] = SERVERS) -> Path | None:
     """The interpreter of a server's environment; None where it was not built."""
-    path = folder_of(name) / "bin" / "python"
-    return path if path.exists() and (folder_of(name) / "built").exists() else None
+    folder = folder_of(name, among)
+    path = folder / "bin" / "python"
+    return path if path.exists() and (folder / "built").exists() else None
 
 
-def build(name: str) -> None:
+def build(name: str, among: Mapping[str, Server] = SERVERS) -> None:
     """Makes a server's environment, or leaves it where it is there."""
-    if python_of(name):
+    if python_of(name, among):
         return
-    server, folder = SERVERS[name], folder_of(name)
+    server, folder = among[name], folder_of(name, among)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     subprocess.run([folder / "bin" / "pip", "install", "-q", *server.packages], check=True)
     if server.removed:
         subprocess.run([folder / "bin" / "pip", "uninstall", "-q", "-y", *server.removed], check=True)
     (folder / "built").touch()
+
+
+def environment(server: Server, **more: str) -> dict[str, str]:
+    """Variables for a script that runs in an environment: ours without our packages, and the server's own."""
+    outer = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return outer | dict(server.settings) | more
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from rqat.contracts import ModelShape
 from rqat.registry import Registry
 from rqat.servers import TABLE
 
-from .environments import SERVERS, python_of
+from .environments import SERVERS, environment, python_of
 from .files import export, last_logits, prompts, save_rounded
 
 SCHEMES = [
@@ -72,11 +72,12 @@ def probe(name: str, folders: Iterable[Path], asked: list[Any]) -> list[dict[str
     with tempfile.TemporaryDirectory() as work:
         file = Path(work) / "prompts.json"
         file.write_text(json.dumps(asked))
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | dict(server.settings)
         while len(found) < len(folders):
             rest = folders[len(found) : len(found) + AT_ONCE]
             command = [python, Path(__file__).parent / server.probe, file, *rest]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=work, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=environment(server), cwd=work, check=False
+            )
             if "READY" not in done.stdout.splitlines():
                 raise RuntimeError(f"{name} does not start: {done.stderr[-2000:]}")
             answers = [line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]
