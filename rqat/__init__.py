@@ -50,7 +50,17 @@ from .contracts import (
     Transform,
     Verdict,
 )
-from .errors import DataError, ModelError, NumericsError, PluginError, RecipeError, RqatError, RunError, UnknownName
+from .errors import (
+    DataError,
+    MissingPackage,
+    ModelError,
+    NumericsError,
+    PluginError,
+    RecipeError,
+    RqatError,
+    RunError,
+    UnknownName,
+)
 from .generation.loops import is_looping
 from .hookspecs import (
     API,
@@ -99,6 +109,7 @@ __all__ = [
     "LinearStats",
     "LoadedModel",
     "Message",
+    "MissingPackage",
     "ModelError",
     "ModelShape",
     "NumericsError",

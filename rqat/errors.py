@@ -74,6 +74,10 @@ class PluginError(RqatError):
     """A plugin that does not import, clashes with another, or breaks its contract."""
 
 
+class MissingPackage(PluginError):
+    """A plugin's part that needs a package which is not installed."""
+
+
 class ModelError(RqatError):
     """A model or tokenizer that cannot be loaded, quantized or trained as asked."""
 

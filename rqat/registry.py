@@ -42,6 +42,7 @@ BUILTIN = (
     "rqat_rtn",
     "rqat_hqq",
     "rqat_gptq",
+    "rqat_gptqmodel",
     "rqat_awq",
     "rqat_block_ap",
     "rqat_sft",

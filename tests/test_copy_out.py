@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -108,4 +109,5 @@ def test_a_copy_passes_its_suite(results: list[list[str]], module: str):
     failed = [(part, test, error) for part, test, error, _ in own if error]
     assert not failed, failed
     skipped = {part for part, _, _, skipped in own if skipped}
-    assert skipped <= {"source hub"}, f"not run: {skipped}"  # a data set of the hub cannot be read offline
+    # A data set of the hub cannot be read offline; a package outside the development extra may not be there.
+    assert skipped <= {"source hub"} | ({"quantizer gptqmodel"} if find_spec("gptqmodel") is None else set()), skipped

@@ -156,6 +156,7 @@ PLUGINS_MAY_IMPORT |= {
     "compressed_tensors",
     "typer",
     "gguf",
+    "gptqmodel",
 }
 
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

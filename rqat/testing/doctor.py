@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, PluginError, RqatError
+from ..errors import DataError, MissingPackage, PluginError, RqatError
 from ..registry import Card, Kind, Registry
 from .data import ComparisonSuite, SourceSuite, TaskSuite
 from .exporters import ExporterSuite
@@ -109,7 +109,7 @@ def _run(kind: type[Suite], registry: Registry, card: Card, options: Mapping[str
 def _result(words: str, test: Any) -> Result:
     try:
         test()
-    except DataError as error:
+    except (DataError, MissingPackage) as error:
         return Result(words, skipped=str(error))
     except (AssertionError, RqatError) as error:
         return Result(words, error=" ".join(str(error).split()))

@@ -31,8 +31,8 @@ def original_states(model: Path, rows: Rows, kept: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def judged(model: Path, mine: Any, rows: Rows, kept: Path) -> dict[str, float]:
-    """`kl_in`, `perplexity_in`, `kl_out`, `perplexity_out` of `mine`, a model on the CPU in float32.
+def judged(model: Path, mine: Any | None, rows: Rows, kept: Path) -> dict[str, float]:
+    """`kl_in`, `perplexity_in`, `kl_out`, `perplexity_out` of `mine`, a model on the CPU in float32; None: the original.
 
     KL is the mean of KL(original || quantized) over the positions that predict a token, in nats.
 
@@ -42,10 +42,11 @@ def judged(model: Path, mine: Any, rows: Rows, kept: Path) -> dict[str, float]:
         kept: the file of `original_states`.
     """
     original = original_states(model, rows, kept)
-    heads = [each.get_output_embeddings().weight for each in (mine, loaded(model))]
+    head = loaded(model).get_output_embeddings().weight
+    heads = [head if mine is None else mine.get_output_embeddings().weight, head]
     found = {}
     for domain, ids in rows.items():
-        own = states(mine, ids)
+        own = original[domain] if mine is None else states(mine, ids)
         sums = [_sums((own[i], original[domain][i]), heads, row) for i, row in enumerate(ids)]
         count = sum(len(row) - 1 for row in ids)
         surprise = sum(each for _, each in sums) / count

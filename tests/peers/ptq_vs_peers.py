@@ -36,7 +36,7 @@ from .texts import CALIBRATION, CALIBRATION_ROWS, DOMAINS, packed
 
 WIDTHS = (4, 3, 2)
 
-JUDGED_ROWS = 16
+JUDGED_ROWS = 8
 """Rows of each domain that everybody is judged on."""
 
 BATCH = 8
@@ -95,11 +95,11 @@ class Comparison:
         return write_report(self.work, list(self.results.all()))
 
     def _made(self, cell: Cell) -> Result:
-        from .judge import dequantized, judged, loaded  # which take torch
+        from .judge import dequantized, judged  # which take torch
 
         date = time.strftime("%Y-%m-%d", time.gmtime())
         if cell == ORIGINAL:
-            return judged(self.model, loaded(self.model), self.rows, self._states) | {"date": date}
+            return judged(self.model, None, self.rows, self._states) | {"date": date}
         folder = self.work / "models" / str(cell)
         shutil.rmtree(folder, ignore_errors=True)
         method = METHODS[cell.name]

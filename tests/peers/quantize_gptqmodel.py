@@ -1,4 +1,8 @@
-"""GPTQModel's GPTQ: see measured.py."""
+"""GPTQModel's GPTQ: see measured.py.
+
+It saves its format of version 2: in version 1 a zero point of 0 is written as one less than that, which readers take for
+different things.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from measured import job, measured, tell
 
 given = job()
 config = gptqmodel.QuantizeConfig(
-    bits=given["bits"], group_size=given["group"], sym=False, device="cpu", **given["settings"]
+    bits=given["bits"], group_size=given["group"], sym=False, device="cpu", format="gptq_v2", **given["settings"]
 )
 model = gptqmodel.GPTQModel.load(given["model"], config, dtype=torch.float32)
 rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in given["tokens"]]

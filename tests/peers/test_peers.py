@@ -142,6 +142,7 @@ def test_judged_by_divergence_and_perplexity(tmp_path: Path) -> None:
     original, other = (AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval() for _ in range(2))
     found = judged(tmp_path / "model", original, rows, tmp_path / "kept.safetensors")
     assert found["kl_in"] == pytest.approx(0, abs=1e-6)
+    assert judged(tmp_path / "model", None, rows, tmp_path / "kept.safetensors") == pytest.approx(found, abs=1e-6)
     with torch.no_grad():
         other.model.norm.weight.mul_(1.5)
         ids = torch.tensor(rows["out"])
