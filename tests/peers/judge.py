@@ -32,12 +32,13 @@ def original_states(model: Path, rows: Rows, kept: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def judged(model: Path, mine: Any | None, rows: Rows, kept: Path) -> dict[str, float]:
-    """`kl_in`, `perplexity_in`, `kl_out`, `perplexity_out` of `mine`, a model on the CPU in float32; None: the original.
+    """`kl_in`, `perplexity_in`, `kl_out`, `perplexity_out` of a model on the CPU in float32.
 
     KL is the mean of KL(original || quantized) over the positions that predict a token, in nats.
 
     Args:
         model: folder of the original.
+        mine: what is judged; None is the original itself.
         rows: token ids by domain.
         kept: the file of `original_states`.
     """

@@ -1,7 +1,7 @@
 """GPTQModel's GPTQ: see measured.py.
 
-It saves its format of version 2: in version 1 a zero point of 0 is written as one less than that, which readers take for
-different things.
+It saves its format of version 2: in version 1 a zero point of 0 is written as one less than that, which readers take
+for different things.
 """
 
 from __future__ import annotations
