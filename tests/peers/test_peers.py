@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from rqat import Scheme
 from rqat.grids import grid_of
-from tests.servers.files import small_model
+from rqat.model.checkpoint import load_checkpoint
+from tests.servers.files import last_logits, save_rounded, small_model
 
 from . import ptq_vs_peers
+from .autoawq_env import LOGITS, WEIGHTS, differences
 from .cells import METHODS, ORIGINAL, OURS, Cell, Result, Results, every
 from .environments import PEERS, TORCH
 from .judge import check_levels, judged
@@ -165,3 +168,19 @@ def test_a_layer_that_was_left_out_is_no_result() -> None:
     weights[-1][0, :5] += torch.arange(5) * 1e-4
     with pytest.raises(ValueError, match="down_proj has"):
         check_levels(model, 2, 64)
+
+
+def test_what_autoawq_makes_of_a_file_is_compared_with_what_it_means(tmp_path: Path) -> None:
+    start = save_rounded(tmp_path / "start", "w4g128", "llama")
+    weights = {name: grid_of(layer.scheme).decode_layer(layer) for name, layer in load_checkpoint(start).layers.items()}
+    answer = {"weights": tmp_path / "weights.safetensors", "logits": last_logits(start).tolist()}
+    save_file({name: weight.half() for name, weight in weights.items()}, answer["weights"])
+    found = differences(answer, start)
+    assert 0 < found["weights"] <= WEIGHTS
+    assert found["logits"] == 0
+    save_file({name: weight.flip(0) for name, weight in weights.items()}, answer["weights"])
+    assert differences(answer | {"logits": last_logits(start).flip(1).tolist()}, start)["logits"] > LOGITS
+    assert differences(answer, start)["weights"] > 1
+    save_file({name: weight for name, weight in weights.items() if "q_proj" not in name}, answer["weights"])
+    with pytest.raises(ValueError, match="other layers"):
+        differences(answer, start)
