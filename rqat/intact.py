@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .errors import RunError
 from .storage import HEAD_BYTES, SCRATCH, is_inside, read_json, sha256_of, stamp_of, write_json
 
 MANIFEST = "manifest.json"
@@ -66,7 +68,8 @@ def damaged(folder: Path, manifest: Any, *, whole: bool) -> list[str]:
     """Files of a finished step that are missing or not what its manifest says; its manifest, where it is none.
 
     A name that leads out of the folder is never followed. A file of another time is read to its end: it may have been
-    copied. Where all have proved the same, the manifest takes their new times, so that this is done once.
+    copied. Where all have proved the same, the manifest takes their new times, so that this is done once; of a folder
+    that cannot be written, each time.
 
     Args:
         whole: compare every file's whole hash; else only where the stamp does not tell.
@@ -91,7 +94,8 @@ def damaged(folder: Path, manifest: Any, *, whole: bool) -> list[str]:
         elif stamp != before:
             touched[name] = stamp
     if touched and not wrong:
-        write_json(folder / MANIFEST, {**manifest, "stamps": {**stamps, **touched}})
+        with suppress(RunError):
+            write_json(folder / MANIFEST, {**manifest, "stamps": {**stamps, **touched}})
     return wrong
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import RunError
+from ..errors import DiskError, RunError
 
 
 def report(
@@ -21,4 +21,9 @@ def report(
     refuse_links(folder)
     if not (folder / PLAN).is_file() and not finished_steps(folder):
         raise RunError(f"'{folder}' is no run.", hint="Name a run folder such as runs/quickstart.")
-    typer.echo(write_report(folder))
+    try:
+        typer.echo(write_report(folder))
+    except DiskError:
+        raise
+    except RunError as error:
+        raise RunError(error.message, hint="Copy the run to where you may write, and name the copy.") from error

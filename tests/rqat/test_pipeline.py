@@ -26,12 +26,12 @@ import rqat.report
 import rqat.run_lock
 from rqat.errors import RunError
 from rqat.facts import difference
-from rqat.intact import verified
+from rqat.intact import sealed, verified
 from rqat.job import Job, Silence
 from rqat.pipeline import run_pipeline
 from rqat.run_folder import MANIFEST
 from rqat.run_lock import only_one
-from rqat.storage import HEAD_BYTES, SCRATCH, fingerprint_of
+from rqat.storage import HEAD_BYTES, SCRATCH, fingerprint_of, write_json
 
 
 @dataclass
@@ -395,6 +395,23 @@ def test_a_start_reads_no_whole_files_and_a_step_that_uses_them_does(toy, tmp_pa
     job.plan.steps[1].inputs["start"] = "01-toy"
     assert run_pipeline(job).ran == ["01-toy", "02-toy"]
     assert large.read_bytes().endswith(b"end")
+
+
+def test_a_copied_run_on_a_disk_that_cannot_be_written_is_found_whole(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"x" * 10)
+    manifest = dict.fromkeys(("step", "stage", "variant", "fingerprint"), "s") | {"facts": {}, "results": {}}
+    manifest |= {"seconds": 1.0} | sealed(tmp_path)
+    write_json(tmp_path / MANIFEST, manifest)
+    os.utime(tmp_path / "a", (1, 1))
+    written = []
+
+    def refused(path: Path, value: object) -> None:
+        written.append(path)
+        raise RunError(f"'{path}' cannot be written: permission denied.")
+
+    monkeypatch.setattr(rqat.intact, "write_json", refused)
+    assert verified(tmp_path) == []
+    assert written == [tmp_path / MANIFEST]
 
 
 def test_a_copied_run_is_read_once(toy, tmp_path, monkeypatch):
