@@ -236,6 +236,30 @@ def put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tuple(made) if kind == "tuple" else made
 
 
+def check_kinds(value: Any, fresh: Any, name: str) -> None:
+    """Compares what is to be taken over with what is there: the same keys and lengths, numbers where numbers are.
+
+    Args:
+        name: path of `value`, for the message.
+
+    Raises:
+        ValueError: naming what is of another kind.
+    """
+    if isinstance(fresh, (list, dict)):
+        if type(value) is not type(fresh) or len(value) != len(fresh):
+            raise ValueError(f"its {name} is none")
+        for key, inner in fresh.items() if isinstance(fresh, dict) else enumerate(fresh):
+            if isinstance(value, dict) and key not in value:
+                raise ValueError(f"its {name}/{key} is missing")
+            check_kinds(value[key], inner, f"{name}/{key}")
+    elif fresh is not None and _kind(value) is not _kind(fresh):
+        raise ValueError(f"its {name} is none")
+
+
+def _kind(value: Any) -> type:
+    return float if type(value) is int else type(value)
+
+
 def _remove(checkpoint: Path) -> None:
     """Takes a checkpoint's name from it before anything in it goes, so that none is ever found gutted."""
     if _FOLDER.fullmatch(checkpoint.name):

@@ -32,6 +32,7 @@ from .checkpoints import (
     TRAINER_STATE,
     Snapshot,
     begin_checkpoint,
+    check_kinds,
     parts_in,
     put_together,
     read_checkpoint,
@@ -149,7 +150,9 @@ class Saving(TrainerCallback):
             else:
                 saved = [_optimizer(*read_checkpoint(part)) for part in parts] or [_optimizer(tensors, state)]
                 self.optimizer.load_parts(saved, share)
-            self.scheduler.load_state_dict(put_together(state["scheduler"], tensors))
+            schedule = put_together(state["scheduler"], tensors)
+            check_kinds(schedule, self.scheduler.state_dict(), "scheduler")
+            self.scheduler.load_state_dict(schedule)
             of_all = state["random"]
             self._random = of_all[self.processes.rank] if len(of_all) == self.processes.count else None
             if self._random is not None:  # tried here, where what is wrong with it is told

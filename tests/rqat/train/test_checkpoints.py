@@ -20,6 +20,7 @@ from rqat.train import checkpoints
 from rqat.train.checkpoints import (
     STATE,
     Snapshot,
+    check_kinds,
     last_complete,
     processes_of,
     put_together,
@@ -122,7 +123,7 @@ def test_a_random_state_that_is_none_is_told_and_changes_nothing(tmp_path: Path,
     random_of_all = [{**json.loads(json.dumps(random_state())), **changed}]
     state = {"optimizer": {"mapping": []}, "scheduler": {"mapping": []}, "step": 2, "random": random_of_all}
     checkpoint = write_checkpoint(tmp_path, Snapshot(2, {}, state, {"global_step": 2}))
-    nothing: Any = SimpleNamespace(load_state_dict=lambda state: None)
+    nothing: Any = SimpleNamespace(load_state_dict=lambda state: None, state_dict=lambda: {})
     saving = Saving(
         tmp_path, nothing, nothing, every_steps=1, every_s=1, processes=Processes(), log=tmp_path / "training.jsonl"
     )
@@ -130,6 +131,22 @@ def test_a_random_state_that_is_none_is_told_and_changes_nothing(tmp_path: Path,
     with pytest.raises(RunError, match="cannot be resumed from"):
         saving.resume(checkpoint)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"last_epoch": "2"}, {"last_epoch": None}, {"_last_lr": [0.1]}, {"_last_lr": ["a", 1.0]}, {"lr_lambdas": 3}],
+)
+def test_a_schedule_of_other_kinds_is_told_before_it_is_stepped(tmp_path: Path, changed: dict[str, object]) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    inner = torch.optim.SGD([{"params": [parameter], "lr": 0.1}, {"params": [], "lr": 0.2}])
+    schedule = torch.optim.lr_scheduler.LambdaLR(inner, lambda step: 1.0)
+    check_kinds(json.loads(json.dumps(schedule.state_dict())), schedule.state_dict(), "scheduler")
+    (key,) = changed
+    with pytest.raises(ValueError, match=f"its scheduler/{key}(/[01])? is none"):
+        check_kinds(schedule.state_dict() | changed, schedule.state_dict(), "scheduler")
+    with pytest.raises(ValueError, match="its scheduler is none"):
+        check_kinds({}, schedule.state_dict(), "scheduler")
 
 
 class Planted:
