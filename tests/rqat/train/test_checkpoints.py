@@ -123,7 +123,7 @@ def test_a_random_state_that_is_none_is_told_and_changes_nothing(tmp_path: Path,
     random_of_all = [{**json.loads(json.dumps(random_state())), **changed}]
     state = {"optimizer": {"mapping": []}, "scheduler": {"mapping": []}, "step": 2, "random": random_of_all}
     checkpoint = write_checkpoint(tmp_path, Snapshot(2, {}, state, {"global_step": 2}))
-    nothing: Any = SimpleNamespace(load_state_dict=lambda state: None, state_dict=lambda: {})
+    nothing: Any = SimpleNamespace(load_state_dict=lambda state: None, state_dict=dict)
     saving = Saving(
         tmp_path, nothing, nothing, every_steps=1, every_s=1, processes=Processes(), log=tmp_path / "training.jsonl"
     )
