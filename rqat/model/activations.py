@@ -23,7 +23,7 @@ from .layers import HEAD
 from .memory import available_bytes
 from .presence import Presence
 from .saliency import Call, send_back, token_saliency
-from .statistics import accumulate, empty, finish, taken
+from .statistics import accumulate, add_inputs, empty, finish, taken
 from .turns import passes
 from .watching import hidden_of, recording, watching
 
@@ -243,8 +243,7 @@ class Activations:
                         stopped = one.go_on()
                         assert stopped == turn, f"{name} reads its inputs in another order than its family's layout"
                         assert one.input is not None
-                        weight = self._weights_of(part, 0, number)
-                        accumulate(stats, self._rows_of(number, one.input), weight=weight)
+                        add_inputs(stats, one.input, self._real(number), self._weights_of(part, 0, number))
                         self._tick((turn + (number + 1) / len(begun)) / (len(parts) + 1))
                 yield part, self._finished(part, [stats])
             finite = []
@@ -277,7 +276,7 @@ class Activations:
             NumericsError: an input holds values that are not finite.
         """
         stats = empty(block.linear(block.names()[0]).in_features, self._needs, self._device)
-        norm = self._model.get_submodule(layout_of(self._model.config.model_type).norm)
+        norm = self._model.get_submodule(layout_of(self._model.config).norm)
         before = replace(self._presence, passing=self._presence.original)
         ahead = Activations(self._model, self._blocks, self._batches, presence=before)
         ahead.advance(len(self._blocks))
@@ -295,12 +294,12 @@ class Activations:
         """Adds one batch to the statistics of a block."""
         original: list[Tensor] = []
         if "cross" in self._needs:
-            with watching(block, lambda _, x: original.append(self._rows_of(number, x))):
+            with watching(block, lambda _, x: original.append(x)):
                 block.module(self._original[number].to(self._device), **self._keywords_here(batch))
 
         def add(index: int, x: Tensor) -> None:
             weight = self._weights_of(block, index, number)
-            accumulate(stats[index], self._rows_of(number, x), original[index] if original else None, weight)
+            add_inputs(stats[index], x, self._real(number), weight, original[index] if original else None)
 
         with watching(block, add):
             block.module(self._states(number), **self._keywords_here(batch))
@@ -311,12 +310,9 @@ class Activations:
         return rows if real is None else rows.index_select(0, real)
 
     def _weights_of(self, block: Block, group: int, number: int) -> Tensor | None:
-        """What the tokens `(N,)` of a batch count at the input of a group of layers; None: all the same."""
+        """What the tokens `(B T,)` of a batch count at the input of a group of layers; None: all the same."""
         found = self._saliency.get(block.full_name(block.inputs[group].names[0]))
-        if found is None:
-            return None
-        real = self._real(number)
-        return found[number] if real is None else found[number].index_select(0, real)
+        return None if found is None else found[number]
 
     def _embed(self) -> None:
         """The tokens' embeddings, and a place for the hidden states of every batch."""

@@ -37,6 +37,9 @@ from .unloading import Unloading
 if TYPE_CHECKING:
     import transformers
 
+UNSEEN = "no token of the calibration data was sent there: rounded to the nearest"
+"""Note of such a layer."""
+
 Progress = Callable[[float, str], None]
 """Called with the number of blocks done, fractions included, and a note."""
 
@@ -58,7 +61,7 @@ def describe_blocks(
     Raises:
         ModelError: the model has other blocks than the supported families, or see `layers.choose_layers`.
     """
-    layout = layout_of(model.config.model_type)
+    layout = layout_of(model.config)
     try:
         modules = list(model.get_submodule(layout.blocks))  # type: ignore[call-overload]
         linears = {}
@@ -70,7 +73,7 @@ def describe_blocks(
     except AttributeError as error:
         raise ModelError(
             f"{type(model).__name__} has no decoder blocks of a known form: {error}.",
-            hint=f"Supported: dense models of the families {', '.join(FAMILIES)}, not quantized before.",
+            hint=f"Supported: models of the families {', '.join(FAMILIES)}, not quantized before.",
         ) from error
     chosen = choose_layers(linears, schemes, skip=skip, indivisible=indivisible, ends=end_shapes(model))
     blocks = [embedding_block(model, chosen[EMBEDDING])] if EMBEDDING in chosen else []
@@ -235,7 +238,7 @@ def _quantize_block(
     folds = stats is not None and type(quantizer).quantize_block is not Quantizer.quantize_block
     before = {name: each.detach().clone() for name, each in block.module.named_parameters()} if folds else {}
     note = "" if block.name else f"rounded to nearest: {type(quantizer).__name__} works on whole blocks"
-    result = rounded(block, note) if stats is None else quantizer.quantize_block(block, stats)
+    result = rounded(block, note) if stats is None else solved(block, quantizer, stats)
     stats = stats or {name: LinearStats() for name in block.names()}
     block.streams = None
     check_result(block, result, type(quantizer).__name__)
@@ -251,7 +254,7 @@ def _quantize_block(
         for name in group.names:
             w_hat = grid_of(block.schemes[name]).decode_layer(result[name])
             weight = block.linear(name).weight.float()
-            hessian = stats[name].hessian
+            hessian = stats[name].hessian if stats[name].tokens else None
             if folded is not None and hessian is not None:
                 hessian = hessian / folded / folded[:, None]
             unknown = group.before in moved and folded is None
@@ -276,6 +279,17 @@ def _quantize_block(
         for name, layer in result.items()
     ]
     return result, reports
+
+
+def solved(block: Block, quantizer: Quantizer, stats: dict[str, LinearStats]) -> dict[str, QuantizedWeight]:
+    """What a quantizer makes of a block; experts that no token was sent to are rounded to the nearest instead."""
+    unseen = [group for group in block.inputs if quantizer.needs and not stats[group.names[0]].tokens]
+    if not unseen:
+        return dict(quantizer.quantize_block(block, stats))
+    seen = replace(block, inputs=[group for group in block.inputs if group not in unseen])
+    result = dict(quantizer.quantize_block(seen, {name: stats[name] for name in seen.names()})) if seen.inputs else {}
+    check_result(seen, result, type(quantizer).__name__)
+    return result | rounded(replace(block, inputs=unseen), UNSEEN)
 
 
 def rounded(block: Block, note: str) -> dict[str, QuantizedWeight]:

@@ -20,6 +20,7 @@ from ..errors import NumericsError
 from ..storage import read_json, write_json
 from .checkpoint import decoded
 from .devices import default_dtype
+from .experts import separate_experts
 from .families import Layout, layout_of
 from .hf_folder import ShardWriter
 from .memory import give_back
@@ -53,7 +54,7 @@ def largest_difference(
             raise NumericsError(
                 f"'{folder}' is not the model that was exported: {name} was changed.", hint="Do not serve it."
             )
-    layout = layout_of(reader.config.model_type)
+    layout = layout_of(reader.config)
     embeddings = reader.tensor(f"{layout.embeddings}.weight")
     tokens = torch.randint(0, len(embeddings), (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
     hidden, few = embeddings[tokens].to(device, default_dtype(device)), embeddings[:VOCABULARY].clone()
@@ -73,7 +74,7 @@ def telling(reader: CheckpointReader) -> list[int]:
     Where all layers of a file were decoded and found equal, these blocks tell whether it is read right.
     """
     config = reader.config
-    count, layout = int(config.num_hidden_layers), layout_of(config.model_type)
+    count, layout = int(config.num_hidden_layers), layout_of(config)
     kinds = getattr(config, "layer_types", None) or [""] * count
     chosen, seen = list[int](), set[Any]()
     for block in range(count):
@@ -101,7 +102,7 @@ def _pairs(
         blocks: those that are looked at.
     """
     stored, config = StoredTensors(folder), read_json(folder / "config.json")
-    layout, dtype = layout_of(config["model_type"]), hidden.dtype
+    layout, dtype = layout_of(config), hidden.dtype
     norm: Any = None
     for block in blocks:
         inside = f"{layout.block(block)}."
@@ -202,6 +203,7 @@ def _filled(
     with accelerate.init_empty_weights(include_buffers=False):
         made = type(reader.config).from_dict(config)
         model: Any = transformers.AutoModelForCausalLM.from_config(made, dtype=dtype)
+        separate_experts(model)
     state = {name: tensor.to(dtype) for name, tensor in tensors}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()

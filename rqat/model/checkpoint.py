@@ -30,6 +30,7 @@ from ..quiet import quiet_loading
 from ..scheme import Scheme
 from ..storage import sweep, write_text
 from .devices import default_dtype
+from .experts import separate_experts
 from .extras import generation_settings
 from .hf_folder import save_tokenizer
 from .hub import GENERATION_FILE, QUANTIZED_FILE
@@ -181,6 +182,7 @@ def assembled(
     }
     if wrong:
         raise damaged(folder, ", ".join(f"{name} {what}" for name, what in sorted(wrong.items())))
+    separate_experts(model)
     model.config._name_or_path = str(folder)
     if (folder / GENERATION_FILE).exists():  # else it is derived from config.json, which knows one end token only
         model.generation_config = settings_in(folder)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..keys import ModelKeys
-from .families import FAMILIES, Layout, layout_of
+from .families import EXPERTS, FAMILIES, Layout, layout_of
 from .hub import (
     INDEX,
     QUANTIZED_FILE,
@@ -84,7 +84,7 @@ class ModelConfig:
     @property
     def layout(self) -> Layout:
         """What its modules are called."""
-        return layout_of(self.model_type)
+        return layout_of(self.raw)
 
     @property
     def blocks(self) -> int:
@@ -268,7 +268,7 @@ def check_quantizable(config: ModelConfig) -> None:
     """Refuses models that this version cannot quantize.
 
     Raises:
-        ModelError: it is quantized already, of another architecture, a mixture of experts, or not complete.
+        ModelError: it is quantized already, of another architecture, or not complete.
     """
     path = config.keys.path
     if config.folder is not None and (config.folder / QUANTIZED_FILE).is_file():
@@ -282,13 +282,12 @@ def check_quantizable(config: ModelConfig) -> None:
             f"'{path}' is quantized already ({method}).",
             hint="Name the checkpoint it was made from, in 16 or 32 bits; training may begin with this one: `start:`.",
         )
-    experts = next(
-        (key for key in ("num_experts", "num_local_experts", "n_routed_experts") if config.raw.get(key)), None
-    )
-    if experts is not None:
+    experts = next((key for key in EXPERTS if config.raw.get(key)), None)
+    if experts is not None and not config.layout.expert:
         raise ModelError(
-            f"'{path}' is a mixture of experts ({experts}: {config.raw[experts]}), which this version cannot quantize.",
-            hint=f"Supported: dense models of the families {', '.join(FAMILIES)}.",
+            f"'{path}' is a mixture of experts ({experts}: {config.raw[experts]}) of the architecture "
+            f"'{config.model_type}', which this version cannot quantize.",
+            hint=f"Supported: {', '.join(FAMILIES)}.",
         )
     if config.model_type not in FAMILIES:
         raise ModelError(
@@ -296,6 +295,11 @@ def check_quantizable(config: ModelConfig) -> None:
             hint=f"Supported: {', '.join(FAMILIES)}.",
         )
     layout = config.layout
+    if mixes_blocks(config):
+        raise ModelError(
+            f"'{path}' has blocks with experts and blocks without (mlp_only_layers, decoder_sparse_step).",
+            hint="This version quantizes models in which every block has experts, or none has.",
+        )
     others = [layout.embeddings, layout.norm, *([] if config.tied else [layout.head])]
     expected = [f"{name}.weight" for name in (*layout.layer_names(config.blocks), *others)]
     missing = [name for name in expected if name not in config.tensors]
@@ -305,6 +309,12 @@ def check_quantizable(config: ModelConfig) -> None:
             f"'{path}' lacks tensors that its config.json asks for: {', '.join(missing[:3])}{more}.",
             hint="The checkpoint is incomplete or in another layout; save it with save_pretrained or fetch it again.",
         )
+
+
+def mixes_blocks(config: ModelConfig) -> bool:
+    """Whether some of a model's blocks have experts and others have none."""
+    raw = config.raw
+    return bool(config.layout.expert and (raw.get("mlp_only_layers") or raw.get("decoder_sparse_step", 1) != 1))
 
 
 def weight_files(folder: Path) -> list[Path]:

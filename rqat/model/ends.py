@@ -60,5 +60,5 @@ def embedding_block(model: transformers.PreTrainedModel, scheme: Scheme) -> Bloc
 
 def head_block(model: transformers.PreTrainedModel, scheme: Scheme) -> Block:
     """The model's end as a block with one layer. Nothing may be folded: the norm is not the block before's."""
-    end = ModelEnd(model.get_submodule(layout_of(model.config.model_type).norm), model.get_submodule(HEAD))
+    end = ModelEnd(model.get_submodule(layout_of(model.config).norm), model.get_submodule(HEAD))
     return Block("", end, (SharedInput((HEAD,)),), {HEAD: scheme})

@@ -21,7 +21,7 @@ from ..contracts import Problem
 from ..errors import ModelError, RqatError
 from ..figures import size
 from ..keys import ModelKeys
-from .config import MLX, ModelConfig, read_config, weight_files
+from .config import MLX, ModelConfig, mixes_blocks, read_config, weight_files
 from .families import FAMILIES
 from .hub import GENERATION_FILE, QUANTIZED_FILE, uncertain_files
 from .vocabulary import check_vocabularies
@@ -209,11 +209,14 @@ def refuse_unasked(path: str, names: list[str]) -> None:
 
 def unasked(config: ModelConfig) -> list[str]:
     """Names of tensors that a model of a known family does not have; none where the family is not known."""
-    if config.model_type not in FAMILIES or config.quantization is not None:
+    if config.model_type not in FAMILIES or config.quantization is not None or mixes_blocks(config):
         return []
     layout = config.layout
     linears = [name for group in layout.inputs for name in group.names]
-    inside = {f"{name}.weight" for name in (*linears, *layout.norms)} | {f"{name}.bias" for name in _biased(config)}
+    router = [layout.router] if layout.router else []
+    inside = {f"{name}.weight" for name in (*linears, *layout.norms, *router)} | {
+        f"{name}.bias" for name in _biased(config)
+    }
     asked = {f"{name}.weight" for name in (layout.embeddings, layout.norm, layout.head)}
     asked |= {f"{layout.block(index)}.{name}" for index, name in product(range(config.blocks), inside)}
     return sorted(name for name in config.tensors if name not in asked and not UNUSED.search(name))

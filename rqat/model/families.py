@@ -7,8 +7,10 @@ tiny model. Quantization, the folding of scales and the engine's decoder read th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Any
 
 from ..contracts import SharedInput
 
@@ -31,6 +33,10 @@ class Layout:
             stored as one.
         down: the MLP's last layer.
         norms_behind: norms of what attention and the MLP put out.
+        expert: of a mixture of experts, what one of them is called inside a block, with its number as `{}`; `gate_up`
+            and `down` are then inside of it. "" elsewhere.
+        router: what chooses the experts; it stays as it is.
+        experts: how many a block has, which `layout_of` finds in a configuration.
     """
 
     embeddings: str
@@ -46,6 +52,9 @@ class Layout:
     norm: str
     head: str
     norms_behind: tuple[str, ...] = ()
+    expert: str = ""
+    router: str = ""
+    experts: int = 0
 
     @cached_property
     def inputs(self) -> tuple[SharedInput, ...]:
@@ -55,12 +64,18 @@ class Layout:
         between the heads that share a value. Nothing folds into one part of a layer that is several.
         """
         values, up = (layers[-1] if layers[1:] else None for layers in (self.qkv, self.gate_up))
-        return (
+        attention = (
             SharedInput(self.qkv, before=self.attention_norm or None),
             SharedInput((self.out,), before=values),
-            SharedInput(self.gate_up, before=self.mlp_norm or None),
-            SharedInput((self.down,), before=up),
         )
+        if not self.expert:
+            mlp = (SharedInput(self.gate_up, before=self.mlp_norm or None), SharedInput((self.down,), before=up))
+            return (*attention, *mlp)
+        inside = [f"{self.expert.format(number)}." for number in range(self.experts)]
+        shared = ((tuple(f"{one}{name}" for name in self.gate_up), one) for one in inside)
+        # The norm before them is read by all experts and by what chooses them: nothing folds into it.
+        pairs = ((SharedInput(names), SharedInput((f"{one}{self.down}",), before=names[-1])) for names, one in shared)
+        return (*attention, *(each for pair in pairs for each in pair))
 
     @property
     def norms(self) -> list[str]:
@@ -129,6 +144,11 @@ GEMMA3 = replace(
 )
 """As in arXiv 2503.19786: norms before and behind, each of which multiplies by one more than its weight."""
 
+QWEN3_MOE = replace(
+    LLAMA, expert="mlp.experts.{}", router="mlp.gate", gate_up=("gate_proj", "up_proj"), down="down_proj"
+)
+"""As in arXiv 2505.09388: every block has a mixture of experts."""
+
 FAMILIES = {
     "gemma3_text": Family(GEMMA3, tied=True, undecodable="it has norms behind attention and MLP"),
     "llama": Family(LLAMA),
@@ -137,13 +157,32 @@ FAMILIES = {
     "phi3": Family(PHI3, always_slides=True),
     "qwen2": Family(LLAMA),
     "qwen3": Family(LLAMA),
+    "qwen3_moe": Family(QWEN3_MOE, undecodable="its MLPs are mixtures of experts"),
     "seed_oss": Family(LLAMA),
     "smollm3": Family(LLAMA, undecodable="some of its blocks have no rotary embedding"),
 }
-"""By `model_type`: the dense families that can be quantized."""
+"""By `model_type`: the families that can be quantized."""
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What config.json calls the number of experts."""
 
 
-def layout_of(model_type: str) -> Layout:
-    """The layout of a family; that of most for one that is not known, so that what it lacks can be told by name."""
-    family = FAMILIES.get(model_type)
-    return LLAMA if family is None else family.layout
+def layout_of(config: Any) -> Layout:
+    """The layout of a model; that of most for a family that is not known, so that what it lacks can be told by name.
+
+    Args:
+        config: config.json, the same as transformers has it, or the name of a family without experts.
+    """
+    if isinstance(config, str):
+        config = {"model_type": config}
+    read = config.get if isinstance(config, Mapping) else lambda name: getattr(config, name, None)
+    family = FAMILIES.get(str(read("model_type")))
+    layout = LLAMA if family is None else family.layout
+    if not layout.expert:
+        return layout
+    return _with_experts(layout, next((int(count) for name in EXPERTS if (count := read(name))), 0))
+
+
+@cache
+def _with_experts(layout: Layout, count: int) -> Layout:
+    return replace(layout, experts=count)

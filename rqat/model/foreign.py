@@ -87,7 +87,7 @@ def _layers(folder: Path, tensors: Iterable[str], key: str) -> Iterator[str]:
     """
     found = {name.removesuffix(f".{key}") for name in tensors if name.endswith(f".{key}")}
     config = read_json(folder / "config.json")
-    layout = layout_of(str(config.get("model_type")))
+    layout = layout_of(config)
     known = [
         *([EMBEDDING] if key == KEYS[MLX] else []),
         *layout.layer_names(int(config.get("num_hidden_layers", 0))),

@@ -16,6 +16,7 @@ from .checkpoint import ends_alone
 from .config import check_quantizable, read_config
 from .devices import default_dtype
 from .ends import is_tied
+from .experts import separate_experts
 from .extras import (
     check_checkpoint,
     check_loader,
@@ -77,6 +78,7 @@ def load_model(
             refuse_unasked(keys.path, inside)
         if config.tied and model.get_output_embeddings() is not None and not is_tied(model):
             refuse_second_head(keys.path)
+        separate_experts(model)
     check_tokenizer(keys.path, model, tokenizer)
     model = model.to(device).eval()
     check_finite(keys.path, model)
@@ -109,6 +111,7 @@ def open_model(
             model: Any = transformers.AutoModelForCausalLM.from_config(
                 settings, dtype=default_dtype(device, keys.dtype), **trusted
             )
+            separate_experts(model)
         model.tie_weights()
         if generation_settings(folder):
             own = ends_alone(folder).get("generation_config")
@@ -137,7 +140,7 @@ def open_model(
 
 def _has_second_head(model: transformers.PreTrainedModel, stored: StoredTensors) -> bool:
     """Whether the files hold another head than the embedding that it is tied to."""
-    layout = layout_of(model.config.model_type)
+    layout = layout_of(model.config)
     names = [f"{name}.weight" for name in (layout.embeddings, layout.head)]
     return stored.tensors.keys() >= {*names} and not torch.equal(*map(stored.read, names))
 

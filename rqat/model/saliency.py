@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .experts import routed
 from .memory import BACKWARD_TOKENS
 from .watching import hidden_of
 
@@ -121,10 +122,16 @@ def _summing(
     """Adds the squared gradients on what linear layers put out to `sums`, `(B, T)` each."""
 
     def hook(total: Tensor) -> Callable[[nn.Module, Any, Tensor], None]:
-        def add(gradient: Tensor) -> None:
-            total.add_(gradient.float().square().sum(-1))
-
         def watch(module: nn.Module, given: Any, out: Tensor) -> None:
+            tokens = routed(given[0])
+
+            def add(gradient: Tensor) -> None:
+                squares = gradient.float().square().sum(-1)
+                if tokens is None:
+                    total.add_(squares)
+                else:  # of an expert
+                    total.view(-1).index_add_(0, tokens, squares)
+
             if out.requires_grad:
                 out.register_hook(add)
 

@@ -58,7 +58,7 @@ def second_order(
         with _watched(model, units, widths, tries, moved):
             yield
         for unit, change in moved.items():
-            sums[unit] += change.double().square().sum((0, 1)).cpu() / 2
+            sums[unit] += change.double().square().flatten(0, -2).sum(0).cpu() / 2
 
     Activations(model, decoder, batches).send_back(model, around)
     return {unit: dict(zip(widths[unit], (own / max(1, tokens)).tolist(), strict=True)) for unit, own in sums.items()}
@@ -72,7 +72,10 @@ def _watched(
     tries: Tries,
     moved: dict[Unit, Tensor],
 ) -> Iterator[None]:
-    """Adds what every width would change a token's log-likelihood by to `moved`, `(B, T, widths)` for every unit."""
+    """Adds what every width would change a token's log-likelihood by to `moved`: `(B, T, widths)` for every unit.
+
+    Of an expert `(N, widths)`, for the tokens that were sent to it.
+    """
 
     def hook(unit: Unit, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def watch(module: nn.Module, given: Any, out: Tensor) -> None:
@@ -163,7 +166,7 @@ def measure(
         progress: told the share of the work that is done.
     """
     found: dict[str, dict[str, float]] = read_json(kept) or {}
-    layout = layout_of(model.config.model_type)
+    layout = layout_of(model.config)
     places = [layout.block(index) for index in range(model.config.num_hidden_layers)]
     inside = [unit for unit in units if unit[0] not in ENDS]
     if not all(unit[0] in found for unit in inside):

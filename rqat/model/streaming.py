@@ -56,7 +56,7 @@ class Streamed:
             self._places.setdefault(own, []).append((model.get_submodule(inside), last))
             self._empty[own] = parameter
         if not self.whole:
-            layout = layout_of(model.config.model_type)
+            layout = layout_of(model.config)
             parts = (f"{layout.blocks}.", f"{layout.embeddings}.", f"{layout.head}.")
             for name in [name for name in self._own if not name.startswith(parts)]:
                 self._put(self._own[name], self.read(name))

@@ -23,7 +23,7 @@ from ..contracts.grids import PARTS
 from ..grids import grid_of
 from ..scheme import Scheme, Schemes
 from .activations import Activations, TokenBatch
-from .blocks import describe_blocks, is_decoder_layer, rounded, statistics_of
+from .blocks import describe_blocks, is_decoder_layer, rounded, solved, statistics_of
 from .ends import is_tied
 from .tensor_file import TensorFile
 from .tensors import open_tensors, write_tensors
@@ -169,7 +169,7 @@ def _alone(block: Block, quantizer: Quantizer, stats: dict[str, LinearStats]) ->
     Of one that folds scales into other modules the codes mean nothing without those: the grid's own fit stands in.
     """
     before = {name: parameter.detach().clone() for name, parameter in block.module.named_parameters()}
-    made = quantizer.quantize_block(block, stats)
+    made = solved(block, quantizer, stats)
     moved = [name for name, own in block.module.named_parameters() if not torch.equal(own, before[name])]
     for name in moved:
         block.module.get_parameter(name).copy_(before[name])

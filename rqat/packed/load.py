@@ -22,6 +22,7 @@ from ..keys import ModelKeys
 from ..model.checkpoint import DENSE_FILE, decoded, load_layers, scheme_of, settings_in
 from ..model.config import ModelConfig, read_config
 from ..model.devices import default_dtype, device_called
+from ..model.experts import separate_experts
 from ..model.families import FAMILIES
 from ..model.hub import GENERATION_FILE, QUANTIZED_FILE
 from ..model.layers import EMBEDDING, ENDS, HEAD
@@ -176,6 +177,7 @@ def _build(
         # Buffers are real: the rotary embedding computes its own.
         with accelerate.init_empty_weights(include_buffers=False):
             model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+            separate_experts(model)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise damaged(folder, " ".join(str(error).split())[:300]) from error
     state = {

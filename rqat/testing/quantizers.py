@@ -77,7 +77,7 @@ class QuantizerSuite(Suite):
         from ..model.families import layout_of
 
         model, _ = tiny_model()
-        scheme, layout = Scheme.parse("w8g32"), layout_of(model.config.model_type)
+        scheme, layout = Scheme.parse("w8g32"), layout_of(model.config)
         schemes = {name: scheme for shared in layout.inputs for name in shared.names}
         block = Block(layout.block(0), model.get_submodule(layout.block(0)), layout.inputs, schemes)
         tokens = torch.arange(64).view(2, 32) % model.config.vocab_size

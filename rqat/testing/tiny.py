@@ -123,7 +123,7 @@ def rounded_layers(model: transformers.PreTrainedModel, spelling: str = "w2g32")
     """Every layer of a tiny model, rounded to 2 bits."""
     from ..model.families import layout_of
 
-    scheme, names = Scheme.parse(spelling), layout_of(model.config.model_type).layer_names(2)
+    scheme, names = Scheme.parse(spelling), layout_of(model.config).layer_names(2)
     weights = {name: model.get_parameter(f"{name}.weight").detach() for name in names}
     return {name: rounded(weight, scheme) for name, weight in weights.items()}
 
@@ -138,7 +138,7 @@ def save_rounded(folder: Path, scheme: Scheme, *, embedding: bool = False) -> No
     from ..model.families import layout_of
 
     model, tokenizer = tiny_model()
-    layers, layout = {}, layout_of(model.config.model_type)
+    layers, layout = {}, layout_of(model.config)
     for name in ([layout.embeddings] if embedding else []) + layout.layer_names(2):
         weight = model.get_parameter(f"{name}.weight").data
         layers[name] = rounded(weight, scheme)

@@ -34,7 +34,7 @@ def offered_of(job: Job, step: Step, model: transformers.PreTrainedModel, *, emb
     """What a measure step offers of a model; see `rqat.stages.measure.Measure.offer`."""
     keys = step.settings
     assert isinstance(keys, MeasureSettings)
-    layout, blocks = layout_of(model.config.model_type), model.config.num_hidden_layers
+    layout, blocks = layout_of(model.config), model.config.num_hidden_layers
     return offer(
         job.plan.scheme, keys.widths, keys.ends, embedding,
         linears={name: shape_of(model, name) for name in layout.layer_names(blocks)},

@@ -104,6 +104,10 @@ def _servers(step: Step, config: ModelConfig, schemes: Mapping[str, Scheme]) -> 
     found = seen(format_name, packed, torn)
     if not found:  # a format that nobody tried: another plugin's, or rqat's own
         return
+    if config.layout.experts:
+        text = f"'{format_name}' with packed experts was seen to load in no server, and transformers refuses it."
+        yield step.finding("error", "", text, "`export: rqat` packs them and `export: bf16` loads everywhere.")
+        return
     fusing = [each.server for each in found if each.server in FUSING]
     if torn and fusing:
         parts = "; ".join(", ".join(name.rpartition(".")[2] for name in names) for names in torn)

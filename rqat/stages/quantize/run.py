@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from ...contracts import Quantizer, Transform
 from ...job import Job
 from ...model.activations import TokenBatch
 from ...model.block_store import LayerReport
-from ...model.blocks import quantize_model
+from ...model.blocks import UNSEEN, quantize_model
 from ...model.checkpoint import keep_generation_settings
 from ...model.config import read_config
 from ...model.families import layout_of
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     import transformers
 
 log = logging.getLogger("rqat")
+
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\..*")
+"""Full name of a layer of an expert."""
 
 
 def run(job: Job, step: Step) -> dict[str, Any]:
@@ -83,9 +87,9 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     keep_generation_settings(read_config(job.plan.model, offline=job.offline).fetch(offline=job.offline), work)
     write_json(work / "layers.json", [entry_of(report) for report in reports])
     notes = {report.name: report.note for report in reports if report.note}
-    for name, note in notes.items():
-        log.warning("%s: %s", name, note)
-    left = sum(name not in layers for name in layout_of(model.config.model_type).layer_names(blocks))
+    for line in told_notes(notes):
+        log.warning("%s", line)
+    left = sum(name not in layers for name in layout_of(model.config).layer_names(blocks))
     if left:
         log.warning("%d linear layers were left as they are.", left)
     sizes = size_of(reports, sum(parameter.numel() for parameter in model.parameters()))
@@ -117,6 +121,23 @@ def transforms_of(job: Job, step: Step) -> Iterator[tuple[str, dict[str, Any], T
     for role, use in step.parts.items():
         if role.startswith("transform"):
             yield use.card.full_name, use.options.model_dump(mode="json"), job.make(step, role)
+
+
+def told_notes(notes: Mapping[str, str]) -> Iterator[str]:
+    """Notes of layers, a line each; of experts that saw no token, a line for each block, since there may be thousands.
+
+    Args:
+        notes: by full name of the layer.
+    """
+    unseen: dict[str, dict[str, None]] = {}
+    for name, note in notes.items():
+        expert = EXPERT.fullmatch(name)
+        if note == UNSEEN and expert:
+            unseen.setdefault(expert[1], {})[expert[2]] = None
+        else:
+            yield f"{name}: {note}"
+    for block, numbers in unseen.items():
+        yield f"{block} {', '.join(numbers)}: {UNSEEN}"
 
 
 def entry_of(report: LayerReport) -> dict[str, Any]:

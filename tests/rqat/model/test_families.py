@@ -23,6 +23,7 @@ from rqat.model.blocks import describe_blocks
 from rqat.model.blockwise import largest_difference
 from rqat.model.checkpoint import decoded, save_checkpoint
 from rqat.model.config import check_quantizable, read_config
+from rqat.model.experts import separate_experts
 from rqat.model.families import FAMILIES, LLAMA, layout_of
 from rqat.model.hf_folder import write_config
 from rqat.model.reader import CheckpointReader
@@ -40,13 +41,20 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": 7}),
     "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 24}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {"head_dim": 24, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
     "seed_oss": ("SeedOss", {"head_dim": 24, "attention_out_bias": True}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
 }
 
-FOLDS = {"gemma3_text": 4, "olmo2": 4, "phi3": 4}
+FOLDS = {"gemma3_text": 4, "olmo2": 4, "phi3": 4, "qwen3_moe": 10}
 """Places of two blocks that a scale folds into, where they are not 8: not into norms that are behind or add one, nor
 into a part of a layer that is several."""
+
+OTHERS = [name for name, family in FAMILIES.items() if family.layout is not LLAMA and not family.layout.expert]
+"""Dense families whose modules are not those of most."""
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -64,6 +72,7 @@ def random_model(family: str, *, tied: bool = False) -> transformers.PreTrainedM
         model = getattr(transformers, f"{name}ForCausalLM")(config)
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+    separate_experts(model)
     return model.eval().requires_grad_(False)
 
 
@@ -90,7 +99,7 @@ def test_blocks_have_every_linear_layer_once(family: str) -> None:
     blocks = describe_blocks(model, Schemes.parse("w4g32"))
     found = [f"{block.name}.{name}" for block in blocks for name in block.names()]
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    assert sorted([*found, layout_of(family).head]) == sorted(linears)
+    assert sorted([*found, layout_of(model.config).head]) == sorted(linears)
 
 
 @every_family
@@ -132,7 +141,7 @@ def test_the_engine_writes_what_transformers_writes_or_says_why_not(family: str)
     assert len(set(expected[0])) > 2
 
 
-@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.layout is not LLAMA])
+@pytest.mark.parametrize("family", OTHERS)
 def test_an_exported_model_of_another_layout_is_read_back_by_transformers(family: str, tmp_path: Path) -> None:
     """Whole, and block by block, as large models are compared."""
     model, layers = random_model(family, tied=True), dict[str, QuantizedWeight]()
