@@ -103,16 +103,20 @@ def test_an_expert_is_calibrated_on_the_tokens_sent_to_it_without_padding() -> N
     separate_experts(model)
     mask = torch.ones(2, 20, dtype=torch.bool)
     mask[1, 12:] = False
-    watcher, inputs = Watcher(rqat.Options()), {}
+    watcher, inputs = Watcher(rqat.Options()), dict[int, tuple[torch.Tensor, torch.Tensor | None]]()
     experts = model.model.layers[0].mlp.experts
-    hooks = [
-        one.up_proj.register_forward_pre_hook(lambda _, x, n=number: inputs.setdefault(n, (x[0], routed(x[0]))))
-        for number, one in enumerate(experts)
-    ]
+
+    def keep(number: int):
+        def hook(module, given):
+            inputs[number] = given[0].clone(), routed(given[0])
+
+        return hook
+
+    hooks = [one.up_proj.register_forward_pre_hook(keep(number)) for number, one in enumerate(experts)]
     model(IDS)  # of the first block: the one whose attention is still the original's
     for hook in hooks:
         hook.remove()
-    before = {number: (x.clone(), tokens) for number, (x, tokens) in inputs.items()}
+    before = dict(inputs)
     quantize_model(model, [TokenBatch(IDS, mask)], watcher, Scheme.parse("w8g32"))
     for number, (x, tokens) in before.items():
         rows = x[mask.flatten()[tokens]]
@@ -127,12 +131,17 @@ def test_an_expert_is_calibrated_on_the_tokens_sent_to_it_without_padding() -> N
 def test_experts_that_saw_no_token_are_rounded_and_named(method: str) -> None:
     model, registry = mixture(experts=16, chosen=1), Registry.current()
     separate_experts(model)
-    seen = [set(), set()]
-    hooks = [
-        one.up_proj.register_forward_pre_hook(lambda _, x, b=block, n=number: len(x[0]) and seen[b].add(n))
-        for block in range(2)
-        for number, one in enumerate(model.model.layers[block].mlp.experts)
-    ]
+    seen = set[int]()
+
+    def look(number: int):
+        def hook(module, given):
+            if len(given[0]):
+                seen.add(number)
+
+        return hook
+
+    experts = model.model.layers[0].mlp.experts
+    hooks = [one.up_proj.register_forward_pre_hook(look(number)) for number, one in enumerate(experts)]
     quantizer = registry.make(card := registry.card("quantizer", method), registry.options(card, {}))
     _, reports = quantize_model(model, [TokenBatch(IDS[:1, :6])], quantizer, Scheme.parse("w4g32"))
     for hook in hooks:
@@ -140,7 +149,7 @@ def test_experts_that_saw_no_token_are_rounded_and_named(method: str) -> None:
     noted = {report.name for report in reports if report.note == UNSEEN}
     numbers = {int(name.split(".")[5]) for name in noted if name.startswith("model.layers.0.")}
     assert len(numbers) >= 10
-    assert not numbers & seen[0]
+    assert numbers | seen == {*range(16)}
     lines = [*told_notes(dict.fromkeys(sorted(noted), UNSEEN))]
     assert len(lines) == 2, "one for each block"
     assert lines[0].startswith("model.layers.0.mlp.experts ")
