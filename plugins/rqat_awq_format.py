@@ -11,6 +11,7 @@ Any quantizer's weights can be written so: the format is called after a method, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -91,11 +92,14 @@ class Awq(rqat.Exporter):
     def config(self, layers: Mapping[str, rqat.Scheme], skipped: Sequence[str]) -> dict[str, Any]:
         """See `Exporter`.
 
+        Skipped layers are named twice: gptqmodel reads `dynamic` alone, all others `modules_to_not_convert`.
+
         Raises:
             ModelError: layers of different schemes, which the format cannot hold.
         """
         for problem in self.options.check(rqat.Context(schemes=layers)):
             raise rqat.ModelError(problem.text, hint=problem.hint)
+        inside = [name for name in skipped if name != HEAD]
         return {
             "quant_method": "awq",
             "version": "gemm",
@@ -103,6 +107,7 @@ class Awq(rqat.Exporter):
             "group_size": next(iter(layers.values())).group,
             "zero_point": True,
             "modules_to_not_convert": list(skipped),
+            **({"dynamic": {f"-:^{re.escape(name)}$": {} for name in inside}} if inside else {}),
         }
 
 

@@ -38,6 +38,7 @@ from .scheme import Schemes
 from .stages import keys_of
 from .stages.calibrate.given import Calibration, given_batches
 from .stages.export.run import export_checkpoint
+from .stages.quantize.run import told_notes
 from .storage import PARTIAL, publish, writable_folder
 from .train.latents import first_latents, load_latents, save_latents
 from .train.optimizer import QuantizedOptimizer
@@ -202,9 +203,8 @@ def quantize(
         loaded.eval(), batches, quantizer, schemes, skip=keys.skip, indivisible=keys.indivisible
     )
     loaded.train(training)
-    for report in reports:
-        if report.note:
-            log.warning("%s: %s", report.name, report.note)
+    for line in told_notes({report.name: report.note for report in reports if report.note}):
+        log.warning("%s", line)
     return QuantizedModel(loaded, tokenizer, dict(layers), source=source, transforms=transforms)
 
 

@@ -27,6 +27,7 @@ from ..scheme import Scheme, Schemes
 from .activations import Activations, TokenBatch
 from .block_store import BlockStore, FinishedLayers, LayerReport
 from .ends import embedding_block, end_shapes, head_block, is_tied
+from .experts import separate_experts
 from .families import FAMILIES, layout_of
 from .layers import EMBEDDING, HEAD, choose_layers
 from .output_error import input_scale, relative_error
@@ -121,6 +122,8 @@ def quantize_model(
         ModelError: see `describe_blocks`. DataError: statistics are needed and there are no tokens.
         NumericsError: activations are not finite. PluginError: the quantizer breaks its contract.
     """
+    if not isinstance(model, Streamed):
+        separate_experts(model)
     weights = model if isinstance(model, Streamed) else Streamed(model)
     model = weights.model
     blocks = describe_blocks(model, Schemes.parse(schemes), skip=skip, indivisible=indivisible)

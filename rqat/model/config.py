@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .hub import (
     resolve,
     shard_names,
 )
+from .packed_shapes import packed_shape
 from .vocabulary import past_the_embedding, read_vocabulary
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -117,8 +119,7 @@ class ModelConfig:
     def ends(self) -> dict[str, tuple[int, int]]:
         """`(V, hidden)` of embedding and head, by full name; where they are tied, of the embedding alone."""
         names = [self.layout.embeddings, *([] if self.tied else [self.layout.head])]
-        shapes = {name: self.tensors[f"{name}.weight"].shape for name in names if f"{name}.weight" in self.tensors}
-        return {name: (shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2}
+        return {name: shape for name in names if (shape := self._shape(name))}
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:
@@ -135,15 +136,17 @@ class ModelConfig:
         """Size of the stored tensors."""
         return sum(tensor.bytes for tensor in self.tensors.values())
 
-    @property
+    @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
         """Quantizable linear layers by full name, with `(O, I)`, block by block in the order data passes them."""
-        found = {}
-        for name in self.layout.layer_names(self.blocks):
-            tensor = self.tensors.get(f"{name}.weight")
-            if tensor is not None and len(tensor.shape) == 2:
-                found[name] = (tensor.shape[0], tensor.shape[1])
-        return found
+        return {name: shape for name in self.layout.layer_names(self.blocks) if (shape := self._shape(name))}
+
+    def _shape(self, name: str) -> tuple[int, int] | None:
+        """`(O, I)` of a layer, packed or not; None where there is none."""
+        packed = packed_shape(name, self.tensors, self.quantization) if self.quantization else None
+        tensor = self.tensors.get(f"{name}.weight")
+        plain = tensor.shape if tensor is not None else ()
+        return packed or ((plain[0], plain[1]) if len(plain) == 2 else None)
 
     def identity(self) -> str:
         """Digest of the contents: small files whole, weights by header, size and 64 evenly spread samples of 4 KiB.

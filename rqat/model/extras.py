@@ -23,6 +23,7 @@ from ..figures import size
 from ..keys import ModelKeys
 from .config import MLX, ModelConfig, mixes_blocks, read_config, weight_files
 from .families import FAMILIES
+from .foreign import foreign
 from .hub import GENERATION_FILE, QUANTIZED_FILE, uncertain_files
 from .vocabulary import check_vocabularies
 
@@ -182,20 +183,35 @@ def _samples(folder: Path, name: str) -> bytes:
 
 
 def check_loader(config: ModelConfig) -> None:
-    """Refuses a quantized checkpoint that transformers loads only with packages that are not installed."""
+    """Refuses a quantized checkpoint that neither transformers loads here nor rqat itself."""
+    if not needs_decoding(config):
+        return
     method = str((config.quantization or {}).get("quant_method", ""))
+    if config.folder is not None:
+        with suppress(ModelError):
+            foreign(config.folder, config.quantization or {})
+            return
     if method == MLX:
         raise ModelError(
-            f"'{config.keys.path}' is an MLX checkpoint, which transformers does not load.",
-            hint="Use mlx_lm, or the step of the run it was exported from; training may begin with it: `start:`.",
+            f"'{config.keys.path}' is an MLX checkpoint of a kind that neither transformers loads nor rqat.",
+            hint="Use mlx_lm, or the step of the run it was exported from.",
         )
-    missing = [name for name, module in LOADERS.get(method, {}).items() if find_spec(module) is None]
-    if missing:
-        raise ModelError(
-            f"'{config.keys.path}' is a {method} checkpoint; transformers loads it with {' and '.join(missing)}, "
-            "not installed here.",
-            hint=f"Run: pip install {' '.join(missing)}. Or export it in another format.",
-        )
+    missing = _missing_loaders(method)
+    raise ModelError(
+        f"'{config.keys.path}' is a {method} checkpoint; transformers loads it with {' and '.join(missing)}, "
+        "not installed here.",
+        hint=f"Run: pip install {' '.join(missing)}. Or export it in another format.",
+    )
+
+
+def needs_decoding(config: ModelConfig) -> bool:
+    """Whether a quantized checkpoint is of a kind that transformers does not load with what is installed."""
+    method = str((config.quantization or {}).get("quant_method", ""))
+    return method == MLX or bool(_missing_loaders(method))
+
+
+def _missing_loaders(method: str) -> list[str]:
+    return [name for name, module in LOADERS.get(method, {}).items() if find_spec(module) is None]
 
 
 def refuse_unasked(path: str, names: list[str]) -> None:

@@ -39,8 +39,11 @@ DEAD = 2.0**-14
 """Scale given to a group of which every weight is 0, whose own scale may be 0."""
 
 
-def load_foreign(folder: Path, *, device: str = "cpu") -> Checkpoint:
-    """The model with its layers, as `load_checkpoint` gives a step of a run; float32 on the CPU, bfloat16 on CUDA.
+def load_foreign(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:
+    """The model with its layers, as `load_checkpoint` gives a step of a run.
+
+    Args:
+        dtype: of the model in memory; None is float32 on the CPU and bfloat16 on CUDA.
 
     Raises:
         ModelError: a file is missing or damaged, or holds what rqat cannot take over.
@@ -65,7 +68,7 @@ def load_foreign(folder: Path, *, device: str = "cpu") -> Checkpoint:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     others = {name: stored.read(name) for name in stored.names if name not in taken}
     others = _without_empty_biases(others, {*layers}, config)
-    return assembled(folder, layers, others, device=device, dtype=default_dtype(device))
+    return assembled(folder, layers, others, device=device, dtype=dtype or default_dtype(device))
 
 
 def _check_order(folder: Path, name: str, own: dict[str, Tensor], scheme: Scheme) -> None:

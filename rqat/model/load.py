@@ -21,11 +21,13 @@ from .extras import (
     check_checkpoint,
     check_loader,
     generation_settings,
+    needs_decoding,
     refuse_second_head,
     refuse_unasked,
     split_by_blocks,
 )
 from .families import layout_of
+from .foreign_layers import load_foreign
 from .native import load_native
 from .stored import StoredTensors
 from .stored_schemes import NATIVE
@@ -61,6 +63,8 @@ def load_model(
     folder = config.fetch(offline=offline)
     if (config.quantization or {}).get("quant_method") == NATIVE:
         return load_native(folder, device=device, dtype=default_dtype(device, keys.dtype)).model, tokenizer
+    if needs_decoding(config):
+        return load_foreign(folder, device=device, dtype=default_dtype(device, keys.dtype)).model, tokenizer
     with explained(keys.path, "model"), quiet_loading():
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,

@@ -108,11 +108,12 @@ class SourceLatents(Mapping[str, Tensor]):
 def is_source_of(source: nn.Module, model: nn.Module, layers: Mapping[str, QuantizedWeight]) -> bool:
     """Whether `model` differs from `source` in its quantized weights only, as far as they are here if they are split.
 
-    AWQ folds scales into norms and into other layers: its weights are no longer comparable with those before.
+    AWQ folds scales into norms and into other layers: its weights are no longer comparable with those before. Nor are
+    those of a source that keeps its own packed.
     """
     quantized = {f"{name}.weight" for name in layers}
     theirs = dict(source.named_parameters())
-    return all(
+    return all(name in theirs for name, _ in model.named_parameters()) and all(
         name in quantized or torch.equal(local(parameter), local(theirs[name]).to(parameter.dtype))
         for name, parameter in model.named_parameters()
     )

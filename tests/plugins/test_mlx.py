@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from rqat import Context, ModelError, Scheme
 from rqat.contracts import ModelShape
 from rqat.registry import Registry
-from tests.servers.files import export, save_rounded
+from tests.servers.files import export, last_logits, logits_of, save_rounded
 
 
 def written(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -61,7 +61,13 @@ def test_what_does_not_read_the_folder_says_so(tmp_path: Path) -> None:
     from rqat.model.load import load_model
 
     export(save_rounded(tmp_path / "start", "w2g64"), tmp_path / "out", "mlx")
-    with pytest.raises(ModelError, match="is an MLX checkpoint, which transformers does not load"):
+    model, _ = load_model(ModelKeys(path=str(tmp_path / "out")), quantizable=False)
+    expected = last_logits(tmp_path / "start")  # read by rqat, where transformers does not; float16 beside the codes
+    torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["quantization"]["mode"] = "mxfp4"
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="an MLX checkpoint of a kind that neither transformers loads nor rqat"):
         load_model(ModelKeys(path=str(tmp_path / "out")), quantizable=False)
     with pytest.raises(ModelError, match=r"quantized already \(mlx\)"):
         load_model(ModelKeys(path=str(tmp_path / "out")))

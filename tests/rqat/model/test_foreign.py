@@ -10,10 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import rqat
 from rqat import ModelError, Scheme
 from rqat.job import Job
+from rqat.keys import ModelKeys
 from rqat.model.checkpoint import load_checkpoint
+from rqat.model.config import read_config
 from rqat.model.foreign_layers import load_foreign
+from rqat.model.load import load_model
 from rqat.model.stored_schemes import stored_schemes
 from rqat.pipeline import run_pipeline
 from rqat.plan import build_plan
@@ -90,11 +94,41 @@ CASES = {
 }
 
 
-def write_foreign(folder: Path, case: str, *, family: str = "qwen3", head: bool = False, **settings: Any):
-    """A checkpoint as another tool writes it, in float16, and the float32 model it stands for."""
+def random_codes(weight: torch.Tensor, scheme: Scheme, low: int, generator: torch.Generator):
+    """Codes, zero points and scales that have nothing to do with the weight but its shape."""
+    out, width = weight.shape
+    codes = torch.randint(0, scheme.levels, (out, width), generator=generator)
+    zero = torch.randint(low, scheme.levels, (out, scheme.groups(width)), generator=generator)
+    zero = torch.full_like(zero, scheme.middle) if scheme.symmetric else zero
+    return codes, zero, ((torch.rand(zero.shape, generator=generator) + 0.1) / scheme.levels).half()
+
+
+def rounded_codes(weight: torch.Tensor, scheme: Scheme, low: int, generator: torch.Generator):
+    """Codes, zero points and scales of float16 by smallest and largest value, as most tools find them."""
+    grouped = weight.detach().float().view(len(weight), scheme.groups(weight.shape[1]), -1)
+    least, most = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+    scale = ((most - least) / scheme.max_code).half()
+    if scheme.symmetric:
+        scale = (torch.maximum(-least, most) / scheme.middle).half()
+    zero = (-least / scale.float()).round().clamp(low, scheme.max_code).long()
+    zero = torch.full_like(zero, scheme.middle) if scheme.symmetric else zero
+    codes = ((grouped / scale.float()[..., None]).round() + zero[..., None]).clamp(0, scheme.max_code)
+    return codes.view(weight.shape).long(), zero, scale
+
+
+def write_foreign(
+    folder: Path, case: str, *, family: str = "qwen3", head: bool = False, model=None, codes_of=random_codes,
+    **settings: Any,
+):  # fmt: skip
+    """A checkpoint as another tool writes it, in float16, and the float32 model it stands for.
+
+    Args:
+        model: what is quantized, in place; None is a random one.
+        codes_of: finds codes, zero points and scales.
+    """
     spelling, quantization = CASES[case]
     scheme, generator = Scheme.parse(spelling), torch.Generator().manual_seed(1)
-    model = small_model(family, tied=not head, **TINY)
+    model = model or small_model(family, tied=not head, **TINY)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
@@ -104,13 +138,8 @@ def write_foreign(folder: Path, case: str, *, family: str = "qwen3", head: bool 
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear) or (name == "lm_head" and not head):
             continue
-        out, width = module.weight.shape
-        group = scheme.group_size(width)
-        codes = torch.randint(0, scheme.levels, (out, width), generator=generator)
-        low = 1 if "v1" in case else 0
-        zero = torch.randint(low, scheme.levels, (out, width // group), generator=generator)
-        zero = torch.full_like(zero, scheme.middle) if scheme.symmetric else zero
-        scale = ((torch.rand(zero.shape, generator=generator) + 0.1) / scheme.levels).half()
+        group = scheme.group_size(module.in_features)
+        codes, zero, scale = codes_of(module.weight, scheme, 1 if "v1" in case else 0, generator)
         if case.startswith("gptq"):
             made = gptq_layer(codes, zero, scale, scheme.bits, group, 1 if "v1" in case else 2)
         elif case.startswith("mlx"):
@@ -196,6 +225,50 @@ def test_a_recipe_begins_with_one_and_exports_it_again(tmp_path: Path, case: str
     assert "quantization" not in json.loads((tmp_path / "run" / "01-start" / "config.json").read_text())
     for folder in ("01-start", "02-export/model"):
         assert (tmp_path / "run" / folder / settings.name).read_text() == settings.read_text()
+
+
+@pytest.mark.parametrize(
+    "case", ["gptq-v1", *(pytest.param(case, marks=pytest.mark.long) for case in ("gptq-v2-8", "awq", "ct", "mlx"))]
+)
+def test_a_run_of_kd_begins_with_the_accuracy_that_was_imported(tmp_path: Path, case: str) -> None:
+    """Answer by answer: the start's, and those of the weights that the file stands for, decoded here."""
+    model, tokenizer = load_model(ModelKeys(path="builtin:tiny-reasoner"))
+    expected = write_foreign(tmp_path / "theirs", case, model=model, codes_of=rounded_codes)
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    train = {"objective": "kd", "data": "arith", "steps": 1, "batch": 2, "max_tokens": 128}
+    keys = {"name": "r", "model": "builtin:tiny-reasoner", "start": str(tmp_path / "theirs"), "train": [train]}
+    plan = build_plan(built_recipe(keys | {"export": None}, {}), Registry.current())
+    assert [str(found) for found in preflight(plan) if found.level == "error"] == []
+    run_pipeline(Job(plan, tmp_path / "run", Registry.current()))
+    settings: dict[str, Any] = {"limit": 4, "steps": [1, 2], "max_new_tokens": 64}
+    start = rqat.evaluate(tmp_path / "run" / "01-start", "arith", **settings)
+    imported = rqat.evaluate(expected, "arith", tokenizer=tokenizer, **settings)
+    assert [one["completion"] for one in start.samples] == [one["completion"] for one in imported.samples]
+    assert start.results["accuracy"] == imported.results["accuracy"] > 0
+    scales = {name: layer.scale for name, layer in load_checkpoint(tmp_path / "run" / "01-start").layers.items()}
+    assert any(not torch.equal(scale.bfloat16().float(), scale) for scale in scales.values()), "float16 is kept"
+
+
+@pytest.mark.parametrize("case", ["ct", "mlx"])
+def test_who_has_nothing_but_the_checkpoint_trains_it(tmp_path: Path, case: str) -> None:
+    """It is the model, too: decoded, also where transformers has no loader for it."""
+    expected = write_foreign(tmp_path / "theirs", case)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "one", "completion": "two"}\n' * 4)
+    train = {"objective": "sft", "data": str(tmp_path / "rows.jsonl"), "steps": 1, "batch": 2, "max_tokens": 64}
+    theirs = str(tmp_path / "theirs")
+    keys = {"name": "r", "model": theirs, "start": theirs, "train": [train], "export": "rqat"}
+    plan = build_plan(built_recipe(keys, {}), Registry.current())
+    assert [str(found) for found in preflight(plan) if found.level == "error"] == []
+    config = read_config(ModelKeys(path=theirs))
+    assert config.linears == {
+        name: (one.out_features, one.in_features)
+        for name, one in expected.named_modules()
+        if isinstance(one, torch.nn.Linear) and name != "lm_head"
+    }
+    run_pipeline(Job(plan, tmp_path / "run", Registry.current()))
+    assert (tmp_path / "run" / "03-export" / "model" / "model.safetensors").is_file()
+    found, _ = load_model(ModelKeys(path=theirs), quantizable=False)
+    assert torch.equal(logits(found), logits(expected))
 
 
 @pytest.mark.parametrize(("ends", "dtype"), [("w8g32", "float16"), ("w3g32", "bfloat16")])

@@ -117,7 +117,7 @@ def test_damage_is_told(folder: Path, damage: Callable[[Path], object], message:
     [
         (change_config(quantization_config={"quant_method": "gptq"}), "is quantized already (gptq)"),
         (change_config(model_type="gemma3"), "is of the architecture 'gemma3'"),
-        (change_config(model_type="qwen3_moe", num_experts=8), "is a mixture of experts (num_experts: 8)"),
+        (change_config(model_type="mixtral", num_experts=8), "is a mixture of experts (num_experts: 8)"),
         (change_config(num_hidden_layers=3), "lacks tensors that its config.json asks for: model.layers.2.self_attn"),
         (change_config(tie_word_embeddings=False), "lm_head.weight"),
     ],
