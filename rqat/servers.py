@@ -14,12 +14,19 @@ from functools import cache
 from pathlib import Path
 
 from .model.families import Layout
+from .model.layers import HEAD
 from .scheme import ROW, Scheme
 
 TABLE = Path(__file__).parent / "assets" / "servers.csv"
 
 FUSING = ("vllm",)
 """Servers that compute the layers which read one input as a single one, and so want one scheme for them."""
+
+HEADLESS = {
+    ("gptq", "transformers"): "it leaves the weights of a quantized lm_head out, and answers otherwise",
+    ("compressed-tensors", "vllm"): "There is no module or parameter named 'lm_head.weight_packed'",
+}
+"""What becomes of a quantized head where a server does not read it, by format and server: seen by starting them."""
 
 COMMANDS = {
     "transformers": "",
@@ -97,7 +104,7 @@ def _trial(row: Mapping[str, str]) -> Trial:
         group=ROW if row["group"] == "row" else int(row["group"]),
         loads=row["outcome"] == "loads",
         difference=float(row["difference"]) if row["difference"] else None,
-        words=row["words"],
+        words=row["words"].rstrip("."),
         read=row["how"] == "read",
     )
 
@@ -152,20 +159,25 @@ def torn_apart(layout: Layout, blocks: int, schemes: Mapping[str, Scheme]) -> li
 
 
 def seen(format_name: str, schemes: Mapping[str, Scheme], torn: Sequence[tuple[str, ...]] = ()) -> list[Outlook]:
-    """`outlooks` of a model: servers that fuse layers refuse those that were torn apart.
+    """`outlooks` of a model: servers that fuse layers refuse those that were torn apart, and some read no packed head.
 
     Args:
         torn: see `torn_apart`.
     """
-    found = outlooks(format_name, schemes.values())
-    if not torn:
-        return found
-    names = " and ".join(name.rpartition(".")[2] for name in torn[0])
-    words = f"it computes {names} as one layer, and here their schemes differ"
     return [
-        Outlook(each.server, each.version, False, words) if each.server in FUSING and each.loads is not False else each
-        for each in found
+        Outlook(each.server, each.version, False, why)
+        if each.loads is not False and (why := _against(format_name, each.server, schemes, torn))
+        else each
+        for each in outlooks(format_name, schemes.values())
     ]
+
+
+def _against(format_name: str, server: str, schemes: Mapping[str, Scheme], torn: Sequence[tuple[str, ...]]) -> str:
+    """Why a server does not load a model whose schemes it would load one by one; "" where nothing is known."""
+    if torn and server in FUSING:
+        names = " and ".join(name.rpartition(".")[2] for name in torn[0])
+        return f"it computes {names} as one layer, and here their schemes differ"
+    return HEADLESS.get((format_name, server), "") if HEAD in schemes else ""
 
 
 def markdown(found: Sequence[Outlook]) -> str:

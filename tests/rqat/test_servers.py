@@ -96,3 +96,16 @@ def test_words_of_a_refusal_are_those_that_count() -> None:
     assert said(given) == "no such thing: bits=2"
     assert said("Failed to find a kernel. Reasons: A cannot. B cannot.") == "Failed to find a kernel."
     assert said("expected one of [2, 3]") == "expected one of [2, 3]"
+
+
+def test_a_quantized_head_is_promised_of_those_alone_that_read_it() -> None:
+    """Seen by starting them: transformers' log-probabilities of a gptq file with one are 53 % apart."""
+    scheme = Scheme.parse("w4g128-sym")
+    found = {each.server: each for each in seen("gptq", {"a": scheme, "lm_head": scheme})}
+    assert found["transformers"].loads is False
+    assert "lm_head" in found["transformers"].words
+    assert found["gptqmodel"].loads is True
+    assert found["vllm"].loads is True
+    assert next(each for each in seen("gptq", {"a": scheme}) if each.server == "transformers").loads is True
+    found = {each.server: each for each in seen("compressed-tensors", {"a": scheme, "lm_head": scheme})}
+    assert (found["transformers"].loads, found["vllm"].loads) == (True, False)
