@@ -19,7 +19,7 @@ from rqat.model.hub import resolve
 from rqat.model.reader import CheckpointReader
 from rqat.model.stored_schemes import stored_schemes
 from rqat.registry import Registry
-from rqat.servers import trials
+from rqat.servers import seen, trials
 from rqat.storage import read_json, read_json_lines
 from rqat_gguf import Options
 from tests.rqat.cli.test_commands import rqat
@@ -69,6 +69,53 @@ def test_families_tied_or_not_with_ends_of_their_own(
     for start, answer in zip(starts, probe(server, folders, prompts()), strict=True):
         assert answer["loads"], answer.get("words")
         assert difference(answer, last_logits(start)) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "olmo2", "phi3", "smollm3"])
+def test_mlx_computes_families_of_other_layouts(tmp_path: Path, family: str) -> None:
+    if python_of("mlx-lm") is None:
+        pytest.skip("mlx-lm is not built")
+    more: dict[str, object] = {"gemma3_text": {"sliding_window_pattern": 2, "sliding_window": 5}}.get(family, {})
+    start = save_rounded(tmp_path / "start", "w4g32-sym", family, tied=family == "gemma3_text", **more)
+    export(start, tmp_path / "out", "mlx")
+    (answer,) = probe("mlx-lm", [tmp_path / "out"], prompts())
+    assert answer["loads"], answer.get("words")
+    assert difference(answer, last_logits(start)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("server", "format_name", "reads"),
+    [
+        ("transformers", "compressed-tensors", True),
+        ("transformers", "gptq", False),
+        ("gptqmodel", "gptq", True),
+        ("vllm", "compressed-tensors", False),
+        ("vllm", "gptq", True),
+    ],
+)
+def test_who_reads_a_quantized_head(tmp_path: Path, server: str, format_name: str, reads: bool) -> None:
+    if python_of(server) is None:
+        pytest.skip(f"{server} is not built")
+    scheme = "w4g128-sym"
+    start = save_rounded(tmp_path / "start", scheme, ends=scheme, tied=False)
+    export(start, tmp_path / "out", format_name)
+    (answer,) = probe(server, [tmp_path / "out"], prompts())
+    assert (answer["loads"] and difference(answer, last_logits(start)) < TOLERANCE) == reads, answer.get("words")
+    known = {"model.layers.0.mlp.up_proj": Scheme.parse(scheme), "lm_head": Scheme.parse(scheme)}
+    assert next(each.loads for each in seen(format_name, known) if each.server == server) == reads
+
+
+@pytest.mark.parametrize(
+    ("server", "format_name"), [pair for pair in PAIRS if pair[1] in ("compressed-tensors", "gptq", "awq")]
+)
+def test_layers_that_are_left_out_are_left_out_there(tmp_path: Path, server: str, format_name: str) -> None:
+    if python_of(server) is None:
+        pytest.skip(f"{server} is not built")
+    start = save_rounded(tmp_path / "start", "w4g128-sym", skip="down_proj")
+    export(start, tmp_path / "out", format_name)
+    (answer,) = probe(server, [tmp_path / "out"], prompts())
+    assert answer["loads"], answer.get("words")
+    assert difference(answer, last_logits(start)) < TOLERANCE
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
