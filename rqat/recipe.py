@@ -25,7 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError, create_model
 from .errors import RecipeError, RqatError, UnknownName
 from .keys import Keys, ModelKeys, Neutral, PluginKeys
 from .problems import KeyPath, Place, model_at, models_in, problems_of, unknown_key
-from .shorthand import dropped, named_by, spell_out
+from .shorthand import dropped, named_by, spell_out, strays
 from .stages import sections
 from .yaml_lines import parse_value, read_yaml
 
@@ -182,7 +182,7 @@ def _validated(
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(problems + problems_of(error, Recipe, place)) from None
+        raise RecipeError(problems + (list(strays(data, Recipe, place)) or problems_of(error, Recipe, place))) from None
     if problems:
         raise RecipeError(problems)
     return LoadedRecipe(recipe, place, path)
@@ -244,7 +244,7 @@ def _merge_entries(
     away = []
     for part, value in over.items():
         place = origins.get((*keys, part), origins.get(keys, ""))
-        index = _index(part, base, keys, place)
+        index = _index(part.removeprefix("-") if value is None else part, base, keys, place)
         if value is None:
             away.append(index)
             continue

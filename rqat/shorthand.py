@@ -8,11 +8,12 @@ quantize: [rotate, gptq]        {transforms: [{method: rotate}], method: gptq}
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
 
-from .problems import KeyPath, is_list, model_at
+from .problems import KeyPath, Place, is_list, model_at
 
 
 def spell_out(data: dict[str, Any], model: type[BaseModel], origins: dict[KeyPath, str], keys: KeyPath = ()) -> None:
@@ -44,6 +45,21 @@ def dropped(value: Any) -> list[str]:
     names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     minus = [isinstance(name, str) and len(name) > 1 and name.startswith("-") for name in names]
     return [name[1:] for name in names] if minus and all(minus) else []
+
+
+def strays(data: dict[str, Any], model: type[BaseModel], place: Place) -> Iterator[str]:
+    """The lines that say of `grpo: null` beside `train` that it belongs under it."""
+    for key in data.keys() - model.model_fields.keys():
+        name = str(key).removeprefix("-")
+        for section, info in model.model_fields.items():
+            own, entries = named_by(model_at(model, (section,))), data.get(section)
+            if not (is_list(info.annotation) and isinstance(entries, list)):
+                continue
+            if any(isinstance(entry, dict) and entry.get(own) == name for entry in entries):
+                yield (
+                    f"{place.at(key)}: stands under '{section}': `{section}: {{{name}: null}}` drops it, "
+                    f"`{section}: {{{name}: {{lr: 1e-5}}}}` changes a key of it."
+                )
 
 
 def named_by(model: type[BaseModel] | None) -> str:

@@ -84,7 +84,7 @@ class MathTask(rqat.Task):
 
         if self.hub is None:
             raise rqat.DataError(
-                f"{type(self).__name__} has no problems: rqat brings none, and its texts are not free.",
+                f"'{type(self).__name__.lower()}' has no problems: rqat brings none, and its texts are not free.",
                 hint=f"Give your own file with --data, or put {self.file} under the folder that RQAT_DATA names.",
             )
         name, config = self.hub

@@ -6,6 +6,7 @@ Results go to stdout and everything about the run to stderr, so that `rqat ... -
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import time
@@ -196,7 +197,8 @@ class Bar:
         self._progress.update(self._task, completed=done, times=times, note=self._note)
         if not self._progress.console.is_terminal and self._is_time(done):
             self._told = (time.monotonic(), done)
-            say(f"{self._label}: {done:g} of {self._total:g}  {times}  {self._note}")
+            # Whole pieces: a block is also reported by its parts.
+            say(f"{self._label}: {math.floor(done)} of {self._total:g}  {times}  {self._note}")
 
     def finish(self) -> None:
         """Fills the bar."""

@@ -53,6 +53,9 @@ def evaluate(
     paper: Annotated[
         bool, typer.Option("--paper", help="As arXiv 2504.04823: temperature 0.6, top-p 0.95, 32,768 tokens, 3 seeds.")
     ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Tokens of a completion at most; as --set's.")
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Option of the task, e.g. temperature=0.6.")
     ] = None,
@@ -98,6 +101,10 @@ def evaluate(
         raise RqatError(f"'{task}' names no task.", hint="`rqat tasks` lists them.")
     preset = _preset({"greedy": greedy, "quick": quick, "paper": paper})
     said = pairs(changes or [], "--set")
+    if max_new_tokens is not None:
+        if "max_new_tokens" in said:
+            raise RqatError("--max-new-tokens and --set max_new_tokens do not go together.", hint="Give one of them.")
+        said = {**said, "max_new_tokens": max_new_tokens}
     raw = PRESETS.get(preset, {}) | said | ({} if data is None else {"data": data})
     limit = QUICK_LIMIT if limit is None and preset == "quick" else limit
     own = {"limit": limit, "batch": batch, "backend": backend, "original": original}
@@ -106,7 +113,8 @@ def evaluate(
     for number, name in enumerate(names):
         known = registry.card("task", name).options.model_fields if registry.has("task", name) else ()
         flags |= {("evaluate", number, key): f"--set {key}" for key in (*known, *raw)}
-        flags |= {("evaluate", number, key): f"--{key.replace('_', '-')}" for key in ("data", *own)}
+        direct = ("data", *own, *(["max_new_tokens"] if max_new_tokens is not None else []))
+        flags |= {("evaluate", number, key): f"--{key.replace('_', '-')}" for key in direct}
     plan = eval_plan(
         registry,
         ModelKeys(path=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code),
@@ -201,7 +209,7 @@ def _advise(results: Mapping[str, Any]) -> None:
         limit = results["generation"]["max_new_tokens"]
         display.note(
             f"{percent(results['truncated'])} of the completions were cut off after {limit:,} tokens; "
-            f"--set max_new_tokens={4 * limit} allows more."
+            f"--max-new-tokens {4 * limit} allows more."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -78,19 +78,20 @@ def generate(
         answer({"prompt": prompt or "", **more}, seed)
         return
     turns: list[Message] = []
-    said = (prompt or "").strip() or _next_turn()
+    stdin = typer.get_text_stream("stdin")  # one for all turns: a pipe is read ahead of them
+    said = (prompt or "").strip() or _next_turn(stdin)
     while said:
         turns.append({"role": "user", "content": said})
         completion = answer({"messages": list(turns), **more}, seed + len(turns) // 2)
         # What a model thought is no part of the conversation.
         turns.append({"role": "assistant", "content": completion.text.rpartition("</think>")[2].strip()})
-        said = _next_turn()
+        said = _next_turn(stdin)
 
 
-def _next_turn() -> str:
+def _next_turn(stdin: TextIO) -> str:
     """What the user says next; "" where nothing more comes."""
     typer.echo("> ", err=True, nl=False)
-    return typer.get_text_stream("stdin").readline().strip()
+    return stdin.readline().strip()
 
 
 def _answerer(

@@ -482,6 +482,18 @@ def test_one_entry_can_go_while_another_changes(tmp_path: Path, whole: Path):
     assert load_recipe(whole, ["train=[-kd, -grpo]"]).recipe.train == ()
 
 
+def test_a_minus_drops_an_entry_beside_another_that_changes(tmp_path: Path, whole: Path):
+    path = written(tmp_path, f"extends: {whole.name}\ntrain:\n  -kd:\n  grpo: {{steps: 7}}\n")
+    assert [(keys.objective, keys.steps) for keys in load_recipe(path).recipe.train] == [("grpo", 7)]
+
+
+@pytest.mark.parametrize("key", ["grpo: null", "-grpo:"])
+def test_an_entry_beside_its_section_is_told_where_it_belongs(tmp_path: Path, whole: Path, key: str):
+    path = written(tmp_path, f"extends: {whole.name}\n{key}\n")
+    told = "stands under 'train': `train: {grpo: null}` drops it, `train: {grpo: {lr: 1e-5}}` changes a key of it."
+    assert problems(path) == [f"{path}:2 {key.split(':')[0]}: {told}"]
+
+
 def test_a_name_that_is_not_inherited_cannot_be_dropped(tmp_path: Path, whole: Path):
     path = written(tmp_path, f"extends: {whole.name}\ntrain: -sft\n")
     assert problems(path) == [f"{path}:2: 'train' has no entry 'sft'; write 0 to 1 or kd, grpo."]

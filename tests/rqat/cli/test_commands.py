@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -280,9 +282,7 @@ def test_eval_runs_several_tasks_and_tells_the_cost_before(
     assert [each["task"] for each in found] == ["gsm8k", "math500"]
     assert found[0]["pass_at_k"].keys() == {"1", "2", "3"}
     assert found[0]["pass_at_k"]["1"] == found[0]["accuracy"]
-    assert (
-        "100.0 % of the completions were cut off after 4 tokens; --set max_new_tokens=16 allows more" in result.stderr
-    )
+    assert "100.0 % of the completions were cut off after 4 tokens; --max-new-tokens 16 allows more" in result.stderr
     for task in ("gsm8k", "math500"):
         assert len(Path("found", task, "samples.jsonl").read_text().splitlines()) == 6
         assert json.loads(Path("found", task, "results.json").read_text())["task"] == task
@@ -367,7 +367,7 @@ def test_grade_refuses_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["said.jsonl"]
 
 
-def test_generate_talks(tmp_path: Path) -> None:
+def test_generate_talks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_tiny(tmp_path / "tiny", 3)
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{{ 'assistant: ' }}"
     (folder / "chat_template.jinja").write_text(template)
@@ -375,6 +375,18 @@ def test_generate_talks(tmp_path: Path) -> None:
     result = CliRunner().invoke(build(), words, input="one\ntwo\n\nthree\n")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.count("> ") == 3
+    # A pipe, which is read ahead of a turn: nothing of the next turns may get lost with it.
+    reading, writing = os.pipe()
+    os.write(writing, b"one\ntwo\n\n")
+    os.close(writing)
+    with open(reading, encoding="utf-8", errors="surrogateescape") as pipe:  # as Python opens it where LANG is C
+        monkeypatch.setattr(sys, "stdin", pipe)
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+        monkeypatch.setattr(sys, "stderr", told := io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+        build()(words, standalone_mode=False)
+        monkeypatch.undo()
+    told.seek(0)
+    assert told.read().count("> ") == 3
     once = rqat("generate", folder, "one", "--max-new-tokens", 6, "--system", "Be brief.")
     assert result.stdout.startswith(once.stdout)
     refused = rqat("generate", folder, "-c", "--no-chat")
