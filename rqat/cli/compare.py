@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import RunError
-from . import display
+from . import display, options
 
 
 def compare(
@@ -23,6 +23,7 @@ def compare(
         str, typer.Option(metavar="MODEL", help="Compare the others with this one.  [default: the first]")
     ] = "",
     format: Annotated[Literal["md", "csv", "json"], typer.Option(help="Markdown, CSV or JSON.")] = "md",
+    as_json: options.Json = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write there, not to stdout.")] = None,
 ) -> None:
     """Compare evaluations: accuracy or distance with its interval, and which differences are shown pair by pair."""
@@ -31,7 +32,7 @@ def compare(
     from ..storage import explained, write_text
 
     found = compared(paths, task=task, against=against)
-    text = FORMATS[format](found)
+    text = FORMATS["json" if as_json else format](found)
     for path in found["left_out"]:
         display.note(f"Left out, since not all were asked this: {path}")
     if out is None:

@@ -83,6 +83,8 @@ def compare(gold: str, answer: str, kind: str) -> str:
 
     if kind != "any":
         right, found = parsed(gold), parsed(answer)
+        if undefined(right) or undefined(found):  # of which sympy's simplification may make anything
+            return "unverifiable" if undefined(right) else "wrong"
         equal = same_values(right, found, kind, tolerance(gold, answer))
         if equal is not None:
             return "correct" if equal else "wrong"
@@ -141,6 +143,17 @@ def same_values(right: Any, found: Any, kind: str, allowed: Step) -> bool | None
     if not equal and "i" in names:  # a letter, or the imaginary unit
         equal = values_agree(both, names, kind, allowed, {"i": sympy.I})
     return equal
+
+
+def undefined(expression: Any) -> bool:
+    """Whether it divides by a zero that is written there: `4 \\cdot 0/0` is no number, and not 0."""
+    import sympy
+
+    if not isinstance(expression, sympy.Expr):
+        return False
+    return expression.has(sympy.nan, sympy.zoo) or any(
+        power.base.is_zero is True and power.exp.is_negative is True for power in expression.atoms(sympy.Pow)
+    )
 
 
 def exact(expression: Any) -> Any:

@@ -75,8 +75,10 @@ class Checker:
         self.stop()
         # -P: the script's folder must not shadow modules that math-verify imports.
         command = [sys.executable, "-P", str(Path(__file__).with_name("checker.py"))]
+        # In what order sympy simplifies depends on the hashes of names: a verdict must not depend on the process.
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
         self._owner = os.getpid()
         if self._line(self._process, START_SECONDS) != "ready":

@@ -134,6 +134,16 @@ def test_without_a_terminal_there_is_a_line_now_and_then(clock: _Clock, capsys: 
     assert len(lines) == 21
 
 
+def test_a_line_counts_whole_pieces(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """A block reports its layers as parts of it."""
+    with display.Bars().task("quantize gptq", 3) as bar:
+        for done in (0.125, 0.6875, 1.875):
+            clock.now += 20
+            bar.update(done)
+    lines = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines[1:-1] == ["quantize gptq: 0 of 3", "quantize gptq: 0 of 3", "quantize gptq: 1 of 3"]
+
+
 def test_quick_work_says_no_more_than_its_beginning_and_end(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with display.Bars().task("quantize rtn", 8) as bar:
         for done in range(9):
