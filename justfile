@@ -41,6 +41,11 @@ campaign *ARGS:
 fuzz *ARGS:
     python -m tests.campaign.fuzz.run {{ARGS}}
 
+# quantizes a real model by rqat and by its peers, in hours: `just peers MODEL --group 64 -o WORK`
+peers *ARGS:
+    python -m tests.peers.environments
+    python -m tests.peers.ptq_vs_peers {{ARGS}}
+
 docs:
     mkdocs build --strict
 

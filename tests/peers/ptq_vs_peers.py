@@ -149,12 +149,18 @@ def interpreter(tool: str) -> tuple[Path | None, Server]:
 
 def version_of(cell: Cell) -> str:
     """The version of a cell's tool; ours is a digest of the sources that quantize, so that a change is measured."""
-    if cell == ORIGINAL or METHODS[cell.name].tool != OURS:
-        return PEERS[METHODS[cell.name].tool].version if cell != ORIGINAL else ""
-    module = f"rqat_{METHODS[cell.name].method.replace('-', '_')}"
-    root = HERE.parent.parent
-    files = [*root.glob(f"plugins/{module}/*.py"), *root.glob(f"plugins/{module}.py"), *root.glob("rqat/model/*.py")]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
+    if cell == ORIGINAL:
+        return ""
+    method = METHODS[cell.name]
+    if method.tool != OURS:
+        return PEERS[method.tool].version
+    root, digest = HERE.parent.parent, hashlib.sha256()
+    names = {method.method, "gptq"} if method.method == "block-ap" else {method.method}  # which begins with it
+    modules = [f"plugins/rqat_{name.replace('-', '_')}" for name in sorted(names)]
+    own = [pattern for module in modules for pattern in (f"{module}.py", f"{module}/*.py")]
+    for pattern in (*own, "rqat/model/*.py", "kernels/rqat_kernels/*/*.py"):
+        for file in sorted(root.glob(pattern)):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 
 
