@@ -37,6 +37,7 @@ METHODS = {
     "rqat-awq": Method(OURS, method="awq"),
     "rqat-block-ap": Method(OURS, method="block-ap"),
     "gptqmodel": Method("gptqmodel"),
+    "gptqmodel-mse": Method("gptqmodel", {"mse": 2.4}),
     "llm-compressor": Method("llm-compressor"),
     "llm-compressor-mse": Method("llm-compressor", {"observer": "mse"}),
     # Steps of each block: its default, its preset `light`, and what a CPU does in the time of the others.
@@ -44,6 +45,9 @@ METHODS = {
     "auto-round-50": Method("auto-round", {"iters": 50, "lr": 5e-3}),
     "auto-round-20": Method("auto-round", {"iters": 20}),
 }
+
+USUAL = tuple(name for name in METHODS if name not in ("auto-round", "auto-round-50"))
+"""Without those that take a core most of a day."""
 
 Result = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """Quantizes a real model by rqat and by its peers, and judges all of them alike: a CSV file, a table and a plot.
 
     python -m tests.peers.environments                                      builds the peers' environments
-    python -m tests.peers.ptq_vs_peers MODEL --group 64 -o WORK             every method at 4, 3 and 2 bits
+    python -m tests.peers.ptq_vs_peers MODEL --group 64 -o WORK             the usual methods at 4, 3 and 2 bits
     python -m tests.peers.ptq_vs_peers MODEL --group 64 -o WORK --cells rqat-gptq:w3 gptqmodel:w3   these, in this order
     python -m tests.peers.ptq_vs_peers MODEL --group 64 -o WORK --show      the table of what is there
 
@@ -29,7 +29,7 @@ from typing import Any
 from rqat.storage import write_json
 from tests.servers.environments import Server, environment, python_of
 
-from .cells import METHODS, ORIGINAL, OURS, Cell, Result, Results, every
+from .cells import METHODS, ORIGINAL, OURS, USUAL, Cell, Result, Results, every
 from .environments import PEERS
 from .report import write_report
 from .texts import CALIBRATION, CALIBRATION_ROWS, DOMAINS, packed
@@ -124,7 +124,7 @@ class Comparison:
         write_json(folder / "job.json", job)
         own = environment(server, **{name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")})
         if python == Path(sys.executable):
-            own["PYTHONPATH"] = os.pathsep.join(sys.path[1:])  # what runs here runs there
+            own["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)  # the same rqat
         with (folder / "log.txt").open("w") as log:
             command = [python, HERE / server.probe, folder / "job.json"]
             done = subprocess.run(command, stdout=log, stderr=log, cwd=folder, env=own, check=False)
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("-o", "--work", type=Path, required=True, help="folder of results; run again, it goes on")
     parser.add_argument("--group", type=int, default=64, help="weights that share a scale")
     parser.add_argument("--cells", nargs="+", default=[], metavar="METHOD:wN", help="these, in this order")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", default=list(USUAL), choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS), choices=[2, 3, 4, 8], metavar="BITS")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=int, default=JUDGED_ROWS, help="rows of each domain to judge on")
