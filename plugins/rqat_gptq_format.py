@@ -112,7 +112,8 @@ Asymmetric weights are stored as `checkpoint_format: gptq_v2`, which holds every
         from rqat_kernels.packing import unpack
 
         scale = tensors[f"{name}.scales"].float().T.contiguous()
-        width = tensors[f"{name}.g_idx"].numel()
+        order = tensors.get(f"{name}.g_idx")  # some tools leave it out where features are in order
+        width = tensors[f"{name}.qweight"].shape[0] * 32 // scheme.bits if order is None else order.numel()
         zero = unpack(tensors[f"{name}.qzeros"], scheme.bits, scale.shape[0]).T.contiguous()
         if self._stored_format(scheme) == "gptq":
             if bool((zero == 255).any()):

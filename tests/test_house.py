@@ -138,6 +138,7 @@ SHAPES = {
     "hub",
     "layers",
     "memory",
+    "packed_shapes",
     "stored_schemes",
     "vocabulary",
 }

@@ -30,7 +30,7 @@ from .hub import (
     resolve,
     shard_names,
 )
-from .packed_shapes import packed_shape
+from .packed_shapes import packed_shape, with_settings
 from .vocabulary import past_the_embedding, read_vocabulary
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -264,7 +264,7 @@ def read_config(keys: ModelKeys, *, offline: bool = False) -> ModelConfig:
             f"'{keys.path}' has no tokenizer: none of {', '.join(TOKENIZERS)} is there.",
             hint="Copy the tokenizer files of the model into the folder.",
         )
-    return ModelConfig(keys, folder, raw, tensors)
+    return ModelConfig(keys, folder, with_settings(folder, raw), tensors)
 
 
 def check_quantizable(config: ModelConfig) -> None:

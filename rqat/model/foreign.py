@@ -28,6 +28,9 @@ from .layers import EMBEDDING, HEAD
 KEYS = {"gptq": "qweight", "awq": "qweight", "compressed-tensors": "weight_packed", MLX: "scales"}
 """The tensor that every quantized layer has, by `quant_method`."""
 
+PACKED = "pack-quantized"
+"""The one `format` of compressed-tensors that is read; a layer with packed weights has it where nothing is said."""
+
 FLOATS = ("F16", "BF16", "F32")
 """What MLX's scales and biases may be, as headers spell it."""
 
@@ -67,8 +70,9 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
         raise ModelError(f"'{folder}' has no tensor called <layer>.{KEYS[method]}.", hint="Fetch it again.")
     try:
         if method == "compressed-tensors":
-            if quantization.get("format") != "pack-quantized":
-                raise _refused(folder, method, f"format '{quantization.get('format')}'")
+            for key in ("transform_config", "sparsity_config"):  # its weights are not all there is to the model
+                if quantization.get(key) and quantization[key] != {"format": "dense"}:
+                    raise _refused(folder, method, f"a {key}")
             return Foreign(method, {name: _compressed(folder, name, quantization) for name in names})
         if method == MLX:
             return Foreign(method, {name: _mlx(folder, name, tensors, quantization) for name in names})
@@ -76,7 +80,8 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
         options = {"checkpoint_format": _version(quantization)} if method == "gptq" else {}
         return Foreign(method, dict.fromkeys(names, given), options)
     except (ValidationError, TypeError, ValueError, AttributeError, KeyError) as error:
-        raise _refused(folder, method, f"a config.json that is not understood ({error!r:.120})") from error
+        why = " ".join(f"{error!r:.200}".split())
+        raise _refused(folder, method, f"a config.json that is not understood ({why})") from error
 
 
 def _layers(folder: Path, tensors: Iterable[str], key: str) -> Iterator[str]:
@@ -103,7 +108,7 @@ def _gptq(folder: Path, given: Mapping[str, Any]) -> Scheme:
     version, group = _version(given), given.get("group_size", ROW)
     if version not in ("gptq", "gptq_v2"):
         raise _refused(folder, "gptq", f"checkpoint_format '{version}'")
-    if given.get("desc_act") and group != ROW:
+    if given.get("desc_act") and not given.get("static_groups") and group != ROW:  # with those, `g_idx` tells
         raise _refused(folder, "gptq", "its input features in another order (desc_act)")
     own = [pattern for pattern in given.get("dynamic") or {} if not str(pattern).startswith("-:")]
     if own:
@@ -128,6 +133,9 @@ def _compressed(folder: Path, name: str, given: Mapping[str, Any]) -> Scheme:
     group = group_of(name, given)
     if group is None:
         raise _refused(folder, "compressed-tensors", f"{name} in no group of layers")
+    packing = group.get("format") or given.get("format") or PACKED
+    if packing != PACKED:
+        raise _refused(folder, "compressed-tensors", f"format '{packing}'")
     if wrong := unread(group):
         raise _refused(folder, "compressed-tensors", wrong)
     weights = group["weights"]
@@ -144,6 +152,8 @@ def _mlx(folder: Path, name: str, tensors: Mapping[str, Tensor], given: Mapping[
         raise _refused(folder, MLX, f"{name} in mode {mode}")
     if bits not in BITS:
         raise _refused(folder, MLX, f"{name} at {bits} bits")
+    if f"{name}.biases" not in tensors:
+        raise _refused(folder, MLX, f"{name} without biases")
     words, scales, biases = (tensors[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
     if (
         words.dtype != "U32"

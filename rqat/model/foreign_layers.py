@@ -24,6 +24,7 @@ from .checkpoint import Checkpoint, assembled
 from .config import MLX, quantization_in
 from .devices import default_dtype
 from .foreign import ANOTHER, foreign
+from .packed_shapes import with_settings
 from .stored import StoredTensors
 from .tensors import damaged
 
@@ -50,7 +51,7 @@ def load_foreign(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None
     """
     import transformers
 
-    about = foreign(folder, quantization_in(read_json(folder / "config.json")) or {})
+    about = foreign(folder, quantization_in(with_settings(folder, read_json(folder / "config.json"))) or {})
     registry, stored = Registry.current(), StoredTensors(folder)
     card = registry.card("exporter", about.method)
     exporter: Exporter = registry.make(card, registry.options(card, about.options))
@@ -63,7 +64,9 @@ def load_foreign(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None
         _check_words(folder, name, own, scheme)
         try:
             layers[name] = _checked(folder, name, exporter.decode(name, own, scheme))
-        except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        except KeyError as error:
+            raise damaged(folder, f"{error.args[0]} is missing") from error
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise damaged(folder, f"{name}: {' '.join(str(error).split())[:200]}") from error
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     others = {name: stored.read(name) for name in stored.names if name not in taken}

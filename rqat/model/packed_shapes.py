@@ -1,15 +1,39 @@
-"""Shapes of quantized layers, from headers of packed tensors and what config.json says of them. Imports no torch."""
+"""What small files and headers tell of a quantized checkpoint: its settings, and the shapes of its layers.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..scheme import Scheme
+from ..storage import read_json
 from .config_groups import group_of
 
 WORD = 32
 """Bits of the words that codes are packed into."""
+
+
+BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Where AutoGPTQ and AutoAWQ wrote their settings before config.json had them, and the `quant_method` they mean."""
+
+
+def with_settings(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with the `quantization_config` that older releases have in a file of its own."""
+    if raw.get("quantization_config") or raw.get("compression_config") or raw.get("quantization"):
+        return raw
+    for name, method in BESIDE.items():
+        if (folder / name).is_file():
+            try:
+                found = read_json(folder / name)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                return raw | {"quantization_config": {"quant_method": method, **found}}
+    return raw
 
 
 class Shaped(Protocol):

@@ -13,6 +13,7 @@ from ..storage import read_json
 from .config import quantization_in
 from .foreign import KEYS, foreign, is_foreign
 from .hub import QUANTIZED_FILE
+from .packed_shapes import with_settings
 
 ENTRY = "rqat"
 """The only key of a file's metadata. With more than one their order in the file would be random."""
@@ -65,4 +66,4 @@ def stored_schemes(folder: Path) -> dict[str, Scheme]:
 def quantization_of(folder: Path) -> Mapping[str, Any]:
     """The `quantization_config` of config.json, or what stands for it; empty where there is none."""
     config = read_json(folder / "config.json")
-    return (quantization_in(config) if isinstance(config, dict) else None) or {}
+    return (quantization_in(with_settings(folder, config)) if isinstance(config, dict) else None) or {}

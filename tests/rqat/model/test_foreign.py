@@ -285,7 +285,9 @@ def test_what_our_exporter_wrote_for_mlx_comes_back(tmp_path: Path, ends: str, d
 def change_tensor(folder: Path, ending: str, change) -> None:
     tensors = load_file(folder / "model.safetensors")
     name = next(name for name in sorted(tensors) if name.endswith(ending))
-    tensors[name] = change(tensors[name]).contiguous()
+    tensors = {key: tensor for key, tensor in tensors.items() if change or not key.endswith(ending)}
+    if change:
+        tensors[name] = change(tensors[name]).contiguous()
     save_file(tensors, folder / "model.safetensors")
 
 
@@ -301,6 +303,9 @@ def change_tensor(folder: Path, ending: str, change) -> None:
         ("mlx", {"bits": 6}, "at 6 bits"),
         ("mlx", {"bits": 2}, "which are not 2 bits in groups of 32"),
         ("ct", {"format": "float-quantized"}, "format 'float-quantized'"),
+        ("ct", {"transform_config": {"config_groups": {"a": {"type": "hadamard"}}}}, "a transform_config"),
+        ("ct", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "a sparsity_config"),
+        ("gptq-v1", {"bits": "3"}, "not understood (1 validation error for Scheme bits"),
         ("ct", {"config_groups": {"a": config_groups(Scheme.parse("w4g32"), ["model.layers.0.mlp.up_proj"])}}, "in no"),
     ],
 )
@@ -327,6 +332,8 @@ def test_what_is_not_taken_over_says_why_before_any_work(tmp_path: Path, case: s
         ("mlx", "biases", lambda bias: -bias, "from -"),
         ("mlx", "scales", lambda scale: scale * float("nan"), "no zero points"),
         ("ct", "weight_packed", lambda words: words[:, :-1], "damaged"),
+        ("gptq-v1", "qzeros", None, "is damaged: .*qzeros is missing"),
+        ("mlx", "biases", None, "without biases"),
     ],
 )
 def test_what_the_files_alone_tell(tmp_path: Path, case: str, ending: str, change, says: str) -> None:
@@ -334,6 +341,42 @@ def test_what_the_files_alone_tell(tmp_path: Path, case: str, ending: str, chang
     change_tensor(tmp_path / "theirs", ending, change)
     with pytest.raises(ModelError, match=says):
         load_foreign(tmp_path / "theirs")
+
+
+def settings_beside(folder: Path, name: str, renamed: dict[str, str]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    given = {renamed.get(key, key): value for key, value in config.pop("quantization_config").items()}
+    del given["quant_method"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / name).write_text(json.dumps(given))
+
+
+def in_the_group(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["format"] = "mixed-precision"
+    config["quantization_config"]["config_groups"]["group_0"]["format"] = "pack-quantized"
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "settings"),
+    [
+        ("gptq-v1", lambda f: settings_beside(f, "quantize_config.json", {}), {}),
+        ("awq", lambda f: settings_beside(f, "quant_config.json", {"bits": "w_bit", "group_size": "q_group_size"}), {}),
+        ("gptq-v1", lambda f: change_tensor(f, "g_idx", None), {}),
+        ("gptq-v1", lambda f: None, {"desc_act": True, "static_groups": True}),
+        ("ct", in_the_group, {}),
+        ("ct", lambda f: None, {"format": None}),
+        ("ct", lambda f: None, {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}),
+    ],
+    ids=["AutoGPTQ's own file", "AutoAWQ's own file", "no g_idx", "static groups", "by group", "no format", "cache"],
+)
+def test_what_other_releases_write_is_read_as_well(tmp_path: Path, case: str, change, settings: dict) -> None:
+    expected = write_foreign(tmp_path / "theirs", case, **settings)
+    change(tmp_path / "theirs")
+    assert set(map(str, stored_schemes(tmp_path / "theirs").values())) == {CASES[case][0]}
+    assert read_config(ModelKeys(path=str(tmp_path / "theirs"))).quantization
+    assert torch.equal(logits(load_foreign(tmp_path / "theirs").model), logits(expected))
 
 
 @pytest.mark.parametrize("case", ["awq", "mlx"])
