@@ -293,9 +293,12 @@ def check_quantizable(config: ModelConfig) -> None:
             hint=f"Supported: {', '.join(FAMILIES)}.",
         )
     if config.model_type not in FAMILIES:
+        text = config.raw.get("text_config")
+        inner = text.get("model_type") if isinstance(text, Mapping) else None
+        alone = f" Its part for text is {inner}: save that alone." if inner in FAMILIES else ""
         raise ModelError(
             f"'{path}' is of the architecture '{config.model_type}', which this version cannot quantize.",
-            hint=f"Supported: {', '.join(FAMILIES)}.",
+            hint=f"Supported: {', '.join(FAMILIES)}.{alone}",
         )
     layout = config.layout
     if mixes_blocks(config):

@@ -202,5 +202,11 @@ def test_a_family_that_is_not_known_is_named_with_those_that_are(tmp_path: Path)
     with pytest.raises(ModelError, match="architecture 'gemma'") as raised:
         check_quantizable(read_config(ModelKeys(path=str(tmp_path))))
     assert "gemma3_text, llama, mistral, olmo2, phi3, qwen2, qwen3" in str(raised.value.hint)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw |= {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelError, match="architecture 'gemma3'") as raised:
+        check_quantizable(read_config(ModelKeys(path=str(tmp_path))))
+    assert "gemma3_text: save that alone" in str(raised.value.hint)
     with pytest.raises(ModelError, match="family is gemma, not one of llama, mistral, phi3, qwen2, qwen3, seed_oss"):
         Engine(model)
