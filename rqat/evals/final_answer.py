@@ -41,7 +41,8 @@ _CHECKS = re.compile(
 """What stands before "answer" where it is looked at once more, and not given."""
 
 _DOUBTED = re.compile(
-    r"(?:\b(?:false|untrue|wrong|incorrect|doubt|unlikely|deny|not|never)|n't)\b[^.,;:!?\n]{0,40}$", re.IGNORECASE
+    r"(?:\b(?:false|untrue|wrong|incorrect|doubt|unlikely|deny|not|never|half|twice|double|triple)|n't)\b[^.,;:!?\n]{0,40}$",
+    re.IGNORECASE,
 )
 """What stands before "the answer is ..." where that is not said."""
 
@@ -55,6 +56,7 @@ _CONCLUDES = re.compile(
 _TAKEN_BACK = re.compile(
     r"(?:\b(?:not|never|cannot|neither|nor|than|instead\s+of)|n't)\b[^.,;:\d]{0,12}$|\bor\s+$"
     r"|\b(?:false|untrue|wrong|incorrect|doubt|unlikely)\b[^.,;:\d]{0,40}$"
+    r"|\b(?:half|twice|double|triple)\s+(?:of\s+)?(?:the|that|this|it|what)\b[^.,;:\d]{0,40}$"
     r"|(?:[<>]|\bmod(?:ulo)?)\s*$|\bbetween\s+[^.,;:]{1,12}\s+and\s+$",
     re.IGNORECASE,
 )

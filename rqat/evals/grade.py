@@ -19,7 +19,7 @@ from .checking import CHECKER
 from .equality import same
 from .final_answer import ANY, SHORT, Form, answering, boxed, final_answer
 from .finding import Finding
-from .notation import compact
+from .notation import cleaned, compact
 
 __all__ = ["ANY", "Form", "Judgement", "boxed", "final_answer", "grade", "judge", "same_answer"]
 
@@ -48,7 +48,7 @@ def judge(completion: str, answer: str, *, timeout_s: float = 5.0, forms: Sequen
         forms: where the answer may stand; the first form that is found counts.
     """
     found = final_answer(completion, forms)
-    if "short" in forms and len(answer) <= SHORT and compact(completion) == compact(answer):
+    if "short" in forms and len(answer) <= SHORT and compact(completion) == compact(answer) and cleaned(answer):
         return Judgement("correct", "equal", completion)  # `odd $n$`, of which the formula alone is not the answer
     if found is None:
         return Judgement("wrong", "no answer" if answering(completion) is not None else "thinking never ended")

@@ -336,5 +336,7 @@ TEXTS = [
     ("We cannot say it is B", "B", False),
     ("I would choose B over C.", "C", False),
     ("Is it B", "B", False),
+    ("Half the answer is 5", "5", False),
+    ("The double of it is 10", "10", False),
 ]
 """A completion, the right answer, and whether it is correct where no task says where answers stand."""

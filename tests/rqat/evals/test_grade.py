@@ -125,6 +125,7 @@ def test_the_right_answer_may_be_a_solution():
 def test_no_right_answer_is_unverifiable():
     for answer in ("", " ", "$$"):
         assert judge(r"\boxed{5}", answer) == ("unverifiable", "the right answer is empty", "5")
+        assert judge(answer, answer, forms=ANY).verdict != "correct"
 
 
 def test_numbers_need_no_process(monkeypatch):
