@@ -159,7 +159,10 @@ def shuffled(rows: Sequence[T], seed: int, *, shuffle: bool = True) -> Iterator[
 def not_empty(rows: list[T], what: str) -> list[T]:
     """The rows, of which there must be some."""
     if not rows:
-        raise rqat.DataError(f"{what} is empty.", hint="Check the path and the split.")
+        held_out = "Hold rows out with a share, `validation: 0.1` beside the path, or name the split 'train'."
+        raise rqat.DataError(
+            f"{what} is empty.", hint=held_out if "'validation'" in what else "Check the path and the split."
+        )
     return rows
 
 
