@@ -63,7 +63,7 @@ def test_splits_are_disjoint_and_complete(registry, many):
 
 
 def test_a_split_of_which_nothing_is_held_out_says_how_to(registry, many):
-    with pytest.raises(DataError, match="The split 'validation' of .* is empty") as caught:
+    with pytest.raises(DataError, match=r"The split 'validation' of .* is empty") as caught:
         list(source(registry, "jsonl", path=str(many), validation=0).rows("validation", 0))
     assert (
         caught.value.hint == "Hold rows out with a share, `validation: 0.1` beside the path, or name the split 'train'."
