@@ -98,9 +98,9 @@ def as_plot(results: Sequence[Result]) -> str:
 
 
 def _least(results: Sequence[Result], result: Result, key: str) -> bool:
-    """Whether no cell of the same width has a lower value."""
+    """Whether no cell of the same width has a lower value, of several."""
     rivals = [each[key] for each in results if key in each and each["asked"]["bits"] == result["asked"]["bits"]]
-    return bool(result[key] == min(rivals))
+    return len(rivals) > 1 and bool(result[key] == min(rivals))
 
 
 def _bold(text: str, yes: bool) -> str:

@@ -127,6 +127,7 @@ def test_table_csv_and_plot_hold_what_was_found() -> None:
         "| 3 | auto-round | failed: status 1: a / b | | | | | | |",
     ]
     assert as_csv(results()).splitlines()[2].startswith("m,rqat-gptq,3,64,1,0.2,8.0,0.5,30.0,61.0,70.0,1500000000")
+    assert "**" not in as_table(results()[:2]), "the only one is not the best"
     plot = as_plot(results())
     assert plot.count("<circle") == 2 + 2 * 2  # the key, and two cells with figures
     assert "w3 gptqmodel" in plot
