@@ -25,6 +25,7 @@ _DATES = (re.compile(r"\d+(?:\s*-\s*\d+)+"), re.compile(r"\d{1,2}/\d{1,2}/\d{2,4
 def _time(text: str) -> tuple[int, str] | None:
     """Seconds since midnight as they are written, and AM, PM or ""; None for what is no time of day."""
     plain = unwrapped(text).strip()
+    plain = re.sub(r"\s*o'clock$", ":00" if plain[:2].strip().isdigit() and ":" not in plain else "", plain)
     found = _TIME.fullmatch(_DAYTIMES.get(re.sub(r"\s", "", plain).lower(), plain))
     if found is None or not (found[2] or found[4]):
         return None

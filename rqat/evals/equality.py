@@ -192,6 +192,9 @@ class _Comparison:
         assert isinstance(one, One)
         assert isinstance(many, Many)
         text = compact(one.text).casefold()
+        if many.brackets == "()" and (point := re.fullmatch(r"[A-Z]\s*(\(.*,.*\))", one.text)):  # `A(2,3)`
+            named = read(point[1])
+            return self.compare(*((named, many) if one is found else (many, named)))
         if many.kind == "set" and not many.items:
             return (
                 SAME

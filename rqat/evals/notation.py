@@ -203,6 +203,8 @@ def _latex(text: str) -> str:
     text = re.sub(r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}", text)
     text = re.sub(r"\\sqrt\s*(\[[^\[\]]*\])?\s*([0-9A-Za-z])", r"\\sqrt\1{\2}", text)
     text = re.sub(r"\\log\s*_\s*(?:e(?![A-Za-z])|\{\s*e\s*\})", r"\\ln ", text)
+    text = re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", re.sub(r"\\colon(?![A-Za-z])", ":", text))
+    text = re.sub(r"(\\\{\s*[A-Za-z](?:\s*\\in\s*\\mathbb\s*\{[A-Z]\})?)\s*[:|]", r"\1 \\mid ", text)
     text = re.sub(
         r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}(\^\{?\d\}?)?\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}(\^\{?\d\}?)?\s*\}",
         r"\\text{\1}\2/\\text{\3}\4",

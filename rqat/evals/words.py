@@ -37,7 +37,13 @@ TIMES_ZERO = re.compile(
 )
 """Words, or a zero with letters behind it: what a computer makes 0 of, and no reader."""
 
-_SYNONYMS = {"doesnotexist": "dne", "undefined": "undefined", "infinity": r"\infty", "+\\infty": r"\infty"}
+_SYNONYMS = {
+    "doesnotexist": "dne",
+    "infinitelymanysolutions": "infinitelymany",
+    "undefined": "undefined",
+    "infinity": r"\infty",
+    "+\\infty": r"\infty",
+}
 ALL_REAL = {"allrealnumbers", "allreals", "r", r"\mathbb{r}", r"(-\infty,\infty)", "realnumbers", "anyrealnumber"}
 _FUNCTIONS = re.compile(
     r"\\(?:frac|sqrt|pi|sin|cos|tan|cot|sec|csc|log|ln|exp|binom|infty|sum|prod|int|times|cdot|div|circ|arcsin|arccos|"

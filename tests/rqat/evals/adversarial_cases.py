@@ -98,6 +98,13 @@ EQUAL = [
     ("therefore 5", "5"),
     ("So it is option C", "C"),
     ("B is correct", "B"),
+    ("A(2,3)", "(2,3)"),
+    ("(2,3)", "A(2,3)"),
+    ("6 o'clock", "6:00"),
+    (r"\lg 100", "2"),
+    (r"2\colon 3", "2:3"),
+    (r"\{x\in\mathbb{Z}: x>3\}", r"\{x\in\mathbb{Z} \mid x>3\}"),
+    ("infinitely many solutions", "infinitely many"),
 ]
 
 DIFFERENT = [
@@ -262,6 +269,13 @@ DIFFERENT = [
     ("0 0/0", "0"),
     (r"\frac{5}{1-1}", "5"),
     ("5 + 0/0", "5"),
+    ("A(3,2)", "(2,3)"),
+    ("A(2,3)", "B(2,3)"),
+    ("f(2,3)", "(2,3)"),
+    ("A(2,3)", "[2,3]"),
+    ("6 o'clock", "7:00"),
+    (r"\lg 100", r"\ln 100"),
+    ("finitely many", "infinitely many"),
 ]
 
 TEXTS = [
