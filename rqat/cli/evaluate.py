@@ -168,7 +168,8 @@ def _tell_cost(plan: Plan, registry: Registry, limit: int | None, preset: str) -
         once = " --greedy asks once." if times > 1 and preset != "paper" else ""
         name = step.parts["task"].card.name
         display.note(
-            f"{name}: {count // times:,} problem{'' if count == times else 's'}{each} of at most {tokens:,} tokens, {count * tokens:,} in all.{once}"
+            f"{name}: {count // times:,} problem{'' if count == times else 's'}{each} of at most {tokens:,} tokens, "
+            f"{count * tokens:,} in all.{once}"
         )
 
 
