@@ -46,7 +46,7 @@ def test_the_pieces_that_the_page_shows_are_all_of_the_script() -> None:
 
 @pytest.mark.long
 def test_the_tutorial_runs_as_written(smol: Path, tmp_path: Path) -> None:
-    """2 min 43 s of processor time on two cores of a Xeon, OMP_NUM_THREADS=1, 2026-11-30: GPTQ 47 s, KD 50 s."""
+    """2 min 43 s of processor time on two cores of a Xeon, OMP_NUM_THREADS=1, 2026-11-30: GPTQ 47 s of it."""
     for file in ("mine.yaml", "talks.jsonl", "run.sh"):
         shutil.copyfile(EXAMPLE / file, tmp_path / file)
     commands = tmp_path / "bin"
