@@ -10,6 +10,7 @@ What cannot be taken over says why from config.json and the headers of the files
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,9 @@ PACKED = "pack-quantized"
 FLOATS = ("F16", "BF16", "F32")
 """What MLX's scales and biases may be, as headers spell it."""
 
+TRIED = (7, 6)
+"""GPTQModel's release since which, as far as is known, zero points of 3 bits are counted modulo 8."""
+
 ANOTHER = "Dequantize it, or begin with the model it was made from."
 
 
@@ -45,11 +49,13 @@ class Foreign:
         method: its `quant_method`, which is also the name of our exporter of the format.
         schemes: of every quantized layer, by full name, in the order data passes them.
         options: of that exporter, so that it decodes this variant.
+        borrows: whether these are zero points of GPTQ version 1 that GPTQModel has taken 1 off, of which 0 may be one.
     """
 
     method: str
     schemes: Mapping[str, Scheme]
     options: Mapping[str, Any] = field(default_factory=dict)
+    borrows: bool = False
 
 
 def is_foreign(quantization: Mapping[str, Any]) -> bool:
@@ -77,8 +83,9 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
         if method == MLX:
             return Foreign(method, {name: _mlx(folder, name, tensors, quantization) for name in names})
         given = _gptq(folder, quantization) if method == "gptq" else _awq(folder, quantization)
-        options = {"checkpoint_format": _version(quantization)} if method == "gptq" else {}
-        return Foreign(method, dict.fromkeys(names, given), options)
+        borrows = method == "gptq" and _borrows(quantization)
+        options = {"checkpoint_format": "gptq_v2" if borrows else _version(quantization)} if method == "gptq" else {}
+        return Foreign(method, dict.fromkeys(names, given), options, borrows)
     except (ValidationError, TypeError, ValueError, AttributeError, KeyError) as error:
         why = " ".join(f"{error!r:.200}".split())
         raise _refused(folder, method, f"a config.json that is not understood ({why})") from error
@@ -119,6 +126,15 @@ def _gptq(folder: Path, given: Mapping[str, Any]) -> Scheme:
 def _version(given: Mapping[str, Any]) -> str:
     """Of gptq: GPTQModel has called it by both names; AutoGPTQ writes none."""
     return str(given.get("checkpoint_format") or given.get("format") or "gptq")
+
+
+def _borrows(given: Mapping[str, Any]) -> bool:
+    """Whether GPTQModel took 1 off these zero points, 0 among them, in the way that is known."""
+    if _version(given) != "gptq":
+        return False
+    tools = map(str, (given.get("meta") or {}).get("quantizer") or [])
+    release = next((found for tool in tools if (found := re.match(r"gptqmodel:(\d+)\.(\d+)", tool))), None)
+    return release is not None and (given["bits"] != 3 or (int(release[1]), int(release[2])) >= TRIED)
 
 
 def _awq(folder: Path, given: Mapping[str, Any]) -> Scheme:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rqat_kernels.packing import words_for
+from rqat_kernels.packing import pack, unpack, words_for
 
 from ..contracts import Exporter, QuantizedWeight
 from ..errors import ModelError
@@ -24,7 +24,7 @@ from .checkpoint import Checkpoint, assembled
 from .config import MLX, quantization_in
 from .devices import default_dtype
 from .foreign import ANOTHER, foreign
-from .packed_shapes import with_settings
+from .packed_shapes import WORD, with_settings
 from .stored import StoredTensors
 from .tensors import damaged
 
@@ -35,6 +35,9 @@ PARTS = {
     MLX: ("weight", "scales", "biases"),
 }
 """Tensors that a quantized layer may have, by `quant_method`."""
+
+ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
+"""A word with a 1 in every value, by bits."""
 
 DEAD = 2.0**-14
 """Scale given to a group of which every weight is 0, whose own scale may be 0."""
@@ -62,6 +65,8 @@ def load_foreign(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None
         taken.update(own)
         _check_order(folder, name, own, scheme)
         _check_words(folder, name, own, scheme)
+        if about.borrows and f"{name}.qzeros" in own:
+            own[f"{name}.qzeros"] = _given_back(own[f"{name}.qzeros"], scheme.bits)
         try:
             layers[name] = _checked(folder, name, exporter.decode(name, own, scheme))
         except KeyError as error:
@@ -101,6 +106,20 @@ def _check_words(folder: Path, name: str, own: dict[str, Tensor], scheme: Scheme
             "written by an older release of its tool.",
             hint="Quantize it again with a newer one. " + ANOTHER,
         )
+
+
+def _given_back(zeros: Tensor, bits: int) -> Tensor:
+    """Zero points as version 2 holds them, of a file for which GPTQModel has taken 1 off each.
+
+    It takes 1 off all values of a word at once, so that a 0 borrows from the value behind it; at 3 bits, of which some
+    lie in two words, off each by itself, modulo 8.
+
+    Args:
+        zeros: `(G, words)` int32.
+    """
+    if bits in ONES:
+        return zeros + ONES[bits]
+    return pack((unpack(zeros, bits, zeros.shape[1] * WORD // bits) + 1) % (1 << bits), bits)
 
 
 def _checked(folder: Path, name: str, layer: QuantizedWeight) -> QuantizedWeight:

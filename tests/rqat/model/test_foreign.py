@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rqat.plan import build_plan
 from rqat.preflight import preflight
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
+from rqat_kernels.packing import unpack
 from tests.servers.files import byte_tokenizer, export, prompts, save_rounded, small_model
 
 TINY = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 2, "vocab_size": 288}
@@ -341,6 +343,35 @@ def test_what_the_files_alone_tell(tmp_path: Path, case: str, ending: str, chang
     change_tensor(tmp_path / "theirs", ending, change)
     with pytest.raises(ModelError, match=says):
         load_foreign(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(("case", "ones"), [("gptq-v2", 0x55555555), ("gptq-v2-8", 0x01010101), ("gptq-v1", None)])
+def test_zero_points_of_gptqmodels_version_1_may_be_zero(tmp_path: Path, case: str, ones: int | None) -> None:
+    scheme = Scheme.parse(CASES[case][0])
+
+    def low(*given: Any):  # GPTQ's version 1 of other tools begins at 1
+        codes, zero, scale = random_codes(*given)
+        zero[::3] = 0 if ones else 1
+        return codes, zero, scale
+
+    write_foreign(tmp_path / "plain", case, codes_of=low)
+    expected = load_foreign(tmp_path / "plain").layers
+    shutil.copytree(tmp_path / "plain", tmp_path / "theirs")
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("qzeros")]:
+        if ones:
+            tensors[name] = tensors[name] - ones
+        else:  # 1 became 0, and 0 becomes 7
+            zero = unpack(tensors[name], scheme.bits, tensors[name].shape[1] * 32 // scheme.bits)
+            tensors[name] = words((zero.int() - 1) % 8, scheme.bits)
+    save_file(tensors, tmp_path / "theirs" / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    config["quantization_config"] |= {"checkpoint_format": "gptq", "meta": {"quantizer": ["gptqmodel:7.6.0"]}}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    for name, layer in load_foreign(tmp_path / "theirs").layers.items():
+        assert layer.codes.equal(expected[name].codes)
+        assert layer.zero.equal(expected[name].zero - (0 if ones else 1))
+    assert any(bool((layer.zero == 0).any()) for layer in load_foreign(tmp_path / "theirs").layers.values())
 
 
 def settings_beside(folder: Path, name: str, renamed: dict[str, str]) -> None:
