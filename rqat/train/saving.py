@@ -386,7 +386,7 @@ def _trainer_state(checkpoint: Path) -> TrainerState:
         fresh = vars(TrainerState()).items()
         kinds: dict[str, tuple[type, ...]]
         kinds = {name: (int, float) if type(value) is int else (type(value),) for name, value in fresh}
-        kinds["train_batch_size"] = (int, type(None))  # what else begins as None stays so: no best model is looked for
+        kinds["train_batch_size"] = (int,)  # what else begins as None stays so: no best model is looked for
         wrong = [name for name, kind in kinds.items() if type(getattr(state, name)) not in kind]
         if wrong or state.global_step != step_of(checkpoint):
             raise ValueError(f"its {wrong[0] if wrong else 'global_step'} is none")
