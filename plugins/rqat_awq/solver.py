@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, positive
@@ -36,8 +36,6 @@ class Awq(rqat.Quantizer):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        more: Any = options.also_needs()
-        self.needs = type(self).needs | frozenset(more)  # type: ignore[misc]
         self._rounding = rqat.quantizer_of(options.rounding) if options.rounding else None
         beyond = self._rounding.needs - {"hessian"} if self._rounding else frozenset()
         if beyond:
@@ -123,10 +121,8 @@ class Awq(rqat.Quantizer):
     def _values(self, weight: Tensor, hessian: Tensor, scheme: rqat.Scheme) -> Tensor:
         """What a rounded weight stands for, float32 `(O, I)`."""
         if self._rounding:
-            layer = self._rounding.quantize_linear(weight, rqat.LinearStats(hessian=hessian), scheme)
-        else:
-            layer = self._round(weight, hessian, scheme)
-        return dequantize(layer.codes, layer.scale, layer.zero)
+            return _decoded(self._rounding.quantize_linear(weight, rqat.LinearStats(hessian=hessian), scheme))
+        return _decoded(self._round(weight, hessian, scheme))
 
     def _clipped(self, block: rqat.Block, inputs: Sequence[_Input], judge: Judge) -> dict[str, rqat.QuantizedWeight]:
         """Every layer with the clip that the block's output says, those before it quantized."""
@@ -137,11 +133,11 @@ class Awq(rqat.Quantizer):
                     weight, least = block.linear(name).weight.to(torch.float32, copy=True), float("inf")
                     for clip in get_args(Clip):
                         layer = self._round(weight, each.hessian, block.schemes[name], clip)
-                        judge.put({name: dequantize(layer.codes, layer.scale, layer.zero)})
+                        judge.put({name: _decoded(layer)})
                         error = judge.error()
                         if error < least:
                             made[name], least = layer, error
-                    judge.put({name: dequantize(made[name].codes, made[name].scale, made[name].zero)})
+                    judge.put({name: _decoded(made[name])})
         return made
 
     def _search(
@@ -219,6 +215,10 @@ class _Input:
     fold: Fold | None
     hessian: Tensor
     absmean: Tensor
+
+
+def _decoded(layer: rqat.QuantizedWeight) -> Tensor:
+    return dequantize(layer.codes, layer.scale, layer.zero)
 
 
 def _stacked(weights: Sequence[Tensor], schemes: Sequence[rqat.Scheme]) -> dict[rqat.Scheme, Tensor]:

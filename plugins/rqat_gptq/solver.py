@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,8 +30,6 @@ class Gptq(rqat.Quantizer):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.in_turn = options.true_sequential  # type: ignore[misc]
-        more: Any = options.also_needs()
-        self.needs = type(self).needs | {*more}  # type: ignore[misc]
 
     def quantize_linear(self, weight: Tensor, stats: rqat.LinearStats, scheme: rqat.Scheme) -> rqat.QuantizedWeight:
         """See `rqat.Quantizer`.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..scheme import Scheme
 from .grids import QuantizedWeight
+from .options import Options
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +120,7 @@ class Quantizer(ABC):
 
     Class attributes:
         needs: statistics to collect at the input of every layer; exactly these are there when `quantize_linear` runs.
+            An object's own also has what its options need beyond those (`Options.also_needs`).
         tied_ends: it also quantizes a weight that is the model's embedding and its head in one, by what the head reads
             in the model before quantization. Without it such a weight, as an embedding always, is rounded to the
             nearest values of its grid, fitted for the least squared error; and so is a head of its own where the
@@ -134,6 +136,9 @@ class Quantizer(ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        more: Any = options.also_needs() if isinstance(options, Options) else ()
+        if more := frozenset(more):  # else a plugin's may be a property
+            self.needs = type(self).needs | more  # type: ignore[misc]
 
     @abstractmethod
     def quantize_linear(self, weight: torch.Tensor, stats: LinearStats, scheme: Scheme) -> QuantizedWeight:

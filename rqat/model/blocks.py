@@ -122,9 +122,11 @@ def quantize_model(
         ModelError: see `describe_blocks`. DataError: statistics are needed and there are no tokens.
         NumericsError: activations are not finite. PluginError: the quantizer breaks its contract.
     """
-    if not isinstance(model, Streamed):
+    if isinstance(model, Streamed):
+        weights = model
+    else:
         separate_experts(model)
-    weights = model if isinstance(model, Streamed) else Streamed(model)
+        weights = Streamed(model)
     model = weights.model
     blocks = describe_blocks(model, Schemes.parse(schemes), skip=skip, indivisible=indivisible)
     if quantizer.needs and not token_batches:

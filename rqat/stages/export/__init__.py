@@ -117,10 +117,10 @@ def _servers(step: Step, config: ModelConfig, schemes: Mapping[str, Scheme]) -> 
     loading = [f"{each.server} {each.version}" for each in found if each.loads]
     refusing = "; ".join(_refusal(each) for each in found if each.loads is False)
     if loading:
-        also = f" Refused by {refusing.rstrip('.')}." if refusing else ""
+        also = f" Refused by {refusing}." if refusing else ""
         yield step.finding("note", "", f"{what} was seen to load in {', '.join(loading)}.{also}")
         return
-    why = f" Refused by {refusing.rstrip('.')}." if refusing else " It was not tried."
+    why = f" Refused by {refusing}." if refusing else " It was not tried."
     fix = "docs/howto/serve.md says what loads where; `export: bf16` loads everywhere."
     yield step.finding("warning", "", f"{what} was seen to load in no server.{why}", fix)
 
