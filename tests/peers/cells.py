@@ -42,11 +42,12 @@ METHODS = {
     "llm-compressor-mse": Method("llm-compressor", {"observer": "mse"}),
     # Steps of each block: its default, its preset `light`, and what a CPU does in the time of the others.
     "auto-round": Method("auto-round", {"iters": 200}),
+    "auto-round-eager": Method("auto-round", {"iters": 200, "enable_torch_compile": False}),
     "auto-round-50": Method("auto-round", {"iters": 50, "lr": 5e-3}),
     "auto-round-20": Method("auto-round", {"iters": 20}),
 }
 
-USUAL = tuple(name for name in METHODS if name not in ("auto-round", "auto-round-50"))
+USUAL = tuple(name for name in METHODS if name not in ("auto-round", "auto-round-eager", "auto-round-50"))
 """Without those that take a core most of a day."""
 
 Result = dict[str, Any]

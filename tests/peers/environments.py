@@ -7,6 +7,7 @@ everywhere with the same torch, whatever newer one a peer would take.
 from __future__ import annotations
 
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 from tests.servers.environments import SERVERS, Server, build, python_of
 
@@ -35,6 +36,17 @@ PEERS = {
     ),
 }
 """Probes are the scripts that quantize; formats those that they write."""
+
+DISTRIBUTIONS = {"gptqmodel": "gptqmodel", "llm-compressor": "llmcompressor", "auto-round": "auto-round"}
+"""What pip calls them."""
+
+
+def version_here(tool: str) -> str | None:
+    """The version of a peer that this very interpreter would import; None where it has none."""
+    try:
+        return version(DISTRIBUTIONS[tool])
+    except PackageNotFoundError:
+        return None
 
 
 if __name__ == "__main__":

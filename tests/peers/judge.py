@@ -1,7 +1,7 @@
 """How far a quantized model is from its original, and how well it predicts: everybody's weights in one evaluation.
 
-A peer's file is dequantized as rqat imports it, put into the same Hugging Face model, and run in float32 on the CPU, as
-ours is. What the original's last layer puts out is kept, so that it runs once and not once for every cell.
+A peer's file is dequantized as rqat imports it, put into the same Hugging Face model, and run in float32, as ours is.
+What the original's last layer puts out is kept, so that it runs once and not once for every cell.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ from torch import Tensor
 PIECE = 256
 """Positions whose logits exist at once."""
 
+ANSWER = 512
+"""Most tokens of an answer to one of GSM8K's problems."""
+
 Rows = Mapping[str, list[list[int]]]
 
 
-def original_states(model: Path, rows: Rows, kept: Path) -> dict[str, Tensor]:
+def original_states(original: Any, rows: Rows, kept: Path) -> dict[str, Tensor]:
     """Hidden states `(N, T, d)` before the original's head by domain, computed once and kept in a file."""
     if not kept.exists():
-        found = {domain: states(loaded(model), ids) for domain, ids in rows.items()}
+        found = {domain: states(original, ids).cpu() for domain, ids in rows.items()}
         save_file(found, kept.with_suffix(".partial"))
         kept.with_suffix(".partial").rename(kept)
-    return load_file(kept)
+    return {domain: each.to(original.device) for domain, each in load_file(kept).items()}
 
 
 @torch.no_grad()
-def judged(model: Path, mine: Any | None, rows: Rows, kept: Path) -> dict[str, float]:
-    """`kl_in`, `perplexity_in`, `kl_out`, `perplexity_out` of a model on the CPU in float32.
+def judged(whole: Any, mine: Any | None, rows: Rows, kept: Path) -> dict[str, float]:
+    """`kl_in`, `perplexity_in`, `kl_out`, `perplexity_out` of a model in float32.
 
     KL is the mean of KL(original || quantized) over the positions that predict a token, in nats.
 
     Args:
-        model: folder of the original.
-        mine: what is judged; None is the original itself.
+        whole: the original.
+        mine: what is judged, on the same device; None is the original itself.
         rows: token ids by domain.
         kept: the file of `original_states`.
     """
-    original = original_states(model, rows, kept)
-    head = loaded(model).get_output_embeddings().weight
+    original = original_states(whole, rows, kept)
+    head = whole.get_output_embeddings().weight
     heads = [head if mine is None else mine.get_output_embeddings().weight, head]
     found = {}
     for domain, ids in rows.items():
@@ -67,7 +70,7 @@ def _sums(hidden: tuple[Tensor, Tensor], heads: Sequence[Tensor], ids: list[int]
         stop = min(start + PIECE, len(ids) - 1)
         log_q, log_p = ((each[start:stop] @ head.T).log_softmax(-1) for each, head in zip(hidden, heads, strict=True))
         divergence += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
-        following = torch.tensor(ids[start + 1 : stop + 1])[:, None]
+        following = torch.tensor(ids[start + 1 : stop + 1], device=log_q.device)[:, None]
         surprise -= float(log_q.gather(-1, following).double().sum())
     return divergence, surprise
 
@@ -75,17 +78,36 @@ def _sums(hidden: tuple[Tensor, Tensor], heads: Sequence[Tensor], ids: list[int]
 @torch.no_grad()
 def states(model: Any, ids: list[list[int]]) -> Tensor:
     """What the head reads, `(N, T, d)` float32."""
-    return torch.cat([model.base_model(input_ids=torch.tensor([row]), use_cache=False)[0] for row in ids])
+    batches = (torch.tensor([row], device=model.device) for row in ids)
+    return torch.cat([model.base_model(input_ids=batch, use_cache=False)[0] for batch in batches])
 
 
-def loaded(model: Path) -> Any:
+def solved(model: Any, folder: Path, problems: int) -> float:
+    """Share of GSM8K's first test problems that a model answers rightly, greedily, in bfloat16, which it stays in.
+
+    Args:
+        folder: of the tokenizer.
+    """
+    import transformers
+
+    import rqat
+
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    model = model.to(torch.bfloat16)
+    greedy: dict[str, Any] = {"temperature": 0.0, "seeds": (0,), "max_new_tokens": ANSWER}
+    found = rqat.evaluate(model, "gsm8k", tokenizer=words, limit=problems, batch=problems, **greedy)
+    return float(found.results["accuracy"])
+
+
+def loaded(model: Path, device: str = "cpu") -> Any:
     """The original, float32."""
     import transformers
 
-    return transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False)
+    read: Any = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return read.to(device).eval().requires_grad_(False)
 
 
-def dequantized(folder: Path, bits: int, group: int) -> Any:
+def dequantized(folder: Path, bits: int, group: int, device: str = "cpu") -> Any:
     """A quantized checkpoint, ours or a peer's, as an ordinary model with the weights that its codes mean.
 
     Raises:
@@ -105,8 +127,9 @@ def dequantized(folder: Path, bits: int, group: int) -> Any:
         model = load_foreign(folder).model
     else:
         model = loaded(folder)
+    model = model.to(device, torch.float32).eval().requires_grad_(False)
     check_levels(model, bits, group)
-    return model.float().eval().requires_grad_(False)
+    return model
 
 
 def check_levels(model: torch.nn.Module, bits: int, group: int) -> None:

@@ -1,4 +1,7 @@
-"""llm-compressor's GPTQ, with the order of columns and the observer that the job asks for: see measured.py."""
+"""llm-compressor's GPTQ, with the order of columns and the observer that the job asks for: see measured.py.
+
+It takes the device by itself: a GPU where it sees one, a block at a time.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ recipe = GPTQModifier(
 )
 rows = datasets.Dataset.from_list([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in given["tokens"]])
 result: dict[str, Any] = {}
-with measured(result):
+with measured(result, given["device"]):
     oneshot(
         model=model,
         dataset=rows,

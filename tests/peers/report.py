@@ -13,7 +13,10 @@ from rqat.storage import write_text
 
 from .cells import ORIGINAL, Result
 
-FIGURES = ("kl_in", "perplexity_in", "kl_out", "perplexity_out", "cpu_s", "wall_s", "peak_bytes")
+FIGURES = (
+    *("kl_in", "perplexity_in", "kl_out", "perplexity_out", "accuracy"),
+    *("cpu_s", "wall_s", "peak_bytes", "host_bytes"),
+)
 COLUMNS = ("model", "name", "bits", "group", "version", *FIGURES, "failed", "date", "machine")
 
 ROW, LEFT, WIDTH, TOP = 18, 150, 620, 46
@@ -41,19 +44,20 @@ def as_csv(results: Sequence[Result]) -> str:
 
 
 def as_table(results: Sequence[Result]) -> str:
-    """Markdown; the lowest KL of each width is in bold, in domain and out of it."""
-    lines = [
-        "| bits | method | KL in domain | perplexity | KL out of it | perplexity | CPU s | wall s | peak |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    """Markdown; the lowest KL of each width is in bold, in domain and out of it; GSM8K stands where it was asked."""
+    asked_problems = any("accuracy" in each for each in results)
+    titles = ["bits", "method", "KL in domain", "perplexity", "KL out of it", "perplexity"]
+    titles += ["GSM8K"] * asked_problems + ["CPU s", "wall s", "peak"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for result in results:
         asked = result["asked"]
         start = f"| {asked['bits']} | {asked['name']} |"
         if "failed" in result:
-            lines.append(f"{start} failed: {result['failed'].replace('|', '/')} | | | | | | |")
+            lines.append(f"{start} failed: {result['failed'].replace('|', '/')} |" + " |" * (len(titles) - 3))
             continue
         kls = [_bold(f"{result[key]:.4g}", _least(results, result, key)) for key in ("kl_in", "kl_out")]
         ppl = [_number(result[key]) for key in ("perplexity_in", "perplexity_out")]
+        ppl[1] += f" | {result['accuracy']:.1%}" if "accuracy" in result else " |" * asked_problems
         if asked["name"] == ORIGINAL.name:
             lines.append(f"{start} 0 | {ppl[0]} | 0 | {ppl[1]} | | | |")
             continue
