@@ -123,7 +123,7 @@ class Comparison:
         if "failed" not in result:
             try:
                 result |= self._judged(folder, cell)
-            except (ValueError, RuntimeError, RqatError) as error:
+            except (ValueError, RuntimeError, OSError, RqatError) as error:
                 result["failed"] = f"not judged: {' '.join(str(error).split())[:200]}"
         shutil.rmtree(folder, ignore_errors=True)
         return result

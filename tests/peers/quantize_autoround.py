@@ -1,6 +1,6 @@
 """auto-round, in float32 throughout, where it would take 16 bits: see measured.py.
 
-On a GPU it compiles what it runs 200 times, as is its default; on a CPU that would need a compiler.
+On a GPU it compiles what it runs most, as is its default; on a CPU it does not, which would need a compiler there.
 
 It saves the weights that its codes mean (its format `fake`), since that of its files which GPTQ's readers share cannot
 hold every zero point.
@@ -16,8 +16,8 @@ from auto_round import AutoRound
 from measured import job, measured, tell
 
 given = job()
-on_gpu = given["device"] != "cpu"
-settings = {} if on_gpu else {"enable_torch_compile": False}
+# On a GPU its first one and torch.compile, as it chooses by itself.
+placed = {"device_map": "cpu", "enable_torch_compile": False} if given["device"] == "cpu" else {"device_map": 0}
 model = transformers.AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
 tokenizer = transformers.AutoTokenizer.from_pretrained(given["model"])
 rows = torch.tensor(given["tokens"])
@@ -29,9 +29,8 @@ rounder = AutoRound(
     nsamples=len(rows),
     seqlen=rows.shape[1],
     batch_size=given["batch"],
-    device_map=given["device"],
     amp=False,
-    **settings | given["settings"],
+    **placed | given["settings"],
 )
 result: dict[str, Any] = {}
 with measured(result, given["device"]):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from rqat.grids import grid_of
 from rqat.model.checkpoint import load_checkpoint
 from tests.servers.files import last_logits, save_rounded, small_model
 
-from . import ptq_vs_peers
+from . import measured, ptq_vs_peers
 from .autoawq_env import LOGITS, WEIGHTS, differences
 from .cells import METHODS, ORIGINAL, OURS, Cell, Result, Results, every
 from .environments import PEERS, TORCH
@@ -84,6 +86,8 @@ def test_what_was_ended_goes_on_and_what_failed_is_tried_again_when_asked(
     assert said[2] == said[5] == "rqat-rtn-w2g64: status 1: no memory"
     assert said[8] == "rqat-rtn-w2g64: KL 0.2000 / 0.5000"
     assert len((tmp_path / "work" / "comparison.csv").read_text().splitlines()) == 1 + 3
+    Comparison(tmp_path / "model", tmp_path / "work", tmp_path, device="cuda").run([], say=said.append)
+    assert made[4:] == ["original"], "what was made on another device is another result"
 
 
 def test_a_change_of_our_sources_is_measured_and_a_peer_goes_by_its_version() -> None:
@@ -103,6 +107,49 @@ def test_what_is_not_built_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr("tests.servers.environments.ROOT", tmp_path)
     assert interpreter("auto-round")[0] is None
     assert interpreter(OURS)[0] is not None
+
+
+def test_here_a_peer_is_what_this_interpreter_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"auto-round": "0.16.0"}
+    monkeypatch.setattr(ptq_vs_peers, "version_here", installed.get)
+    assert interpreter("auto-round", here=True) == (Path(sys.executable), PEERS["auto-round"])
+    assert interpreter("gptqmodel", here=True)[0] is None
+    assert version_of(Cell("auto-round", 3, 64), here=True) == "0.16.0"
+    assert version_of(Cell("rqat-gptq", 3, 64), here=True) == version_of(Cell("rqat-gptq", 3, 64))
+
+
+def test_a_cell_that_takes_too_long_or_cannot_be_judged_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ptq_vs_peers, "packed", lambda model, path, rows: [[1, 2]] * rows)
+    comparison = Comparison(tmp_path / "model", tmp_path / "work", tmp_path, limit_s=0.01)
+    cell = Cell("rqat-rtn", 3, 64)
+    assert comparison._made(cell)["failed"] == "stopped after 0.01 s"
+
+    def left_as_it_was(self: Comparison, cell: Cell, job: dict[str, Any]) -> Result:
+        small_model().save_pretrained(job["folder"])
+        return dict(COST)
+
+    small_model().save_pretrained(comparison.model)
+    monkeypatch.setattr(Comparison, "_quantized", left_as_it_was)
+    found = comparison._made(cell)
+    assert found["failed"].startswith("not judged: model.layers.0.self_attn.q_proj has 64 values")
+    assert found.keys() > COST.keys()
+    assert not (tmp_path / "work" / "models" / str(cell)).exists()
+
+
+def test_memory_of_a_gpu_is_that_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
+    found = dict[str, float]()
+    with measured.measured(found, "cuda"):
+        assert waited == ["cuda"], "what was begun before does not count"
+    assert (waited, found["peak_bytes"]) == (["cuda", "cuda"], 7)
+    assert found["host_bytes"] > 1e6
+    with measured.measured(found, "cpu"):
+        pass
+    assert found["peak_bytes"] > 1e6
 
 
 def results() -> list[Result]:
@@ -128,6 +175,10 @@ def test_table_csv_and_plot_hold_what_was_found() -> None:
     ]
     assert as_csv(results()).splitlines()[2].startswith("m,rqat-gptq,3,64,1,0.2,8.0,0.5,30.0,,61.0,70.0,1500000000,,")
     assert "**" not in as_table(results()[:2]), "the only one is not the best"
+    asked = [each | {"accuracy": 0.125} for each in results()[:2]] + results()[2:]
+    lines = [line.split("|") for line in as_table(asked).splitlines()]
+    assert {len(line) for line in lines} == {12}
+    assert [line[7].strip() for line in lines] == ["GSM8K", "---", "12.5%", "12.5%", "", ""]
     plot = as_plot(results())
     assert plot.count("<circle") == 2 + 2 * 2  # the key, and two cells with figures
     assert "w3 gptqmodel" in plot
