@@ -138,7 +138,7 @@ class Comparison:
         mine = dequantized(folder, cell.bits, cell.group, self.device) if folder else None
         found: Result = dict(judged(whole, mine, self.rows, self._states))
         if self.problems:
-            found["accuracy"] = solved(mine or whole, self.model, self.problems)
+            found["accuracy"] = solved(whole if mine is None else mine, self.model, self.problems)
         del whole, mine
         give_back(self.device)  # the next to quantize is another process
         return found
