@@ -12,6 +12,7 @@ without a word. A worker ends by itself when its parent is gone.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -140,7 +141,7 @@ def _run_workers(count: int, folder: Path, nodes: Nodes, run: str) -> None:
         logs_specs=DefaultLogsSpecs(log_dir=str(folder), redirects=Std.ALL),
         # Ctrl-C stays a KeyboardInterrupt, on which the launcher ends the workers as well.
         signals_to_handle="SIGTERM",
-        shutdown_timeout=GRACE_S,
+        **_grace(LaunchConfig),
         **(alone if nodes.count == 1 else several),
     )
     hush(*NOISY, level=logging.CRITICAL)  # what they say of a worker that failed is said by `_cause`
@@ -154,6 +155,12 @@ def _run_workers(count: int, folder: Path, nodes: Nodes, run: str) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+def _grace(config: type) -> dict[str, Any]:
+    """How long workers have to end once one has, for a launch configuration that can be told: torch 2.11's cannot."""
+    name = "shutdown_timeout"
+    return {name: GRACE_S} if name in {field.name for field in dataclasses.fields(config)} else {}
 
 
 def _cause(error: ChildFailedError, count: int, folder: Path) -> Exception:

@@ -329,12 +329,12 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
         return launch(job, step)
     _seed()
     together = job.processes.count
-    if job.device != "cpu":
-        give_back(job.device)  # other processes share the GPU, and torch keeps what the step before has freed
-    if stage is not None:
-        job.original.make_room(needed_bytes(step, job.plan, job.device, together), job.device)
-    peak = Peak(job.device)
-    try:
+    try:  # from the first word to the device, which may have been filled by others
+        if job.device != "cpu":
+            give_back(job.device)  # other processes share the GPU, and torch keeps what the step before has freed
+        if stage is not None:
+            job.original.make_room(needed_bytes(step, job.plan, job.device, together), job.device)
+        peak = Peak(job.device)
         results: dict[str, Any] = work_of(step.stage).run(job, step)
     except Exception as error:
         if not is_out_of_memory(error):

@@ -58,7 +58,7 @@ class Plan:
     def spelled(self) -> str:
         """The scheme, and what stages say beside it, for people to read."""
         beside = (stage.beside_scheme(self.recipe) for stage in stages().values())
-        return ", ".join([str(self.scheme), *(text for text in beside if text)])
+        return ", ".join([self.scheme.brief, *(text for text in beside if text)])
 
     def step(self, name: str) -> Step:
         """The step called `name`."""

@@ -11,6 +11,7 @@ How a weight becomes a code is the grid's to say: see `rqat.Grid`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -28,6 +29,9 @@ UNIFORM = "uniform"
 
 DEFAULT = "default"
 """In a mapping of schemes, the key of the one that layers without a pattern of their own get."""
+
+FEW = 6
+"""Patterns that are spelled out where a scheme per layer is told in one line."""
 
 _SPELLING = re.compile(
     r"w(?P<bits>\d+)(?P<other>(?:a\d+)?(?:kv\d+)?)(?:g(?P<group>\d+))?(?P<suffixes>(?:-[a-z][a-z0-9_.:]*)*)"
@@ -171,6 +175,14 @@ class Schemes(BaseModel):
 
     def __str__(self) -> str:
         return ", ".join([str(self.default), *(f"{pattern}: {scheme}" for pattern, scheme in self.patterns)])
+
+    @property
+    def brief(self) -> str:
+        """As `str`, with patterns counted where there are more than a line holds: a budget names every layer."""
+        if len(self.patterns) <= FEW:
+            return str(self)
+        counts = Counter(str(scheme) for _, scheme in self.patterns)
+        return ", ".join([str(self.default), *(f"{n} patterns: {scheme}" for scheme, n in sorted(counts.items()))])
 
     @classmethod
     def parse(cls, given: str | Mapping[str, str] | Scheme | Schemes, *, where: str = "") -> Schemes:

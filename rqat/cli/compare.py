@@ -18,7 +18,7 @@ def compare(
             metavar="RESULT_OR_RUN...", help="Run folders, steps of runs, or folders that `rqat eval` wrote."
         ),
     ],
-    task: Annotated[str, typer.Option(metavar="TASK", help="Look at this task only.")] = "",
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help="Look at this task only.")] = "",
     against: Annotated[
         str, typer.Option(metavar="MODEL", help="Compare the others with this one.  [default: the first]")
     ] = "",

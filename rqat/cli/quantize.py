@@ -63,7 +63,10 @@ def quantize(
         bool, typer.Option("--skip-indivisible", help="Leave layers as they are that do not split into whole groups.")
     ] = False,
     format: Annotated[
-        str, typer.Option(metavar="FORMAT", help="Checkpoint format: NAME, or NAME:KEY=VALUE,..., e.g. gguf:types=k.")
+        str,
+        typer.Option(
+            "--format", metavar="FORMAT", help="Checkpoint format: NAME, or NAME:KEY=VALUE,..., e.g. gguf:types=k."
+        ),
     ] = "compressed-tensors",
     device: Device = None,
     revision: options.Revision = None,

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rqat import lighter
+from rqat import lighter, pipeline
 from rqat import preflight as preflight_module
 from rqat.errors import ModelError, RunError
 from rqat.estimate import LIBRARIES_BYTES, Sizes
 from rqat.figures import size
 from rqat.grids import bits_per_weight
+from rqat.job import Job
 from rqat.lighter import MARGIN, advice
 from rqat.model.config import read_config
 from rqat.plan import Plan, build_plan
@@ -304,6 +305,18 @@ def test_every_way_to_run_out_of_memory_is_one_line_with_the_keys_that_help(
     told = lighter.ran_out(asked, plan, "cpu", error)
     assert "evaluate.0.batch=4 saves about" in told.hint
     assert "goes on" not in told.hint
+
+
+def test_a_device_that_others_have_filled_is_told_before_the_work_too(
+    registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(device: str) -> None:
+        raise RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'")
+
+    plan = plan_of(registry, model)
+    monkeypatch.setattr(pipeline, "give_back", full)
+    with pytest.raises(RunError, match="out of memory on cuda: CUDA error: out of memory Search"):
+        pipeline.run_stage(Job(plan, tmp_path / "run", registry, device="cuda"), plan.steps[-1])
 
 
 def test_other_errors_are_no_want_of_memory() -> None:

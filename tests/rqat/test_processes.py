@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from rqat.errors import RqatError, RunError
-from rqat.launcher import _cause, check_processes
+from rqat.launcher import GRACE_S, _cause, _grace, check_processes
 from rqat.plan import build_plan
 from rqat.processes import RANKS, Processes, WorkerFailed, work_alone
 from rqat.recipe import load_recipe
@@ -311,3 +312,18 @@ def test_a_worker_with_another_plan_says_so(tmp_path: Path) -> None:
     assert re.search(
         r"Error: a process that was started for 03-train-kd has another plan than the run\.\nHint", done.stderr
     )
+
+
+def test_a_launcher_that_knows_no_grace_is_told_none() -> None:
+    """torch 2.11's configuration has no `shutdown_timeout`, that of 2.13 has."""
+
+    @dataclass
+    class Older:
+        max_restarts: int = 0
+
+    @dataclass
+    class Newer(Older):
+        shutdown_timeout: int = 30
+
+    assert _grace(Older) == {}
+    assert _grace(Newer) == {"shutdown_timeout": GRACE_S}

@@ -74,3 +74,10 @@ def test_a_mapping_needs_a_default_and_its_errors_name_the_entry() -> None:
         Schemes.parse({"lm_head": "w8g128"}, where="scheme")
     with pytest.raises(RqatError, match=r"scheme.lm_head: 'w9' asks for 9 bits"):
         Schemes.parse({"default": "w2g128", "lm_head": "w9"}, where="scheme")
+
+
+def test_a_scheme_for_every_layer_is_told_in_one_short_line() -> None:
+    few = Schemes.parse({"default": "w2g128", "*.v_proj": "w4g128"})
+    assert few.brief == str(few) == "w2g128, *.v_proj: w4g128"
+    many = {f"layers.{i}.v_proj": "w4g128" if i % 2 else "w3g128" for i in range(101)}
+    assert Schemes.parse({"default": "w2g128", **many}).brief == "w2g128, 51 patterns: w3g128, 50 patterns: w4g128"

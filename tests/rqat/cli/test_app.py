@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -203,3 +204,16 @@ main()
     assert done.returncode == 130, done.stderr
     assert done.stdout == ""
     assert done.stderr.strip() == "Interrupted."
+
+
+def test_options_that_are_shown_by_their_own_name_spell_their_flag() -> None:
+    """typer 0.27 takes a metavar that is the name in capitals for the name: `--FORMAT`."""
+    for path in (REPOSITORY / "rqat" / "cli").glob("*.py"):
+        for argument in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(argument, ast.arg) or argument.annotation is None:
+                continue
+            for call in ast.walk(argument.annotation):
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == "typer.Option":
+                    given = any(isinstance(one, ast.Constant) and str(one.value)[:2] == "--" for one in call.args)
+                    shown = [ast.literal_eval(word.value) for word in call.keywords if word.arg == "metavar"]
+                    assert given or argument.arg.upper() not in shown, f"{path}: {argument.arg}"

@@ -165,7 +165,7 @@ def test_a_mixture_goes_the_whole_way(tmp_path: Path) -> None:
     assert [str(found) for found in preflight(plan) if found.level == "error"] == []
     run_pipeline(Job(plan, tmp_path / "run", registry))
     found = load_quantized(tmp_path / "run" / "02-export" / "model")
-    packed, _ = rqat.load_packed(tmp_path / "run" / "02-export" / "model")
+    packed, _ = rqat.load_packed(tmp_path / "run" / "02-export" / "model", device="cpu")
     original, _ = load_model(ModelKeys(path=str(folder)))
     assert len(found.layers) == 2 * (4 + 4 * 3)
     logits = found.model(IDS).logits
