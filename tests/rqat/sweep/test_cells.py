@@ -131,6 +131,16 @@ def test_the_screening_of_a_real_model(registry: Registry, tmp_path: Path) -> No
     )
 
 
+def test_the_screening_from_block_ap(registry: Registry, tmp_path: Path) -> None:
+    """All cells start from one quantized model."""
+    text = (Path(__file__).parents[3] / "docs" / "examples" / "screen-from-block-ap.yaml").read_text()
+    file = tmp_path / "screen-from-block-ap.yaml"
+    file.write_text(text.replace("set:\n", "set:\n  model: builtin:tiny-reasoner\n"))
+    made = load_sweep(file, registry)
+    starts = {cell.prints["03-quantize-block-ap"] for cell in made.cells}
+    assert (len(made.cells), len(starts)) == (5, 1)
+
+
 def test_the_screening_of_gptq(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planned for the embedded model, with a file of the name that the comment says is there."""
     text = (Path(__file__).parents[3] / "docs" / "examples" / "screen-gptq.yaml").read_text()
