@@ -33,13 +33,13 @@ def overlaps(plan: Planned, make: Callable[[Use], Any], left_out: Collection[str
         make: builds what plugins offer.
         left_out: names of steps whose rows are needed no more, or are not there yet.
     """
-    asked = _problems(plan, make)
-    for step in plan.steps:
-        if asked and "objective" in step.parts and step.name not in left_out:
-            try:
-                yield from _of_training(step, make(step.parts["source"]), asked)
-            except RqatError:
-                continue
+    trainings = [step for step in plan.steps if "objective" in step.parts and step.name not in left_out]
+    asked = _problems(plan, make) if trainings else {}
+    for step in trainings if asked else ():
+        try:
+            yield from _of_training(step, make(step.parts["source"]), asked)
+        except RqatError:
+            continue
 
 
 def overlaps_written(plan: Planned, make: Callable[[Use], Any], step: Step, source: Source) -> Iterator[Finding]:

@@ -39,7 +39,7 @@ from .run_folder import MANIFEST, MARK, SUMMARY, fates, refuse_links, settle
 from .run_lock import LOCK, only_one
 from .stage import Step
 from .stages import stages, work_of
-from .storage import SCRATCH, explained, publish, read_json, sweep, write_json
+from .storage import SCRATCH, explained, fingerprint_of, publish, read_json, sweep, write_json
 
 LIBRARIES = ("torch", "transformers", "trl")
 
@@ -91,7 +91,7 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
         outcome = Outcome()
         with explained(job.folder):
             chosen = fates(job.plan, job.folder, redo=redo)
-            outcome.aside = settle(job.plan, job.folder, chosen)
+            outcome.aside = settle(job.folder, chosen)
         for line in outcome.aside:
             log.warning("Set aside: %s", line)
         _tell_versions(job)
@@ -244,7 +244,8 @@ def _is_done(job: Job, step: Step, *, whole: bool) -> bool:
 
 def _run_step(job: Job, step: Step) -> None:
     work, final = job.workdir(step), job.result_of(step.name)
-    fingerprint = job.plan.fingerprint(step)
+    facts = job.plan.facts(step)
+    fingerprint = fingerprint_of(facts)
     with explained(work):
         manifest = read_json(work / MANIFEST)  # there when it was interrupted while being published
         if is_manifest(manifest) and manifest["fingerprint"] == fingerprint and not damaged(work, manifest, whole=True):
@@ -271,7 +272,7 @@ def _run_step(job: Job, step: Step) -> None:
                 "stage": step.stage,
                 "variant": step.variant,
                 "fingerprint": fingerprint,
-                "facts": job.plan.facts(step),
+                "facts": facts,
                 "results": results,
                 "told": told,
                 **written,

@@ -77,8 +77,14 @@ class Plan:
         """
         return stages()[step.stage].schemes(step, self, config)
 
-    def facts(self, step: Step) -> dict[str, Any]:
-        """Everything that decides the result of a step, as JSON: the fingerprint is its hash (see `storage`)."""
+    def facts(self, step: Step, known: dict[str, str] | None = None) -> dict[str, Any]:
+        """Everything that decides the result of a step, as JSON: the fingerprint is its hash (see `storage`).
+
+        Args:
+            known: fingerprints by steps' names that were worked out just now; those of what the step starts from are
+                added. None works them out anew.
+        """
+        known = {} if known is None else known
         stage = stages()[step.stage]
         model = model_facts(self.model)
         facts: dict[str, Any] = {
@@ -88,7 +94,7 @@ class Plan:
             "settings": settings_facts(step),
             "parts": {role: part_facts(use) for role, use in sorted(step.parts.items()) if role not in stage.beside},
             "inputs": {
-                role: self.fingerprint(self.step(name))
+                role: self.fingerprint(self.step(name), known)
                 for role, name in sorted(step.inputs.items())
                 if role.rpartition("-")[2] not in stage.beside
             },
@@ -98,9 +104,17 @@ class Plan:
             facts["scheme"] = self.scheme.facts() | {"grids": [card_facts(card) for card in grids]}
         return facts
 
-    def fingerprint(self, step: Step) -> str:
-        """Hex digest of `facts`."""
-        return fingerprint_of(self.facts(step))
+    def fingerprint(self, step: Step, known: dict[str, str] | None = None) -> str:
+        """Hex digest of `facts`, as which it is added to `known`."""
+        known = {} if known is None else known
+        if step.name not in known:
+            known[step.name] = fingerprint_of(self.facts(step, known))
+        return known[step.name]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of every step by its name; quicker than one by one, since each holds those of the steps it starts from."""
+        known: dict[str, str] = {}
+        return {step.name: self.fingerprint(step, known) for step in self.steps}
 
 
 def build_plan(loaded: LoadedRecipe, registry: Registry, only: Callable[[Making], None] | None = None) -> Plan:

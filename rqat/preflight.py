@@ -264,11 +264,11 @@ def _room(plan: Plan, estimates: Sequence[Estimate], folder: Path, *, fresh: boo
 
 def _disk_left(plan: Plan, estimates: Sequence[Estimate], folder: Path) -> int:
     """Disk space for the steps that a run folder does not hold yet, less what their unfinished folders hold."""
-    kept = {fate.step for fate in fates(plan, folder) if fate.state == "kept"}
-    left = [found for found in estimates if found.step not in kept]
+    undone = {fate.step: fate.fingerprint for fate in fates(plan, folder) if fate.state != "kept"}
+    left = [found for found in estimates if found.step in undone]
     taken = 0
     for found in left:
-        partial = begun(plan, plan.step(found.step), folder)
+        partial = begun(folder, undone[found.step])
         if partial is not None:
             taken += min(size_of(partial), found.disk_peak_bytes)
     return _disk(left) - taken

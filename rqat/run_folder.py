@@ -48,6 +48,8 @@ class Planned(Protocol):
 
     def fingerprint(self, step: Step) -> str: ...
 
+    def fingerprints(self) -> dict[str, str]: ...
+
 
 @dataclass(frozen=True)
 class Fate:
@@ -55,6 +57,7 @@ class Fate:
 
     Attributes:
         step: its name.
+        fingerprint: of the step.
         state: "kept": what is there is its result; "again": there is a result of it, but of something else;
             "new": there is none.
         reason: why, in a few words; "" where there is nothing to say.
@@ -62,6 +65,7 @@ class Fate:
     """
 
     step: str
+    fingerprint: str
     state: State
     reason: str = ""
     found: Path | None = None
@@ -88,39 +92,41 @@ def fates(plan: Planned, folder: Path, *, redo: Collection[str] = ()) -> list[Fa
     """
     done = finished(folder)
     again = dependents(plan, redo)
-    prints = {step.name: plan.fingerprint(step) for step in plan.steps}
+    prints = plan.fingerprints()
     wanted = set(prints.values())
     found = []
     for step in plan.steps:
-        kept = done.get(prints[step.name])
+        its = prints[step.name]
+        kept = done.get(its)
         if kept is not None and step.name not in again:
             inside = kept.relative_to(folder)
             where = f"taken back from {inside.parent}" if inside.parts[0] == OLD else ""
             moved = "" if where or inside.name.removeprefix(MOVING) == step.name else f"was {inside.name}"
-            found.append(Fate(step.name, "kept", where or moved, kept))
+            found.append(Fate(step.name, its, "kept", where or moved, kept))
         elif kept is not None:
             asked = step.name in redo
-            found.append(Fate(step.name, "again", "asked for" if asked else "what it starts from is done again"))
+            found.append(Fate(step.name, its, "again", "asked for" if asked else "what it starts from is done again"))
         else:
-            found.append(_not_there(plan, step, folder, done, wanted))
+            found.append(_not_there(plan, step, its, folder, done, wanted))
     return found
 
 
-def _not_there(plan: Planned, step: Step, folder: Path, done: dict[str, Path], wanted: set[str]) -> Fate:
+def _not_there(
+    plan: Planned, step: Step, fingerprint: str, folder: Path, done: dict[str, Path], wanted: set[str]
+) -> Fate:
     """The fate of a step whose result is not there: what was done in its place, and in what that differs."""
-    if begun(plan, step, folder) is not None:
-        return Fate(step.name, "new", "interrupted; resumes")
-    others = [path for fingerprint, path in done.items() if fingerprint not in wanted]
+    if begun(folder, fingerprint) is not None:
+        return Fate(step.name, fingerprint, "new", "interrupted; resumes")
+    others = [path for its, path in done.items() if its not in wanted]
     before = next((path for path in others if _bare(path) == bare_name(step.name) and path.parent == folder), None)
     if before is None:
-        return Fate(step.name, "new")
+        return Fate(step.name, fingerprint, "new")
     changes = difference(_written(before / MANIFEST).get("facts") or {}, plan.facts(step))
-    return Fate(step.name, "again", "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else ""))
+    return Fate(step.name, fingerprint, "again", "; ".join(changes[:3]) + ("; ..." if len(changes) > 3 else ""))
 
 
-def begun(plan: Planned, step: Step, folder: Path) -> Path | None:
+def begun(folder: Path, fingerprint: str) -> Path | None:
     """The unfinished folder that a step resumes from; None where there is none."""
-    fingerprint = plan.fingerprint(step)
     return next((partial for partial in _partial(folder) if _mark(partial) == fingerprint), None)
 
 
@@ -146,7 +152,7 @@ def step_called(plan: Planned, name: str, flag: str) -> str:
     return found
 
 
-def settle(plan: Planned, folder: Path, chosen: list[Fate]) -> list[str]:
+def settle(folder: Path, chosen: list[Fate]) -> list[str]:
     """Puts kept steps in their places and sets aside what does not belong to the plan.
 
     Returns:
@@ -154,7 +160,7 @@ def settle(plan: Planned, folder: Path, chosen: list[Fate]) -> list[str]:
     """
     keep = {fate.found: fate.step for fate in chosen if fate.found is not None}
     done = set(keep.values())
-    marks = {plan.fingerprint(step): f"{step.name}{PARTIAL}" for step in plan.steps if step.name not in done}
+    marks = {fate.fingerprint: f"{fate.step}{PARTIAL}" for fate in chosen if fate.step not in done}
     shelf, told = _next_shelf(folder), []
     for path in _steps_in(folder):
         if path in keep:

@@ -148,7 +148,7 @@ def load_sweep(path: Path, registry: Registry) -> Sweep:
             problems.append(f"{place.at('recipe')}: cell {name}: {error.message}")
             continue
         problems += [f"{place}: cell {name}: {found}" for found in _needs_trust(plan)]
-        cells.append(Cell(name, values, overrides, plan, {step.name: plan.fingerprint(step) for step in plan.steps}))
+        cells.append(Cell(name, values, overrides, plan, plan.fingerprints()))
     if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
         known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
         problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")

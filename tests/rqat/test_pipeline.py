@@ -57,6 +57,9 @@ class ToyPlan:
     def fingerprint(self, step: ToyStep) -> str:
         return fingerprint_of(self.facts(step))
 
+    def fingerprints(self) -> dict[str, str]:
+        return {step.name: self.fingerprint(step) for step in self.steps}
+
 
 @pytest.fixture
 def toy(monkeypatch):
