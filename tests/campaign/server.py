@@ -6,6 +6,9 @@ Started with `changes.c` preloaded. It reads an order a line, as JSON, and answe
      "copies": "", "signal": 0, "after_s": 0}
     {"code": 0, "changes": 17, "writes": 40, "points": [0, 0, 1, ...]}
 
+What a command had to import, and what it compiled, the server imports before the next one: a fork then begins with its
+work. What is imported is frozen for the garbage collector, which would else write to every page of it in every fork.
+
 `notes` gets a line for every step of a run that begins, and for every update of a training. With `copies`, the folder
 is copied into a folder there after every change, and `points` says how many notes there were by then.
 """
@@ -13,6 +16,8 @@ is copied into a folder there after every change, and `points` says how many not
 from __future__ import annotations
 
 import ctypes
+import gc
+import importlib
 import json
 import os
 import select
@@ -20,6 +25,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +40,7 @@ def main() -> None:
 
 
 def import_everything() -> None:
-    """All that a command would import, so that a fork begins with its work."""
+    """Most of what a command would import; the rest is known when the first has ended, see `learn`."""
     import datasets  # noqa: F401
     import trl  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
@@ -49,6 +55,22 @@ def import_everything() -> None:
     for name in stages():
         work_of(name)
     rqat.cli.app._prepare_environment(offline=True, verbose=False)
+    rqat.report.page._templates().get_template("report.html.j2")
+    freeze()
+
+
+def learn(names: list[str]) -> None:
+    """Imports what a command has imported; what it read from a file by its path has no name to be imported by."""
+    for name in names:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    freeze()
+
+
+def freeze() -> None:
+    """Takes all objects there are out of garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def done(preloaded: Any, order: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +93,9 @@ def done(preloaded: Any, order: dict[str, Any]) -> dict[str, Any]:
     _, status = os.waitpid(child, 0)
     for end in (asks, answers, counts):
         os.close(end)
-    changes, writes = json.loads(told) if told else (0, 0)
+    changes, writes, imported = json.loads(told) if told else (0, 0, [])
+    if imported:
+        learn(imported)
     return {"code": os.waitstatus_to_exitcode(status), "changes": changes, "writes": writes, "points": points}
 
 
@@ -94,7 +118,7 @@ def work(preloaded: Any, order: dict[str, Any], ask: int, answer: int, count: in
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    code = 1
+    code, there = 1, set(sys.modules)
     try:
         noted(order["notes"], preloaded)
         sys.argv = ["rqat", *order["argv"]]
@@ -114,7 +138,8 @@ def work(preloaded: Any, order: dict[str, Any], ask: int, answer: int, count: in
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os.write(count, json.dumps([preloaded.campaign_changes(), preloaded.campaign_writes()]).encode())
+    told = [preloaded.campaign_changes(), preloaded.campaign_writes(), [name for name in sys.modules if name not in there]]
+    os.write(count, json.dumps(told).encode())
     os._exit(code)
 
 
