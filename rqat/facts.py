@@ -184,8 +184,12 @@ def _imported(file: Path, contents: str) -> frozenset[str]:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
         return frozenset()
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.append(node.module or "")
     return frozenset(name.partition(".")[0] for name in names)
 
 

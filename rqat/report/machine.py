@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of the packages that can change a result; those that are not installed are left out."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in PACKAGES}
+    return {"python": platform.python_version()} | {package: its for package, its in found.items() if its}
+
+
+@cache
+def _version(package: str) -> str:
+    """Of a package as this process has found it; "" where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ train:
     save_every: {every}
 export: compressed-tensors
 evaluate:
-  - {{task: arith, limit: 4, max_new_tokens: 8, batch: 2}}
+  - {{task: arith, problems: 4, limit: 4, max_new_tokens: 8, batch: 2}}
 """
 
 START = """
@@ -59,7 +59,7 @@ model: {model}
 scheme: w2g32
 start: {start}
 evaluate:
-  - {{task: arith, limit: 2, max_new_tokens: 8, batch: 2}}
+  - {{task: arith, problems: 2, limit: 2, max_new_tokens: 8, batch: 2}}
 """
 """What begins with the distilled model of the recipe above."""
 
