@@ -1,8 +1,13 @@
-"""The campaign's tools: the preloaded library, the server that runs commands, a recipe, how runs are compared."""
+"""The campaign's tools: the preloaded library, the server that runs commands, a recipe, its runs.
+
+For every point the command is started anew and does what is left of the step in question; then the folder is compared,
+file by file. Left out is only what could but repeat itself: imports, which a fork finds done; the steps before, which lie
+in a copy of the folder; the steps after, which start from what has just been found equal, byte for byte; and a change
+that leaves the folder as it was.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -17,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rqat.pipeline import OWN_FILES
-from rqat.stages.export import Export
 from tests.tiny import save_tiny
+
+from .compared import before_its_end, contents, state_of
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -63,9 +68,6 @@ evaluate:
 """
 """What begins with the distilled model of the recipe above."""
 
-CLOCKS = frozenset({"memory", "seconds", "started", "train_seconds", "stamps", "tokens_per_s", "summary"})
-"""Keys whose values are times, digests of some, or what the machine had free."""
-
 
 def compiled(folder: Path) -> Path:
     """The preloaded library."""
@@ -89,7 +91,11 @@ class Server:
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    def ready(self) -> Server:
+        """Itself, when it has imported everything."""
         assert self._answer() == {"ready": True}
+        return self
 
     def run(self, **order: Any) -> dict[str, Any]:
         """See `server.py`."""
@@ -143,6 +149,9 @@ class Campaign:
         folder: to work in; made.
         recipe: of the runs; `{model}` in it is a model in `folder`.
         servers: that run commands, side by side.
+
+    Attributes:
+        cpu_s: seconds of a processor that the run took that was left alone.
     """
 
     def __init__(self, folder: Path, recipe: str, servers: list[Server], **values: Any) -> None:
@@ -157,6 +166,8 @@ class Campaign:
         save_tiny(folder / "model", hidden=32, layers=2)
         self.recipe.write_text(recipe.format(model=folder / "model", every=SAVE_EVERY, **values))
         self.points: list[int] = []
+        self.cpu_s = 0.0
+        self._expected: dict[int, dict[str, Any]] = {}
 
     def command(self, place: Path, until: str = "", **order: Any) -> dict[str, Any]:
         """The one command of the campaign, in `place/run`; adds `output` and `notes` to the server's answer.
@@ -177,14 +188,24 @@ class Campaign:
         return {**answer, "output": output, "notes": lines}
 
     def leave_alone(self) -> None:
-        """The run that all others are compared with, with a copy of its folder after every change."""
+        """The run that all others are compared with, with a copy of its folder after every change.
+
+        One before it on every server, so that each has imported what a command needs.
+        """
+        list(self._together.map(self._once, range(len(self.servers))))
         place, copies = self.folder / "whole", self.folder / "copies"
         place.mkdir()
         copies.mkdir()
         done = self.command(place, copies=str(copies))
         assert done["code"] == 0, done["output"]
-        self.notes, self.points = done["notes"], done["points"]
+        self.notes, self.points, self.cpu_s = done["notes"], done["points"], float(done["cpu_s"])
         self.expected = contents(place / "run")
+
+    def _once(self, number: int) -> None:
+        place = self.folder / f"first-{number}"
+        place.mkdir()
+        self.command(place)
+        shutil.rmtree(place)
 
     def resumed(self, place: Path, before: list[str], outcome: Outcome, what: str, *, step: int | None = None) -> None:
         """Gives the command again and compares; what is wrong goes into `outcome`.
@@ -201,7 +222,7 @@ class Campaign:
         if done["code"]:
             outcome.problems.append(f"{what}: resumed with exit code {done['code']}: {done['output'][-600:]}")
             return
-        found = _before_its_end(contents(place / "run")) if until else contents(place / "run")
+        found = before_its_end(contents(place / "run")) if until else contents(place / "run")
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
                 there = (
@@ -278,8 +299,10 @@ class Campaign:
         begun = [note.split()[1] for note in self.notes if note.startswith("step")]
         if number is None or number + 1 >= len(begun):
             return "", self.expected
-        copy, _ = self.before_step(number + 1)
-        return begun[number], _before_its_end(contents(copy / "run"))
+        if number not in self._expected:
+            copy, _ = self.before_step(number + 1)
+            self._expected[number] = before_its_end(contents(copy / "run"))
+        return begun[number], self._expected[number]
 
     def full_disk(self, points: Sequence[tuple[int, int]], code: int, name: str) -> Outcome:
         """A disk that refuses all writes from one on; then there is room again."""
@@ -303,7 +326,7 @@ class Campaign:
         return self._each(f"{name} from a write on", points, try_one)
 
     def signalled(self, moments: list[tuple[int, float]]) -> Outcome:
-        """A signal at some moment, in seconds after the start."""
+        """A signal at some moment, in seconds of a processor after the start; see `cpu_s`."""
 
         def try_one(moment: tuple[int, float], outcome: Outcome) -> None:
             sent, after_s = moment
@@ -336,56 +359,6 @@ class Campaign:
         return outcome
 
 
-def state_of(folder: Path) -> str:
-    """A digest of all that a process can find in a folder: names, times and bytes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        digest.update(f"{path.relative_to(folder)}\0".encode())
-        if path.is_file():
-            digest.update(f"{path.stat().st_mtime_ns}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """What a run folder holds, file by file, without what the clock has written."""
-    return {
-        str(path.relative_to(folder)): _content(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    } | {f"{path.relative_to(folder)}/": "" for path in folder.rglob("*") if path.is_dir()}
-
-
-def _before_its_end(found: dict[str, Any]) -> dict[str, Any]:
-    """What a run folder holds before its last step is done: without the run's own files, and a model card, which tell
-    of all that was done when a command ended.
-    """
-    return {
-        name: content
-        for name, content in found.items()
-        if name not in OWN_FILES and ".partial/" not in name and not name.endswith(f"/{Export.card}")
-    }
-
-
 def _step_at(notes: Sequence[str]) -> int:
     """Number of the step that notes end with; the first where none has begun."""
     return max(0, sum(note.startswith("step") for note in notes) - 1)
-
-
-def _content(path: Path) -> Any:
-    if path.suffix == ".html":  # all it shows is in the other files, and so are times
-        return ""
-    if path.suffix == ".json":
-        return _timeless(json.loads(path.read_text()))
-    if path.suffix == ".jsonl":
-        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: sorted(inner) if key == "files" else _timeless(inner)
-            for key, inner in value.items()
-            if key not in CLOCKS
-        }
-    return [_timeless(inner) for inner in value] if isinstance(value, list) else value

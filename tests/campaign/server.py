@@ -4,13 +4,15 @@ Started with `changes.c` preloaded. It reads an order a line, as JSON, and answe
 
     {"argv": [...], "folder": "...", "log": "...", "notes": "...", "kill_after": 0, "fail_from": 0, "fail_code": 0,
      "copies": "", "signal": 0, "after_s": 0}
-    {"code": 0, "changes": 17, "writes": 40, "points": [0, 0, 1, ...]}
+    {"code": 0, "changes": 17, "writes": 40, "points": [0, 0, 1, ...], "cpu_s": 2.1}
 
 What a command had to import, and what it compiled, the server imports before the next one: a fork then begins with its
 work. What is imported is frozen for the garbage collector, which would else write to every page of it in every fork.
 
-`notes` gets a line for every step of a run that begins, and for every update of a training. With `copies`, the folder
-is copied into a folder there after every change, and `points` says how many notes there were by then.
+A signal is sent when the command has had `after_s` seconds of a processor, so that it is as far as it would be at any
+other time, whatever else the machine does. `notes` gets a line for every step of a run that begins, and for every
+update of a training. With `copies`, the folder is copied into a folder there after every change, and `points` says how
+many notes there were by then.
 """
 
 from __future__ import annotations
@@ -87,16 +89,29 @@ def done(preloaded: Any, order: dict[str, Any]) -> dict[str, Any]:
         os.close(end)
     points = copied(order, asks, answers) if order.get("copies") else []
     if order.get("signal"):
-        time.sleep(order["after_s"])
+        wait_for(child, order["after_s"])
         os.kill(child, order["signal"])
     told = b"".join(iter(lambda: os.read(counts, 4096), b""))  # up to the end of the child
-    _, status = os.waitpid(child, 0)
+    _, status, usage = os.wait4(child, 0)
     for end in (asks, answers, counts):
         os.close(end)
     changes, writes, imported = json.loads(told) if told else (0, 0, [])
     if imported:
         learn(imported)
-    return {"code": os.waitstatus_to_exitcode(status), "changes": changes, "writes": writes, "points": points}
+    answer = {"code": os.waitstatus_to_exitcode(status), "changes": changes, "writes": writes, "points": points}
+    return {**answer, "cpu_s": usage.ru_utime + usage.ru_stime}
+
+
+def wait_for(child: int, cpu_s: float) -> None:
+    """Until a child has had a processor for so many seconds, or has ended."""
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while not os.waitid(os.P_PID, child, ended) and time.clock_gettime(clock_of(child)) < cpu_s:
+        time.sleep(0.001)
+
+
+def clock_of(process: int) -> int:
+    """The clock of the processor time of a process, as Linux numbers it (clock_getcpuclockid)."""
+    return (~process << 3) | 2
 
 
 def copied(order: dict[str, Any], asks: int, answers: int) -> list[int]:
@@ -138,8 +153,8 @@ def work(preloaded: Any, order: dict[str, Any], ask: int, answer: int, count: in
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    told = [preloaded.campaign_changes(), preloaded.campaign_writes(), [name for name in sys.modules if name not in there]]
-    os.write(count, json.dumps(told).encode())
+    imported = [name for name in sys.modules if name not in there]
+    os.write(count, json.dumps([preloaded.campaign_changes(), preloaded.campaign_writes(), imported]).encode())
     os._exit(code)
 
 

@@ -14,13 +14,15 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .harness import HEAD, RECIPE, START, Campaign, Outcome, Server, compiled, contents
+from .compared import contents
+from .harness import HEAD, RECIPE, START, Campaign, Outcome, Server, compiled
 from .several import Two, moments
 
 SHARE = int(os.environ.get("RQAT_CAMPAIGN_SHARE", "1"))
@@ -30,21 +32,28 @@ SIGNALS = 100
 KILLS = 3
 """Of one of two processes, and as many of the one that started them, for each of two objectives."""
 
-LONGEST_S = 8.0
-"""About as long as the run takes that is signalled."""
+IN_MEMORY, NEEDED_BYTES = Path("/dev/shm"), 4 << 30
+"""A file system that is kept in memory, and what the campaign takes of it at most."""
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("gcc") or shutil.which("cc")), reason="no C compiler for the library that is preloaded"
 )
 
 
+def somewhere(factory: pytest.TempPathFactory) -> Path:
+    """A folder to work in, in memory where there is room: what a disk would take for every fsync tells nothing here."""
+    if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > NEEDED_BYTES:
+        return Path(tempfile.mkdtemp(prefix="campaign-", dir=IN_MEMORY))
+    return factory.mktemp("campaign")
+
+
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Campaign]:
     """With a run that was left alone."""
-    folder: Path = tmp_path_factory.mktemp("campaign")
+    folder = somewhere(tmp_path_factory)
     library = compiled(folder)
     whole = any(item.get_closest_marker("campaign") for item in request.session.items)
-    servers = [Server(library) for _ in range(SERVERS if whole else 1)]
+    servers = [server.ready() for server in [Server(library) for _ in range(SERVERS if whole else 1)]]
     made = Campaign(folder / "small", RECIPE, servers)
     made.leave_alone()
     yield made
@@ -86,7 +95,7 @@ def test_a_few_points_of_all(campaign: Campaign) -> None:
         campaign.crash([count // 4, count // 2]),
         campaign.full_disk([(0, 3), (5, 12)], errno.ENOSPC, "a full disk"),
         campaign.full_disk([(0, 3), (3, 9)], errno.EIO, "a failing disk"),
-        campaign.signalled([(signal.SIGTERM, 2.5)]),
+        campaign.signalled([(signal.SIGTERM, 0.4 * campaign.cpu_s)]),
     ]
     assert not [problem for outcome in outcomes for problem in outcome.problems]
 
@@ -121,7 +130,7 @@ def test_no_write_from_any_on(campaign: Campaign, table: list[Outcome], code: in
 def test_a_signal_at_a_random_moment(campaign: Campaign, table: list[Outcome]) -> None:
     chance = random.Random(SEED)
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    moments = [(int(chance.choice(signals)), chance.uniform(0, LONGEST_S)) for _ in range(-(-SIGNALS // SHARE))]
+    moments = [(int(chance.choice(signals)), chance.uniform(0, campaign.cpu_s)) for _ in range(-(-SIGNALS // SHARE))]
     judge(campaign.signalled(moments), table)
 
 
