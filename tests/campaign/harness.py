@@ -1,9 +1,9 @@
 """The campaign's tools: the preloaded library, the server that runs commands, a recipe, its runs.
 
 For every point the command is started anew and does what is left of the step in question; then the folder is compared,
-file by file. Left out is only what could but repeat itself: imports, which a fork finds done; the steps before, which lie
-in a copy of the folder; the steps after, which start from what has just been found equal, byte for byte; and a change
-that leaves the folder as it was.
+file by file. Left out is only what could but repeat itself: imports, which a fork finds done; the steps before, which
+lie in a copy of the folder; the steps after, which start from what has just been found equal, byte for byte; and what a
+change has left as it was.
 """
 
 from __future__ import annotations
