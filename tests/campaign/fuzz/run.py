@@ -25,9 +25,11 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,9 @@ from .commands import Commands
 from .kinds import Bench, Kind
 
 CORPUS = Path(__file__).parent / "corpus"
-SECONDS = 10
+SECONDS, WAITED = 10, 60
+"""What a reading may take of a processor, and of time where it only waits: on a busy machine no less is read."""
+
 MEMORY = 2 << 30
 """What a reading may take, with all that is imported."""
 
@@ -49,7 +53,7 @@ GUIDED = ("safetensors", "parquet", "jsonl", "problems", "step", "manifest", "re
 
 
 class Hung(BaseException):
-    """A reading took longer than `SECONDS`."""
+    """A reading took longer than `SECONDS`, or waited for longer than `WAITED`."""
 
 
 def try_one(kind: Kind, data: bytes) -> tuple[str, str]:
@@ -86,13 +90,17 @@ def _watched() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise Hung
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    timers = {signal.ITIMER_PROF: (signal.SIGPROF, SECONDS), signal.ITIMER_REAL: (signal.SIGALRM, WAITED)}
+    before = {sent: signal.signal(sent, stop) for sent, _ in timers.values()}
+    for timer, (_, after_s) in timers.items():
+        signal.setitimer(timer, after_s)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in timers:
+            signal.setitimer(timer, 0)
+        for sent, handler in before.items():
+            signal.signal(sent, handler)
 
 
 def inputs(name: str, kind: Kind, seed: int, count: int) -> Iterator[tuple[str, bytes]]:
@@ -104,17 +112,18 @@ def inputs(name: str, kind: Kind, seed: int, count: int) -> Iterator[tuple[str, 
 
 @dataclass
 class Row:
-    """What came of one kind of file, made in one way."""
+    """What came of one kind of file, made in one way; `slowest` is in seconds of a processor."""
 
     name: str
     way: str
     counts: Counter[str] = field(default_factory=Counter)
     began: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
     slowest: float = 0.0
 
     def __str__(self) -> str:
         shown = "".join(f"{self.counts[key]:>9}" for key in ("inputs", "valid", "refused", "found"))
-        return f"{self.name:<26}{self.way:<12}{shown}{time.perf_counter() - self.began:>8.1f}{self.slowest:>9.2f}"
+        return f"{self.name:<26}{self.way:<12}{shown}{self.seconds:>8.1f}{self.slowest:>9.2f}"
 
 
 HEAD = f"{'kind':<26}{'made':<12}{'inputs':>9}{'valid':>9}{'refused':>9}{'found':>9}{'s':>8}{'slowest':>9}"
@@ -131,7 +140,7 @@ class Search:
     def __init__(self, seed: int, each: int, *, keep: bool) -> None:
         self.seed, self.each, self.keep = seed, each, keep
         self.found: dict[tuple[str, str], str] = {}
-        self.tried = 0
+        self.rows: list[Row] = []
 
     def changed(self, name: str, kind: Kind) -> None:
         """Good files changed a little."""
@@ -167,9 +176,9 @@ class Search:
         return max(1, int(self.each * kind.share))
 
     def _try(self, row: Row, kind: Kind, data: bytes, own: str) -> None:
-        start = time.perf_counter()
+        start = time.process_time()
         verdict, trace = try_one(kind, data)
-        row.slowest = max(row.slowest, time.perf_counter() - start)
+        row.slowest = max(row.slowest, time.process_time() - start)
         row.counts["found" if trace else verdict] += 1
         row.counts["inputs"] += 1
         if trace:
@@ -185,8 +194,8 @@ class Search:
             (CORPUS / name / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
 
     def _tell(self, row: Row) -> None:
-        self.tried += row.counts["inputs"]
-        print(row, flush=True)
+        row.seconds = time.perf_counter() - row.began
+        self.rows.append(row)
 
 
 def main() -> int:
@@ -197,39 +206,67 @@ def main() -> int:
     parser.add_argument("--kind", action="append", help="only these")
     parser.add_argument("--way", action="append", choices=WAYS, help="only these")
     parser.add_argument("--keep", action="store_true", help="keep what is found in the corpus")
+    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="that try side by side")
     given = parser.parse_args()
-    quiet()
-    search, ways = Search(given.seed, given.each, keep=given.keep), given.way or WAYS
+    ways, found, tried, most = given.way or WAYS, dict[tuple[str, str], str](), 0, 0
     print(HEAD)
     with tempfile.TemporaryDirectory(prefix="fuzz-bench-") as folder:
-        bench = Bench(Path(folder))
-        kinds = {**bench.kinds(), **Commands(bench).kinds()}
-        made = _strategies(bench) if "hypothesis" in ways else {}
-        for name, kind in kinds.items():
-            if given.kind and name not in given.kind:
-                continue
-            if "changed" in ways:
-                search.changed(name, kind)
-            if name in made:
-                search.structured(name, kind, made[name])
-            if "atheris" in ways and name in GUIDED and _installed("atheris"):
-                search.guided(name)
-    for told in search.found.values():
+        # Not forked: what a process that has trained has set up for gradients, its forks may not use.
+        tried_by = ProcessPoolExecutor(given.processes, get_context("spawn"), _prepare, (folder,))
+        with tried_by:
+            searches = [
+                tried_by.submit(_search, way, name, given.seed, given.each, given.keep)
+                for way, name in tried_by.submit(_named).result()
+                if way in ways and not (given.kind and name not in given.kind)
+            ]
+            for one in as_completed(searches):
+                search, held_bytes = one.result()
+                print(*search.rows, sep="\n", flush=True)
+                found |= search.found
+                tried, most = tried + sum(row.counts["inputs"] for row in search.rows), max(most, held_bytes)
+    for told in found.values():
         print(f"\n{told}")
     missing = [name for name in ("hypothesis", "atheris") if name in ways and not _installed(name)]
-    print(
-        f"\nseed {given.seed}: {search.tried} inputs, {len(search.found)} kinds of fault, {peak_bytes() / 1e9:.2f} GB"
-    )
+    print(f"\nseed {given.seed}: {tried} inputs, {len(found)} kinds of fault, {most / 1e9:.2f} GB")
     print(*(f"{name} is not installed; its inputs were not made." for name in missing), sep="\n")
-    return 1 if search.found else 0
+    return 1 if found else 0
 
 
-def _strategies(bench: Bench) -> dict[str, Any]:
-    if not _installed("hypothesis"):
-        return {}
-    from .structured import strategies
+_prepared: dict[str, Any] = {}
+"""Of a process that tries inputs: the kinds by name, and the strategies."""
 
-    return strategies(str(bench.model))
+
+def _prepare(folder: str) -> None:
+    """Makes, once in a process, what files are read with."""
+    quiet()
+    own = Path(folder, str(os.getpid()))
+    own.mkdir()
+    bench = Bench(own)
+    _prepared["kinds"] = {**bench.kinds(), **Commands(bench).kinds()}
+    _prepared["strategies"] = {}
+    if _installed("hypothesis"):
+        from .structured import strategies
+
+        _prepared["strategies"] = strategies(str(bench.model))
+
+
+def _named() -> list[tuple[str, str]]:
+    """Ways and kinds; whole commands, which take longest, first, so that nobody waits for the last of them."""
+    guided = GUIDED if _installed("atheris") else ()
+    by_way = {"changed": reversed(_prepared["kinds"]), "hypothesis": _prepared["strategies"], "atheris": guided}
+    return [(way, name) for way, names in by_way.items() for name in names]
+
+
+def _search(way: str, name: str, seed: int, each: int, keep: bool) -> tuple[Search, int]:
+    """One kind in one way; what was found, and the most memory that this process has held."""
+    search = Search(seed, each, keep=keep)
+    if way == "changed":
+        search.changed(name, _prepared["kinds"][name])
+    elif way == "hypothesis":
+        search.structured(name, _prepared["kinds"][name], _prepared["strategies"][name])
+    else:
+        search.guided(name)
+    return search, peak_bytes()
 
 
 def _installed(name: str) -> bool:
