@@ -62,10 +62,17 @@ def import_everything() -> None:
 
 
 def learn(names: list[str]) -> None:
-    """Imports what a command has imported; what it read from a file by its path has no name to be imported by."""
+    """Imports what a command has imported; what it read from a file by its path has no name to be imported by.
+
+    Sources of plugins are parsed, too, for what they import: that is remembered by what a source holds.
+    """
+    from rqat.facts import source_fact
+
     for name in names:
         with suppress(ImportError):
             importlib.import_module(name)
+            if name.startswith("rqat_"):
+                source_fact(name)
     freeze()
 
 

@@ -32,7 +32,7 @@ SIGNALS = 100
 KILLS = 3
 """Of one of two processes, and as many of the one that started them, for each of two objectives."""
 
-IN_MEMORY, NEEDED_BYTES = Path("/dev/shm"), 4 << 30
+IN_MEMORY, NEEDED_BYTES = Path("/dev/shm"), 1 << 30
 """A file system that is kept in memory, and what the campaign takes of it at most."""
 
 pytestmark = pytest.mark.skipif(

@@ -212,10 +212,8 @@ class Bench:
         recipe = self.folder / "good.yaml"
         recipe.write_text(RECIPE.replace("MODEL", str(self.model)))
         plan = build_plan(load_recipe(str(recipe)), self.registry)
-        known = {step.name: (plan.facts(step), plan.fingerprint(step)) for step in plan.steps}
-        return SimpleNamespace(
-            steps=plan.steps, facts=lambda step: known[step.name][0], fingerprint=lambda step: known[step.name][1]
-        )
+        facts, prints = {step.name: plan.facts(step) for step in plan.steps}, plan.fingerprints()
+        return SimpleNamespace(steps=plan.steps, facts=lambda step: facts[step.name], fingerprints=lambda: prints)
 
     def _report(self, path: Path) -> None:
         from rqat.report.page import page
