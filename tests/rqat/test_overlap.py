@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from rqat.contracts import Row
-from rqat.overlap import WORDS, Problems, overlaps_written, words
+from rqat.overlap import WORDS, Problems, overlaps, overlaps_written, words
 from rqat.plan import build_plan
 from rqat.preflight import read_data
 from rqat.recipe import load_recipe
 from rqat.registry import Registry
+from rqat.stage import Use
 
 ASKED = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 HENS = "Anna has 16 hens. Each hen lays 3 eggs a day, and she sells all but 7. How many eggs does she sell in a week?"
@@ -82,6 +83,27 @@ def test_the_data_of_a_plan_is_compared(tmp_path: Path) -> None:
     assert told("train.0.steps=1", "train.0.batch=4") == []
     assert told("evaluate=[arith]") == []
     assert told("train.0.data=arith", "evaluate=[arith]") == []  # whose problems are made by the same rules
+
+
+def test_problems_are_not_read_where_no_training_is_left(tmp_path: Path) -> None:
+    registry = Registry.discover()
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "name: mine\nmodel: builtin:tiny-reasoner\nscheme: w2g32\nquantize: rtn\n"
+        "train: [{objective: kd, data: arith, steps: 5, batch: 6}]\nevaluate: [arith]\n"
+    )
+    plan = build_plan(load_recipe(recipe, ()), registry)
+    [training] = (step for step in plan.steps if "objective" in step.parts)
+    made: list[str] = []
+
+    def make(use: Use) -> Any:
+        made.append(use.card.kind)
+        return registry.make(use.card, use.options)
+
+    assert [*overlaps(plan, make, {training.name})] == []
+    assert made == []
+    assert [*overlaps(plan, make, ())] == []
+    assert made == ["task", "source"]
 
 
 def test_rows_that_the_model_has_written_are_compared_when_they_are_there(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from rqat import ModelError, RecipeError
-from rqat.facts import difference
+from rqat.facts import difference, settings_facts
 from rqat.plan import Plan, build_plan
 from rqat.recipe import built_recipe, load_recipe
 from rqat.registry import Registry
+from rqat.stage import Step
 from rqat.stages.evaluate.command import eval_plan
 from rqat.stages.quantize.command import quantize_plan
 from tests.tiny import save_tiny
@@ -195,6 +196,22 @@ def test_facts_are_json_and_always_the_same(registry: Registry, model: Path):
         assert json.loads(json.dumps(one.facts(step))) == one.facts(step)
         assert one.fingerprint(step) == two.fingerprint(two.step(step.name))
     assert len({one.fingerprint(step) for step in one.steps}) == len(one.steps)
+
+
+def test_fingerprints_of_all_steps_take_each_step_once(
+    registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(registry, model=str(model))
+    asked: list[str] = []
+
+    def facts(step: Step) -> dict:
+        asked.append(step.name)
+        return settings_facts(step)
+
+    monkeypatch.setattr("rqat.plan.settings_facts", facts)
+    found = plan.fingerprints()
+    assert asked == [step.name for step in plan.steps]
+    assert found == {step.name: plan.fingerprint(step) for step in plan.steps}
 
 
 def changed(registry: Registry, model: Path, *overrides: str) -> set[str]:

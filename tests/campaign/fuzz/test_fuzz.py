@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.campaign.fuzz import run
 from tests.campaign.fuzz.commands import Commands
 from tests.campaign.fuzz.kinds import Bench, Kind
 from tests.campaign.fuzz.run import CORPUS, Search, inputs, try_one
@@ -42,6 +46,27 @@ def test_good_files_are_read_well(bench: Bench) -> None:
 def test_what_was_found_once_is_mended(path: Path, bench: Bench, commands: dict[str, Kind]) -> None:
     verdict, trace = try_one({**bench.kinds(), **commands}[path.parent.name], path.read_bytes())
     assert verdict in ("valid", "refused"), trace
+
+
+def waits(path: Path) -> None:
+    time.sleep(9)
+
+
+def computes(path: Path) -> None:
+    while path.is_file():
+        pass
+
+
+@pytest.mark.parametrize("reads", [waits, computes])
+def test_a_reading_that_waits_or_computes_for_long_is_told(reads: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SECONDS", 0.05)
+    monkeypatch.setattr(run, "WAITED", 0.5)
+    started = time.process_time()
+    verdict, trace = try_one(Kind("", lambda text, rng: b"", reads), b"")
+    assert verdict == "hung"
+    assert "Hung" in trace
+    assert time.process_time() - started < 0.4
+    assert signal.getsignal(signal.SIGPROF) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("name", LIGHT)
