@@ -6,7 +6,6 @@ at random. Everything here is one training; what else a run does is finished bef
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import re
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +45,6 @@ TRAINING = {
 
 PATIENCE_S = 300
 """Longest that a command takes, on a machine that does much else."""
-
-AT_ONCE = 2
-"""Runs of two processes side by side: most of a point is imports, which one process at a time does."""
 
 GONE_S = 30
 """Longest that workers take to end when another, or their parent, is gone."""
@@ -113,7 +108,6 @@ class Two:
     def __init__(self, folder: Path, objective: str) -> None:
         folder.mkdir()
         self.folder, self.objective = folder, objective
-        self._numbers = itertools.count()
         self.recipe = folder / "two.yaml"
         model = save_tiny(folder / "model", hidden=32, layers=2)
         training = f"{TRAINING[objective]}, save_every: {SAVE_EVERY}"
@@ -130,22 +124,17 @@ class Two:
     def killed(self, name: str, chosen: list[Moment]) -> Outcome:
         """Kills at every moment, and gives the same command again."""
         outcome, began = Outcome(f"{name}, {self.objective}"), time.monotonic()
-        with ThreadPoolExecutor(AT_ONCE) as together:
-            for moment, repeated, wrong in together.map(self._killed, chosen):
-                outcome.problems += [f"{moment}: {said}" for said in wrong]
-                outcome.repeated = max(outcome.repeated, repeated)
-                outcome.tried, outcome.seconds = outcome.tried + 1, time.monotonic() - began
-                print(outcome, moment, *wrong, sep="\n", flush=True)
+        for number, moment in enumerate(chosen):
+            place = self._place(f"{number}-{'parent' if moment.rank is None else 'worker'}")
+            shutil.copytree(self.before / "run", place / "run")
+            wrong = [*self._kill(place, moment)]
+            repeated = self._resume(place, wrong)
+            outcome.problems += [f"{moment}: {said}" for said in wrong]
+            outcome.repeated = max(outcome.repeated, repeated)
+            outcome.tried, outcome.seconds = outcome.tried + 1, time.monotonic() - began
+            print(outcome, moment, *wrong, sep="\n", flush=True)
+            shutil.rmtree(place)
         return outcome
-
-    def _killed(self, moment: Moment) -> tuple[Moment, int, list[str]]:
-        """One moment, updates that were repeated, and what was wrong."""
-        place = self._place(f"{next(self._numbers)}-{'parent' if moment.rank is None else 'worker'}")
-        shutil.copytree(self.before / "run", place / "run")
-        wrong = [*self._kill(place, moment)]
-        repeated = self._resume(place, wrong)
-        shutil.rmtree(place)
-        return moment, repeated, wrong
 
     def _kill(self, place: Path, moment: Moment) -> Iterator[str]:
         """Starts a run and kills one of its processes; what is wrong then."""
