@@ -33,7 +33,7 @@ quick *ARGS:
 long *ARGS:
     pytest -q -n {{WORKERS}} -m long {{ARGS}}
 
-# interrupts a small run at every point, in every way, and starts it again; prints a table
+# interrupts a small run at every point, in every way, and starts it again; prints a table; with fuzz, 20 minutes on two cores
 campaign *ARGS:
     pytest -q -s -m campaign tests/campaign {{ARGS}}
 

@@ -1,6 +1,6 @@
 """A small run with all stages, ended at every point and in every way; the same command then ends in the same bytes.
 
-    just campaign                     every point: 18 minutes on two cores; prints a table
+    just campaign                     every point: 20 minutes on two cores with `just fuzz`; prints a table
     RQAT_CAMPAIGN_SHARE=20            one point of 20: others with another RQAT_CAMPAIGN_SEED, which is printed
     RQAT_CAMPAIGN_SERVERS=1           as many runs side by side; two unless said otherwise
 
