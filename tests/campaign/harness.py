@@ -31,6 +31,9 @@ HERE = Path(__file__).parent
 
 SAVE_EVERY = 2
 
+EARLIEST_S = 0.01
+"""Of a processor: a command that is over by then has not begun."""
+
 LOCKING = 2
 """Writes of a command to the lock of its folder, before all others."""
 
@@ -329,13 +332,19 @@ class Campaign:
         return self._each(f"{name} from a write on", points, try_one)
 
     def signalled(self, moments: list[tuple[int, float]]) -> Outcome:
-        """A signal at some moment, in seconds of a processor after the start; see `cpu_s`."""
+        """A signal at some moment, in seconds of a processor after the start; see `cpu_s`.
+
+        A command that is over by then, since no two take the same, is given again and gets its signal earlier.
+        """
 
         def try_one(moment: tuple[int, float], outcome: Outcome) -> None:
             sent, after_s = moment
             place = self.folder / f"signal-{next(self._numbers)}"
             place.mkdir()
-            done = self.command(place, signal=sent, after_s=after_s)
+            while not (done := self.command(place, signal=sent, after_s=after_s))["code"] and after_s > EARLIEST_S:
+                after_s *= 0.9
+                shutil.rmtree(place)
+                place.mkdir()
             what = f"signal {sent} after {after_s:.2f} s"
             if done["code"] not in (0, 128 + sent, -sent) or "Traceback" in done["output"]:
                 outcome.problems.append(f"{what}: exit code {done['code']}: {done['output'][-1500:]}")
