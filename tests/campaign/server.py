@@ -187,4 +187,5 @@ def noted(file: str, preloaded: Any) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` had ignored, as rqat then does
     main()
