@@ -13,6 +13,8 @@ from pathlib import Path
 from rqat.evals.stats import wilson
 from rqat.storage import write_text
 
+from .report import as_svg
+
 PAGE = Path(__file__).parents[2] / "docs" / "explain" / "frontier.md"
 START, END = "<!-- table -->\n", "<!-- end of table -->\n"
 
@@ -82,15 +84,8 @@ def as_plot(rows: Sequence[Row]) -> str:
             text, left = row["file"].split(",")[0], row["maker"] == "rqat" and row["file"].startswith("w")
             aside = f'x="{at - 8:.1f}" text-anchor="end"' if left else f'x="{at + 8:.1f}"'
             parts.append(f'<text {aside} y="{y(middle) + 4:.1f}" fill="{colour}">{escape(text)}</text>')
-    keys = "".join(
-        f'<circle cx="{LEFT + 130 * i}" cy="12" r="4.5" fill="{colour}"/>'
-        f'<text x="{LEFT + 130 * i + 9}" y="16">{maker or "16 bits"}</text>'
-        for i, (maker, colour) in enumerate(COLOURS.items())
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-        f'font-size="11" fill="#777">{keys}{"".join(parts)}</svg>\n'
-    )
+    keys = {maker or "16 bits": colour for maker, colour in COLOURS.items()}
+    return as_svg(WIDTH, HEIGHT, LEFT, 130, keys, parts)
 
 
 def with_table(page: str, table: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -90,13 +90,24 @@ def as_plot(results: Sequence[Result]) -> str:
             f"<title>{escape(label)}: {each[f'kl_{domain}']:.4g} {domain}</title></circle>"
             for domain, colour in COLOURS.items()
         ]
+    keys = {"KL, in domain": COLOURS["in"], "KL, out of domain": COLOURS["out"]}
+    return as_svg(WIDTH, height, LEFT, 170, keys, parts)
+
+
+def as_svg(width: int, height: int, left: int, apart: int, keys: Mapping[str, str], parts: Sequence[str]) -> str:
+    """A picture with what its colours mean above it.
+
+    Args:
+        left: where the first key stands, and `apart` how far each is from the next.
+        keys: what a colour means, and the colour.
+    """
     key = "".join(
-        f'<circle cx="{LEFT + 170 * i}" cy="12" r="4.5" fill="{colour}"/>'
-        f'<text x="{LEFT + 170 * i + 9}" y="16">KL, {domain} of domain</text>'
-        for i, (domain, colour) in enumerate(COLOURS.items())
-    ).replace("in of domain", "in domain")
+        f'<circle cx="{left + apart * i}" cy="12" r="4.5" fill="{colour}"/>'
+        f'<text x="{left + apart * i + 9}" y="16">{meaning}</text>'
+        for i, (meaning, colour) in enumerate(keys.items())
+    )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="11" fill="#777">{key}{"".join(parts)}</svg>\n'
     )
 
