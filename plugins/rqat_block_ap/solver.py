@@ -29,6 +29,11 @@ class BlockAp(rqat.Quantizer):
         self.needs = type(self).needs | self.start.needs  # type: ignore[misc]
         self.tied_ends = self.start.tied_ends  # type: ignore[misc]
 
+    @property
+    def layerwise(self) -> rqat.Quantizer:
+        """See `rqat.Quantizer`."""
+        return self.start
+
     def quantize_linear(
         self, weight: torch.Tensor, stats: rqat.LinearStats, scheme: rqat.Scheme
     ) -> rqat.QuantizedWeight:

@@ -140,6 +140,13 @@ class Quantizer(ABC):
         if more := frozenset(more):  # else a plugin's may be a property
             self.needs = type(self).needs | more  # type: ignore[misc]
 
+    @property
+    def layerwise(self) -> Quantizer:
+        """What quantizes single layers in its place, where a budget's widths are measured: itself, unless its blocks
+        start from another quantizer's result.
+        """
+        return self
+
     @abstractmethod
     def quantize_linear(self, weight: torch.Tensor, stats: LinearStats, scheme: Scheme) -> QuantizedWeight:
         """Quantizes one weight.

@@ -53,7 +53,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         if later.inputs.get(step.stage) == step.name:  # before hours of measuring what cannot be had
             weighed(job, later, model)
     offered = offered_of(job, step, model)
-    quantizer: Quantizer = job.make(step, "quantizer")
+    quantizer: Quantizer = job.make(step, "quantizer").layerwise
     batches = []
     if quantizer.needs:
         batches = token_batches(job.result_of(step.inputs["calibration"]) / CALIBRATION_FILE, job.device)

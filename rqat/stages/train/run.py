@@ -213,6 +213,7 @@ def _train(
             train_embedding=keys.train_embedding,
             weight_decay=keys.weight_decay,
             latents=latents,
+            reach=keys.latent_reach,
         )
         rewards, weights = _rewards(job, step, start, rows, room) if card.graded else ([], [])
         del latents  # they may hold the whole model before quantization

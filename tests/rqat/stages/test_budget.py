@@ -58,6 +58,18 @@ def found(plan: Plan, level: str) -> list[str]:
 
 
 @pytest.mark.slow
+def test_block_ap_is_measured_by_the_quantizer_that_its_blocks_start_from(
+    registry: Registry, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    costs = {}
+    for name, quantize in (("gptq", "gptq"), ("block-ap", {"method": "block-ap", "start": "gptq", "epochs": 0})):
+        plan = plan_of(registry, model, rows, {"size": "3.6bits", "samples": 2}, quantize=quantize, export=None)
+        run_pipeline(Job(plan, tmp_path / name, registry))
+        costs[name] = next((tmp_path / name).glob("*-measure/costs.json")).read_bytes()
+    assert costs["gptq"] == costs["block-ap"]
+
+
+@pytest.mark.slow
 def test_a_run_keeps_within_its_budget(registry: Registry, model: Path, rows: Path, tmp_path: Path) -> None:
     budget = {"size": "3.6bits", "samples": 4}
     plan = plan_of(registry, model, rows, budget)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from rqat.contracts import Training
@@ -238,6 +239,28 @@ def test_latents_are_carried_to_the_next_train_step(root: Path) -> None:
         shutil.rmtree(job.workdir(step))
     assert results[0]["quantized.safetensors"] == results[1]["quantized.safetensors"]
     assert results[0]["latents.safetensors"] != results[1]["latents.safetensors"]
+
+
+def test_latents_that_are_carried_start_off_the_borders(root: Path) -> None:
+    """Many end a training next to a border, and would cross it with the first update of the next one."""
+    job, step = train_step(root, "kd", **options_of("kd", steps=2))
+    train.run(job, step)
+    first = job.workdir(step).rename(root / "run" / "02-first")
+    farthest = {"before": farthest_latent(first)}
+    for reach in (0.4, 0.25):
+        job, step = train_step(root, "sft", **options_of("sft", steps=1, lr=1e-9, scale_lr=None, latent_reach=reach))
+        step.inputs["start"] = first.name
+        train.run(job, step)
+        farthest[str(reach)] = farthest_latent(job.workdir(step))
+        shutil.rmtree(job.workdir(step))
+    assert farthest["before"] > 0.45
+    assert farthest["0.4"] == pytest.approx(0.4, abs=1e-3)
+    assert farthest["0.25"] == pytest.approx(0.25, abs=1e-3)
+
+
+def farthest_latent(folder: Path) -> float:
+    """How far a latent of a finished train step is from its code's value at most, in steps of the grid."""
+    return max(float(offset.abs().max()) for offset in load_file(folder / "latents.safetensors").values())
 
 
 def test_a_gate_that_says_skip_passes_the_start_through(root: Path) -> None:
