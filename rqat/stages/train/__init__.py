@@ -99,8 +99,8 @@ class TrainKeys(PluginKeys):
         lr: learning rate of the latent weights.
         lr_in: what it is counted in. `weights`: one number for all. `codes`: steps of the grid; groups of small weights
             then change their codes as fast as those of large ones. 2e-3 was too high where it was tried.
-        latent_reach: how far from its code's value a latent weight starts at most, in steps of the grid; the border is at
-            0.5. It starts where the train step before left it, else at the weight before quantization.
+        latent_reach: how far from its code's value a latent weight starts at most, in steps of the grid (0.5 is the
+            border). It starts where the train step before left it, else at the weight before quantization.
         scale_lr: of the scales, relative to the scale itself. None freezes the scales.
         zero_lr: of the zero points, in codes. None freezes the zero points.
         other_lr: of everything that is not quantized, embeddings and lm_head left out. None freezes it.
