@@ -30,9 +30,9 @@ def test_it_plans(registry: Registry, name: str):
     plan = build_plan(load_recipe(name), registry)
     assert plan.recipe.name == name, "a recipe is called what its file is called"
     stages = [step.stage for step in plan.steps if step.stage != "produce"]  # data, each before its first reader
-    assert stages == sorted(stages, key=["calibrate", "quantize", "gate", "train", "export", "evaluate"].index) or (
-        stages.index("train") < stages.index("gate")
-    )
+    assert stages == sorted(
+        stages, key=["calibrate", "measure", "budget", "quantize", "gate", "train", "export", "evaluate"].index
+    ) or (stages.index("train") < stages.index("gate"))
     assert [use.card.name for step in plan.steps if (use := step.parts.get("objective"))] == ["kd", "grpo"]
     assert "export" in stages
     assert {step.variant for step in plan.steps if step.stage == "evaluate"} >= {"bf16", "gptq", "kd", "grpo"}
@@ -55,7 +55,7 @@ def test_every_setting_of_training_has_a_source(name: str):
     deciding = "lr|scale_lr|zero_lr|steps|batch|max_tokens|temperature|samples|tokens|damp|objective|scheme|model"
     for line in shipped_recipes()[name].read_text().splitlines():
         if re.match(rf"\s*(- )?({deciding}):", line):
-            assert re.search(r"# (ours|\[(paper|notes|sibling|effqat)\])", line), line
+            assert re.search(r"# (ours|\[(paper|notes|sibling|effqat|coder)\])", line), line
 
 
 def test_quickstart_is_ready_to_run(registry: Registry):

@@ -138,7 +138,7 @@ def test_the_screening_from_block_ap(registry: Registry, tmp_path: Path) -> None
     file.write_text(text.replace("set:\n", "set:\n  model: builtin:tiny-reasoner\n"))
     made = load_sweep(file, registry)
     starts = {cell.prints["03-quantize-block-ap"] for cell in made.cells}
-    assert (len(made.cells), len(starts)) == (5, 1)
+    assert (len(made.cells), len(starts)) == (9, 1)
 
 
 def test_the_screening_of_gptq(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
