@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import NumericsError
 from ..storage import append_json_line, read_json_lines, write_json_lines
+
+log = logging.getLogger("rqat")
+
+FIRST, LAST = 5, 20
+"""Steps whose mean losses are compared: those that a training begins with, and the latest."""
+
+HUMP = 1.5
+"""A loss so many times that of the first steps has not gone up by chance: at rates that suit the start it falls."""
 
 NOT_LOGGED = frozenset(
     {"learning_rate", "epoch", "num_tokens", "num_input_tokens_seen", "total_flos", "step_time", "train_runtime"}
@@ -26,17 +37,20 @@ class Log(TrainerCallback):
 
     Args:
         path: the file.
+        name: of the step, for what is told.
         done: steps a resumed run has behind it; later lines of the interrupted run are cut off.
         steps: of the whole run.
         bar: a `job.Bar` to report to.
     """
 
-    def __init__(self, path: Path, *, done: int, steps: int, bar: Any) -> None:
-        self.path, self.steps, self.bar = path, steps, bar
+    def __init__(self, path: Path, name: str, *, done: int, steps: int, bar: Any) -> None:
+        self.path, self.name, self.steps, self.bar = path, name, steps, bar
         self.started: float | None = None
         self.seconds = 0.0
         kept = [line for line in read_json_lines(path) if _is_line(line) and line["step"] <= done]
         write_json_lines(path, kept)
+        self.losses = [line["loss"] for line in kept]
+        self.told = any(rise_at(self.losses[:count]) for count in range(len(kept)))
         if done:
             bar.update(done)
 
@@ -64,9 +78,26 @@ class Log(TrainerCallback):
                 f"step {line['step']}: the loss is {line['loss']}.",
                 hint="Lower lr or scale_lr; the same command then starts this step anew, because its settings changed.",
             )
+        self.losses.append(line["loss"])
+        rise = 0.0 if self.told or "reward" in line else rise_at(self.losses)
+        if rise:
+            self.told = True
+            log.warning(
+                "%s: after %d steps the loss is %.1f times what it was at first: the rates are high for this start. It "
+                "falls as the schedule lowers them, and would fall farther at a lower lr and scale_lr.",
+                self.name, line["step"], rise,
+            )  # fmt: skip
         # The loss of rollouts is near 0 by construction, whatever they learn; their figure is the mean reward.
         figure = f"reward {line['reward']:.3f}" if "reward" in line else f"loss {line['loss']:.4g}"
         self.bar.update(line["step"], figure)
+
+
+def rise_at(losses: Sequence[float]) -> float:
+    """How many times its first mean the loss of the latest steps is, where that is a hump; else 0."""
+    if len(losses) < FIRST + LAST:
+        return 0.0
+    first, last = fmean(losses[:FIRST]), fmean(losses[-LAST:])
+    return last / first if 0 < HUMP * first < last else 0.0
 
 
 def _is_line(line: dict[str, Any]) -> bool:

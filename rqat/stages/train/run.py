@@ -250,7 +250,7 @@ def _train(
             callbacks: list[Any] = [saving]
             if processes.leads:
                 callbacks[:0] = reporters(job.plan.recipe.log, job.folder, step.name)
-                callbacks.insert(0, Log(work / LOG, done=step_of(checkpoint), steps=keys.steps, bar=bar))
+                callbacks.insert(0, Log(work / LOG, step.name, done=step_of(checkpoint), steps=keys.steps, bar=bar))
             if keys.watch is not None and (processes.leads or share.count > 1):
                 original = teacher if keys.teacher is None else None
                 callbacks.insert(0, _watch(job, step, keys.watch, start, original, share))

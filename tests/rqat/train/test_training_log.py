@@ -1,0 +1,69 @@
+"""training.jsonl tells of a loss that rises, once, and in the same way where a training resumes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rqat.train.training_log import Log, rise_at
+
+HUMP = [0.05] * 5 + [0.05 + 0.004 * step for step in range(30)]
+
+
+def logged(path: Path, losses: list[float], *, done: int = 0, **figures: float) -> None:
+    """What a training of some steps hands to its log, after `done` of them."""
+    bar: Any = SimpleNamespace(update=lambda *_: None)
+    log = Log(path, "03-train-kd", done=done, steps=len(losses), bar=bar)
+    for step, loss in enumerate(losses[done:], start=done + 1):
+        state: Any = SimpleNamespace(global_step=step, num_input_tokens_seen=10 * step)
+        log.on_log(None, state, None, logs={"loss": loss, **figures})  # type: ignore[arg-type]
+
+
+def test_a_loss_that_rises_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="rqat")
+    logged(tmp_path / "training.jsonl", HUMP)
+    [told] = caplog.messages
+    assert told.startswith("03-train-kd: after 25 steps the loss is 1.8 times what it was at first")
+    assert "lower lr and scale_lr" in told
+    assert len((tmp_path / "training.jsonl").read_text().splitlines()) == len(HUMP)
+
+
+@pytest.mark.parametrize("stopped", [10, 30])
+def test_a_resumed_training_tells_it_once_in_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stopped: int
+) -> None:
+    caplog.set_level(logging.WARNING, logger="rqat")
+    path = tmp_path / "training.jsonl"
+    logged(path, HUMP[:stopped])
+    before = len(caplog.messages)
+    logged(path, HUMP, done=stopped)
+    assert (before, len(caplog.messages)) == (int(stopped == 30), 1)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, len(HUMP) + 1))
+
+
+@pytest.mark.parametrize(
+    ("losses", "figures"),
+    [
+        ([0.5 - 0.01 * step for step in range(40)], {}),  # falls
+        ([0.5 + 0.1 * (-1) ** step for step in range(40)], {}),  # noise
+        (HUMP[:24], {}),  # too few steps to say
+        (HUMP, {"reward": 0.5}),  # of rollouts it means nothing
+    ],
+)
+def test_others_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, losses: list[float], figures: dict[str, float]
+) -> None:
+    caplog.set_level(logging.WARNING, logger="rqat")
+    logged(tmp_path / "training.jsonl", losses, **figures)
+    assert caplog.messages == []
+
+
+def test_a_rise_is_that_of_means() -> None:
+    assert rise_at([1.0] * 5 + [2.0] * 20) == 2.0
+    assert rise_at([1.0] * 24 + [100.0]) == pytest.approx(5.95)
+    assert rise_at([0.0] * 5 + [1.0] * 20) == 0.0
