@@ -20,9 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .contracts import Exporter, QuantizedWeight, Quantizer, Task, Transform
+from .contracts import Exporter, QuantizedWeight, Task
 from .errors import ModelError, RecipeError, RqatError
-from .grids import part_problems, scheme_problems
 from .job import Silence
 from .keys import ModelKeys
 from .model.activations import TokenBatch
@@ -34,10 +33,11 @@ from .model.load import load_model
 from .model.native import load_quantized
 from .model.transforms import Applied, apply_transforms
 from .registry import Registry
-from .scheme import Schemes
 from .stages import keys_of
-from .stages.calibrate.given import Calibration, given_batches
-from .stages.export.run import export_checkpoint
+from .stages.budget.given import Size, chosen_widths, given_budget
+from .stages.calibrate.given import Calibration, given_text
+from .stages.export.run import export_checkpoint, tell_excess
+from .stages.quantize.given import given_quantizer
 from .stages.quantize.run import told_notes
 from .storage import PARTIAL, publish, writable_folder
 from .train.latents import first_latents, load_latents, save_latents
@@ -60,6 +60,8 @@ class QuantizedModel:
         source: path or hub name of the model before quantization, where it is known.
         trained_by: the optimizer that has the codes since training began; `optimizer` sets it.
         transforms: what the model went through before it was quantized; their hooks are attached.
+        chosen: how a budget's widths were found: what it asked for, the bytes and KL that are expected, the scheme of
+            every layer, and of every choice what each width takes and costs; None without a budget.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class QuantizedModel:
         source: str | None = None,
         folder: Path | None = None,
         transforms: Sequence[Applied] = (),
+        chosen: dict[str, Any] | None = None,
     ) -> None:
         """Holds what it is given.
 
@@ -81,7 +84,7 @@ class QuantizedModel:
         """
         self.model, self.tokenizer, self.source = model, tokenizer, source
         self.trained_by: QuantizedOptimizer | None = None
-        self.transforms = list(transforms)
+        self.transforms, self.chosen = list(transforms), chosen
         self._layers, self._folder = dict(layers), folder
         # Trainers change both (`use_cache=False`, for one), and what is saved would generate many times slower.
         self._configs = copy.deepcopy((model.config, model.generation_config))
@@ -92,6 +95,11 @@ class QuantizedModel:
         if self.trained_by is None:
             return self._layers
         return self.trained_by.quantized_layers()
+
+    @property
+    def schemes(self) -> dict[str, str]:
+        """The spelled scheme of every quantized layer, by full name: with a `default`, what `scheme` takes."""
+        return {name: str(layer.scheme) for name, layer in self.layers.items()}
 
     def optimizer(
         self, *, lr: float, source: str | Path | transformers.PreTrainedModel | None = None, **options: Any
@@ -152,6 +160,8 @@ def quantize(
     calibration: Calibration | None = None,
     skip: Sequence[str] = (),
     indivisible: Literal["error", "skip"] = "error",
+    budget: Size | None = None,
+    format: str | Mapping[str, Any] | None = None,
     device: str | None = None,
     **options: Any,
 ) -> QuantizedModel:
@@ -167,37 +177,42 @@ def quantize(
             tokens or where the model's context ends.
         skip: shell patterns on full names of layers to leave as they are.
         indivisible: what to do with layers whose input features do not split into whole groups.
+        budget: what the file may take, as in a recipe: `"420MB"`, `2.8` bits per parameter in all, or a mapping with
+            `size`, `widths`, `ends`, `together`, `samples`. Widths are chosen for the layers that no pattern of the
+            scheme names, by what they cost on the sequences behind those of the calibration; of rows, on the last
+            `samples`. Every width of every layer is kept in a temporary folder meanwhile.
+        format: whose bytes a budget counts, spelled as in a recipe's `export`; None: those that the schemes say.
         device: where a model that is named is loaded; None: CUDA where there is one.
         options: the quantizer's.
 
     Raises:
-        RecipeError: an option that the quantizer does not have, or of a wrong value.
-        UnknownName: no such quantizer or source.
-        DataError: calibration is needed and there is none, or too little.
+        RecipeError: an option that the quantizer does not have, or of a wrong value; calibration is needed and there
+            is none.
+        RqatError: the budget cannot be had of this model.
+        UnknownName: no such quantizer, source or format.
+        DataError: there are too few rows.
         ModelError: the model is missing, damaged or not supported, or the scheme does not fit its layers.
     """
     registry = Registry.current()
-    *before, last = _methods(method)
-    chosen = {"method": last} if isinstance(last, str) else dict(last)
-    keys = keys_of("quantize", {**chosen, "skip": skip, "indivisible": indivisible, **options})
-    card = registry.card("quantizer", keys.method)
-    quantizer: Quantizer = registry.make(card, registry.options(card, keys.options, "quantize"))
-    schemes = Schemes.parse(scheme, where="quantize: scheme")
-    problems = [text for one in schemes.different for text in scheme_problems(registry, one, "quantize: scheme")]
-    problems += [f"quantize: {found.text} {found.hint}" for found in part_problems(registry, card, schemes.different)]
-    if problems:
-        raise RecipeError(problems)
-    if quantizer.needs and calibration is None:
+    chosen = given_quantizer(registry, method, scheme, {"skip": skip, "indivisible": indivisible, **options})
+    keys, quantizer, schemes = chosen.keys, chosen.quantizer, chosen.schemes
+    size = given_budget(registry, budget, format, chosen)
+    if calibration is None and (quantizer.needs or size is not None):
+        what = f"method '{keys.method}'" if quantizer.needs else "a budget, whose costs are measured on text,"
         raise RecipeError(
-            f"quantize: method '{keys.method}' needs calibration.",
+            f"quantize: {what} needs calibration.",
             hint="Give calibration= a list of texts or rows, or the name of a source (`rqat plugins ls`).",
         )
     source = str(model) if isinstance(model, (str, Path)) else None
     loaded, tokenizer = _opened(model, tokenizer, device)
-    transforms = apply_transforms(loaded, [_transform(registry, one) for one in before])
+    transforms = apply_transforms(loaded, chosen.transforms)
     batches: list[TokenBatch] = []
-    if quantizer.needs and calibration is not None:
-        batches = given_batches(registry, calibration, loaded, tokenizer)
+    found: dict[str, Any] | None = None
+    if calibration is not None and (quantizer.needs or size is not None):
+        text = given_text(registry, calibration, loaded, size.keys.samples if size else 0)
+        batches = text.batches(tokenizer, str(loaded.device)) if quantizer.needs else []
+        if size is not None:
+            schemes, found = chosen_widths(size, chosen, text, loaded, tokenizer, batches)
     training = loaded.training
     layers, reports = quantize_model(
         loaded.eval(), batches, quantizer, schemes, skip=keys.skip, indivisible=keys.indivisible
@@ -205,17 +220,7 @@ def quantize(
     loaded.train(training)
     for line in told_notes({report.name: report.note for report in reports if report.note}):
         log.warning("%s", line)
-    return QuantizedModel(loaded, tokenizer, dict(layers), source=source, transforms=transforms)
-
-
-def _methods(given: Any) -> list[Any]:
-    """The transforms and the quantizer that `method` names."""
-    listed = [given] if isinstance(given, (str, Mapping)) else given
-    if not (isinstance(listed, Sequence) and listed and all(isinstance(one, (str, Mapping)) for one in listed)):
-        raise RecipeError(
-            f"quantize: method={given!r} names no quantizer.", hint='Give a name, or a list: ["rotate", "gptq"].'
-        )
-    return list(listed)
+    return QuantizedModel(loaded, tokenizer, dict(layers), source=source, transforms=transforms, chosen=found)
 
 
 def _a_folder(given: Any, function: str) -> Path:
@@ -230,14 +235,6 @@ def _not_quantized(given: Any, function: str) -> ModelError:
         f"{function} takes what rqat.quantize or rqat.load returned, not a {type(given).__name__}.",
         hint="Keep that object: its `.model` is the plain model.",
     )
-
-
-def _transform(registry: Registry, spelled: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], Transform]:
-    """Name, options and object of a transform."""
-    keys = keys_of("quantize", {"method": spelled} if isinstance(spelled, str) else spelled)
-    card = registry.card("transform", keys.method)
-    options = registry.options(card, keys.options, f"quantize: {card.name}")
-    return card.full_name, options.model_dump(mode="json"), registry.make(card, options)
 
 
 def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -329,7 +326,10 @@ def export(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
         base = quantized.source or str(quantized.model.config._name_or_path or target.name)
-        return written(save(quantized, Path(beside) / "start"), base, device or quantized.model.device.type)
+        found = written(save(quantized, Path(beside) / "start"), base, device or quantized.model.device.type)
+    if quantized.chosen is not None:
+        tell_excess(found, quantized.chosen["budget"])
+    return found
 
 
 def evaluate(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .errors import RqatError
 from .model.families import Layout
-from .model.layers import EMBEDDING, HEAD, choose_layers, is_skipped
+from .model.layers import EMBEDDING, ENDS, HEAD, choose_layers, is_skipped
 from .scheme import Scheme, Schemes
 
 UNQUANTIZED = 16
@@ -68,6 +68,41 @@ class Offer:
             name: self.by_width[bits][name] for unit, bits in widths.items() for name in unit if bits != UNQUANTIZED
         }
         return dict(self.pinned) | free
+
+    def sketch(self) -> dict[str, Scheme]:
+        """A model in which every width occurs, for checks before the choice is made: all that may become of it."""
+        widths = {}
+        for place, unit in enumerate(self.units):
+            own = self.widths(unit)
+            widths[unit] = own[0] if unit[0] in ENDS else own[place % len(own)]
+        return self.mapping(widths)
+
+    def refusal(
+        self, size: str, asked: int, span: tuple[int, int], parameters: int, within: str = ""
+    ) -> RqatError | None:
+        """Why a budget cannot be had; None where it can.
+
+        Args:
+            size: the budget as it is spelled; `asked` are its bytes.
+            span: bytes of the smallest and of the largest file.
+            within: of which format the bytes are.
+        """
+        low, high = span
+        if not self.units:
+            text = f"no width is left to choose for {size}: the scheme's patterns say that of every layer."
+            return RqatError(text, hint="Leave out a pattern, or set no budget.")
+        if low <= asked <= high:
+            return None
+        form = f" in '{within}'" if within else ""
+        text = f"{size} cannot be had of this model with these widths{form}: {between(low, high, parameters)}."
+        fix = "Ask for more, or offer narrower widths." if asked < low else "Ask for less, or set no budget."
+        return RqatError(text, hint=fix)
+
+
+def between(low: int, high: int, parameters: int) -> str:
+    """The two bounds of a budget, in bytes and in bits per parameter."""
+    ends = (f"{count / 1e6:.2f}MB ({8 * count / parameters:.2f}bits)" for count in (low, high))
+    return f"between {' and '.join(ends)} are possible"
 
 
 def at_width(scheme: Schemes, bits: int, ends: Sequence[str] = ()) -> Schemes:

@@ -7,12 +7,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ...budget import Offer, bounds, budget_bytes
+from ...budget import UNQUANTIZED, Offer, between, bounds, budget_bytes
+from ...cards import Card
 from ...errors import RqatError
 from ...estimate import Needs, Sizes
 from ...keys import Keys
 from ...model.config import ModelConfig
-from ...scheme import BITS, Scheme
+from ...scheme import BITS, DEFAULT, Scheme
 from ...servers import fused
 from ...stage import BASE, Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..measure import Measure
@@ -72,6 +73,20 @@ class BudgetKeys(Keys):
             given = given | {"size": f"{given['size']}bits"}
         return given
 
+    def of_format(self, exporter: Card | None) -> BudgetKeys:
+        """With `together` said, for files of an exporter; None: there is no file."""
+        if self.together is not None:
+            return self
+        return self.model_copy(update={"together": exporter is not None and fused(exporter.name)})
+
+    def missing_in(self, grid: Card) -> str:
+        """Which of the widths a grid does not have, in a sentence; "" where it has all."""
+        wrong = sorted({*self.widths, *self.ends} - {*grid.bits, UNQUANTIZED})
+        if not wrong:
+            return ""
+        has, lacks = (", ".join(map(str, bits)) for bits in (grid.bits, wrong))
+        return f"the scheme's grid '{grid.name}' has {has} bits, not {lacks}; set budget.widths and budget.ends."
+
     @field_validator("widths")
     @classmethod
     def _widths(cls, given: tuple[int, ...]) -> tuple[int, ...]:
@@ -80,7 +95,7 @@ class BudgetKeys(Keys):
     @field_validator("ends")
     @classmethod
     def _ends(cls, given: tuple[int, ...]) -> tuple[int, ...]:
-        return _are_widths(given, (*BITS, 16))
+        return _are_widths(given, (*BITS, UNQUANTIZED))
 
 
 class BudgetSettings(Keys):
@@ -145,12 +160,14 @@ class Budget(Stage):
             wanted = "give --calibration SOURCE" if str(at) == "--budget" else "add `calibration: {source: ...}`"
             making.problem(f"{at}: what a width costs is measured on text; {wanted}.")
             return {}
+        if lacking := next(filter(None, map(keys.missing_in, _default_grid(making))), ""):
+            making.problem(f"{at}: {lacking}")
+            return {}
         export = making.recipe.export
         exporter = None if export is None else making.use("exporter", export, making.place.at("export"))
-        settings = BudgetSettings(size=keys.size, embedding=exporter is None or exporter.card.embedding)
-        if keys.together is None:
-            keys = keys.model_copy(update={"together": exporter is not None and fused(exporter.card.name)})
-        measured = Measure().add_before(making, keys, quantize, parts, calibration)
+        card = None if exporter is None else exporter.card
+        settings = BudgetSettings(size=keys.size, embedding=packs_embedding(card))
+        measured = Measure().add_before(making, keys.of_format(card), quantize, parts, calibration)
         transforms = {role: use for role, use in parts.items() if role.startswith("transform")}
         own = {"exporter": exporter, **transforms}
         return {self.name: making.add(self, "budget", BASE, settings, at, own, {Measure.name: measured})}
@@ -172,12 +189,7 @@ class Budget(Stage):
 
     def sketch(self, step: Step, plan: Planned, config: ModelConfig) -> dict[str, Scheme]:
         """A model in which every width occurs, for checks before the choice is made: all that may become of it."""
-        offered = self.offer(step, plan, config)
-        widths = {}
-        for place, unit in enumerate(offered.units):
-            own = offered.widths(unit)
-            widths[unit] = own[place % len(own)] if unit[0] in config.linears else own[0]
-        return offered.mapping(widths)
+        return self.offer(step, plan, config).sketch()
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """What the size has to be between."""
@@ -190,14 +202,13 @@ class Budget(Stage):
         except RqatError:  # which the quantize step tells
             return
         asked = self.bytes(step, config)
-        low, high = bounds(offered, config.linears | config.ends, config.parameters, Scheme.bits_per_weight)
-        text = between(low, high, config.parameters)
-        if low <= asked <= high:
-            yield step.finding("note", "size", f"{keys.size} of weights; {text}.")
+        span = bounds(offered, config.linears | config.ends, config.parameters, Scheme.bits_per_weight)
+        refused = offered.refusal(keys.size, asked, span, config.parameters)
+        if refused:
+            yield step.finding("error", "size", refused.message, refused.hint)
         else:
-            told = f"{keys.size} cannot be had of this model with these widths: {text}."
-            fix = "Ask for more, or offer narrower widths." if asked < low else "Ask for less, or set no budget."
-            yield step.finding("error", "size", told, fix)
+            text = f"{keys.size} of weights; {between(*span, config.parameters)}."
+            yield step.finding("note", "size", text)
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
@@ -208,7 +219,16 @@ class Budget(Stage):
         return "" if recipe.budget is None else f"widths within {recipe.budget.size}"
 
 
-def between(low: int, high: int, parameters: int) -> str:
-    """The two bounds of a budget, in bytes and in bits per parameter."""
-    ends = (f"{count / 1e6:.2f}MB ({8 * count / parameters:.2f}bits)" for count in (low, high))
-    return f"between {' and '.join(ends)} are possible"
+def _default_grid(making: Making) -> list[Card]:
+    """The grid of the scheme's default; none where that is misspelled, or nobody offers it, which others tell."""
+    spelled = making.recipe.scheme
+    try:
+        scheme = Scheme.parse(spelled if isinstance(spelled, str) else spelled.get(DEFAULT, ""))
+    except RqatError:
+        return []
+    return [card for card in making.known("grid") if scheme.grid in (card.name, card.full_name)]
+
+
+def packs_embedding(exporter: Card | None) -> bool:
+    """Whether a file packs an embedding; one of no format may."""
+    return exporter is None or exporter.embedding

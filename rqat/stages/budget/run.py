@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ...budget import Choice, Unit, allot
@@ -32,33 +32,34 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     Raises:
         RqatError: the budget is out of bounds.
     """
-    costs = read_json(job.result_of(step.inputs[Measure.name]) / COSTS)["units"]
-    known = {tuple(entry["layers"]): entry["kl"] for entry in costs}
-    model = prepared(job, step)
-    weigher, budget = weighed(job, step, model)
+    measured = read_json(job.result_of(step.inputs[Measure.name]) / COSTS)["units"]
+    costs = {tuple(entry["layers"]): {int(bits): kl for bits, kl in entry["kl"].items()} for entry in measured}
+    weigher, budget = weighed(job, step, prepared(job, step))
+    chosen = choose(weigher, budget, costs)
+    write_json(job.workdir(step) / FILE, chosen)
+    return {
+        "budget_bytes": budget,
+        "expected_bytes": chosen["bytes"],
+        "expected_bits_per_parameter": round(8 * chosen["bytes"] / weigher.parameters, 4),
+        "expected_kl": chosen["kl"],
+        "layers": _by_scheme(chosen["layers"]),
+    }
+
+
+def choose(weigher: Weigher, budget: int, costs: Mapping[Unit, Mapping[int, float]]) -> dict[str, Any]:
+    """The widths that cost least within a budget; contents of scheme.json.
+
+    Args:
+        budget: bytes of the file.
+        costs: nats per token by unit and width; what is not known costs nothing.
+    """
     offered = weigher.offered
     options = {
-        unit: [Choice(bits, weigher.unit(unit, bits), known[unit].get(str(bits), 0.0)) for bits in offered.widths(unit)]
+        unit: [Choice(bits, weigher.unit(unit, bits), costs[unit].get(bits, 0.0)) for bits in offered.widths(unit)]
         for unit in offered.units
     }
     chosen = allot(options, budget - weigher.rest, [unit for unit in offered.units if unit[0] in ENDS])
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return _told(job, step, budget, chosen, options, weigher, parameters)
-
-
-def _told(
-    job: Job,
-    step: Step,
-    budget: int,
-    chosen: Mapping[Unit, Choice],
-    options: Mapping[Unit, Sequence[Choice]],
-    weigher: Weigher,
-    parameters: int,
-) -> dict[str, Any]:
-    """Writes scheme.json; what the report tells."""
-    layers = weigher.offered.mapping({unit: choice.bits for unit, choice in chosen.items()})
-    count = weigher.rest + sum(choice.bytes for choice in chosen.values())
-    kl = sum(choice.kl for choice in chosen.values())
+    layers = offered.mapping({unit: choice.bits for unit, choice in chosen.items()})
     entries = [
         {
             "layers": list(unit),
@@ -68,16 +69,12 @@ def _told(
         }
         for unit, choice in chosen.items()
     ]
-    spelled = {name: str(scheme) for name, scheme in layers.items()}
-    write_json(
-        job.workdir(step) / FILE, {"budget": budget, "bytes": count, "kl": kl, "layers": spelled, "units": entries}
-    )
     return {
-        "budget_bytes": budget,
-        "expected_bytes": count,
-        "expected_bits_per_parameter": round(8 * count / parameters, 4),
-        "expected_kl": kl,
-        "layers": _by_scheme(spelled),
+        "budget": budget,
+        "bytes": weigher.rest + sum(choice.bytes for choice in chosen.values()),
+        "kl": sum(choice.kl for choice in chosen.values()),
+        "layers": {name: str(scheme) for name, scheme in layers.items()},
+        "units": entries,
     }
 
 

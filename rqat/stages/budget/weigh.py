@@ -21,22 +21,22 @@ from ...model.ends import end_shapes
 from ...model.families import layout_of
 from ...model.layers import HEAD
 from ...model.tensors import narrowest
-from ...scheme import Scheme
+from ...scheme import Scheme, Schemes
 from ...stage import Step
 from ..measure import Measure, MeasureSettings
-from . import BudgetSettings, between
+from . import BudgetSettings
 
 if TYPE_CHECKING:
     import transformers
 
 
-def offered_of(job: Job, step: Step, model: transformers.PreTrainedModel, *, embedding: bool = True) -> Offer:
-    """What a measure step offers of a model; see `rqat.stages.measure.Measure.offer`."""
-    keys = step.settings
-    assert isinstance(keys, MeasureSettings)
+def offered_of(
+    scheme: Schemes, keys: MeasureSettings, model: transformers.PreTrainedModel, *, embedding: bool = True
+) -> Offer:
+    """What may be chosen for a model; see `rqat.stages.measure.Measure.offer`."""
     layout, blocks = layout_of(model.config), model.config.num_hidden_layers
     return offer(
-        job.plan.scheme, keys.widths, keys.ends, embedding,
+        scheme, keys.widths, keys.ends, embedding,
         linears={name: shape_of(model, name) for name in layout.layer_names(blocks)},
         end_shapes=end_shapes(model), layout=layout, blocks=blocks, skip=keys.skip, indivisible=keys.indivisible,
         together=keys.together,
@@ -58,21 +58,13 @@ def weighed(job: Job, step: Step, model: transformers.PreTrainedModel) -> tuple[
     Raises:
         RqatError: the budget is out of bounds.
     """
-    keys = step.settings
+    keys, measured = step.settings, job.plan.step(step.inputs[Measure.name]).settings
     assert isinstance(keys, BudgetSettings)
-    offered = offered_of(job, job.plan.step(step.inputs[Measure.name]), model, embedding=keys.embedding)
-    weigher = Weigher(model, offered, job.make(step, "exporter") if "exporter" in step.parts else None)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    budget = budget_bytes(keys.size, parameters)
-    low, high = weigher.span()
-    if not low <= budget <= high:
-        format_name = f" '{step.parts['exporter'].card.name}'" if "exporter" in step.parts else ""
-        raise RqatError(
-            f"budget: {keys.size} cannot be had of this model with these widths{format_name and f' in{format_name}'}: "
-            f"{between(low, high, parameters)}.",
-            hint="Set another size, or offer other widths (budget.widths, budget.ends).",
-        )
-    return weigher, budget
+    assert isinstance(measured, MeasureSettings)
+    offered = offered_of(job.plan.scheme, measured, model, embedding=keys.embedding)
+    named = step.parts["exporter"].card.name if "exporter" in step.parts else ""
+    weigher = Weigher(model, offered, job.make(step, "exporter") if named else None)
+    return weigher, weigher.budget(keys.size, named)
 
 
 class Weigher:
@@ -81,10 +73,12 @@ class Weigher:
     Attributes:
         offered: the widths there are.
         rest: bytes of all that has no width to choose.
+        parameters: of the model.
     """
 
     def __init__(self, model: transformers.PreTrainedModel, offered: Offer, exporter: Exporter | None) -> None:
         self.offered, self._model = offered, model
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self._exporter = exporter if exporter and type(exporter).tensors is not Exporter.tensors else None
         self._known: dict[tuple[Any, ...], int] = {}
         free = {name for unit in offered.units for name in unit}
@@ -106,6 +100,18 @@ class Weigher:
         """Bytes of the smallest and of the largest file that there may be."""
         of = [[self.unit(unit, bits) for bits in self.offered.widths(unit)] for unit in self.offered.units]
         return self.rest + sum(map(min, of)), self.rest + sum(map(max, of))
+
+    def budget(self, size: str, format_name: str = "") -> int:
+        """Bytes of a spelled budget.
+
+        Raises:
+            RqatError: there is no such file of this model; `format_name` says in which format.
+        """
+        asked = budget_bytes(size, self.parameters)
+        refused = self.offered.refusal(size, asked, self.span(), self.parameters, format_name)
+        if refused is not None:
+            raise RqatError(f"budget: {refused.message}", hint=refused.hint)
+        return asked
 
     def _layer(self, name: str, scheme: Scheme) -> int:
         shape = shape_of(self._model, name)

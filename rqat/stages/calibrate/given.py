@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...cards import Card
-from ...contracts import Options, Row
+from ...contracts import Options, Row, Source
 from ...errors import DataError, ModelError, RecipeError
 from ...model.activations import TokenBatch
 from ...registry import Registry, parts_of
 from .. import keys_of
 from ..quantize.run import batches_of
+from . import CalibrationKeys
 from .run import Counted, calibration_tokens
 
 if TYPE_CHECKING:
@@ -22,18 +24,38 @@ Calibration = str | Mapping[str, Any] | Iterable[Row | str]
 `tokens`, `pack`, `split` and `seed`. With `rows` in place of `source` the mapping says how rows become sequences."""
 
 
-def given_batches(
-    registry: Registry,
-    calibration: Calibration,
-    model: transformers.PreTrainedModel,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-) -> list[TokenBatch]:
-    """The tokens a quantizer's statistics are taken from.
+@dataclass(frozen=True)
+class Given:
+    """What was given, read as often as it is asked for.
+
+    Attributes:
+        keys: how rows become sequences.
+        rows: all of them, from the first on.
+    """
+
+    keys: CalibrationKeys
+    rows: Callable[[], Iterable[Row]]
+
+    def batches(self, tokenizer: transformers.PreTrainedTokenizerBase, device: str) -> list[TokenBatch]:
+        """The tokens a quantizer's statistics are taken from.
+
+        Raises:
+            DataError: there are too few rows.
+        """
+        return batches_of(*calibration_tokens(Counted(self.rows()), tokenizer, self.keys), device)
+
+
+def given_text(
+    registry: Registry, calibration: Calibration, model: transformers.PreTrainedModel, spare: int = 0
+) -> Given:
+    """Reads the argument `calibration`.
+
+    Args:
+        spare: of rows without a number of `samples`, so many are not calibrated on.
 
     Raises:
         RecipeError: a key or an option is wrong; the source writes its rows with the model, in a step of a recipe.
         ModelError: the sequences are longer than the model's context.
-        DataError: there are too few rows.
     """
     context = getattr(model.config, "max_position_embeddings", None)
     if isinstance(calibration, (str, Mapping)):
@@ -42,8 +64,8 @@ def given_batches(
         spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
     if "rows" in spelled:
         rows = _rows(spelled.pop("rows"))
-        keys = keys_of("calibration", {"source": "rows", "samples": max(1, len(rows)), **spelled})
-        counted = Counted(rows)
+        keys = keys_of("calibration", {"source": "rows", "samples": max(1, len(rows) - spare), **spelled})
+        found = Given(keys, lambda: rows)
     else:
         keys = keys_of("calibration", spelled)
         card = registry.card("source", keys.source)
@@ -53,13 +75,14 @@ def given_batches(
                 f"calibration: '{name}' writes its rows with the model, which a recipe has a step for.",
                 hint="Run `rqat qat` with a recipe that names it, or give rows of your own.",
             )
-        counted = Counted(registry.make(card, options).rows(keys.split, keys.seed))
+        source: Source = registry.make(card, options)
+        found = Given(keys, lambda: source.rows(keys.split, keys.seed))
     if context is not None and keys.tokens > context:
         raise ModelError(
             f"calibration: {keys.tokens} tokens are more than the {context} of the model's context.",
             hint=f"Set tokens to {context} or less.",
         )
-    return batches_of(*calibration_tokens(counted, tokenizer, keys), str(model.device))
+    return found
 
 
 def _rows(given: Any) -> list[Row]:

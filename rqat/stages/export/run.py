@@ -53,11 +53,15 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         progress=job.progress,
     )
     for chosen in (other for other in job.plan.steps if other.stage == Budget.name):
-        budget = read_json(job.result_of(chosen.name) / CHOSEN)["budget"]
-        if found["bytes"] > budget:
-            text = "'%s' takes %.2fMB, more than the budget of %.2fMB: it stores widths in more bits than they have."
-            log.warning(text, found["format"], found["bytes"] / 1e6, budget / 1e6)
+        tell_excess(found, read_json(job.result_of(chosen.name) / CHOSEN)["budget"])
     return found
+
+
+def tell_excess(found: Mapping[str, Any], budget: int) -> None:
+    """Warns of an exported file that takes more than a budget of bytes."""
+    if found["bytes"] > budget:
+        text = "'%s' takes %.2fMB, more than the budget of %.2fMB: it stores widths in more bits than they have."
+        log.warning(text, found["format"], found["bytes"] / 1e6, budget / 1e6)
 
 
 def tell(job: Job, step: Step, summary: Mapping[str, Any], plan: Mapping[str, Any]) -> None:

@@ -39,6 +39,27 @@ class MeasureSettings(Keys):
     seed: int
     behind: int
 
+    @classmethod
+    def of(cls, budget: Any, quantize: Any, data: CalibrationKeys) -> MeasureSettings:
+        """What the keys of a budget, of a quantizer and of its calibration come to.
+
+        Args:
+            budget: with `together` said.
+        """
+        return cls(
+            widths=budget.widths,
+            ends=budget.ends,
+            together=budget.together,
+            samples=budget.samples,
+            skip=quantize.skip,
+            indivisible=quantize.indivisible,
+            tokens=data.tokens,
+            pack=data.pack,
+            split=data.split,
+            seed=data.seed,
+            behind=data.samples,
+        )
+
 
 class Measure(Stage):
     """Tries every width of every layer; the budget stage adds it before itself."""
@@ -62,19 +83,7 @@ class Measure(Stage):
         data: CalibrationKeys = making.recipe.calibration
         place = making.place.at("calibration")
         source = making.use("source", data, place)
-        settings = MeasureSettings(
-            widths=keys.widths,
-            ends=keys.ends,
-            together=keys.together,
-            samples=keys.samples,
-            skip=quantize.skip,
-            indivisible=quantize.indivisible,
-            tokens=data.tokens,
-            pack=data.pack,
-            split=data.split,
-            seed=data.seed,
-            behind=data.samples,
-        )
+        settings = MeasureSettings.of(keys, quantize, data)
         inputs = {"calibration": calibration} | Produce().add_before(making, data, place, source)
         return making.add(
             self, "measure", BASE, settings, making.place.at("budget"), {"source": source, **parts}, inputs

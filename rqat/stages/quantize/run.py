@@ -111,9 +111,12 @@ def chosen_schemes(job: Job, step: Step) -> Schemes:
     """The plan's schemes; with a budget, those that were chosen."""
     if Budget.name not in step.inputs:
         return job.plan.scheme
-    chosen = read_json(job.result_of(step.inputs[Budget.name]) / CHOSEN)["layers"]
-    read = tuple((name, Scheme.parse(spelled)) for name, spelled in chosen.items())
-    return Schemes(default=job.plan.scheme.default, patterns=read)
+    return named_schemes(job.plan.scheme.default, read_json(job.result_of(step.inputs[Budget.name]) / CHOSEN)["layers"])
+
+
+def named_schemes(default: Scheme, layers: Mapping[str, str]) -> Schemes:
+    """Schemes that name every layer, by full name and spelling, as a budget has chosen them."""
+    return Schemes(default=default, patterns=tuple((name, Scheme.parse(text)) for name, text in layers.items()))
 
 
 def transforms_of(job: Job, step: Step) -> Iterator[tuple[str, dict[str, Any], Transform]]:

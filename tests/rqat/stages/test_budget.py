@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import rqat
 from rqat import RecipeError
 from rqat.job import Job
 from rqat.model.config import read_config
@@ -16,9 +17,12 @@ from rqat.plan import Plan, build_plan
 from rqat.preflight import bits, preflight
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 TEXT = [{"text": f"{number} plus {number % 7} makes {number + number % 7}, and so on."} for number in range(60)]
+
+PINNED = {"default": "w4g32", "*_proj": "w4g32", "embed_tokens": "w8g32"}
+"""A scheme that leaves no layer to the budget."""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,9 @@ def test_block_ap_is_measured_by_the_quantizer_that_its_blocks_start_from(
 
 
 @pytest.mark.slow
-def test_a_run_keeps_within_its_budget(registry: Registry, model: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_run_keeps_within_its_budget(
+    registry: Registry, model: Path, rows: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     budget = {"size": "3.6bits", "samples": 4}
     plan = plan_of(registry, model, rows, budget)
     run_pipeline(Job(plan, tmp_path, registry))
@@ -90,6 +96,17 @@ def test_a_run_keeps_within_its_budget(registry: Registry, model: Path, rows: Pa
     assert "Widths within the budget" in report
     assert "w4g32, widths within 3.6bits" in report
 
+    # From Python the same rows make the same choice, and the same file.
+    calibration = {"source": str(rows), "samples": 4, "tokens": 32}
+    quantized = rqat.quantize(
+        model, method="gptq", scheme="w4g32", calibration=calibration, budget=budget, format="rqat", device="cpu"
+    )
+    assert quantized.chosen == chosen
+    assert quantized.schemes == chosen["layers"]
+    exported = tmp_path_factory.mktemp("python") / "out"
+    rqat.export(quantized, exported, "rqat")
+    assert (exported / file.name).read_bytes() == file.read_bytes()
+
     # Another size redoes the choice, not the measuring.
     smaller = plan_of(registry, model, rows, {**budget, "size": "3.3bits"})
     before = {step.stage: plan.fingerprint(step) for step in plan.steps}
@@ -108,6 +125,12 @@ def test_a_plan_says_what_can_be_had(registry: Registry, model: Path, rows: Path
         (error,) = found(plan_of(registry, model, rows, size), "error")
         assert f"{size} cannot be had" in error
         assert "between 0.10MB (2.65bits) and 0.36MB (9.15bits) are possible" in error
+
+
+def test_a_width_for_every_layer_leaves_nothing_to_choose(registry: Registry, model: Path, rows: Path) -> None:
+    (error,) = found(plan_of(registry, model, rows, 5, scheme=PINNED), "error")
+    assert "no width is left to choose for 5bits" in error
+    assert "Leave out a pattern" in error
 
 
 def test_formats_without_a_packed_embedding_offer_none(registry: Registry, model: Path, rows: Path) -> None:
@@ -137,6 +160,7 @@ def test_what_is_chosen_apart_is_measured_apart(registry: Registry, model: Path,
         ({"budget": {"size": 3, "widths": [5]}}, "choose from 2, 3, 4, 8"),
         ({"rows": None, "quantize": "rtn"}, "is measured on text; add `calibration"),
         ({"quantize": None}, "nothing is quantized here"),
+        ({"scheme": "w2g32-seq"}, "grid 'seq' has 2 bits, not 3, 4, 8; set budget.widths and budget.ends"),
     ],
 )
 def test_mistakes_are_told(registry: Registry, model: Path, rows: Path, changes: dict[str, Any], words: str) -> None:
@@ -151,3 +175,58 @@ def test_too_few_rows_are_told(registry: Registry, model: Path, rows: Path, tmp_
     plan = plan_of(registry, model, rows, {"size": 3.6, "samples": 500})
     with pytest.raises(DataError, match="500 sequences behind the 4"):
         run_pipeline(Job(plan, tmp_path, registry))
+
+
+def test_a_loaded_model_takes_a_budget_and_rows(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    model = tiny_model().train()
+    model.get_input_embeddings().weight.requires_grad_(False)
+    learns = {name: each.requires_grad for name, each in model.named_parameters()}
+    budget: dict[str, Any] = {"size": 3.5, "widths": [2, 4], "ends": [4], "samples": 4}
+    quantized = rqat.quantize(
+        model, tiny_tokenizer(), "rtn", {"default": "w8g32", "*.v_proj": "w3g32"}, calibration=TEXT[:6], budget=budget
+    )
+    assert quantized.model is model
+    assert model.training
+    assert {name: each.requires_grad for name, each in model.named_parameters()} == learns
+    bits = {name: int(spelled[1]) for name, spelled in quantized.schemes.items()}
+    assert {each for name, each in bits.items() if name.endswith(".v_proj")} == {3}, "patterns pin"
+    assert {each for name, each in bits.items() if not name.endswith(".v_proj")} == {2, 4}
+    assert bits["model.embed_tokens"] == 4
+    assert quantized.chosen
+    assert quantized.chosen["bytes"] <= quantized.chosen["budget"] == int(3.5 * model.num_parameters() / 8)
+    # What it says is what `scheme` takes, and one that was chosen is made again.
+    again = rqat.quantize(tiny_model(), tiny_tokenizer(), "rtn", {"default": "w8g32", **quantized.schemes})
+    assert all(layer.equals(quantized.layers[name]) for name, layer in again.layers.items())
+    rqat.export(quantized, tmp_path / "out", "bf16")
+    assert "more than the budget" in caplog.text, "a format that holds every width in 16 bits"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"budget": "1bits"}, "1bits cannot be had .* between 0.10MB .* Ask for more"),
+        ({"budget": "9MB"}, "9MB cannot be had .* Ask for less"),
+        ({"budget": "9MB", "format": "compressed-tensors"}, "9MB cannot be had .* in 'compressed-tensors'"),
+        ({"budget": "small"}, "'small' is not a size"),
+        ({"budget": -3}, "'-3bits' is not a size"),
+        ({"budget": {"size": 3, "width": [2]}}, "'width' is not a key. Did you mean 'widths'"),
+        ({"budget": {"size": 3, "widths": [5]}}, "choose from 2, 3, 4, 8"),
+        ({"budget": 4, "calibration": None}, "a budget, whose costs are measured on text, needs calibration"),
+        ({"budget": 4, "calibration": TEXT[:10]}, "16 sequences behind the 1 of the calibration .* source has"),
+        ({"budget": 4, "format": "ggguf"}, "'ggguf' is not an exporter.* Did you mean 'gguf'"),
+        ({"budget": 4, "format": 3}, "format=3 names no format"),
+        ({"budget": 4, "format": "awq"}, "'awq' holds one scheme for all layers"),
+        ({"format": "rqat"}, "says whose bytes a budget counts, and there is none"),
+        ({"budget": 4, "scheme": "w2g32-seq"}, "grid 'seq' has 2 bits, not 3, 4, 8"),
+        ({"budget": 4, "scheme": {"default": "w4g32", "*_porj": "w4g32"}}, "'\\*_porj' matches no linear layer"),
+        ({"budget": 4, "format": "mlx", "scheme": PINNED}, "no width is left to choose for 4bits"),
+        (
+            {"budget": 4, "scheme": {"default": "w4g32", "embed_tokens": "w4g32", "lm_head": "w8g32"}},
+            "w4g32 for model.embed_tokens and w8g32 for lm_head, but the model's head is tied",
+        ),
+    ],
+)
+def test_mistakes_from_python_are_told(model: Path, given: dict[str, Any], words: str) -> None:
+    usual: dict[str, Any] = {"method": "rtn", "scheme": "w4g32", "calibration": TEXT, "device": "cpu"}
+    with pytest.raises(rqat.RqatError, match=words):
+        rqat.quantize(model, **usual | given)
