@@ -182,7 +182,8 @@ class Schemes(BaseModel):
         if len(self.patterns) <= FEW:
             return str(self)
         counts = Counter(str(scheme) for _, scheme in self.patterns)
-        return ", ".join([str(self.default), *(f"{n} patterns: {scheme}" for scheme, n in sorted(counts.items()))])
+        told = (f"{n} pattern{'s' if n > 1 else ''}: {scheme}" for scheme, n in sorted(counts.items()))
+        return ", ".join([str(self.default), *told])
 
     @classmethod
     def parse(cls, given: str | Mapping[str, str] | Scheme | Schemes, *, where: str = "") -> Schemes:

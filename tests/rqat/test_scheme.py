@@ -81,3 +81,5 @@ def test_a_scheme_for_every_layer_is_told_in_one_short_line() -> None:
     assert few.brief == str(few) == "w2g128, *.v_proj: w4g128"
     many = {f"layers.{i}.v_proj": "w4g128" if i % 2 else "w3g128" for i in range(101)}
     assert Schemes.parse({"default": "w2g128", **many}).brief == "w2g128, 51 patterns: w3g128, 50 patterns: w4g128"
+    alone = {"default": "w2g128", **many, "model.layers.7.mlp.up_proj": "w8g128"}
+    assert Schemes.parse(alone).brief.endswith(", 1 pattern: w8g128")
