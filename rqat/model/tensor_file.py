@@ -7,12 +7,15 @@ files, one after the other, to the same bytes as `safetensors.torch.save_file` w
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import IO
 
@@ -44,6 +47,12 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
+
+COPIED = 1 << 16
+"""Bytes from which on the system is asked to copy a tensor from file to file."""
+
+NO_COPY = frozenset({errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
+"""What it answers where it does not copy between two files, of two kinds of disks for example."""
 
 ALIGNED = 8
 """Bytes that the header is filled up to a multiple of."""
@@ -77,18 +86,44 @@ class Lying:
         Raises:
             SafetensorError: the file is another one by now. OSError: it cannot be read.
         """
-        found = torch.empty(self.nbytes, dtype=torch.uint8)
-        left = found.numpy().data
+        with self._opened() as file:
+            return self._read(file, 0).view(self.dtype).reshape(self.shape)
+
+    def copy_to(self, file: BufferedWriter) -> None:
+        """Writes the tensor's bytes at the end of a file.
+
+        The system copies them where it can, in half the time and without memory of this process.
+
+        Raises:
+            SafetensorError: see `read`. OSError: it cannot be read, or the other not be written.
+        """
+        with self._opened() as source:
+            done = 0
+            if self.nbytes >= COPIED:
+                file.flush()
+                done = _copied(source.fileno(), file.fileno(), self.start, self.nbytes)
+                file.seek(0, os.SEEK_END)
+            if done < self.nbytes:
+                file.write(self._read(source, done).numpy().data)
+
+    @contextmanager
+    def _opened(self) -> Iterator[FileIO]:
         with self.path.open("rb", buffering=0) as file:
             if _outline(file) != self.outline:
                 raise SafetensorError(f"{self.path} was written again after its header had been read")
-            file.seek(self.start)
-            while len(left):
-                count = file.readinto(left)
-                if not count:
-                    raise SafetensorError(f"it ends {len(left)} bytes early")
-                left = left[count:]
-        return found.view(self.dtype).reshape(self.shape)
+            yield file
+
+    def _read(self, file: FileIO, skipped: int) -> Tensor:
+        """The tensor's bytes behind some that are skipped."""
+        found = torch.empty(self.nbytes - skipped, dtype=torch.uint8)
+        left = found.numpy().data
+        file.seek(self.start + skipped)
+        while len(left):
+            count = file.readinto(left)
+            if not count:
+                raise SafetensorError(f"it ends {len(left)} bytes early")
+            left = left[count:]
+        return found
 
 
 class TensorFile:
@@ -148,11 +183,30 @@ def write_file(path: Path, tensors: Mapping[str, Tensor | Lying], metadata: Mapp
             file.write(struct.pack("<Q", len(text)) + text)
             for name in order:
                 one = tensors[name]
-                here = one.read() if isinstance(one, Lying) else one.detach().cpu()
-                file.write(_in_a_row(here).view(torch.uint8).numpy().data)
+                if isinstance(one, Lying):
+                    one.copy_to(file)
+                else:
+                    file.write(_in_a_row(one.detach().cpu()).view(torch.uint8).numpy().data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _copied(source: int, target: int, start: int, count: int) -> int:
+    """How many bytes the system has copied to where `target` stands; 0 where it cannot copy between these files."""
+    copy = getattr(os, "copy_file_range", None)
+    done = 0
+    while copy is not None and done < count:
+        try:
+            step = copy(source, target, count - done, start + done)
+        except OSError as error:
+            if error.errno not in NO_COPY:
+                raise
+            break
+        if not step:
+            break
+        done += step
+    return done
 
 
 def _outline(file: IO[bytes]) -> tuple[int, bytes]:

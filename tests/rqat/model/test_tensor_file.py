@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,40 @@ def test_the_bytes_are_those_of_the_library(tmp_path: Path) -> None:
     assert file.metadata == META
     write_file(again, dict(reversed(file.tensors.items())), file.metadata)
     assert again.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("answer", ["all", "some", "none", errno.EXDEV])
+def test_large_tensors_are_copied_by_the_system_where_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str | int
+) -> None:
+    given = {"a": torch.arange(70_000, dtype=torch.int32), "b": torch.arange(3), "c": torch.rand(300, 400)}
+    save_file(given, tmp_path / "theirs", META)
+    asked: list[int] = []
+
+    def copied(source: int, target: int, count: int, start: int) -> int:
+        asked.append(count)
+        if isinstance(answer, int):
+            raise OSError(answer, "no")
+        share = {"all": count, "some": 1 + count // 3 if len(asked) < 4 else 0, "none": 0}[answer]
+        return os.pwrite(target, os.pread(source, share, start), os.lseek(target, share, os.SEEK_CUR) - share)
+
+    monkeypatch.setattr(os, "copy_file_range", copied, raising=False)
+    file = TensorFile(tmp_path / "theirs")
+    write_file(tmp_path / "again", file.tensors, META)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert asked[:1] == [given["c"].nbytes], "in the order of the file; small ones are not asked for"
+
+
+def test_a_full_disk_is_told_where_the_system_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": torch.arange(70_000)}, tmp_path / "theirs")
+
+    def full(*asked: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "copy_file_range", full, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        write_file(tmp_path / "again", TensorFile(tmp_path / "theirs").tensors, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
 def test_what_is_read_is_what_was_written_and_in_memory_of_its_own(tmp_path: Path) -> None:
