@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import resource
 import statistics
@@ -9,7 +10,7 @@ import statistics
 import pytest
 import torch
 
-from rqat.model.memory import keep_freed
+from rqat.model.memory import keep_freed, settle
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library hands memory out in another way")
@@ -26,3 +27,13 @@ def test_freed_memory_is_used_again() -> None:
     pages()
     found = [pages() for _ in range(5)]
     assert statistics.median(found) < 1000, found  # elsewhere something else may be freed in between
+
+
+def test_the_collector_passes_over_what_is_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[int] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(1))
+    settle.cache_clear()
+    settle()
+    settle()
+    settle.cache_clear()
+    assert frozen == [1], "frozen again and again, no garbage of a process with many runs would ever go"
