@@ -103,6 +103,7 @@ class Card:
     model: bool = False
     hooks: bool = False
     compares: tuple[str, ...] = ()
+    longest_prompt: int = 0
     embedding: bool = False
 
     @property

@@ -33,6 +33,12 @@ AHEAD = 2
 ENGINE_ROWS = 512
 """Completions that the engine writes at the same time, where there are as many; it holds no more."""
 
+ENGINE_ROUNDS = 256
+"""Positions of a completion's place in the engine's cache are a multiple of this."""
+
+ENGINE_READS = 16384
+"""Tokens of prompts that the engine reads at once, or those of one that is longer."""
+
 PROMPT_TOKENS = 512
 """What the longest prompt is taken to have, where nobody has read it: every completion's place has room for it."""
 
@@ -218,7 +224,29 @@ class Sizes:
 
     def written(self, completions: int, tokens: int) -> int:
         """The same of completions that rqat writes as it does by default: on CUDA its engine, so many at a time."""
-        return self.cache(completions if self.device == "cpu" else min(completions, ENGINE_ROWS), tokens)
+        return self.cache(completions, tokens) if self.device == "cpu" else self.engine_cache(completions, tokens)
+
+    def engine_cache(self, completions: int, tokens: int) -> int:
+        """The same in the engine: places of whole pieces, for as many as it writes at a time and one that is spare."""
+        positions = math.ceil(tokens / ENGINE_ROUNDS) * ENGINE_ROUNDS
+        return self.cache(min(completions, ENGINE_ROWS) + 1, positions)
+
+    def engine_passing(self, completions: int, prompt: int, *, nucleus: bool) -> int:
+        """What the engine takes for a while beside its cache, on CUDA: to read prompts, or to choose tokens.
+
+        Of every token that is read, three arrays as wide as the hidden state, and gate, up and their product. Of every
+        row that `top_p` bounds, logits in float32, sorted, and the places they had.
+
+        Args:
+            prompt: tokens of the longest.
+            nucleus: tokens are bounded by `top_p`.
+        """
+        if self.device == "cpu":
+            return 0
+        rows = min(completions, ENGINE_ROWS)
+        widest = max((width for _, width in self.config.linears.values()), default=0)
+        read = max(prompt, min(ENGINE_READS, rows * prompt)) * 3 * (self.config.hidden + widest) * self.width
+        return max(read, rows * self.config.vocab * (2 * FLOAT32 + 8) if nucleus else 0)
 
     def _width(self, keys: ModelKeys) -> int:
         narrow = keys.dtype == "bfloat16" or (keys.dtype == "auto" and self.device.startswith("cuda"))

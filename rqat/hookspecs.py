@@ -181,6 +181,7 @@ class RegisterTask(Protocol):
         domain: what the problems are about.
         compares: of a task that compares a model with its original (`rqat.Comparison`): the figures it finds, of which
             less is better, the most telling first.
+        longest_prompt: tokens of the longest problem as it is asked, for estimates of memory; 0 where nobody knows.
     """
 
     def __call__(
@@ -193,6 +194,7 @@ class RegisterTask(Protocol):
         paper: str = "",
         domain: str = "",
         compares: Sequence[str] = (),
+        longest_prompt: int = 0,
     ) -> None: ...
 
 

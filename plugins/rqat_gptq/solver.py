@@ -78,13 +78,13 @@ class Gptq(rqat.Quantizer):
     def _stacked(
         self, block: rqat.Block, names: Sequence[str], stats: rqat.LinearStats, scheme: rqat.Scheme
     ) -> dict[str, rqat.QuantizedWeight]:
-        weights = [block.linear(name).weight.detach().float() for name in names]
-        try:
-            whole = self.quantize_linear(torch.cat(weights), stats, scheme)
+        weights = [block.linear(name).weight.detach() for name in names]
+        rows = [weight.shape[0] for weight in weights]
+        try:  # the float32 copies are nobody's but the solver's: of an embedding each takes half a gigabyte and more
+            whole = self.quantize_linear(torch.cat([weight.float() for weight in weights]), stats, scheme)
         except rqat.NumericsError as error:
             full = ", ".join(map(block.full_name, names))
             raise rqat.NumericsError(f"{full}: {error.message}", hint=error.hint) from error
-        rows = [weight.shape[0] for weight in weights]
         parts = {part: tensor.split(rows) for part, tensor in whole.state().items()}
         return {
             name: rqat.QuantizedWeight.from_state(

@@ -17,6 +17,9 @@ SMALL = 1 << 30
 KEPT = 128 << 20
 """Bytes of freed memory that a process keeps for its next tensors."""
 
+JUDGED_AT_ONCE = 1 << 24
+"""Weights whose error at the output is computed at once: sixteen bytes beside each, products and sums in float64."""
+
 BACKWARD_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Tokens whose hidden states between all blocks are kept at once, where the whole model is passed backwards."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..contracts import Block, SharedInput
+from .memory import JUDGED_AT_ONCE
 
 SUMMED_AT_ONCE = 1 << 16
 """Weights that a CPU squares and sums at once: what stays in its cache."""
@@ -37,13 +38,16 @@ def relative_error(weight: Tensor, w_hat: Tensor, hessian: Tensor | None) -> flo
     if hessian is None and weight.is_cpu:
         moved, whole = _squares(weight, w_hat)
         return moved / whole if whole > 0 else 0.0
-    delta = w_hat - weight
 
     def energy(matrix: Tensor) -> float:
         return float(((matrix if hessian is None else _product(matrix, hessian)) * matrix).sum(dtype=torch.float64))
 
-    whole = energy(weight)
-    return max(0.0, energy(delta)) / whole if whole > 0 else 0.0
+    moved, whole = 0.0, 0.0
+    rows = max(1, JUDGED_AT_ONCE // weight.shape[1])
+    for before, after in zip(weight.split(rows), w_hat.split(rows), strict=True):
+        whole += energy(before)
+        moved += energy(after - before)
+    return max(0.0, moved) / whole if whole > 0 else 0.0
 
 
 def _squares(weight: Tensor, w_hat: Tensor) -> tuple[float, float]:

@@ -142,15 +142,18 @@ class Evaluate(Stage):
         if step.parts["task"].card.compares:
             original = sizes.teacher(keys.original) if quantized or keys.original is not None else 0  # else it is both
             return Needs(sizes.model + original + max(codes, COMPARED_BYTES))
-        tokens = sizes.config.context or 4096
+        use = step.parts["task"]
+        tokens, prompt = sizes.config.context or 4096, use.card.longest_prompt or PROMPT_TOKENS
         if not keys.task.startswith(LM_EVAL):
-            tokens = min(tokens, getattr(step.parts["task"].options, "max_new_tokens", tokens) + PROMPT_TOKENS)
-        rows = keys.batch
-        if sizes.device != "cpu" and keys.backend != "transformers":
-            processes = sizes.processes if self.in_several(step) else 1
-            share = ENGINE_ROWS if keys.limit is None else math.ceil(keys.limit / processes)
-            rows = min(ENGINE_ROWS, max(rows, share))
-        return Needs(sizes.model + max(codes, sizes.cache(rows, tokens)))
+            tokens = min(tokens, getattr(use.options, "max_new_tokens", tokens) + prompt)
+        if sizes.device == "cpu" or keys.backend == "transformers":
+            return Needs(sizes.model + max(codes, sizes.cache(keys.batch, tokens)))
+        processes = sizes.processes if self.in_several(step) else 1
+        share = ENGINE_ROWS if keys.limit is None else math.ceil(keys.limit / processes)
+        rows = min(ENGINE_ROWS, max(keys.batch, share))
+        nucleus = getattr(use.options, "temperature", 0.0) > 0 and getattr(use.options, "top_p", 1.0) < 1
+        passing = sizes.engine_passing(rows, min(prompt, tokens), nucleus=nucleus)
+        return Needs(sizes.model + sizes.engine_cache(rows, tokens) + passing)
 
     def lighter(self, step: Step, device: str) -> dict[str, Any]:
         """See `Stage`."""

@@ -76,4 +76,6 @@ class Produce(Stage):
         options = step.parts["source"].options
         new = getattr(options, "max_new_tokens", None) or 2048
         tokens = min(sizes.config.context or new, new) + PROMPT_TOKENS
-        return Needs(sizes.model + sizes.written(getattr(options, "batch", None) or ROWS_AT_ONCE, tokens))
+        rows = getattr(options, "batch", None) or ROWS_AT_ONCE
+        passing = sizes.engine_passing(rows, PROMPT_TOKENS, nucleus=getattr(options, "top_p", 1.0) < 1)
+        return Needs(sizes.model + sizes.written(rows, tokens) + passing)

@@ -12,7 +12,7 @@ from ...estimate import FLOAT32, Needs, Sizes
 from ...keys import Neutral, PluginKeys
 from ...model.config import ModelConfig, check_quantizable
 from ...model.layers import EMBEDDING, choose_layers, listed
-from ...model.memory import BACKWARD_TOKENS, SMALL
+from ...model.memory import BACKWARD_TOKENS, JUDGED_AT_ONCE, SMALL
 from ...problems import Place
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use
@@ -21,6 +21,9 @@ from ..calibrate import Calibrate, CalibrationKeys
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}
 """Tokens per forward pass: enough to keep the matrix units busy. Part of the result, by rounding, so never adapted."""
+
+FITTED_AT_ONCE = 1 << 25
+"""Weights whose scales a quantizer fits at once, at most."""
 
 
 class TransformKeys(PluginKeys):
@@ -138,18 +141,21 @@ class Quantize(Stage):
             chosen = {*plan.schemes(step, sizes.config)}
         except RqatError:  # which pre-flight reports
             chosen = {*linears}
-        shapes = linears | sizes.config.ends
-        largest = max((math.prod(shapes[name]) for name in chosen & shapes.keys()), default=0)
+        ends = {name: math.prod(shape) for name, shape in sizes.config.ends.items()}
+        largest = _largest(sizes.config, chosen)
         block = sizes.quantized // max(1, sizes.config.blocks) * sizes.width
-        end = max((math.prod(shape) for shape in sizes.config.ends.values()), default=0) * sizes.width
-        # Of the layer being rounded: its weights, its error on a grid that is tried, and its values; a block's weights
-        # before.
-        working = 3 * largest * FLOAT32 + max(block, largest * sizes.width)
+        end = max(ends.values(), default=0) * sizes.width
+        # Beside the layer being rounded: its block's weights as they were before. An end is no part of a block: itself,
+        # and as it was before, where its quantizer works on blocks.
+        solves = bool({"hessian", "cross"} & needs)
+        working = _rounding(largest, solves) + block
+        chosen_end = max((ends[name] for name in chosen & ends.keys()), default=0)
+        at_end = _rounding(chosen_end, solves) + (2 if solves else 1) * chosen_end * sizes.width
         # One block that is worked on, and the one before it until it has been run; finished layers are on the disk.
         stays = sizes.model if needs_whole_model(step, needs) else 2 * block
         resumed_from = sizes.codes
         if "calibration" not in step.inputs:
-            return Needs(max(stays + working, end), sizes.checkpoint, resumed_from)
+            return Needs(max(stays + max(working, at_end), end), sizes.checkpoint, resumed_from)
         calibration = plan.step(step.inputs["calibration"]).settings
         assert isinstance(calibration, CalibrationKeys)
         streams = 3 if {"cross", "streams"} & needs else 1  # the original's before and behind a block, too
@@ -169,7 +175,9 @@ class Quantize(Stage):
             kept = min(calibration.all_tokens, max(BACKWARD_TOKENS[sizes.device], calibration.tokens))
             backward = kept * hidden * sizes.config.blocks * sizes.width
             backward += 3 * calibration.tokens * sizes.config.vocab * FLOAT32
-        worst = max(stays + max(matrices + there, backward + forward), end)
+        if solves and chosen_end:  # the matrix of what the head reads, too, and to solve
+            at_end += 8 * hidden**2 * FLOAT32
+        worst = max(stays + max(matrices + there, backward + forward, at_end), end)
         return Needs(states + worst, sizes.checkpoint, resumed_from)
 
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
@@ -202,6 +210,36 @@ class Quantize(Stage):
             how = "the whole model is in memory" if whole else "weights are read and written block by block"
             why = ", for its transforms" if step.settings.transforms else ", for token_weights" if whole else ""
             yield Finding("note", f"{step.name}: {how}{why}.")
+
+
+def _largest(config: ModelConfig, chosen: Collection[str]) -> int:
+    """Weights of the chosen layers that are worked on at once, at most: those of a block that read one input."""
+    at_once = (
+        [f"{config.layout.block(index)}.{name}" for name in group.names]
+        for index in range(config.blocks)
+        for group in config.layout.inputs
+    )
+    sums = (
+        sum(math.prod(config.linears[n]) for n in names if n in chosen and n in config.linears) for names in at_once
+    )
+    return max(sums, default=0)
+
+
+def _rounding(weights: int, solves: bool) -> int:
+    """Bytes beside a layer of so many weights while it is rounded, or while what that has cost is found.
+
+    To round it: a copy in float32, an error on a grid that is tried, and its values; its codes. Where a Hessian is
+    solved for: a copy, the same with its columns in order, and as the loop over them leaves it; its codes, and those in
+    the columns' own order; of the weights whose scales are fitted at once, four arrays: codes less zero points, what
+    the Hessian makes of them, products, and sums of them in float64. Afterwards: codes, the layer in float32 and its
+    new values; of the weights judged at once, the difference, two products and a sum.
+
+    Args:
+        solves: for a Hessian.
+    """
+    fitted = 4 * FLOAT32 * min(weights, FITTED_AT_ONCE) + weights if solves else 0
+    judged = (2 * FLOAT32 + 1) * weights + 4 * FLOAT32 * min(weights, JUDGED_AT_ONCE)
+    return max((3 * FLOAT32 + 1) * weights + fitted, judged)
 
 
 def _about_layers(step: Step, look: Look, error: RqatError) -> Finding:
