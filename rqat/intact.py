@@ -7,6 +7,7 @@ files, and `rqat runs verify`, compare the whole hashes.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunError
-from .storage import HEAD_BYTES, SCRATCH, is_inside, read_json, sha256_of, stamp_of, write_json
+from .storage import HEAD_BYTES, SCRATCH, is_inside, read_json, sha256_of, stamp_of, sync_file, write_json
 
 MANIFEST = "manifest.json"
 
-HASHING = 4
-"""Files that are hashed at once."""
+AT_ONCE = 4
+"""Files that are hashed, or flushed to disk, at once."""
 
 
 KINDS: dict[str, tuple[type, ...]] = {
@@ -51,13 +52,19 @@ def is_manifest(found: Any) -> bool:
 def sealed(folder: Path, *, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """`files` and `stamps` of a manifest, of all that is in a folder but its scratch.
 
+    All of it is flushed to disk meanwhile, as it has to be before the folder gets its name: the disk works while the
+    processor does.
+
     Args:
-        without: names of files, directly in the folder, to leave out.
+        without: names of files, directly in the folder, to leave out of the manifest.
     """
     paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    found = {name: path for name, path in paths.items() if name not in without and Path(name).parts[0] != SCRATCH}
-    with ThreadPoolExecutor(HASHING) as pool:  # a thread reads and hashes about 1.5 GB/s
-        digests = list(pool.map(sha256_of, found.values()))
+    inside = {name: path for name, path in paths.items() if Path(name).parts[0] != SCRATCH}
+    found = {name: path for name, path in inside.items() if name not in without}
+    with ThreadPoolExecutor(AT_ONCE) as disk, ThreadPoolExecutor(AT_ONCE) as pool:
+        flushed = disk.map(sync_file, (path for path in inside.values() if not path.is_symlink()))
+        digests = list(pool.map(sha256_of, found.values()))  # a thread reads and hashes about 1.5 GB/s
+        deque(flushed, maxlen=0)  # raises what the disk has refused
     return {
         "files": dict(zip(found, digests, strict=True)),
         "stamps": {name: stamp_of(path) for name, path in found.items()},

@@ -319,7 +319,7 @@ def _nothing_left(work: Path) -> Iterator[None]:
 def _publish(work: Path, final: Path) -> None:
     """Gives a finished step its name, and only then removes what it could have resumed from."""
     (work / MARK).unlink(missing_ok=True)
-    publish(work, final)
+    publish(work, final, flushed=True)  # by `sealed`
     shutil.rmtree(final / SCRATCH, ignore_errors=True)
 
 

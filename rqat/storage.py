@@ -138,10 +138,14 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def sync_folder(folder: Path, *, deep: bool = True) -> None:
-    """Flushes every file of a folder, and the folder itself, to disk; the folder alone unless `deep`."""
+def sync_folder(folder: Path, *, deep: bool = True, flushed: bool = False) -> None:
+    """Flushes every file of a folder, and the folder itself, to disk; the folder alone unless `deep`.
+
+    Args:
+        flushed: its files are on disk already: only the entries of folders are flushed.
+    """
     for path in [*(folder.rglob("*") if deep else ()), folder]:
-        if not path.is_symlink():
+        if not path.is_symlink() and (path.is_dir() or not flushed):
             sync_file(path)
 
 
@@ -161,16 +165,19 @@ def size_of(folder: Path) -> int:
     return found
 
 
-def publish(partial: Path, final: Path) -> None:
+def publish(partial: Path, final: Path, *, flushed: bool = False) -> None:
     """Gives a finished folder its name: flush, then rename; an older folder of that name is removed.
 
     Its files become as readable as the folder is: safetensors makes files that only their owner can read.
+
+    Args:
+        flushed: see `sync_folder`.
     """
     with explained(final):
         for path in partial.rglob("*"):
             if path.is_file() and not path.is_symlink():
                 path.chmod(path.stat().st_mode | (partial.stat().st_mode & 0o666))
-        sync_folder(partial)
+        sync_folder(partial, flushed=flushed)
         if final.exists():
             shutil.rmtree(final)
         partial.replace(final)

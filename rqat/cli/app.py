@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from ..discovery import add_paths
 from ..errors import PluginError, RqatError
+from ..model.memory import importing
 from ..processes import WorkerFailed, work_alone
 from ..quiet import quiet_imports
 from . import (
@@ -116,7 +117,9 @@ def main() -> None:
     _end_by_signals()
     try:
         work_alone()
-        build()(prog_name="rqat")
+        with importing():
+            commands = build()
+        commands(prog_name="rqat")
     except RqatError as error:
         _report(error)
         raise SystemExit(error.exit_code) from None

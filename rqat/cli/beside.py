@@ -76,11 +76,9 @@ def run_in(
     with display.waiting("Loading libraries"):
         from ..job import Job
         from ..model.devices import default_device
-        from ..model.memory import settle
         from ..pipeline import run_pipeline
 
         only_our_bars()
-        settle()
     shown = display.Bars()
     job = Job(plan, work, registry, default_device(), offline, shown, workers=workers, told=told)
     try:

@@ -116,10 +116,11 @@ def check_data(
     Raises:
         RqatError: everything that is missing or malformed at its beginning, all at once.
     """
+    from ..model.memory import importing
     from ..preflight import read_data
     from ..run_folder import fates
 
-    with display.waiting("Loading libraries, looking into the data"):
+    with display.waiting("Loading libraries, looking into the data"), importing():
         done = [] if fresh else [fate.step for fate in fates(made, folder) if fate.state == "kept"]
         found = read_data(made, registry, done=done, offline=offline, device=likely_device())
     found = _in_flags(made, found)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from contextlib import suppress
-from functools import cache
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MARGIN = 1.25
@@ -49,14 +50,23 @@ def keep_freed() -> None:
             tune(parameter, size)
 
 
-@cache
-def settle() -> None:
-    """Has the collector of garbage pass over what is there now: the objects of libraries, a million that never go.
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around a command's import of torch and what builds on it: nothing is collected meanwhile, nor ever of that.
 
-    Looking at them all takes a fifth of a second, whenever memory is given back. Once in a process: what goes in
-    circles now stays for good.
+    They make two million objects that stay. To look through them while they are being made is a fifth of their import;
+    later it would take a quarter of a second for every full collection, of which each step has one, and a second at the
+    process's end. Does nothing where torch is there already: its process is somebody else's, a test's or a server's.
     """
-    gc.freeze()
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def give_back(device: str) -> None:

@@ -281,7 +281,7 @@ def test_a_damaged_step_is_set_aside_and_done_again(toy, tmp_path, damage):
 
 
 def test_killed_while_being_published_it_is_not_done_again(toy, tmp_path, monkeypatch):
-    def killed(partial, final):
+    def killed(partial, final, **flushed):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -487,3 +487,30 @@ def test_a_folder_that_somebody_removes_meanwhile_is_one_line(toy, tmp_path):
         run_pipeline(job_of(tmp_path / "run", 1))
     toy.before = lambda work: None
     assert run_pipeline(job_of(tmp_path / "run", 1)).ran
+
+
+def test_all_of_a_step_is_on_disk_before_it_gets_its_name(toy, tmp_path, monkeypatch):
+    """Each file is flushed once, its manifest as it is written, and so are the entries of its folders."""
+    flushed: list[str] = []
+
+    def note(handle):
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if ".partial" in name:
+            flushed.append(name.partition("01-toy.partial")[2])
+        real(handle)
+
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", note)
+    replaced = Path.replace
+
+    def named(path, target):
+        if path.name == "01-toy.partial":
+            flushed.append("named")
+        return replaced(path, target)
+
+    monkeypatch.setattr(Path, "replace", named)
+    run_pipeline(job_of(tmp_path / "run", 1))
+    before = flushed[: flushed.index("named")]
+    assert {"", "/inner", "/inner/value.txt"} <= set(before)
+    assert sum(MANIFEST in name for name in before) == 1
+    assert before.count("/inner/value.txt") == 1

@@ -1,4 +1,4 @@
-"""What a process keeps of the memory that it frees."""
+"""What a process keeps of the memory that it frees, and what its collector of garbage looks at."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import gc
 import platform
 import resource
 import statistics
+import sys
+from contextlib import suppress
 
 import pytest
 import torch
 
-from rqat.model.memory import keep_freed, settle
+from rqat.model.memory import importing, keep_freed
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library hands memory out in another way")
@@ -29,11 +31,17 @@ def test_freed_memory_is_used_again() -> None:
     assert statistics.median(found) < 1000, found  # elsewhere something else may be freed in between
 
 
-def test_the_collector_passes_over_what_is_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen: list[int] = []
-    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(1))
-    settle.cache_clear()
-    settle()
-    settle()
-    settle.cache_clear()
-    assert frozen == [1], "frozen again and again, no garbage of a process with many runs would ever go"
+def test_nothing_is_collected_while_a_command_imports_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are there already, the process is not the command's alone: its collector is left as it is."""
+    before = gc.get_freeze_count()
+    with importing():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == before
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "torch")
+        with suppress(KeyError), importing():
+            assert not gc.isenabled()
+            raise KeyError
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
+    gc.unfreeze()
