@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .errors import RqatError
 from .model.original import Original
 from .nodes import Nodes
 from .processes import Processes
+from .stages import work_of
 from .storage import PARTIAL, SCRATCH
 
 if TYPE_CHECKING:
@@ -112,6 +114,14 @@ class Job:
     def together(self) -> int:
         """Processes that such a stage runs in, on all machines."""
         return self.workers * self.nodes.count
+
+    def import_all(self, steps: Iterable[Step]) -> None:
+        """Imports what does the work of steps; what cannot be imported is told by the step that needs it."""
+        for step in steps:
+            work_of(step.stage)
+            for use in (inner for part in step.parts.values() for inner in part.all() if inner.card.load):
+                with suppress(RqatError):
+                    self.registry.load_class(use.card)
 
     def built(self, use: Use) -> Any:
         """Builds a part that reads nothing of other steps."""

@@ -19,6 +19,7 @@ from typing import Any
 from .errors import RqatError, RunError
 from .job import Job
 from .launcher import RELAY, RESULTS
+from .model.memory import importing
 from .pipeline import run_stage
 from .plan import Step, build_plan
 from .processes import Processes
@@ -40,7 +41,9 @@ def main() -> None:
     with reporting(file.parent):
         order = read_json(file)
         threading.Thread(target=_end_without, args=[order["parent"], file.parent], daemon=True).start()
-        job, step = job_of(order)
+        with importing():
+            job, step = job_of(order)
+            job.import_all([step])
         job.processes = Processes.join(job.device)
         if job.processes.leads:
             relay = Relay(file.with_name(RELAY), order["levels"])

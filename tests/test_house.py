@@ -81,7 +81,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "scaffold": ("registry", "cards", "cut_out", "storage", "errors"),
     "testing": ("generation", "grids", "keys", "shapes", "registry", "train", "model", "contracts", "scheme", "errors"),
     "nodes": ("errors", "storage"),
-    "job": ("plan", "stage", "registry", "model", "processes", "nodes", "storage"),
+    "job": ("plan", "stages", "stage", "registry", "model", "processes", "nodes", "storage", "errors"),
     "works": (
         "budget",
         "overlap",
@@ -121,7 +121,21 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("pipeline", "run_folder", "run_lock", "report", "job", "plan", "recipe", "registry", "stage", "keys"),
         *("problems", "yaml_lines", "storage", "figures", "errors"),
     ),
-    "worker": ("quiet", "pipeline", "launcher", "job", "plan", "processes", "recipe", "registry", "storage", "errors"),
+    "worker": (
+        *(
+            "quiet",
+            "pipeline",
+            "launcher",
+            "job",
+            "plan",
+            "shapes",
+            "processes",
+            "recipe",
+            "registry",
+            "storage",
+            "errors",
+        ),
+    ),
 }
 """For every part of rqat, the parts it may import. `cli` may import all of them; the version may be read by all.
 

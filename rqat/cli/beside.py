@@ -73,14 +73,16 @@ def run_in(
     Args:
         workers: processes that a stage runs in which can run in several.
     """
-    with display.waiting("Loading libraries"):
+    from ..model.memory import importing
+
+    with display.waiting("Loading libraries"), importing():
         from ..job import Job
         from ..model.devices import default_device
         from ..pipeline import run_pipeline
 
         only_our_bars()
-    shown = display.Bars()
-    job = Job(plan, work, registry, default_device(), offline, shown, workers=workers, told=told)
+        job = Job(plan, work, registry, default_device(), offline, display.Bars(), workers=workers, told=told)
+        job.import_all(plan.steps)
     try:
         run_pipeline(job)
     except RqatError as error:  # a recipe's keys, in the words of the command that stands for it
