@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import RqatError
+from .model.kept import KeptCheckpoints
 from .model.original import Original
 from .nodes import Nodes
 from .processes import Processes
@@ -93,6 +94,7 @@ class Job:
         told_of_data: what was found in the data of steps that are still to be done.
         saved: called whenever a step has saved what it can resume from.
         original: keeps the plan's model in memory between steps, where there is room.
+        checkpoints: keep what steps have made in memory, while steps that only read it follow one another.
         processes: this one among those, while it does such a step; alone otherwise.
     """
 
@@ -109,6 +111,7 @@ class Job:
     told_of_data: Sequence[str] = ()
     saved: Callable[[], None] = field(default=lambda: None)
     original: Original = field(default_factory=Original)
+    checkpoints: KeptCheckpoints = field(default_factory=KeptCheckpoints)
 
     @property
     def together(self) -> int:

@@ -91,7 +91,8 @@ def launch(job: Job, step: Step) -> dict[str, Any]:
         WorkerFailed: a worker failed otherwise.
     """
     fingerprint = job.plan.fingerprint(step)
-    job.original.release()  # every process loads its own
+    job.checkpoints.release()  # every process loads its own
+    job.original.release()
     give_back(job.device)
     with tempfile.TemporaryDirectory(prefix="rqat-") as name:
         folder = Path(name)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -331,10 +332,12 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
     _seed()
     together = job.processes.count
     try:  # from the first word to the device, which may have been filled by others
-        if job.device != "cpu":
-            give_back(job.device)  # other processes share the GPU, and torch keeps what the step before has freed
+        give_back(job.device)  # other processes share the machine, and torch keeps what the step before has freed
+        now, later = _read_by(job, [step]), _read_by(job, _alike_behind(job, step))
         if stage is not None:
-            job.original.make_room(needed_bytes(step, job.plan, job.device, together), job.device)
+            needed = needed_bytes(step, job.plan, job.device, together)
+            job.checkpoints.make_room(needed, job.device, now=now, later=later)
+            job.original.make_room(needed, job.device)
         peak = Peak(job.device)
         results: dict[str, Any] = work_of(step.stage).run(job, step)
     except Exception as error:
@@ -343,9 +346,21 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
         raise ran_out(step, job.plan, job.device, error) from error
     if stage is None or peak.bytes is None:
         return results
-    beside = job.original.uncounted_bytes + (LIBRARIES_BYTES if job.device == "cpu" else 0)
+    beside = job.original.uncounted_bytes + job.checkpoints.beside_bytes(now)
     needed = needed_bytes(step, job.plan, job.device, together, results.get("chosen")) + beside
+    needed += LIBRARIES_BYTES if job.device == "cpu" else 0
     return {**results, MEMORY: {"peak_bytes": peak.bytes, "estimate_bytes": needed}}
+
+
+def _alike_behind(job: Job, step: Step) -> list[Step]:
+    """The steps of the same stage that follow a step, up to one of another."""
+    behind = job.plan.steps[job.plan.steps.index(step) + 1 :]
+    return list(takewhile(lambda other: other.stage == step.stage, behind))
+
+
+def _read_by(job: Job, steps: Sequence[Step]) -> set[Path]:
+    """Folders of what steps start from."""
+    return {job.result_of(name) for step in steps for name in step.inputs.values()}
 
 
 def _seed() -> None:

@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING
 
 from ..keys import ModelKeys
-from .memory import MARGIN, available_bytes, give_back
+from .memory import MARGIN, available_bytes
 
 if TYPE_CHECKING:
     import transformers
@@ -28,7 +28,6 @@ class Original:
 
     def make_room(self, needed_bytes: int, device: str) -> None:
         """Lets go of what is held unless a step that takes `needed_bytes` on `device` fits beside it."""
-        give_back(device)
         self._counted = False
         available = available_bytes(device)
         self._spare = -1 if available is None else int(available - MARGIN * needed_bytes)

@@ -21,10 +21,10 @@ from ...generation.backend import Backend, open_model, open_served, writer_for
 from ...generation.server_writer import ServerWriter
 from ...generation.writer import Writer
 from ...job import Job
-from ...model.checkpoint import load_checkpoint
 from ...model.config import read_config
 from ...model.devices import default_dtype
 from ...model.hub import QUANTIZED_FILE
+from ...model.tokenizers import tokenizer_in
 from ...model.vocabulary import check_vocabularies
 from ...packed.load import load_packed
 from ...stage import Finding, Look, Step, Use
@@ -129,8 +129,8 @@ def load_variant(
     folder, dtype = job.result_of(step.inputs["start"]), default_dtype(job.device, job.plan.model.dtype)
     if backend == "packed":
         return load_packed(folder, job.device, dtype)
-    loaded = load_checkpoint(folder, device=job.device, dtype=dtype)
-    return loaded.model, loaded.tokenizer
+    loaded = job.checkpoints.get(folder, device=job.device, dtype=dtype)
+    return loaded.model, tokenizer_in(folder)
 
 
 def _opened(job: Job, step: Step, keys: EvaluateKeys) -> tuple[Any, transformers.PreTrainedTokenizerBase, Writer]:

@@ -1,4 +1,4 @@
-"""What is kept in memory between the steps of a run: the model before quantization, and tokenizers."""
+"""What is kept in memory between the steps of a run: the model before quantization, checkpoints, and tokenizers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from rqat.keys import ModelKeys
+from rqat.model import kept as kept_module
 from rqat.model import original as module
+from rqat.model.checkpoint import save_checkpoint
+from rqat.model.kept import KeptCheckpoints
 from rqat.model.load import load_model
 from rqat.model.memory import MARGIN, Peak
 from rqat.model.original import Original
@@ -72,3 +75,41 @@ def test_the_peak_counts_from_its_beginning() -> None:
     most = after.bytes
     torch.ones(1 << 27).sum()
     assert most + (1 << 28) < after.bytes
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> list[Path]:
+    """Folders of two checkpoints."""
+    model, tokenizer = load_model(ModelKeys(path=str(save_tiny(tmp_path / "model"))))
+    folders = [tmp_path / name for name in ("02-quantize-rtn", "03-train-kd")]
+    for folder in folders:
+        folder.mkdir()
+        save_checkpoint(folder, model, tokenizer, {})
+    return folders
+
+
+def test_a_checkpoint_is_kept_while_steps_behind_read_it(steps: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = steps
+    where = {"device": "cpu", "dtype": torch.float32}
+    kept = KeptCheckpoints()
+    kept.make_room(0, "cpu", now=[one], later=[one, other])
+    first = kept.get(one, **where)
+    size = kept.beside_bytes()
+    assert size == sum(parameter.nbytes for parameter in first.model.parameters())
+    assert kept.beside_bytes(now=[one]) == 0
+    kept.make_room(0, "cpu", now=[other], later=[one])
+    kept.get(other, **where)
+    assert kept.beside_bytes(now=[one]) == 0, "nobody asks for the other again"
+    kept.make_room(0, "cpu", now=[one])
+    assert kept.get(one, **where) is first
+    assert kept.get(one, device="cpu", dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    kept.make_room(0, "cpu", now=[other], later=[other])
+    assert kept.beside_bytes() == 0
+    assert kept.get(one, **where) is not first
+    second = kept.get(other, **where)
+    monkeypatch.setattr(kept_module, "available_bytes", lambda device: 1000)
+    kept.make_room(1000, "cpu", now=[other], later=[other])
+    assert kept.beside_bytes() == 0, "there is no room for it beside the step"
+    kept.make_room(int(1000 / MARGIN), "cpu", now=[other], later=[other])
+    assert kept.get(other, **where) is not second
+    assert kept.beside_bytes() == 0, "what is free is for the step"

@@ -13,10 +13,14 @@ from rqat.evals import harness
 from rqat.generation.steps import SIZES
 from rqat.grids import bits_per_weight
 from rqat.job import Job
-from rqat.model.checkpoint import save_checkpoint
+from rqat.model.checkpoint import load_checkpoint, save_checkpoint
 from rqat.model.config import read_config
+from rqat.model.kept import KeptCheckpoints
 from rqat.model.load import load_model
+from rqat.pipeline import run_pipeline
+from rqat.plan import build_plan
 from rqat.processes import Processes
+from rqat.recipe import built_recipe
 from rqat.registry import Registry
 from rqat.stages.evaluate import Evaluate
 from rqat.stages.evaluate import run as evaluate
@@ -159,3 +163,28 @@ def test_a_task_nobody_knows(tmp_path, registry):
     job.workdir(plan.steps[0]).mkdir(parents=True)
     with pytest.raises(UnknownName, match="'no_such_task' is not a task"):
         evaluate.run(job, plan.steps[0])
+
+
+def test_a_model_is_loaded_once_for_all_tasks_that_ask_it(tmp_path, registry, monkeypatch):
+    """With the samples of a run that loads it for each; there is nothing between the tasks that changes a model."""
+    save_tiny(tmp_path / "model", hidden=64)
+    tasks = [{"task": "arith", "problems": count, "limit": 2, "max_new_tokens": 4} for count in (2, 3)]
+    keys = {"model": str(tmp_path / "model"), "scheme": "w2g32", "quantize": "rtn", "export": None, "evaluate": tasks}
+    loaded = []
+
+    def load(folder, **where):
+        loaded.append(folder.name)
+        return load_checkpoint(folder, **where)
+
+    monkeypatch.setattr("rqat.model.checkpoint.load_checkpoint", load)
+    samples = []
+    for name in ("kept", "alone"):
+        if name == "alone":
+            monkeypatch.setattr(KeptCheckpoints, "make_room", lambda *_, **__: None)
+        plan = build_plan(built_recipe({"name": name, **keys}, {}), registry)
+        run_pipeline(Job(plan, tmp_path / name, registry))
+        found = sorted((tmp_path / name).glob("*-evaluate-*"))
+        assert len(found) == 4
+        samples.append([(path / "samples.jsonl").read_bytes() for path in found])
+    assert loaded == ["01-quantize-rtn"] * 3
+    assert samples[0] == samples[1]
