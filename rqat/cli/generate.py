@@ -50,6 +50,7 @@ def generate(
 ) -> None:
     """Answer a prompt with a model, or talk with it. It may be an original, a quantized or an exported one."""
     from ..keys import ModelKeys
+    from ..model.memory import importing
 
     if prompt == "-":
         prompt = typer.get_text_stream("stdin").read()
@@ -63,7 +64,7 @@ def generate(
     if template:
         more["template"] = pairs(template, "--template")
     keys = ModelKeys(path=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
-    with display.waiting("Loading the model"):
+    with display.waiting("Loading the model"), importing():
         from ..generation.backend import open_model, writer_for
         from ..model.devices import default_device
 

@@ -47,6 +47,7 @@ def qat(
     as_json: options.Json = False,
 ) -> None:
     """Run a recipe. What its run folder holds already is not done again; what belongs to another plan is set aside."""
+    from ..model.memory import importing
     from ..nodes import Nodes
     from ..plan import build_plan
     from ..recipe import load_recipe
@@ -66,10 +67,12 @@ def qat(
     told = check(plan, folder, offline=context.obj.offline, fresh=fresh, processes=together)
     of_data = check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
     from ..job import Job
-    from ..model.devices import default_device
     from ..pipeline import follow, run_pipeline
 
-    used = default_device()
+    with importing():  # where all is done torch has not been imported yet
+        from ..model.devices import default_device
+
+        used = default_device()
     display.note(f"Device: {used}{_others(used, together)}")
     only_our_bars()
     job = Job(
