@@ -31,8 +31,9 @@ HERE = Path(__file__).parent
 
 SAVE_EVERY = 2
 
-EARLIEST_S = 0.01
-"""Of a processor: a command that is over by then has not begun."""
+EARLIER, SENDINGS = 0.8, 6
+"""A signal that came when all was over is sent at this share of the time before, and so often in all: the last comes
+at a quarter of the time that was drawn, by when no command is over."""
 
 LOCKING = 2
 """Writes of a command to the lock of its folder, before all others."""
@@ -334,25 +335,37 @@ class Campaign:
     def signalled(self, moments: list[tuple[int, float]]) -> Outcome:
         """A signal at some moment, in seconds of a processor after the start; see `cpu_s`.
 
-        A command that is over by then, since no two take the same, is given again and gets its signal earlier.
+        A command that is over by then, since no two take the same, is given again and gets its signal earlier. A signal
+        that ends none of these commands is ignored: that is a problem, and later points do not wait for it again.
         """
+        ignored: set[int] = set()
 
         def try_one(moment: tuple[int, float], outcome: Outcome) -> None:
             sent, after_s = moment
             place = self.folder / f"signal-{next(self._numbers)}"
-            place.mkdir()
-            while not (done := self.command(place, signal=sent, after_s=after_s))["code"] and after_s > EARLIEST_S:
-                after_s *= 0.9
-                shutil.rmtree(place)
-                place.mkdir()
+            done, after_s = (None, after_s) if sent in ignored else self._sent(place, sent, after_s)
             what = f"signal {sent} after {after_s:.2f} s"
-            if done["code"] not in (0, 128 + sent, -sent) or "Traceback" in done["output"]:
+            if done is None:
+                ignored.add(sent)
+                outcome.tried += 1
+                outcome.problems.append(f"{what}: it ends no command, however early; does the process ignore it?")
+                return
+            if done["code"] not in (128 + sent, -sent) or "Traceback" in done["output"]:
                 outcome.problems.append(f"{what}: exit code {done['code']}: {done['output'][-1500:]}")
-            step = _step_at(done["notes"]) if done["code"] else None
-            self.resumed(place, done["notes"], outcome, what, step=step)
+            self.resumed(place, done["notes"], outcome, what, step=_step_at(done["notes"]))
             shutil.rmtree(place)
 
         return self._each("a signal at a random moment", moments, try_one)
+
+    def _sent(self, place: Path, sent: int, after_s: float) -> tuple[dict[str, Any] | None, float]:
+        """What a command answers that a signal has ended, in `place`, and when that came; None where none ended one."""
+        for time_s in (after_s * EARLIER**number for number in range(SENDINGS)):
+            place.mkdir()
+            done = self.command(place, signal=sent, after_s=time_s)
+            if done["code"]:
+                return done, time_s
+            shutil.rmtree(place)
+        return None, time_s
 
     def _each(self, name: str, points: Sequence[Any], try_one: Callable[[Any, Outcome], None]) -> Outcome:
         """Tries every point, as many at once as there are servers."""

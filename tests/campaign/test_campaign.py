@@ -10,6 +10,7 @@ The everyday suite takes a few points; of several processes, tests/rqat/test_pro
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import shutil
@@ -23,7 +24,7 @@ from typing import Any
 import pytest
 
 from .compared import contents
-from .harness import HEAD, RECIPE, START, Campaign, Outcome, Server, compiled
+from .harness import HEAD, RECIPE, SENDINGS, START, Campaign, Outcome, Server, compiled
 from .several import Two, moments
 
 SHARE = int(os.environ.get("RQAT_CAMPAIGN_SHARE", "1"))
@@ -101,6 +102,43 @@ def test_a_few_points_of_all(campaign: Campaign) -> None:
         campaign.signalled([(signal.SIGTERM, 0.4 * campaign.cpu_s)]),
     ]
     assert not [problem for outcome in outcomes for problem in outcome.problems]
+
+
+class Deaf(Campaign):
+    """Commands that end by themselves where a signal comes later than at `over_s` seconds, or never by a signal."""
+
+    def __init__(self, folder: Path, over_s: float) -> None:
+        self.folder, self.over_s, self.sent_s, self.compared = folder, over_s, list[float](), list[str]()
+        self._numbers, self._together = itertools.count(), ThreadPoolExecutor(1)
+
+    def command(self, place: Path, until: str = "", **order: Any) -> dict[str, Any]:
+        self.sent_s.append(order["after_s"])
+        ended = order["after_s"] < self.over_s
+        return {"code": 128 + order["signal"] if ended else 0, "output": "", "notes": ["step 01-calibrate 7"]}
+
+    def resumed(self, place: Path, before: list[str], outcome: Outcome, what: str, *, step: int | None = None) -> None:
+        outcome.tried += 1
+        self.compared.append(what)
+
+
+def test_a_signal_that_came_too_late_is_sent_earlier(tmp_path: Path) -> None:
+    deaf = Deaf(tmp_path, over_s=1.5)
+    outcome = deaf.signalled([(signal.SIGTERM, 2.0)])
+    assert deaf.sent_s == pytest.approx([2.0, 1.6, 1.28])
+    assert deaf.compared == ["signal 15 after 1.28 s"]
+    assert (outcome.tried, outcome.problems) == (1, [])
+
+
+def test_a_signal_that_ends_nothing_is_a_problem_and_not_waited_for_again(tmp_path: Path) -> None:
+    deaf = Deaf(tmp_path, over_s=0.0)
+    outcome = deaf.signalled([(signal.SIGHUP, 2.0), (signal.SIGHUP, 1.0)])
+    assert len(deaf.sent_s) == SENDINGS
+    assert not deaf.compared
+    assert outcome.tried == 2
+    assert [problem.partition(":")[2] for problem in outcome.problems] == [
+        " it ends no command, however early; does the process ignore it?"
+    ] * 2
+    assert str(outcome).startswith("| a signal at a random moment | 2 | 0 |")
 
 
 @pytest.mark.campaign
