@@ -6,7 +6,7 @@ Where `mutate` changes good files a little, these are made anew, mostly of the r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import hypothesis.strategies as st
@@ -86,10 +86,65 @@ def recipes(model: str) -> st.SearchStrategy[bytes]:
     return made.map(lambda values: _json({**good, **values}))
 
 
-def changes() -> st.SearchStrategy[bytes]:
-    """What follows `--set`."""
-    words = ("train", "kd", "grpo", "0", "1", "9", "lr", "data", "rewards", "correct", "evaluate", "arith", "model", "")
-    words += (
+def forms(schema: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What a schema allows, one by one, where it names others or several."""
+    if "$ref" in schema:
+        yield from forms(known[schema["$ref"].rpartition("/")[2]], known)
+    elif "anyOf" in schema:
+        for one in schema["anyOf"]:
+            yield from forms(one, known)
+    else:
+        yield schema
+
+
+def settable(
+    schema: Mapping[str, Any], value: Any, known: Mapping[str, Any], key: str = ""
+) -> Iterator[tuple[str, st.SearchStrategy[Any]]]:
+    """Dotted keys that a recipe has or could have, with values for each that is neither a mapping nor a list.
+
+    Args:
+        value: of the recipe, or what it holds at `key`: options are those of the part that is named there.
+    """
+    for form in forms(schema, known):
+        if isinstance(value, list) and form.get("type") == "array":
+            for index, inner in enumerate(value):
+                yield from settable(form["items"], inner, known, f"{key}{index}.")
+        elif isinstance(value, dict) and form.get("type") == "object":
+            fields = dict(form.get("properties", {}))
+            for one in form.get("allOf", []):
+                [(name, named)] = one["if"]["properties"].items()
+                if value.get(name) == named["const"]:
+                    fields |= one["then"].get("properties", {})
+            for name, field in fields.items():
+                if isinstance(value.get(name), dict | list):
+                    yield from settable(field, value[name], known, f"{key}{name}.")
+                else:
+                    found = (bounded(one) for one in forms(field, known))
+                    yield from ((f"{key}{name}", values) for values in found if values is not None)
+
+
+def bounded(schema: Mapping[str, Any]) -> st.SearchStrategy[Any] | None:
+    """Plain values within the bounds of a schema; None where it says too little of what is good."""
+    if "const" in schema or "enum" in schema or "examples" in schema:
+        return st.sampled_from(schema.get("enum") or schema.get("examples") or [schema["const"]])
+    kind = schema.get("type")
+    if kind in ("integer", "number"):
+        low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
+        high = schema.get("maximum", schema.get("exclusiveMaximum", low + (16 if kind == "integer" else 1)))
+        if kind == "integer":
+            return st.integers(low + ("exclusiveMinimum" in schema), high - ("exclusiveMaximum" in schema))
+        ends = {f"exclude_{end}": f"exclusive{long}imum" in schema for end, long in (("min", "Min"), ("max", "Max"))}
+        return st.floats(low, high, **ends)
+    return {"boolean": st.booleans(), "null": st.none()}.get(kind or "")
+
+
+def changes(model: str) -> st.SearchStrategy[bytes]:
+    """What follows `--set`: two of three are keys of the good recipe with values within bounds; others are anything."""
+    schema = json_schema()
+    places = list(settable(schema, parse_value(RECIPE.replace("MODEL", model), "recipe"), schema["$defs"]))
+    good = st.sampled_from(places).flatmap(lambda place: place[1].map(lambda value: f"{place[0]}={json.dumps(value)}"))
+    words = ["train", "kd", "grpo", "0", "1", "9", "lr", "data", "rewards", "correct", "evaluate", "arith", "model", ""]
+    words += [
         "path",
         "calibration",
         "samples",
@@ -101,12 +156,12 @@ def changes() -> st.SearchStrategy[bytes]:
         "damp",
         "name",
         "*",
-    )
+    ]
     key = st.lists(st.sampled_from(words) | st.text(max_size=4), min_size=1, max_size=4).map(".".join)
     value = VALUES.map(json.dumps) | st.text(max_size=30) | st.floats(0, 1).map(str)
-    return st.builds(
-        lambda left, mark, right: f"{left}{mark}{right}", key, now_and_then(st.just("=")).map(str), value
-    ).map(_bytes)
+    mark = now_and_then(st.just("=")).map(str)
+    odd = st.builds(lambda left, mark, right: f"{left}{mark}{right}", key, mark, value)
+    return st.one_of(good, good, odd).map(_bytes)
 
 
 # ---------------------------------------------------------------------------------------------------------- rows
@@ -210,7 +265,7 @@ def strategies(model: str) -> dict[str, st.SearchStrategy[bytes]]:
     """
     return {
         "recipe": recipes(model),
-        "set": changes(),
+        "set": changes(model),
         "jsonl": rows(("prompt",), ("completion", "answer", "text", "messages", "system", "id")),
         "problems": rows(("problem", "answer"), ("question", "solution", "level", "unique_id")),
         "template": templates(),

@@ -93,6 +93,28 @@ def test_a_few_files_made_anew(name: str, bench: Bench) -> None:
     assert sum(verdicts.values()) >= 10
 
 
+def test_changes_made_anew_are_taken_and_refused_alike(bench: Bench) -> None:
+    """A `--set` that is refused where it is read says nothing of what a plan makes of it, nor one that is taken of what
+    becomes of a wrong one. The large sections of the good recipe are all changed by some that are taken.
+    """
+    pytest.importorskip("hypothesis", reason=f"hypothesis is not installed: {INSTALL}")
+    from tests.campaign.fuzz.structured import each, strategies
+
+    kind, verdicts, taken = bench.kinds()["set"], Counter[str](), Counter[str]()
+
+    def take(data: bytes) -> None:
+        verdict, trace = try_one(kind, data)
+        assert verdict in ("valid", "refused"), f"{data!r}\n{trace}"
+        verdicts[verdict] += 1
+        if verdict == "valid":
+            taken[data.decode(errors="replace").partition(".")[0]] += 1
+
+    each(strategies(str(bench.model))["set"], 0, 150, take)
+    assert verdicts["valid"] >= 150 / 5
+    assert verdicts["refused"] >= 150 / 5
+    assert {"calibration", "quantize", "train", "evaluate"} <= taken.keys()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["jsonl", "step"])
 def test_a_few_bytes_changed_by_what_they_reach(name: str, tmp_path: Path) -> None:
