@@ -69,10 +69,11 @@ class Estimate:
 
     Attributes:
         step: its name.
-        memory_bytes: at the peak, on the device the model runs on.
+        memory_bytes: at the peak, on the device the model runs on, of one process.
         disk_bytes: when the step is done.
         disk_peak_bytes: while it runs.
         chosen: what keys come to that leave it to the free memory.
+        sharing: processes that each take so much of one memory: on the CPU, those of a machine. A GPU is one's alone.
     """
 
     step: str
@@ -80,12 +81,18 @@ class Estimate:
     disk_bytes: int
     disk_peak_bytes: int
     chosen: Mapping[str, int] = field(default_factory=dict)
+    sharing: int = 1
 
     @classmethod
-    def of(cls, step: str, needs: Needs) -> Estimate:
+    def of(cls, step: str, needs: Needs, sharing: int = 1) -> Estimate:
         """The estimate of a step, libraries included."""
         memory = int(needs.memory) + LIBRARIES_BYTES
-        return cls(step, memory, int(needs.disk), int(needs.disk + needs.extra), needs.chosen)
+        return cls(step, memory, int(needs.disk), int(needs.disk + needs.extra), needs.chosen, sharing)
+
+    @property
+    def together_bytes(self) -> int:
+        """Of all processes that share a memory."""
+        return self.memory_bytes * self.sharing
 
 
 def bits_of(

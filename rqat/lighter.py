@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from .errors import RqatError, RunError
-from .estimate import Sizes
+from .estimate import LIBRARIES_BYTES, Estimate, Sizes
 from .figures import size
 from .grids import bits_per_weight
 from .keys import Neutral
 from .model.config import read_config
 from .model.memory import MARGIN, available_bytes
-from .stage import Planned, Step
+from .stage import Finding, Planned, Step
 from .stages import stages
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
@@ -22,8 +23,12 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED
 QUERY = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
 
 
-def advice(step: Step, plan: Planned, sizes: Sizes) -> str:
-    """The keys of a step that help, each with a smaller value and what that saves by the estimate; "" for none."""
+def advice(step: Step, plan: Planned, sizes: Sizes, sharing: int = 1) -> str:
+    """The keys of a step that help, each with a smaller value and what that saves by the estimate; "" for none.
+
+    Args:
+        sharing: processes that share a memory, of which each saves as much.
+    """
     stage = stages()[step.stage]
     before = stage.estimate(step, plan, sizes).memory
     found = []
@@ -32,8 +37,40 @@ def advice(step: Step, plan: Planned, sizes: Sizes) -> str:
         saved = before - stage.estimate(changed, plan, sizes).memory
         if saved > 0:
             shown = str(value).lower() if isinstance(value, bool) else value
-            found.append((saved, f"{step.place.at(key).dotted or key}={shown} saves about {size(int(saved))}"))
+            found.append(
+                (saved, f"{step.place.at(key).dotted or key}={shown} saves about {size(int(saved * sharing))}")
+            )
     return "; ".join(text for _, text in sorted(found, key=lambda one: -one[0]))
+
+
+def memory_told(
+    plan: Planned, estimates: Sequence[Estimate], sizes: Sizes, *, disk_bytes: int, free: int | None
+) -> Iterator[Finding]:
+    """The largest memory of a plan, against what is free, and its disk space; nothing where there are no steps.
+
+    On the CPU the processes of a machine share its memory, and what they take together counts.
+
+    Args:
+        free: bytes on the device; None where the system does not say.
+    """
+    if not estimates:
+        return
+    largest = max(estimates, key=lambda found: found.together_bytes)
+    shared, step = largest.sharing > 1, plan.step(largest.step)
+    each = f", {size(largest.memory_bytes)} in each of {largest.sharing} processes," if shared else ""
+    text = f"about {size(largest.together_bytes)} of memory at {step.name}{each}"
+    text = f"{text}{' and' if shared else ','} {size(disk_bytes)} of disk in all (estimates)."
+    if free is None or largest.together_bytes <= free:
+        yield Finding("note", text)
+        return
+    what = "This machine" if sizes.device == "cpu" else "The GPU"
+    fixes = [advice(step, plan, sizes, largest.sharing)]
+    if shared:
+        alone = stages()[step.stage].estimate(step, plan, replace(sizes, processes=1)).memory + LIBRARIES_BYTES
+        fixes.append(f"--processes 1 takes about {size(int(alone))}")
+    fix = "; ".join(filter(None, fixes)) or "Use a smaller model, or a device with more memory."
+    told = f"{text} {what} has {size(free)} of memory free."
+    yield Finding("warning", told, f"{fix}.".replace("..", "."), about=f"memory at {step.name}")
 
 
 def needed_bytes(

@@ -19,7 +19,7 @@ from .facts import files_of
 from .figures import size
 from .grids import bits_per_weight, cost_notes, grid_cards, part_problems
 from .keys import PluginKeys
-from .lighter import advice, free_bytes, room
+from .lighter import free_bytes, memory_told, room
 from .model.config import ModelConfig, read_config
 from .model.extras import check_checkpoint, remarks
 from .model.layers import EMBEDDING
@@ -43,6 +43,7 @@ def preflight(
     offline: bool = False,
     device: str = "cpu",
     processes: int = 1,
+    machines: int = 1,
 ) -> list[Finding]:
     """Looks at a plan, the model's files, the data files and the disk; errors first.
 
@@ -52,6 +53,7 @@ def preflight(
         offline: nothing may be fetched.
         device: "cpu" or "cuda", for the memory estimate.
         processes: how many work together.
+        machines: that they are on, as many on each.
     """
     findings: list[Finding] = []
     config = None
@@ -64,10 +66,9 @@ def preflight(
         findings += stages()[step.stage].check(step, look)
     if config is not None:
         findings += _model(plan, config, device)
-        estimates = estimate(plan, config, device, offline=offline, processes=processes)
-        findings += _memory(
-            plan, estimates, Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes), device
-        )
+        estimates = estimate(plan, config, device, offline=offline, processes=processes, machines=machines)
+        sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes)
+        findings += memory_told(plan, estimates, sizes, disk_bytes=_disk(estimates), free=free_bytes(device))
         if folder is not None:
             findings += _room(plan, estimates, folder, fresh=fresh)
     findings += _trust(plan)
@@ -140,18 +141,30 @@ def _reads_unwritten(step: Step) -> bool:
 
 
 def estimate(
-    plan: Plan, config: ModelConfig, device: str = "cpu", *, offline: bool = False, processes: int = 1
+    plan: Plan,
+    config: ModelConfig,
+    device: str = "cpu",
+    *,
+    offline: bool = False,
+    processes: int = 1,
+    machines: int = 1,
 ) -> list[Estimate]:
     """Memory and disk of every step.
 
     Args:
         config: of the model to compress.
         offline: nothing may be fetched, config.json of a teacher included.
-        processes: how many work together; memory is that of one of them.
+        processes: how many work together.
+        machines: that they are on, as many on each.
     """
     fits = room(free_bytes(device), device, processes)
     sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes, fits)
-    return [Estimate.of(step.name, stages()[step.stage].estimate(step, plan, sizes)) for step in plan.steps]
+    here = processes // machines if device == "cpu" else 1
+    works = [(step, stages()[step.stage]) for step in plan.steps]
+    return [
+        Estimate.of(step.name, stage.estimate(step, plan, sizes), here if stage.in_several(step) else 1)
+        for step, stage in works
+    ]
 
 
 class _Parts:
@@ -226,22 +239,6 @@ def _model(plan: Plan, config: ModelConfig, device: str) -> Iterator[Finding]:
         return
     for problem in remarks(config, device):
         yield Finding(problem.level, f"{place}: {problem.text}", problem.hint)
-
-
-def _memory(plan: Plan, estimates: Sequence[Estimate], sizes: Sizes, device: str) -> Iterator[Finding]:
-    """The largest memory, against what there is, and the disk space of the whole plan."""
-    if not estimates:
-        return
-    largest, disk = max(estimates, key=lambda found: found.memory_bytes), _disk(estimates)
-    text = f"about {size(largest.memory_bytes)} of memory at {largest.step}, {size(disk)} of disk in all (estimates)."
-    available = free_bytes(device)
-    if available is not None and largest.memory_bytes > available:
-        what = "This machine" if device == "cpu" else "The GPU"
-        fix = advice(plan.step(largest.step), plan, sizes) or "Use a smaller model, or a device with more memory."
-        told = f"{text} {what} has {size(available)} of memory free."
-        yield Finding("warning", told, f"{fix}.".replace("..", "."), about=f"memory at {largest.step}")
-    else:
-        yield Finding("note", text)
 
 
 def _disk(estimates: Sequence[Estimate]) -> int:

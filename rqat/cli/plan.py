@@ -73,12 +73,20 @@ def plan(
 
 
 def check(
-    made: Plan, folder: Path, *, offline: bool, fresh: bool = False, processes: int = 1, notes: bool = True
+    made: Plan,
+    folder: Path,
+    *,
+    offline: bool,
+    fresh: bool = False,
+    processes: int = 1,
+    machines: int = 1,
+    notes: bool = True,
 ) -> list[str]:
     """Looks for everything that would stop a plan later; warnings are shown, and notes unless `notes` is false.
 
     Args:
         fresh: what the folder holds is thrown away before.
+        processes, machines: that work together, and that they are on.
 
     Returns:
         warnings and notes, one line each.
@@ -89,8 +97,9 @@ def check(
     from ..preflight import preflight
 
     errors, told = [], []
+    device = likely_device()
     found_all = preflight(
-        made, folder=folder, fresh=fresh, offline=offline, device=likely_device(), processes=processes
+        made, folder=folder, fresh=fresh, offline=offline, device=device, processes=processes, machines=machines
     )
     for found in _in_flags(made, found_all):
         if found.level == "error":
@@ -168,7 +177,12 @@ def _sizes(made: Plan, device: str, *, offline: bool, processes: int) -> dict[st
     except RqatError:
         return {}
     return {
-        one.step: {"memory_bytes": one.memory_bytes, "disk_bytes": one.disk_peak_bytes, "chosen": dict(one.chosen)}
+        one.step: {
+            "memory_bytes": one.memory_bytes,
+            "memory_together_bytes": one.together_bytes,
+            "disk_bytes": one.disk_peak_bytes,
+            "chosen": dict(one.chosen),
+        }
         for one in found
     }
 
@@ -223,7 +237,11 @@ def _show(
         about = ""
         if needs:
             each = f" in each of {workers} processes" if workers > 1 and stages()[step.stage].in_several(step) else ""
-            about = f"   about {size(needs['memory_bytes'])} memory{each}, {size(needs['disk_bytes'])} disk"
+            memory, together = needs["memory_bytes"], needs["memory_together_bytes"]
+            shared = f"{size(together)} memory, " if together > memory else ""  # of one machine
+            about = (
+                f"   about {shared}{size(memory)}{'' if shared else ' memory'}{each}, {size(needs['disk_bytes'])} disk"
+            )
             about += "".join(
                 f", {key} {json.dumps(value)} as memory is free now" for key, value in needs["chosen"].items()
             )

@@ -64,7 +64,8 @@ def qat(
     workers, nodes = processes or _all_gpus(), Nodes.parse(node, rendezvous)
     display.note(f"{plan.recipe.name}: {plan.model.path} at {plan.spelled}, {len(plan.steps)} steps, in {folder}")
     together = workers * nodes.count
-    told = check(plan, folder, offline=context.obj.offline, fresh=fresh, processes=together)
+    offline = context.obj.offline
+    told = check(plan, folder, offline=offline, fresh=fresh, processes=together, machines=nodes.count)
     of_data = check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
     from ..job import Job
     from ..pipeline import follow, run_pipeline

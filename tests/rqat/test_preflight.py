@@ -257,6 +257,38 @@ def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.
     assert "gradient_checkpointing" not in on_gpu[0]  # which is on there
 
 
+def test_processes_of_one_machine_share_its_memory(
+    registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU the sum is told and compared with what is free; every GPU is one process's alone."""
+    plan = plan_of(registry, model, "train.0.shard=false")
+    config = read_config(plan.model)
+
+    def train(device: str = "cpu", **many: int) -> Any:
+        found = estimate(plan, config, device, **many)
+        assert {one.sharing for one in found if "quantize" in one.step} == {1}
+        return next(one for one in found if one.step == "03-train-kd")
+
+    each = train(processes=4)
+    assert each.together_bytes == 4 * each.memory_bytes
+    assert train(processes=4, machines=2).together_bytes == 2 * each.memory_bytes
+    assert train("cuda", processes=4).together_bytes == train("cuda", processes=4).memory_bytes
+    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 2 * each.memory_bytes)
+    [text] = [one for one in found(plan, processes=4) if "memory at 03-train-kd" in one]
+    assert (
+        f"about {size(4 * each.memory_bytes)} of memory at 03-train-kd, {size(each.memory_bytes)} in each of 4" in text
+    )
+    assert f"This machine has {size(2 * each.memory_bytes)} of memory free." in text
+    assert f"--processes 1 takes about {size(train().memory_bytes)}" in text
+    sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, "cpu", processes=4)
+    step = plan.step("03-train-kd")
+    alone, four = (advice(step, plan, sizes, sharing).split(" saves about ")[1] for sharing in (1, 4))
+    assert alone != four
+    assert four in text
+    assert not [one for one in found(plan, "warning", processes=4, machines=2) if "memory" in one]
+    assert not [one for one in found(plan, "warning", processes=4, device="cuda") if "memory" in one]
+
+
 def test_what_is_saved_by_a_key_is_what_the_estimate_says(registry: Registry, model: Path) -> None:
     plan = plan_of(registry, model)
     config = read_config(plan.model)

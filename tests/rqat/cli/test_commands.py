@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from rqat.cli.app import build
 from rqat.cli.quantize import _calibration
+from rqat.figures import size
 from rqat.run_lock import only_one
 from tests.tiny import save_tiny
 
@@ -143,6 +144,21 @@ def test_plan_as_json_holds_what_the_text_shows(recipe: Path) -> None:
     assert found["steps"][0]["parts"]["quantizer"]["module"] == "rqat_rtn"
     assert found["steps"][0]["memory_bytes"] > 0
     assert {finding["level"] for finding in found["findings"]} == {"note"}
+
+
+def test_plan_of_several_processes_on_a_cpu_says_what_they_take_together(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rqat.cli.plan.likely_device", lambda: "cpu")
+    several = ("plan", recipe, "--set", "evaluate=[{task: arith, limit: 64}]", "--processes", "2")
+    steps = {step["name"]: step for step in json.loads(rqat(*several, "--json").stdout)["steps"]}
+    quantize, evaluate = steps["01-quantize-rtn"], steps["03-evaluate-arith-bf16"]
+    assert quantize["memory_together_bytes"] == quantize["memory_bytes"]
+    assert evaluate["memory_together_bytes"] == 2 * evaluate["memory_bytes"]
+    together, each = (size(evaluate[f"memory_{what}bytes"]) for what in ("together_", ""))
+    shown = rqat(*several).stdout
+    assert f"03-evaluate-arith-bf16   about {together} memory, {each} in each of 2 processes, " in shown
+    assert f"01-quantize-rtn   about {size(quantize['memory_bytes'])} memory, " in shown
 
 
 def test_plan_with_errors_is_2_and_shows_the_plan_all_the_same(recipe: Path) -> None:
