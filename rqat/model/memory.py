@@ -54,7 +54,7 @@ def keep_freed() -> None:
 def importing() -> Iterator[None]:
     """Around a command's import of torch and what builds on it: nothing is collected meanwhile, nor ever of that.
 
-    They make two million objects that stay. To look through them while they are being made is a fifth of their import;
+    They make some 760,000 objects that stay. To look through them while they are being made is a fifth of their import;
     later it would take a quarter of a second for every full collection, of which each step has one, and a second at the
     process's end. Does nothing where torch is there already: its process is somebody else's, a test's or a server's.
     """
