@@ -24,7 +24,7 @@ import rqat.intact
 import rqat.pipeline
 import rqat.report
 import rqat.run_lock
-from rqat.errors import RunError
+from rqat.errors import PluginError, RunError
 from rqat.facts import difference
 from rqat.intact import sealed, verified
 from rqat.job import Job, Silence
@@ -514,3 +514,21 @@ def test_all_of_a_step_is_on_disk_before_it_gets_its_name(toy, tmp_path, monkeyp
     assert {"", "/inner", "/inner/value.txt"} <= set(before)
     assert sum(MANIFEST in name for name in before) == 1
     assert before.count("/inner/value.txt") == 1
+
+
+def test_what_cannot_be_imported_ahead_is_left_to_its_step(toy, tmp_path):
+    """All that the steps use is asked for; tasks of lm-eval have nothing to be imported."""
+    asked = []
+
+    def load_class(card):
+        asked.append(card.name)
+        raise PluginError(f"{card.name} does not import.")
+
+    job = job_of(tmp_path / "run", 1, 2)
+    job.registry = types.SimpleNamespace(load_class=load_class)
+    for step, names in zip(job.plan.steps, (("gptq", "own-rows"), ("", "arith")), strict=True):
+        cards = [types.SimpleNamespace(name=name, load=name) for name in names]
+        uses = [types.SimpleNamespace(card=card) for card in cards]
+        step.parts = {"one": types.SimpleNamespace(all=lambda uses=uses: uses)}
+    job.import_all(job.plan.steps)
+    assert asked == ["gptq", "own-rows", "arith"]
