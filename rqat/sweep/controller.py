@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import RunError
 from ..job import Job
 from ..pipeline import run_pipeline
 from ..registry import Registry
@@ -88,7 +89,7 @@ class Controller:
         """Runs what is missing; returns when nothing is left that could be run.
 
         Raises:
-            RunError: another sweep is at work in this folder.
+            RunError: another sweep is at work in this folder; what cells are made of was changed meanwhile.
         """
         with only_one(self.folders.root):
             try:
@@ -118,7 +119,11 @@ class Controller:
         return [cell for cell in self.sweep.cells if self.state(cell) in ("waiting", "running")]
 
     def _collect(self) -> None:
-        """Takes note of what has ended."""
+        """Takes note of what has ended.
+
+        Raises:
+            RunError: it has made other steps than were planned.
+        """
         for name, work in list(self._work.items()):
             code = work.running.code()
             if code is None:
@@ -127,6 +132,12 @@ class Controller:
             if code:
                 self.failed[name] = code
                 self.tell(f"{name}: failed ({_last_line(self.folders.logs / f'{name}.log')})")
+            elif not work.claims <= set(finished(self.folders.cell(self._cell(name)))):
+                raise RunError(
+                    f"{name}: it has made other steps than were planned: a plugin, the model or the data was changed since "
+                    "the sweep began.",
+                    hint="Start the same command again: it plans anew, and what is finished counts.",
+                )
             elif self.state(self._cell(name)) == "done":
                 self.tell(f"{name}: done")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from rqat.errors import RunError
 from rqat.registry import Registry
 from rqat.run_folder import MANIFEST, finished
 from rqat.storage import append_json_line, read_json, write_json
@@ -53,6 +54,7 @@ class Pretending:
         done: every step that was done, with its cell, in order.
         fails: cells that fail at once.
         watched: the figure that a cell's training shows, at optimizer steps 10, 20, ...
+        edited: what fingerprints end with that the commands find.
     """
 
     sweep: Sweep
@@ -63,6 +65,7 @@ class Pretending:
     fails: set[str] = field(default_factory=set)
     watched: dict[str, list[float]] = field(default_factory=dict)
     limit: int = 10**6
+    edited: str = ""
 
     def start(self, name: str, command: Sequence[str]) -> Any:
         cell = next(cell for cell in self.sweep.cells if cell.name == name)
@@ -83,6 +86,7 @@ class _Pretended:
         folder = owner.folders.cell(cell)
         own = finished(folder)
         for name, fingerprint in cell.prints.items():
+            fingerprint += owner.edited
             if fingerprint not in own:
                 if len(owner.done) >= owner.limit:
                     raise KeyboardInterrupt
@@ -186,6 +190,16 @@ def test_a_cell_that_fails_stops_no_other(made: Any) -> None:
     again, repaired = made(1)
     again.run()
     assert repaired.done == [(first, KD), (first, LAST)]
+
+
+def test_a_plugin_that_is_edited_meanwhile_ends_the_sweep(made: Any) -> None:
+    """A cell's process reads the new source and makes other steps: the sweep would start it again and again."""
+    controller, executor = made()
+    executor.edited = "-edited"
+    with pytest.raises(RunError, match="other steps than were planned") as told:
+        controller.run()
+    assert "Start the same command again" in told.value.hint
+    assert [name for name, _ in executor.started] == ["lr=0.0001"]
 
 
 def test_a_cell_that_is_far_worse_is_stopped_and_stays_so(made: Any) -> None:
