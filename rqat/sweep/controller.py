@@ -134,8 +134,8 @@ class Controller:
                 self.tell(f"{name}: failed ({_last_line(self.folders.logs / f'{name}.log')})")
             elif not work.claims <= set(finished(self.folders.cell(self._cell(name)))):
                 raise RunError(
-                    f"{name}: it has made other steps than were planned: a plugin, the model or the data was changed since "
-                    "the sweep began.",
+                    f"{name}: it has made other steps than were planned: a plugin, the model or the data was changed "
+                    "since the sweep began.",
                     hint="Start the same command again: it plans anew, and what is finished counts.",
                 )
             elif self.state(self._cell(name)) == "done":
