@@ -138,7 +138,7 @@ class TrainKeys(PluginKeys):
     lr: float = Field(default=2e-5, gt=0)
     lr_in: Literal["weights", "codes"] = "weights"
     latent_reach: float = Field(default=0.4, ge=0, le=0.5)
-    scale_lr: float | None = Field(default=None, gt=0)
+    scale_lr: float | None = Field(default=5e-4, gt=0)
     zero_lr: float | None = Field(default=None, gt=0)
     other_lr: float | None = Field(default=None, gt=0)
     train_embedding: bool = False
