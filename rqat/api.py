@@ -102,7 +102,7 @@ class QuantizedModel:
         return {name: str(layer.scheme) for name, layer in self.layers.items()}
 
     def optimizer(
-        self, *, lr: float, source: str | Path | transformers.PreTrainedModel | None = None, **options: Any
+        self, *, lr: float | None, source: str | Path | transformers.PreTrainedModel | None = None, **options: Any
     ) -> QuantizedOptimizer:
         """An optimizer that keeps this model on its grid, for any loop or trainer.
 
@@ -110,7 +110,7 @@ class QuantizedModel:
         where those are known, else in the middle of their cells; `latents=` says otherwise.
 
         Args:
-            lr: learning rate of the latent weights.
+            lr: learning rate of the latent weights; None: codes stay, and there are none.
             source: the model before quantization, by name, or loaded and as its transforms left it; None is the one
                 that was named to `rqat.quantize`, if one was.
             options: of `rqat.QuantizedOptimizer`: `scale_lr`, `zero_lr`, `other_lr`, `weight_decay`, `inner`, ...
@@ -119,7 +119,7 @@ class QuantizedModel:
             RqatError: see `QuantizedOptimizer`, and `rqat.quantize` for a model that cannot be loaded.
         """
         layers = self.layers
-        if options.get("latents") is None:
+        if lr is not None and options.get("latents") is None:
             options["latents"] = self._latents(layers, source)
         self.trained_by = QuantizedOptimizer(self.model, layers, lr=lr, **options)
         return self.trained_by
@@ -265,7 +265,7 @@ def save(quantized: QuantizedModel, folder: str | Path, *, overwrite: bool = Fal
             f"rqat.save: {error}.",
             hint="Train with `quantized.optimizer(...)`, or set `quantized.trained_by` to the optimizer that did.",
         ) from error
-    if quantized.trained_by is not None:
+    if quantized.trained_by is not None and not quantized.trained_by.fixed_codes:
         save_latents(partial, quantized.trained_by.latents(), layers)
     publish(partial, target)
     return Path(folder)

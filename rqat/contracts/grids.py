@@ -115,6 +115,19 @@ class Grid(ABC):
             grad: `(R, g)`, the gradient on `w_hat`.
         """
 
+    def code_gradients(
+        self, grad: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of scale and zero point `(R, 1)` where the codes `(R, g)` stay as they are.
+
+        The default is that of `w_hat = (f(codes) - zero) * scale`; grids whose zero points mean something else say it.
+
+        Args:
+            grad: `(R, g)`, the gradient on `w_hat`.
+        """
+        along = (grad * self.decode(codes, scale, zero)).sum(1, keepdim=True) / scale
+        return along, -scale * grad.sum(1, keepdim=True)
+
     def requantize(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """The grid's values `(R, g)` nearest to `weight`: `decode` of `quantize`."""
         return self.decode(self.quantize(weight, scale, zero), scale, zero)

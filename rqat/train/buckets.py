@@ -82,6 +82,14 @@ class Bucket:
             return grads[0].to(dtype).reshape(-1, self.group)
         return torch.cat([grad.to(dtype).reshape(-1, self.group) for grad in grads])
 
+    def values(self, rows: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """`w_hat (R, g)` of some of the rows."""
+        return self.grid.requantize(rows, scale, zero)
+
+    def codes_of(self, rows: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """Codes `(R, g)` of some of the rows."""
+        return self.grid.quantize(rows, scale, zero)
+
     def straight_through(self, grad: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The grid's gradients of latent, scale and zero point for `grad (R, g)`, piece by piece."""
         rows = self.rows
@@ -100,7 +108,7 @@ class Bucket:
         for weight, rows, scale, zero in zip(self.weights, *parts, strict=True):
             into = weight.detach().view(rows.shape)
             for part in pieces(rows):
-                into[part] = self.grid.requantize(rows[part], scale[part], zero[part])
+                into[part] = self.values(rows[part], scale[part], zero[part])
 
     def quantized(self) -> Iterator[tuple[str, QuantizedWeight]]:
         """Every layer's codes `(O, I)`, scale and zero point `(O, G)`, in the dtypes in which they are stored."""
@@ -108,7 +116,7 @@ class Bucket:
         rows = self.rows
         codes = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
         for piece in pieces(rows):
-            codes[piece] = self.grid.quantize(rows[piece], scale[piece], zero[piece])
+            codes[piece] = self.codes_of(rows[piece], scale[piece], zero[piece])
         parts = zip(self.names, self.weights, *map(self._split, (codes, scale, zero)), strict=True)
         for name, weight, layer_codes, layer_scale, layer_zero in parts:
             out = weight.shape[0]
@@ -149,6 +157,45 @@ class Bucket:
         return few if len(self.names) <= 3 else f"{few} and {len(self.names) - 3} more layers"
 
 
+@dataclass
+class FixedBucket(Bucket):
+    """Layers whose codes stay as they are: scales and zero points alone are trained (arXiv 2407.11062, 3.3).
+
+    Attributes:
+        codes: `(R, g)` uint8, in place of `latent`, which has no element.
+    """
+
+    codes: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """The codes."""
+        return self.codes
+
+    def values(self, rows: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """See `Bucket`."""
+        return self.grid.decode(rows, scale, zero)
+
+    def codes_of(self, rows: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """See `Bucket`."""
+        return rows
+
+    def straight_through(self, grad: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of scale and zero point: the codes do not depend on them, so nothing is passed straight."""
+        gs, gz = scale.new_empty(scale.shape), scale.new_empty(scale.shape)
+        for part in pieces(self.codes):
+            gs[part], gz[part] = self.grid.code_gradients(grad[part], self.codes[part], scale[part], zero[part])
+        return grad.new_empty(0), gs, gz
+
+    def latents(self) -> Iterator[tuple[str, Tensor]]:
+        """None."""
+        return iter(())
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, which the codes are not among: they are those of the start."""
+        return {name: tensor for name, tensor in super().state().items() if name != "latent"}
+
+
 def pieces(rows: Tensor) -> Iterator[slice]:
     """`rows (R, g)` in slices that are mapped at once; see `PIECE`."""
     piece = max(1, PIECE.get(rows.device.type, rows.numel()) // max(1, rows.shape[1]))
@@ -162,9 +209,10 @@ def plan_buckets(
     *,
     flat: bool,
     reach: float = 0.5,
+    fixed: bool = False,
 ) -> list[Bucket]:
     """Stacks neighbouring layers of one scheme, group size, device and dtype up to `LARGEST` weights; singly unless
-    `flat`.
+    `flat`. Their codes are not trained if `fixed`.
     """
     runs: list[list[str]] = []
     key_of_last: tuple[Any, ...] = ()
@@ -180,7 +228,34 @@ def plan_buckets(
             runs.append([name])
             size = weight.numel()
         key_of_last = key
+    if fixed:
+        return [_fixed_bucket(names, weights, layers) for names in runs]
     return [_bucket(names, weights, layers, latents, flat=flat, reach=reach) for names in runs]
+
+
+@torch.no_grad()
+def _fixed_bucket(
+    names: list[str], weights: Mapping[str, nn.Parameter], layers: Mapping[str, QuantizedWeight]
+) -> FixedBucket:
+    grid = grid_of(scheme_of(layers[names[0]]))
+    own = [weights[name] for name in names]
+    dtype, device = _master_dtype(own[0]), own[0].device
+    group = grid.scheme.group_size(own[0].shape[1])
+    scale, zero, codes = (
+        torch.cat([layers[name].state()[part].to(device).reshape(-1, width) for name in names])
+        for part, width in (("scale", 1), ("zero", 1), ("codes", group))
+    )
+    return FixedBucket(
+        grid=grid,
+        names=names,
+        weights=own,
+        latent=nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False),
+        origin=scale.to(dtype),
+        ratio=nn.Parameter(torch.zeros_like(scale, dtype=dtype)),
+        zero=nn.Parameter(zero.to(dtype)),
+        group=group,
+        codes=codes,
+    )
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ class FusedAdam:
         """Those whose next step can be made here: on the uniform grid, and with a gradient."""
         usable = (
             bool(buckets)
+            and "latents" in self._groups()
             and type(self.inner) in (torch.optim.Adam, torch.optim.AdamW)
             and runs_on(buckets[0].latent)
             and self._is_plain()

@@ -55,7 +55,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         model: a plain model. Parameters that are not trained get `requires_grad=False`: no gradient is computed.
         layers: full name of each quantized linear layer -> its codes, scale, zero point and scheme.
         inner: class of the optimizer that updates latents, scales and zero points.
-        lr: learning rate of the latent weights.
+        lr: learning rate of the latent weights; None: there are none, and codes stay as they are, so that scales and
+            zero points alone are trained, in a fraction of the memory.
         lr_in: what `lr` is counted in. "weights" is one number for all; "codes" is steps of the grid, so that all
             groups change their codes equally fast: whatever `inner` moves a latent by is multiplied by the scale that
             its group started from.
@@ -79,7 +80,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         layers: Mapping[str, QuantizedWeight],
         *,
         inner: type[torch.optim.Optimizer] = torch.optim.AdamW,
-        lr: float,
+        lr: float | None,
         lr_in: Literal["weights", "codes"] = "weights",
         scale_lr: float | None = None,
         zero_lr: float | None = None,
@@ -96,7 +97,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 hint=f"Use one of {', '.join(OPTIMIZERS)}.",
             )
         self.steps_done = 0
-        self._in_codes = lr_in == "codes"
+        self._in_codes, self.fixed_codes = lr_in == "codes" and lr is not None, lr is None
         self._trains_scale = scale_lr is not None
         self._trains_zero = zero_lr is not None
         weights = weights_of(model, layers)
@@ -112,15 +113,16 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         weights = {name: weight for name, weight in here.items() if weight.numel()}
         self.others = {name: part for name, p in others.items() if (part := self._here(p)).numel()}
         self.frozen = {name: layers[name] for name in self._order if name not in weights}
-        self.buckets = plan_buckets(
-            weights, layers, latents or {}, flat=OPTIMIZERS.get(inner.__name__, False), reach=reach
-        )
+        flat = OPTIMIZERS.get(inner.__name__, False)
+        self.buckets = plan_buckets(weights, layers, latents or {}, flat=flat, reach=reach, fixed=lr is None)
         self._fixed = {name for name, layer in layers.items() if grid_of(scheme_of(layer)).fixed_zero}
         self.masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in self.others.items()}
 
-        groups: list[dict[str, Any]] = [
-            {"name": "latents", "params": [b.latent for b in self.buckets], "lr": lr, "weight_decay": weight_decay}
-        ]
+        groups: list[dict[str, Any]] = []
+        if lr is not None:
+            groups.append(
+                {"name": "latents", "params": [b.latent for b in self.buckets], "lr": lr, "weight_decay": weight_decay}
+            )
         if self._trains_scale:
             groups.append(
                 {"name": "scales", "params": [b.ratio for b in self.buckets], "lr": scale_lr, "weight_decay": 0.0}
@@ -131,6 +133,10 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if self.masters:
             groups.append(
                 {"name": "others", "params": list(self.masters.values()), "lr": other_lr, "weight_decay": 0.0}
+            )
+        if not groups:
+            raise RqatError(
+                "these layers have no zero points to train, and nothing else is trained.", hint="Give scale_lr."
             )
         accepted = inspect.signature(inner).parameters
         options: dict[str, Any] = {"fused": True} if "fused" in accepted else {}
@@ -385,5 +391,8 @@ def _check_arguments(model: Any, inner: Any, rates: Mapping[str, Any]) -> None:
         number = isinstance(rate, (int, float, Tensor)) and not isinstance(rate, bool)
         if rate is not None and not (number and rate >= 0):
             raise RqatError(f"{name}={rate!r} is not a learning rate.", hint="Give a number of 0 or more.")
-    if rates["lr"] is None:
-        raise RqatError("lr=None: latent weights are always trained.", hint="Give a number, such as lr=1e-5.")
+    if all(rate is None for rate in rates.values()):
+        raise RqatError(
+            "lr=None and no other rate: nothing is trained.",
+            hint="Give lr=2e-5 for the latent weights, or scale_lr=5e-4 for the scales.",
+        )

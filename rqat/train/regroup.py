@@ -20,9 +20,6 @@ from .shards import Share
 OF_BUCKETS = ("latents", "scales", "zeros")
 """The inner optimizer's groups that have a parameter for every bucket; the other has what is trained beside."""
 
-TENSORS = ("latent", "origin", "ratio", "zero")
-"""Of a bucket."""
-
 Bucket = Sequence[Sequence[Any]]
 """Its layers: name, rows, and weights of a row."""
 
@@ -48,8 +45,8 @@ def regrouped(
     if set(found["scheme"].split(", ")) == set(wanted["scheme"].split(", ")):
         found["scheme"] = wanted["scheme"]  # of several schemes it is a list, one for each bucket
     found["buckets"] = [
-        {name: _of_bucket(bucket, parts, share, partial(_Part.bucket, name=name)) for name in TENSORS}
-        for bucket in layout
+        {name: _of_bucket(bucket, parts, share, partial(_Part.bucket, name=name)) for name in like}
+        for bucket, like in zip(layout, wanted["buckets"], strict=True)
     ]
     found["masters"] = {name: _of_all(parts, share, partial(_Part.master, name=name)) for name in wanted["masters"]}
     inner = saved[0]["inner"]

@@ -247,6 +247,21 @@ def test_a_training_checkpoint_is_what_the_optimizer_holds(registry: Registry, m
     assert meanwhile() > frozen
 
 
+def test_scales_alone_take_less_and_leave_some_keys_without_effect(registry: Registry, model: Path):
+    config = read_config(plan_of(registry, model).model)
+
+    def most(*overrides: str) -> int:
+        plan = plan_of(registry, model, *overrides)
+        return max(one.memory_bytes for one in estimate(plan, config) if "train" in one.step)
+
+    quantized = sum(out * width for out, width in config.linears.values())
+    assert most() - most("train.0.lr=null") > 2 * 11 * quantized  # 12 bytes a weight less one for its code, twice
+    told = found(plan_of(registry, model, "train.0.lr=null", "train.0.latent_reach=0.2"), "warning")
+    only(told, "train.0.latent_reach", "lr is null, so codes stay: this has no effect. Leave it out.")
+    told = found(plan_of(registry, model, "train.0.lr=null", "train.0.scale_lr=null"), "error")
+    only(told, "train.0.lr", "nothing is trained: every rate is null.")
+
+
 def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1000)
     helps = ("train.0.micro_batch=8 saves about ", "train.0.max_tokens=64 saves about ", "max_tokens=64 saves")

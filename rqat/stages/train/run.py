@@ -85,7 +85,10 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     start.model.config, start.model.generation_config = configs
     save_checkpoint(work, start.model, start.tokenizer, layers, start.transforms)
     keep_generation_settings(start_folder, work)
-    save_offsets(work, offsets)
+    if keys.lr is None:
+        copy_latents(start_folder, work)
+    else:
+        save_offsets(work, offsets)
     facts |= moved
     return {**facts, "chosen": chosen} if chosen else facts
 
@@ -200,7 +203,7 @@ def _train(
         if card.writes and backend in BACKENDS:
             rollouts = Rollouts(start.model, start.tokenizer, backend, limit=room, seed=keys.seed, rank=processes.rank)
         unquantized = teacher if keys.teacher is None else None
-        latents, where = latents_of(job, start, start_folder, unquantized, keys.latent_reach, share)
+        latents, where = latents_of(job, start, start_folder, unquantized, keys, share)
         optimizer = QuantizedOptimizer(
             start.model,
             start.layers,
@@ -353,7 +356,7 @@ def _arguments(keys: TrainKeys, folder: Path, device: str, processes: Processes)
         "max_steps": keys.steps,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": passes,
-        "learning_rate": keys.lr,
+        "learning_rate": keys.lr or keys.scale_lr or keys.zero_lr or keys.other_lr,
         "max_grad_norm": keys.max_grad_norm,
         "seed": keys.seed,
         "data_seed": keys.seed,

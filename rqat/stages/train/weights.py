@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ...model.checkpoint import Checkpoint
     from ...train.optimizer import QuantizedOptimizer
     from ...train.shards import Share
+    from . import TrainKeys
 
 
 def start_of(job: Job, folder: Path) -> Checkpoint:
@@ -32,20 +33,22 @@ def latents_of(
     start: Checkpoint,
     folder: Path,
     source: transformers.PreTrainedModel | None,
-    reach: float,
+    keys: TrainKeys,
     share: Share,
 ) -> tuple[Mapping[str, Tensor], str]:
     """Where the latent weights start, and what that is called in the facts; see `rqat.train.latents`.
 
     Args:
         source: the model before quantization if it is in memory already; else it is loaded when needed.
-        reach: how far from their codes' values they may start, where no training came before.
+        keys: how far from their codes' values they may start, and whether there are any.
         share: of every layer, what is here.
     """
     from ...model.transforms import apply_transforms
     from ...train.latents import first_latents, load_latents
     from ...train.shards import split
 
+    if keys.lr is None:
+        return {}, "nowhere: codes stay"
     carried = load_latents(folder, start.layers, share)
     if carried:
         return carried, "the train step before"
@@ -55,9 +58,9 @@ def latents_of(
     elif source is None:
         source = job.original.get(job.plan.model, device=job.device, offline=job.offline, counted=False)[0]
     if share.count == 1:
-        return first_latents(source, start.model, start.layers, reach=reach)
+        return first_latents(source, start.model, start.layers, reach=keys.latent_reach)
     split(source, job.processes)
-    return first_latents(source, start.model, start.layers, reach=reach, agreed=job.processes.agree)
+    return first_latents(source, start.model, start.layers, reach=keys.latent_reach, agreed=job.processes.agree)
 
 
 def learned(
@@ -81,7 +84,7 @@ def learned(
     mine = latent_offsets(optimizer.latents(), layers)
     optimizer.inner.state.clear()  # room for what is gathered: no step follows
     offsets = {}
-    for name in optimizer.trained:
+    for name in () if optimizer.fixed_codes else optimizer.trained:
         part = mine.get(name, layers[name].codes.half())  # of which no row is here
         offset = gathered(part.to(job.device), rows[name], job.processes)
         if job.processes.leads:

@@ -37,6 +37,7 @@ COMMON: dict[str, Any] = {
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {},
     "kd": {"sft_weight": 0.1},
+    "kd of scales": {"lr": None},
     "grpo": {"generations": 2, "max_completion_tokens": 6},
     "grpo by the engine": {"generations": 2, "max_completion_tokens": 6, "rollouts": "rqat"},
 }
@@ -94,10 +95,12 @@ def test_trainers_leave_nothing_of_their_own_in_what_is_exported(objective: str,
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_leaves_a_checkpoint_a_log_and_facts(objective: str, start: Path, unbroken: Any) -> None:
     work, facts = unbroken(objective)
-    assert {path.name for path in work.iterdir()} >= {"quantized.safetensors", "latents.safetensors", "training.jsonl"}
+    codes = objective != "kd of scales"
+    assert {path.name for path in work.iterdir()} >= {"quantized.safetensors", "training.jsonl"}
+    assert (work / "latents.safetensors").exists() is codes
     before, after = load_checkpoint(start / "run" / START), load_checkpoint(work)
     assert all(layer.scheme == before.layers[name].scheme for name, layer in after.layers.items())
-    assert any(not torch.equal(before.layers[name].codes, after.layers[name].codes) for name in before.layers)
+    assert codes is any(not torch.equal(before.layers[name].codes, after.layers[name].codes) for name in before.layers)
     assert torch.equal(before.model.get_input_embeddings().weight, after.model.get_input_embeddings().weight)
     for name, parameter in after.model.named_parameters():
         if name.removesuffix(".weight") not in after.layers:
@@ -258,6 +261,17 @@ def test_latents_that_are_carried_start_off_the_borders(root: Path) -> None:
     assert farthest["0.25"] == pytest.approx(0.25, abs=1e-3)
 
 
+def test_latents_outlive_a_training_of_scales_alone(root: Path) -> None:
+    job, step = train_step(root, "kd", **options_of("kd", steps=2))
+    train.run(job, step)
+    first = job.workdir(step).rename(root / "run" / "02-first")
+    job, step = train_step(root, "kd", **options_of("kd of scales", steps=2))
+    step.inputs["start"] = first.name
+    assert train.run(job, step)["latents_from"] == "nowhere: codes stay"
+    name = "latents.safetensors"
+    assert (job.workdir(step) / name).read_bytes() == (first / name).read_bytes()
+
+
 def farthest_latent(folder: Path) -> float:
     """How far a latent of a finished train step is from its code's value at most, in steps of the grid."""
     return max(float(offset.abs().max()) for offset in load_file(folder / "latents.safetensors").values())
@@ -289,7 +303,7 @@ def test_divergence_names_the_step_and_keeps_the_last_checkpoint(root: Path) -> 
     assert step_of(last_complete(job.scratch(step))) == 2
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "kd of scales"])
 def test_training_that_has_ended_is_not_done_again(
     objective: str, root: Path, unbroken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

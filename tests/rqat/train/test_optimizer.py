@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rqat.errors import ModelError, NumericsError, RqatError, RunError
+from rqat.model.checkpoint import decoded
 from rqat.optimizers import OPTIMIZERS, UNSUITABLE
 from rqat.scheme import Scheme
 from rqat.train.optimizer import QuantizedOptimizer
@@ -64,6 +65,86 @@ def test_nothing_moves_before_the_first_step(scheme: Scheme) -> None:
     for name, layer in optimizer.quantized_layers().items():
         assert torch.equal(layer.codes, layers[name].codes)
         assert not torch.equal(optimizer.latents()[name], model.get_submodule(name).weight)
+
+
+def scales_alone(scheme: Scheme, inner: Any = torch.optim.AdamW) -> tuple[nn.Sequential, QuantizedOptimizer]:
+    """A toy whose codes stay; learning rates of scales and, where they are free, zero points."""
+    model = toy()
+    layers = quantized(model, scheme)
+    return model, QuantizedOptimizer(model, layers, inner=inner, lr=None, scale_lr=1e-2, zero_lr=1e-1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("scheme", [*SCHEMES, Scheme.parse("w2g16-seq")], ids=str)
+def test_codes_that_are_not_trained_stay(scheme: Scheme, device: str) -> None:
+    model, optimizer = scales_alone(scheme)
+    model.to(device)
+    optimizer = QuantizedOptimizer(model, optimizer.quantized_layers(), lr=None, scale_lr=1e-2, zero_lr=1e-1)
+    before = optimizer.quantized_layers()
+    for step in range(6):
+        backward(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    after = optimizer.quantized_layers()
+    assert optimizer.latents() == {}
+    for name, layer in after.items():
+        assert torch.equal(layer.codes, before[name].codes)
+        assert (layer.scale != before[name].scale).float().mean() > 0.5
+        assert torch.equal(model.get_submodule(name).weight, decoded(layer, torch.float32))
+    moments = sum(value.numel() for state in optimizer.state.values() for value in state.values() if value.dim())
+    groups = sum(layer.scale.numel() for layer in after.values())
+    assert moments <= 4 * groups  # two for scales, two for zero points, and none for weights
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, Scheme.parse("w2g16-seq")], ids=str)
+def test_a_scale_s_gradient_is_that_of_its_values_where_codes_stay(scheme: Scheme) -> None:
+    """Against autograd through the decoded layer, in float64."""
+    model, optimizer = scales_alone(scheme)
+    backward(model, 0)
+    for bucket in optimizer.buckets:
+        grad = bucket.gradient()
+        assert grad is not None
+        scale, zero = bucket.scale(), bucket.snapped_zero()
+        _, gs, gz = bucket.straight_through(grad, scale, zero)
+        along = scale.double().requires_grad_()
+        offset = zero.double().requires_grad_()
+        unit = bucket.grid.decode(bucket.rows, torch.ones_like(scale), zero).double()  # codes minus zero point
+        values = (unit + (zero.double() - offset)) * along
+        (values * grad.double()).sum().backward()
+        torch.testing.assert_close(gs.double(), along.grad, rtol=1e-4, atol=1e-5)
+        if not bucket.grid.fixed_zero:
+            torch.testing.assert_close(gz.double(), offset.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("inner", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adafactor])
+def test_scales_alone_resume_with_the_same_bits(inner: Any) -> None:
+    scheme = Scheme.parse("w2g16")
+    whole, unbroken = scales_alone(scheme, inner)
+    for step in range(6):
+        backward(whole, step)
+        unbroken.step()
+        unbroken.zero_grad()
+    model, optimizer = scales_alone(scheme, inner)
+    for step in range(6):
+        if step == 3:
+            saved = copy.deepcopy(optimizer.state_dict())
+            assert all("latent" not in bucket and "codes" not in bucket for bucket in saved["buckets"])
+            model, optimizer = scales_alone(scheme, inner)
+            optimizer.load_state_dict(saved)
+        backward(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    for mine, theirs in zip(model.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_something_must_be_trained() -> None:
+    model = toy()
+    layers = quantized(model, Scheme.parse("w2g16-sym"))
+    with pytest.raises(RqatError, match="nothing is trained"):
+        QuantizedOptimizer(model, layers, lr=None)
+    with pytest.raises(RqatError, match="no zero points to train"):
+        QuantizedOptimizer(model, layers, lr=None, zero_lr=1e-2)
 
 
 class FakeQuant(torch.autograd.Function):

@@ -78,7 +78,7 @@ def stepped(optimizer: QuantizedOptimizer, model: nn.Module, share: Share, steps
 WHOLE = [torch.randn(shape, generator=torch.Generator().manual_seed(7)) for shape in ((7, 64), (6, 32), (5,))]
 
 
-def held(share: Share, mixed: bool) -> tuple[nn.Module, QuantizedOptimizer]:
+def held(share: Share, mixed: bool, *, codes: bool = True) -> tuple[nn.Module, QuantizedOptimizer]:
     model = nn.Sequential()
     schemes = [Scheme.parse("w2g32"), Scheme.parse("w3g16-sym" if mixed else "w2g32")]
     layers: dict[str, QuantizedWeight] = {}
@@ -88,25 +88,26 @@ def held(share: Share, mixed: bool) -> tuple[nn.Module, QuantizedOptimizer]:
         layers[name] = quantized(linear, scheme)["0"]
         model.add_module(name, linear[0])
     parts = Rows({name: module.weight.data for name, module in model.named_children()} | {"norm": WHOLE[2]}, share)
-    rates = {"lr": 1e-2, "scale_lr": 1e-2, "zero_lr": 1e-2, "other_lr": 1e-2}
+    rates = {"lr": 1e-2 if codes else None, "scale_lr": 1e-2, "zero_lr": 1e-2, "other_lr": 1e-2}
     return parts, QuantizedOptimizer(parts, share.of_layers(layers), **rates)
 
 
+@pytest.mark.parametrize("codes", [True, False])
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 2), (6, 2)])
-def test_a_state_changes_hands_and_nothing_else_changes(before: int, after: int, mixed: bool) -> None:
+def test_a_state_changes_hands_and_nothing_else_changes(before: int, after: int, mixed: bool, codes: bool) -> None:
     """Rows that several held are the same rows in the hands of others, moments and counters included."""
     saved = []
     for rank in range(before):
         share = Share(rank, before)
-        model, optimizer = held(share, mixed)
+        model, optimizer = held(share, mixed, codes=codes)
         stepped(optimizer, model, share, range(3))
         saved.append(copy.deepcopy(optimizer.state_dict()))
-    whole, unbroken = held(ALL, mixed)
+    whole, unbroken = held(ALL, mixed, codes=codes)
     stepped(unbroken, whole, ALL, range(5))
     for rank in range(after):
         share = Share(rank, after)
-        model, optimizer = held(share, mixed)
+        model, optimizer = held(share, mixed, codes=codes)
         optimizer.load_parts(saved, share)
         stepped(optimizer, model, share, range(3, 5))
         assert optimizer.steps_done == 5
