@@ -52,3 +52,15 @@ def duration_s(text: str) -> float | None:
     """Seconds of a time such as 90s, 15m or 1.5h; None where it is none, or not longer than nothing."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
     return (float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] or None) if found else None
+
+
+def steps_or_duration(value: int | str) -> int | str:
+    """A number of steps, or a duration such as 90s, as it was given.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if number or (isinstance(value, str) and duration_s(value)):
+        return value
+    raise ValueError("is neither a number of steps nor a time such as 90s, 15m or 1h")

@@ -55,14 +55,20 @@ Adam and its kin move every value by up to the rate in one step: beyond these, b
 """
 
 
-def too_fast(
+def doubtful(
     rates: Mapping[str, float | None], optimizer: str, lr_in: str
-) -> Iterator[tuple[str, Literal["error", "warning"], str]]:
-    """Learning rates that are doubtful (a warning) or ten times that (an error), by name, and why; never one of SGD."""
+) -> Iterator[tuple[str, Literal["error", "warning"], str, str]]:
+    """Of learning rates by name: which, how bad it is, what is wrong, and what to do.
+
+    One that is too high is a warning, one that is ten times that an error; never one of SGD. That all are None, too.
+    """
+    if all(rate is None for rate in rates.values()):
+        fix = "Give lr for the weights, or scale_lr for the scales alone."
+        yield "lr", "error", "nothing is trained: every rate is null.", fix
     for name, rate in rates.items():
         most, moved = RATES[name]
         if rate is None or rate <= most or optimizer == "SGD":
             continue
         moved = "weights, in steps of the grid," if (name, lr_in) == ("lr", "codes") else moved
         level: Literal["error", "warning"] = "error" if rate >= 10 * most else "warning"
-        yield name, level, f"{rate:g}: one step would move {moved} by up to that much."
+        yield name, level, f"{rate:g}: one step would move {moved} by up to that much.", "Usual are 1e-6 to 1e-3."

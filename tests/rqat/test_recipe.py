@@ -515,7 +515,7 @@ def test_a_path_may_stand_where_a_source_is_expected(whole: Path, name: str, sou
 def test_the_schema_says_what_every_key_means():
     schema = json_schema(Registry.discover())
     mapping = schema["$defs"]["TrainKeys"]["anyOf"][1]
-    assert mapping["properties"]["lr"]["description"] == "learning rate of the latent weights."
+    assert mapping["properties"]["lr"]["description"].startswith("learning rate of the latent weights. None: ")
     assert schema["properties"]["train"]["description"] == "objectives, in order."
     kd = next(each["then"] for each in mapping["allOf"] if each["if"]["properties"]["objective"]["const"] == "kd")
     assert all(kd["properties"][name].get("description") for name in kd["properties"])

@@ -9,29 +9,22 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from ...batches import largest_that_fits, sequences_at_once
+from ...batches import UnevenBatch, largest_that_fits, sequences_at_once, split_batch
 from ...cards import Card
+from ...errors import RqatError, nearest
 from ...estimate import LATENT_BYTES, Learning, Needs, Sizes
-from ...figures import duration_s
+from ...figures import duration_s, steps_or_duration
 from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
 from ...model.extras import about_teacher
-from ...optimizers import MOMENTS, OPTIMIZERS
+from ...model.layers import ENDS
+from ...optimizers import MOMENTS, OPTIMIZERS, RATES, SCHEDULES, doubtful
 from ...problems import Place
 from ...stage import PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..gate import Gate, GateKeys
 from ..produce import Produce
-from .checks import key_problems
 
 CACHE_POSITIONS = 256
 """A cache of completions has room for a multiple of this."""
-
-
-def _often(value: int | str) -> int | str:
-    """A number of steps, or a duration."""
-    number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if number or (isinstance(value, str) and duration_s(value)):
-        return value
-    raise ValueError("is neither a number of steps nor a time such as 90s, 15m or 1h")
 
 
 class RewardKeys(PluginKeys):
@@ -95,8 +88,7 @@ class TrainKeys(PluginKeys):
             each. `auto` where a copy does not fit into the free memory, and the same again where the step resumes.
         max_tokens: longest prompt plus completion; longer rows are left out and counted.
         optimizer: name of a torch.optim class.
-        lr: learning rate of the latent weights. None: there are none, and codes stay as they are; scales, zero points
-            and what is not quantized can still be trained, which takes far less memory.
+        lr: learning rate of the latent weights. None: codes stay, and the rest is trained in far less memory.
         lr_in: what it is counted in. `weights`: one number for all. `codes`: steps of the grid; groups of small weights
             then change their codes as fast as those of large ones. 2e-3 was too high where it was tried.
         latent_reach: how far from its code's value a latent weight starts at most, in steps of the grid (0.5 is the
@@ -146,7 +138,7 @@ class TrainKeys(PluginKeys):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    save_every: Annotated[int | str, AfterValidator(_often), Neutral("what an interruption costs")] = "10m"
+    save_every: Annotated[int | str, AfterValidator(steps_or_duration), Neutral("what an interruption costs")] = "10m"
     gate: Annotated[GateKeys, Neutral("they count in the gate's own step")] = GateKeys()
     watch: Annotated[WatchKeys | None, Neutral("what is looked at, beside the training")] = None
     seed: int = 0
@@ -268,9 +260,25 @@ class Train(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, TrainKeys)
-        yield from key_problems(step, keys, look)
+        yield from _lengths(step, keys, look)
+        for name, level, text, fix in doubtful(
+            {name: getattr(keys, name) for name in RATES}, keys.optimizer, keys.lr_in
+        ):
+            yield step.finding(level, name, text, fix)
+        yield from _without_effect(step, keys)
+        yield from _batches(step, keys, look.processes)
+        for name, value, known in (("schedule", keys.schedule, SCHEDULES), ("optimizer", keys.optimizer, OPTIMIZERS)):
+            if value not in known:
+                near = nearest(value, known)
+                fix = f"Did you mean '{near}'?" if near else f"Known: {', '.join(known)}."
+                yield step.finding("error", name, f"'{value}' is not known.", fix)
         if keys.shard is True and (why := _unsplittable(keys, step.parts["objective"])):
             yield step.finding("error", "shard", f"the model cannot be split: {why}.", "Leave it out, or say false.")
+        if keys.train_embedding:
+            yield from _ends(step, look)
+        if keys.save_steps is not None and keys.save_steps > keys.steps:
+            text = f"no checkpoint before the last of {keys.steps} steps; interrupted, it starts over. By time: 10m."
+            yield step.finding("note", "save_every", text)
         if keys.teacher is not None:
             for problem in about_teacher(keys.teacher, look.config, keys.max_tokens, offline=look.offline):
                 yield step.finding(problem.level, "teacher", problem.text, problem.hint)
@@ -338,6 +346,18 @@ def _rewards(making: Making, keys: TrainKeys, place: Place, card: Card) -> tuple
     return tuple((use, weight) for use, weight in found if use is not None)
 
 
+def _ends(step: Step, look: Look) -> Iterator[Finding]:
+    """Whether there is an embedding or a head on a grid to train."""
+    try:
+        layers = look.plan.schemes(step, look.config) if look.config else dict.fromkeys(ENDS)
+    except RqatError:
+        return  # which another step tells
+    if not any(end in layers for end in ENDS):
+        text = "neither the embedding nor the head is quantized, so there is nothing to train on a grid."
+        fix = "Leave it out, or give them a scheme: `scheme: {default: w2g128, lm_head: w4g128, embed_tokens: w4g128}`."
+        yield step.finding("error", "train_embedding", text, fix)
+
+
 def _unsplittable(keys: TrainKeys, objective: Use) -> str:
     """Why a training cannot have its model split over processes; "" if it can."""
     if not OPTIMIZERS.get(keys.optimizer, True):
@@ -346,3 +366,32 @@ def _unsplittable(keys: TrainKeys, objective: Use) -> str:
     if engine not in ("auto", "transformers"):
         return f"completions come from the engine '{engine}', which needs whole weights that stay where they are"
     return ""
+
+
+def _lengths(step: Step, keys: TrainKeys, look: Look) -> Iterator[Finding]:
+    context = look.config.context if look.config else None
+    if context is not None and keys.max_tokens > context:
+        text = f"{keys.max_tokens} tokens, but the model's context is {context}."
+        yield step.finding("error", "max_tokens", text, f"Use at most {context}.")
+    if keys.data.split == "test":
+        text = "this reads the test split."
+        yield step.finding("warning", "data.split", text, "Scores on that data will say nothing; use train.")
+
+
+def _without_effect(step: Step, keys: TrainKeys) -> Iterator[Finding]:
+    """Keys of objectives that are trained on rewards, for one that is not; of latent weights, where there are none."""
+    card = step.parts["objective"].card
+    idle = {} if card.graded else dict.fromkeys(("task", "gate"), f"'{card.name}' is not trained on rewards")
+    if keys.lr is None:
+        idle |= dict.fromkeys(("lr_in", "latent_reach", "weight_decay"), "lr is null, so codes stay")
+    for name, why in idle.items():
+        if getattr(keys, name) != TrainKeys.model_fields[name].default:
+            yield step.finding("warning", name, f"{why}: this has no effect.", "Leave it out.")
+
+
+def _batches(step: Step, keys: TrainKeys, processes: int) -> Iterator[Finding]:
+    """Whether a batch splits into micro-batches, and over the processes."""
+    try:
+        split_batch(keys.batch, keys.at_once, processes)
+    except UnevenBatch as error:
+        yield step.finding("error", error.key, error.message, error.hint)
