@@ -334,3 +334,9 @@ def _check(name: str, weight: Tensor, layer: QuantizedWeight) -> None:
             f"{tuple(layer.zero.shape)} do not fit a weight of {tuple(weight.shape)} in scheme {scheme}.",
             hint="Quantize the model again with this scheme.",
         )
+
+
+def sum_of_bits(tensor: Tensor) -> Tensor:
+    """Sum of the numbers read as integers, modulo 2^64: as exact as it is in any order. On the CPU."""
+    integer = torch.int64 if tensor.element_size() == 8 else torch.int32
+    return tensor.detach().contiguous().view(integer).sum(dtype=torch.int64).cpu()

@@ -38,7 +38,7 @@ from ..model.checkpoint import scheme_of
 from ..model.layers import ENDS
 from ..optimizers import OPTIMIZERS, UNSUITABLE
 from ..storage import fingerprint_of
-from .buckets import Bucket, plan_buckets
+from .buckets import Bucket, plan_buckets, sum_of_bits
 from .fused import FusedAdam, all_finite
 from .regroup import regrouped
 from .shards import Share, is_part, local
@@ -190,9 +190,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if fused and not self._fused.step(fused, others):
             raise self._first_not_finite(fused)
         here = {id(bucket) for bucket in fused}
-        for bucket in self.buckets:
-            if id(bucket) not in here:
-                self._step_bucket(bucket)
+        rest = [bucket for bucket in self.buckets if id(bucket) not in here]
+        for together in [rest] if self.fixed_codes else [[bucket] for bucket in rest]:
+            self._step_buckets(together)
         self._step_others(checked=bool(fused))
         return loss
 
@@ -203,10 +203,23 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 return self._not_finite(bucket)
         return self._other_not_finite(next(name for name, p in self.others.items() if not all_finite([p.grad])))
 
-    def _step_bucket(self, bucket: Bucket) -> None:
+    def _step_buckets(self, buckets: list[Bucket]) -> None:
+        given = [bucket for bucket in buckets if self._map_gradient(bucket)]
+        before = [bucket.rows.clone() if self._in_codes else None for bucket in given]
+        if given:
+            self.inner.step()
+        for bucket, rows in zip(given, before, strict=True):
+            if rows is not None:
+                bucket.in_codes(rows)
+            bucket.latent.grad = bucket.ratio.grad = bucket.zero.grad = None
+            bucket.clamp_zero()
+            bucket.write()
+
+    def _map_gradient(self, bucket: Bucket) -> bool:
+        """Gives a bucket's latents, scales and zero points their gradients; whether there are any."""
         grad = bucket.gradient()
         if grad is None:
-            return
+            return False
         scale, zero = bucket.scale(), bucket.snapped_zero()
         gw, gs, gz = bucket.straight_through(grad, scale, zero)
         if not torch.isfinite(gs.sum()):
@@ -216,13 +229,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             bucket.ratio.grad = gs.mul_(scale)
         if self._trains_zero and not bucket.grid.fixed_zero:
             bucket.zero.grad = gz
-        before = bucket.rows.clone() if self._in_codes else None
-        self.inner.step()
-        if before is not None:
-            bucket.in_codes(before)
-        bucket.latent.grad = bucket.ratio.grad = bucket.zero.grad = None
-        bucket.clamp_zero()
-        bucket.write()
+        return True
 
     def _not_finite(self, bucket: Bucket) -> NumericsError:
         return NumericsError(
@@ -294,7 +301,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     def digest(self) -> str:
         """Of all that is trained, to compare processes by: equal bits give equal digests, and others hardly ever do."""
         trained = [tensor for bucket in self.buckets for tensor in bucket.state().values()]
-        sums = [_sum_of_bits(tensor) for tensor in [*trained, *self.masters.values()]]
+        sums = [sum_of_bits(tensor) for tensor in [*trained, *self.masters.values()]]
         return fingerprint_of(torch.stack(sums).tolist())
 
     def state_dict(self, *, moments: bool = True) -> dict[str, Any]:
@@ -370,12 +377,6 @@ def _identity_of(state: Mapping[str, Any]) -> dict[str, Any]:
         "layers": state.get("layout"),
         "other parameters": {name: tuple(master.shape) for name, master in state.get("masters", {}).items()},
     }
-
-
-def _sum_of_bits(tensor: Tensor) -> Tensor:
-    """Sum of the numbers read as integers, modulo 2^64: as exact as it is in any order. On the CPU."""
-    integer = torch.int64 if tensor.element_size() == 8 else torch.int32
-    return tensor.detach().contiguous().view(integer).sum(dtype=torch.int64).cpu()
 
 
 def _check_arguments(model: Any, inner: Any, rates: Mapping[str, Any]) -> None:
