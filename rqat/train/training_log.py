@@ -50,7 +50,7 @@ class Log(TrainerCallback):
         kept = [line for line in read_json_lines(path) if _is_line(line) and line["step"] <= done]
         write_json_lines(path, kept)
         self.losses = [line["loss"] for line in kept]
-        self.told = any(rise_at(self.losses[:count]) for count in range(len(kept)))
+        self.told = any(rise_at(self.losses[:count]) for count in range(len(kept) + 1))
         if done:
             bar.update(done)
 
