@@ -95,6 +95,11 @@ class Estimate:
         return self.memory_bytes * self.sharing
 
 
+def engine_positions(tokens: int) -> int:
+    """That the engine's cache has for a completion of so many, its prompt's among them."""
+    return math.ceil(tokens / ENGINE_ROUNDS) * ENGINE_ROUNDS
+
+
 def bits_of(
     schemes: Mapping[str, Scheme], config: ModelConfig, per_weight: Callable[[Scheme], float]
 ) -> tuple[float, float]:
@@ -235,8 +240,7 @@ class Sizes:
 
     def engine_cache(self, completions: int, tokens: int) -> int:
         """The same in the engine: places of whole pieces, for as many as it writes at a time and one that is spare."""
-        positions = math.ceil(tokens / ENGINE_ROUNDS) * ENGINE_ROUNDS
-        return self.cache(min(completions, ENGINE_ROWS) + 1, positions)
+        return self.cache(min(completions, ENGINE_ROWS) + 1, engine_positions(tokens))
 
     def engine_passing(self, completions: int, prompt: int, *, nucleus: bool) -> int:
         """What the engine takes for a while beside its cache, on CUDA: to read prompts, or to choose tokens.

@@ -66,7 +66,7 @@ def qat(
     together = workers * nodes.count
     offline = context.obj.offline
     told = check(plan, folder, offline=offline, fresh=fresh, processes=together, machines=nodes.count)
-    of_data = check_data(plan, folder, context.obj.registry, fresh=fresh, offline=context.obj.offline)
+    of_data = check_data(plan, folder, context.obj.registry, fresh=fresh, offline=offline)
     from ..job import Job
     from ..pipeline import follow, run_pipeline
 

@@ -54,10 +54,8 @@ def _squares(weight: Tensor, w_hat: Tensor) -> tuple[float, float]:
     """Sums of squares of `w_hat - weight` and of `weight` in float64; torch's own sum takes six times as long."""
     moved, whole = 0.0, 0.0
     pairs = zip(weight.reshape(-1).split(SUMMED_AT_ONCE), w_hat.reshape(-1).split(SUMMED_AT_ONCE), strict=True)
-    apart, wide = (
-        torch.empty(SUMMED_AT_ONCE),
-        torch.empty(SUMMED_AT_ONCE, dtype=torch.float64),
-    )  # which stay in the cache
+    # Both stay in the cache.
+    apart, wide = torch.empty(SUMMED_AT_ONCE), torch.empty(SUMMED_AT_ONCE, dtype=torch.float64)
     for before, after in pairs:
         own, difference = wide[: len(before)], apart[: len(before)]
         whole += float(own.copy_(before).dot(own))

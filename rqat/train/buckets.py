@@ -228,34 +228,7 @@ def plan_buckets(
             runs.append([name])
             size = weight.numel()
         key_of_last = key
-    if fixed:
-        return [_fixed_bucket(names, weights, layers) for names in runs]
-    return [_bucket(names, weights, layers, latents, flat=flat, reach=reach) for names in runs]
-
-
-@torch.no_grad()
-def _fixed_bucket(
-    names: list[str], weights: Mapping[str, nn.Parameter], layers: Mapping[str, QuantizedWeight]
-) -> FixedBucket:
-    grid = grid_of(scheme_of(layers[names[0]]))
-    own = [weights[name] for name in names]
-    dtype, device = _master_dtype(own[0]), own[0].device
-    group = grid.scheme.group_size(own[0].shape[1])
-    scale, zero, codes = (
-        torch.cat([layers[name].state()[part].to(device).reshape(-1, width) for name in names])
-        for part, width in (("scale", 1), ("zero", 1), ("codes", group))
-    )
-    return FixedBucket(
-        grid=grid,
-        names=names,
-        weights=own,
-        latent=nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False),
-        origin=scale.to(dtype),
-        ratio=nn.Parameter(torch.zeros_like(scale, dtype=dtype)),
-        zero=nn.Parameter(zero.to(dtype)),
-        group=group,
-        codes=codes,
-    )
+    return [_bucket(names, weights, layers, latents, flat=flat, reach=reach, fixed=fixed) for names in runs]
 
 
 @torch.no_grad()
@@ -267,39 +240,43 @@ def _bucket(
     *,
     flat: bool,
     reach: float,
+    fixed: bool,
 ) -> Bucket:
     grid = grid_of(scheme_of(layers[names[0]]))
     own = [weights[name] for name in names]
     dtype, device = _master_dtype(own[0]), own[0].device
     group = grid.scheme.group_size(own[0].shape[1])
-    stacked = torch.empty(sum(weight.numel() for weight in own) // group, group, dtype=dtype, device=device)
-    scales, zeros = [], []
-    parts = stacked.split([weight.numel() // group for weight in own])
-    for name, weight, rows in zip(names, own, parts, strict=True):
-        layer = layers[name]
-        scale = layer.scale.to(device, dtype).reshape(-1, 1)
-        zero = layer.zero.to(device, dtype).reshape(-1, 1)
-        codes = layer.codes.to(device).reshape(-1, group)
+
+    def stacked(part: str, width: int) -> Tensor:
+        return torch.cat([layers[name].state()[part].to(device).reshape(-1, width) for name in names])
+
+    scale, zero = stacked("scale", 1).to(dtype), stacked("zero", 1).to(dtype)
+    shared: dict[str, Any] = {
+        "grid": grid,
+        "names": names,
+        "weights": own,
+        "origin": scale,
+        "ratio": nn.Parameter(torch.zeros_like(scale)),
+        "zero": nn.Parameter(zero),
+        "group": group,
+    }
+    if fixed:
+        none = nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
+        return FixedBucket(**shared, latent=none, codes=stacked("codes", group))
+    latent = torch.empty(len(scale), group, dtype=dtype, device=device)
+    counts = [weight.numel() // group for weight in own]
+    parts = zip(names, own, *(each.split(counts) for each in (latent, scale, zero)), strict=True)
+    for name, weight, rows, own_scale, own_zero in parts:
+        codes = layers[name].codes.to(device).reshape(-1, group)
         start = None
         if name in latents:
             start = _checked_latent(name, latents[name], weight).to(device, dtype).reshape(-1, group)
         for part in pieces(rows):
             if start is None:
-                rows[part] = grid.decode(codes[part], scale[part], zero[part])
+                rows[part] = grid.decode(codes[part], own_scale[part], own_zero[part])
             else:
-                rows[part] = into_cells(start[part], codes[part], scale[part], zero[part], grid, reach=reach)
-        scales.append(scale)
-        zeros.append(zero)
-    return Bucket(
-        grid=grid,
-        names=names,
-        weights=own,
-        latent=nn.Parameter(stacked if flat else stacked.view(own[0].shape)),
-        origin=torch.cat(scales),
-        ratio=nn.Parameter(torch.zeros_like(torch.cat(scales))),
-        zero=nn.Parameter(torch.cat(zeros)),
-        group=group,
-    )
+                rows[part] = into_cells(start[part], codes[part], own_scale[part], own_zero[part], grid, reach=reach)
+    return Bucket(**shared, latent=nn.Parameter(latent if flat else latent.view(own[0].shape)))
 
 
 def into_cells(latent: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, reach: float = 0.5) -> Tensor:

@@ -56,7 +56,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     for later in job.plan.steps:
         if later.inputs.get(step.stage) == step.name:  # before hours of measuring what cannot be had
             weighed(job, later, model)
-    quantizer: Quantizer = job.make(step, "quantizer").layerwise
+    quantizer: Quantizer = job.make(step, "quantizer")
     batches = []
     if quantizer.needs:
         batches = token_batches(job.result_of(step.inputs["calibration"]) / CALIBRATION_FILE, job.device)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from ...batches import UnevenBatch, largest_that_fits, sequences_at_once, split_batch
 from ...cards import Card
 from ...errors import RqatError, nearest
-from ...estimate import LATENT_BYTES, Learning, Needs, Sizes
+from ...estimate import LATENT_BYTES, Learning, Needs, Sizes, engine_positions
 from ...figures import duration_s, steps_or_duration
 from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
 from ...model.extras import about_teacher
@@ -22,9 +22,6 @@ from ...problems import Place
 from ...stage import PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..gate import Gate, GateKeys
 from ..produce import Produce
-
-CACHE_POSITIONS = 256
-"""A cache of completions has room for a multiple of this."""
 
 
 class RewardKeys(PluginKeys):
@@ -302,7 +299,7 @@ def _memory(keys: TrainKeys, objective: Use, sizes: Sizes, shards: int, at_once:
     if watches and None not in teachers:
         teachers.append(None)
     counted = min(keys.max_tokens, getattr(objective.options, "max_completion_tokens", None) or keys.max_tokens)
-    positions = -(-keys.max_tokens // CACHE_POSITIONS) * CACHE_POSITIONS
+    positions = engine_positions(keys.max_tokens)
     training = Learning(
         sizes,
         trained=trained,
