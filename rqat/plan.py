@@ -57,8 +57,10 @@ class Plan:
     @property
     def spelled(self) -> str:
         """The scheme, and what stages say beside it, for people to read."""
-        beside = (stage.beside_scheme(self.recipe) for stage in stages().values())
-        return ", ".join([self.scheme.brief, *(text for text in beside if text)])
+        told = self.scheme.brief
+        for stage in stages().values():
+            told = stage.told_scheme(self.recipe, told)
+        return told
 
     def step(self, name: str) -> Step:
         """The step called `name`."""

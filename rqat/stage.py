@@ -337,9 +337,9 @@ class Stage:
         """Bytes that the model a step makes has to keep within; None where its schemes say what it takes."""
         return None
 
-    def beside_scheme(self, recipe: Any) -> str:
-        """What is to be told beside the scheme wherever that stands for the whole model; "" where there is nothing."""
-        return ""
+    def told_scheme(self, recipe: Any, told: str) -> str:
+        """The scheme as people are to read it wherever it stands for the whole model, `told` so far."""
+        return told
 
     def label(self, step: Step) -> str:
         """What a step's data is called beside that of others."""

@@ -46,7 +46,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "overlap": ("stage", "contracts", "errors"),
     "stages": (
         *("stage", "estimate", "cards", "shapes", "keys", "contracts", "problems", "scheme", "figures", "errors"),
-        *("batches", "optimizers", "storage", "servers", "budget"),
+        *("batches", "optimizers", "storage", "servers", "budget", "facts"),
     ),
     "facts": ("stage", "cards", "shapes", "keys", "contracts", "storage"),
     "discovery": ("cards", "hookspecs", "errors"),

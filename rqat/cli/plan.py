@@ -197,7 +197,11 @@ def _bits(made: Plan, *, offline: bool) -> dict[str, float]:
         config = read_config(made.model, offline=offline)
         found = bits(made, config)
     except RqatError:
-        return {} if made.scheme.patterns else {"weight": bits_per_weight(made.scheme.default)}
+        return (
+            {}
+            if made.scheme.patterns or made.spelled != made.scheme.brief
+            else {"weight": bits_per_weight(made.scheme.default)}
+        )
     if found is None:
         return {}
     weight = {} if found[0] is None else {"weight": found[0]}

@@ -214,9 +214,9 @@ class Budget(Stage):
         """See `Stage`."""
         return Needs(2 * sizes.model, 1 << 20)
 
-    def beside_scheme(self, recipe: Any) -> str:
+    def told_scheme(self, recipe: Any, told: str) -> str:
         """See `Stage`."""
-        return "" if recipe.budget is None else f"widths within {recipe.budget.size}"
+        return told if recipe.budget is None else f"{told}, widths within {recipe.budget.size}"
 
 
 def _default_grid(making: Making) -> list[Card]:

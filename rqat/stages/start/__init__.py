@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ...contracts import File
 from ...errors import ModelError
 from ...estimate import Needs, Sizes
+from ...facts import model_facts
 from ...keys import Keys, ModelKeys
 from ...model.config import ModelConfig, read_config, read_header
 from ...model.hub import QUANTIZED_FILE
@@ -17,6 +19,16 @@ from ...model.stored_schemes import stored_schemes
 from ...scheme import Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, bare_name
 from ...storage import is_name, links_out, read_json
+
+SHAPING = (
+    "model_type",
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+"""Keys of config.json that a model shares with whatever was made of it."""
 
 
 class StartKeys(Keys):
@@ -62,10 +74,30 @@ class Start(Stage):
         making.made[variant] = making.add(self, "start", variant, keys, place, {}, {})
         making.last = variant
 
+    def told_scheme(self, recipe: Any, told: str) -> str:
+        """See `Stage`."""
+        if recipe.start is None:
+            return told
+        try:
+            counts = Counter(map(str, stored_schemes(recipe.start.path.path).values()))
+        except ModelError:
+            return told  # what is the matter with it `check` tells
+        return _counted(counts)
+
     def schemes(self, step: Step, plan: Planned, config: ModelConfig) -> dict[str, Scheme]:
         """See `Stage`."""
         assert isinstance(step.settings, StartKeys)
-        return stored_schemes(step.settings.path.path)
+        start = step.settings.path
+        schemes = stored_schemes(start.path)
+        own = read_config(ModelKeys(path=str(start.path)), offline=True)
+        other = [key for key in SHAPING if key in own.raw and key in config.raw and own.raw[key] != config.raw[key]]
+        if other or not set(schemes) <= {*config.linears, *ENDS}:
+            differ = ", ".join(f"{key} is {own.raw[key]} and {config.raw[key]}" for key in other[:2])
+            raise ModelError(
+                f"'{start}' was made from another model than '{plan.model.path}': {differ or 'its layers differ'}.",
+                hint="Name under `model` what that run started from.",
+            )
+        return schemes
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
@@ -79,16 +111,41 @@ class Start(Stage):
             yield step.finding("error", "", f"'{link}' is a link out of its folder.", "Put the file in its place.")
             return
         try:
-            layers = self.schemes(step, look.plan, look.config)  # type: ignore[arg-type]
-            read_config(ModelKeys(path=str(keys.path.path)), offline=True)
+            schemes = stored_schemes(keys.path.path)
+            if look.config is not None:
+                self.schemes(step, look.plan, look.config)
             if (keys.path.path / QUANTIZED_FILE).is_file():
                 read_header(keys.path.path / QUANTIZED_FILE)
         except ModelError as error:
             yield step.finding("error", "", error.message, error.hint)
             return
-        if look.config is not None and not set(layers) <= {*look.config.linears, *ENDS}:
-            text = f"'{keys.path}' was made from another model than '{look.plan.model.path}': its layers differ."
-            yield step.finding("error", "", text, "Name under `model` what that run started from.")
+        asked, made = look.plan.scheme, Counter(map(str, schemes.values()))
+        if "scheme" in look.plan.recipe.model_fields_set and not set(made) <= set(map(str, asked.different)):
+            text = f"scheme: '{asked.brief}' has no part in this: '{keys.path}' stays at {_counted(made)}."
+            yield Finding("warning", f"{look.plan.place.at('scheme')}: {text}".replace(": scheme: ", ": ", 1), "")
+        if look.config is not None and look.config.folder is not None and _other_weights(keys, look.config.keys):
+            text = f"'{keys.path}' was made from other weights than those of '{look.plan.model.path}'."
+            yield step.finding("warning", "", text, "Name under `model` what that run started from.")
+
+
+def _counted(schemes: Counter[str]) -> str:
+    """ "w2g128", or "w2g128 (118 layers), w4g128 (50)"."""
+    if len(schemes) == 1:
+        return next(iter(schemes))
+    first, *more = (f"{scheme} ({count})" for scheme, count in schemes.most_common())
+    return ", ".join([first.replace(")", " layers)"), *more])
+
+
+def _other_weights(keys: StartKeys, model: ModelKeys) -> bool:
+    """Whether the run that made a start says that its model had files of the same names and other contents."""
+    manifest = read_json(keys.path.path / "manifest.json")
+    facts = manifest.get("facts") if isinstance(manifest, dict) else None
+    theirs = facts.get("model") if isinstance(facts, dict) else None
+    weights = theirs.get("weights") if isinstance(theirs, dict) else None
+    if not isinstance(weights, dict):
+        return False
+    ours = model_facts(model)["weights"]
+    return set(weights) == set(ours) and weights != ours
 
 
 def _made_as(keys: StartKeys) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from rqat.cli.app import build
 from rqat.errors import RecipeError
 from rqat.job import Job
 from rqat.model.checkpoint import load_layers
@@ -108,3 +111,46 @@ def test_mistakes_are_told(registry: Registry, step: Path, tmp_path: Path) -> No
     assert "is not a finished quantize or train step" in line
     [line] = errors(plan_of(registry, model=str(step), quantize="rtn"))
     assert f"'{step}' is a finished step of a run. Begin with it: `start: {step}`" in line
+
+
+def test_a_start_of_another_model_is_told_by_what_differs(step: Path, tmp_path: Path) -> None:
+    config = json.loads((step / "config.json").read_text())
+    for key, value in (("intermediate_size", 2 * config["intermediate_size"]), ("num_hidden_layers", 99)):
+        other = tmp_path / key
+        shutil.copytree(step, other)
+        (other / "config.json").write_text(json.dumps(config | {key: value}))
+        for command in (["plan"], ["qat", "-o", str(tmp_path / "run"), "--recipe"]):
+            recipe = tmp_path / "r.yaml"
+            recipe.write_text(f"name: r\nmodel: {MODEL}\nstart: {other}\nexport: null\n")
+            result = CliRunner().invoke(build(), [*command, str(recipe)])
+            assert result.exit_code == 2, result.output
+            assert f"was made from another model than '{MODEL}': {key} is {value} and {config[key]}" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scheme_beside_a_start_has_no_part_in_it(registry: Registry, step: Path) -> None:
+    assert plan_of(registry, start=str(step)).spelled == "w4g128"
+    plan = plan_of(registry, start=str(step), scheme="w2g64")
+    assert plan.spelled == "w4g128"
+    told = [str(found) for found in preflight(plan) if found.level == "warning"]
+    assert any(f"'w2g64' has no part in this: '{step}' stays at w4g128" in line for line in told), told
+    assert not any("has no part" in str(found) for found in preflight(plan_of(registry, start=str(step))))
+
+
+def test_other_weights_than_the_start_was_made_from_are_told(registry: Registry, step: Path, tmp_path: Path) -> None:
+    def told(folder: Path) -> list[str]:
+        return [
+            str(found) for found in preflight(plan_of(registry, start=str(folder))) if "other weights" in str(found)
+        ]
+
+    assert not told(step)
+    other = tmp_path / "other"
+    shutil.copytree(step, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    weights = manifest["facts"]["model"]["weights"]
+    manifest["facts"]["model"]["weights"] = dict.fromkeys(weights, "another")
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert len(told(other)) == 1
+    manifest["facts"] = "damaged"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert not told(other)
