@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .cards import Card, Kind
 from .contracts import Context, ModelShape, Problem
 from .contracts.options import became
 from .errors import RqatError
@@ -25,6 +24,7 @@ from .model.extras import check_checkpoint, remarks
 from .model.layers import EMBEDDING
 from .overlap import overlaps
 from .plan import Plan
+from .read_once import LookedAt
 from .registry import Registry
 from .run_folder import begun, fates
 from .scheme import Scheme
@@ -96,7 +96,8 @@ def read_data(
         config = read_config(plan.model, offline=offline)
     except RqatError:
         config = None  # which pre-flight tells
-    look = Look(plan, config, device, offline=offline, parts=_Parts(registry))
+    parts = LookedAt(registry)
+    look = Look(plan, config, device, offline=offline, parts=parts)
     findings = list(_classes(plan, registry, done))
     seen: set[tuple[str, int]] = set()
     # What a step will read of other steps is not there yet; the sources those are made of are read in their place.
@@ -113,7 +114,7 @@ def read_data(
         except RqatError as error:
             findings.append(step.finding("error", "", error.message, error.hint))
     if not any(found.level == "error" for found in findings):
-        findings += overlaps(plan, _Parts(registry).make, left_out)
+        findings += overlaps(plan, parts.make, left_out)
     return sorted(dict.fromkeys(findings), key=lambda finding: ORDER[finding.level])
 
 
@@ -165,19 +166,6 @@ def estimate(
         Estimate.of(step.name, stage.estimate(step, plan, sizes), here if stage.in_several(step) else 1)
         for step, stage in works
     ]
-
-
-class _Parts:
-    """See `rqat.stage.Parts`."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-
-    def make(self, use: Use) -> Any:
-        return self._registry.make(use.card, use.options)
-
-    def known(self, kind: Kind) -> list[Card]:
-        return self._registry.cards(kind)
 
 
 def bits(plan: Plan, config: ModelConfig) -> tuple[float | None, float] | None:

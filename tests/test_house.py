@@ -69,8 +69,9 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *("contracts", "scheme", "errors"),
     ),
     "lighter": ("grids", "estimate", "stage", "stages", "shapes", "keys", "figures", "errors"),
+    "read_once": ("registry", "stage", "cards", "contracts"),
     "preflight": (
-        *("lighter", "overlap"),
+        *("lighter", "overlap", "read_once"),
         *("run_folder", "storage"),
         *("grids", "plan", "facts", "stages", "stage", "estimate", "cards", "registry", "model", "shapes", "keys"),
         *("figures", "contracts", "scheme", "errors"),

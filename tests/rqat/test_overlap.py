@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ def test_one_problem_is_no_boilerplate_of_itself() -> None:
     assert Problems([SUM]).compare(words(SUM), words(SUM)) == "exact"
     assert Problems([SUM, SUM]).compare(words(SUM), words(SUM)) == "exact"
     assert Problems([]).compare(words(SUM), words(SUM)) == ""
+
+
+def test_the_quick_look_leaves_nothing_out() -> None:
+    draw, verdicts = random.Random(0), {"shared": 0, "": 0}
+    for _ in range(2000):
+        problem, text = (draw.choices("abc", k=draw.randint(WORDS - 2, 3 * WORDS)) for _ in range(2))
+        if draw.random() < 0.7:
+            start, at = draw.randint(0, len(problem)), draw.randint(0, len(text))
+            text[at:at] = problem[start : start + draw.randint(WORDS - 1, WORDS + 1)]
+        held = {tuple(problem[at : at + WORDS]) for at in range(len(problem) - WORDS + 1)}
+        there = any(tuple(text[at : at + WORDS]) in held for at in range(len(text) - WORDS + 1))
+        verdict = Problems([" ".join(problem)]).compare(["z"], text)
+        assert verdict == ("shared" if there else ""), (problem, text)
+        verdicts[verdict] += 1
+    assert min(verdicts.values()) > 200
 
 
 def test_the_data_of_a_plan_is_compared(tmp_path: Path) -> None:
