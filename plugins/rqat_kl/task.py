@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 PIECE_ELEMENTS = 1 << 24
 """Logits that exist at once, of each model: 64 MiB in float32."""
+
+TOGETHER_TOKENS = {"cuda": 4096}
+"""Tokens, padding included, that run through a model together, by kind of device; on others every sequence runs alone.
+A GPU would wait for the launches of so small a pass; a CPU would compute the padding."""
 
 
 class Kl(rqat.Comparison):
@@ -43,12 +48,17 @@ class Kl(rqat.Comparison):
         """See `rqat.Comparison`."""
         vocabulary = max(tokenizer.get_vocab().values()) + 1
         sums = [[0, 0.0, 0.0] for _ in rows]
-        for row, sequence in self._sequences(rows):
-            count, divergence, surprise = _sums(model, original, sequence, vocabulary)
-            sums[row][0] += count
-            sums[row][1] += divergence
-            sums[row][2] += surprise
-            advance(row)
+        most = 0 if rqat.scaled_logits(model) else TOGETHER_TOKENS.get(model.device.type, 0)
+        for group in _groups(self._sequences(rows), most):
+            sequences = [sequence for _, sequence in group]
+            mine = _logits(model, sequences, vocabulary)
+            theirs = mine if original is model else _logits(original, sequences, vocabulary)
+            for (row, sequence), q, p in zip(group, mine, theirs, strict=True):
+                count, divergence, surprise = _sums(q, p, sequence, vocabulary)
+                sums[row][0] += count
+                sums[row][1] += divergence
+                sums[row][2] += surprise
+                advance(row)
         positions = sum(count for count, _, _ in sums)
         if not positions:
             raise rqat.DataError(
@@ -85,46 +95,75 @@ class Kl(rqat.Comparison):
                     yield number, rqat.TokenRow(piece, counted_from)
 
 
-def _sums(
-    model: transformers.PreTrainedModel,
-    original: transformers.PreTrainedModel,
-    sequence: rqat.TokenRow,
-    vocabulary: int,
-) -> tuple[int, float, float]:
+def _groups(sequences: Iterable[tuple[int, rqat.TokenRow]], most: int) -> Iterator[list[tuple[int, rqat.TokenRow]]]:
+    """Neighbours that run through a model together, padded to the longest: at most so many tokens, or one sequence."""
+    group: list[tuple[int, rqat.TokenRow]] = []
+    longest = 0
+    for row, sequence in sequences:
+        longest = max(longest, len(sequence.tokens))
+        if group and longest * (len(group) + 1) > most:
+            yield group
+            group, longest = [], len(sequence.tokens)
+        group.append((row, sequence))
+    if group:
+        yield group
+
+
+def _sums(q: _Logits, p: _Logits, sequence: rqat.TokenRow, vocabulary: int) -> tuple[int, float, float]:
     """How many tokens of a sequence count, and the sums of divergence and of negative log-likelihood over them."""
-    first = sequence.prompt - 1  # the position that predicts the first counted token
-    next_tokens = torch.tensor(sequence.tokens[sequence.prompt :], device=model.device)
-    mine = _Logits(model, sequence.tokens, first, vocabulary)
-    theirs = mine if original is model else _Logits(original, sequence.tokens, first, vocabulary)
-    divergence = surprise = 0.0
+    next_tokens = torch.tensor(sequence.tokens[sequence.prompt :], device=q.device)
+    divergence = torch.zeros((), dtype=torch.float64, device=q.device)
+    surprise = torch.zeros_like(divergence)
     size = max(1, PIECE_ELEMENTS // vocabulary)
     for start in range(0, len(next_tokens), size):
         rows = slice(start, start + size)
-        log_q = mine.log_softmax(rows)
-        surprise -= float(log_q.gather(-1, next_tokens[rows][:, None]).double().sum())
-        if original is not model:
-            log_p = theirs.log_softmax(rows).to(log_q.device)
-            divergence += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
-    return len(next_tokens), divergence, surprise
+        log_q = q.log_softmax(rows)
+        surprise -= log_q.gather(-1, next_tokens[rows][:, None]).double().sum()
+        if p is not q:
+            log_p = p.log_softmax(rows).to(log_q.device)
+            divergence += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
+    return len(next_tokens), float(divergence), float(surprise)
 
 
+@dataclass
 class _Logits:
-    """The logits of one sequence from position `first` on, but the last: computed from hidden states when asked for."""
+    """The logits of one sequence from the position on that predicts its first counted token: computed when asked for.
 
-    def __init__(self, model: transformers.PreTrainedModel, tokens: Sequence[int], first: int, vocabulary: int) -> None:
-        ids = torch.tensor([list(tokens)], device=model.device)
-        self._width = vocabulary
-        self._head: Callable[[Tensor], Tensor] = lambda logits: logits
-        if rqat.scaled_logits(model):
-            found = model(input_ids=ids, use_cache=False).logits
-        else:
-            found = _hidden(model, ids)
-            self._head = model.get_output_embeddings()
-        self._states: Tensor = found[0, first:-1]
+    Attributes:
+        states: `(T, d)` last hidden states, or the logits themselves.
+        head: what makes logits of them.
+        width: of the vocabulary.
+    """
+
+    states: Tensor
+    head: Callable[[Tensor], Tensor]
+    width: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.states.device
 
     def log_softmax(self, rows: slice) -> Tensor:
         """`(T, V)` float32."""
-        return self._head(self._states[rows])[:, : self._width].float().log_softmax(-1)
+        return self.head(self.states[rows])[:, : self.width].float().log_softmax(-1)
+
+
+def _logits(model: transformers.PreTrainedModel, sequences: Sequence[rqat.TokenRow], vocabulary: int) -> list[_Logits]:
+    """Those of sequences that run through a model together; what pads shorter ones stands behind them, unseen."""
+    longest = max(len(sequence.tokens) for sequence in sequences)
+    padded = [[*each.tokens, *each.tokens[-1:] * (longest - len(each.tokens))] for each in sequences]
+    ids = torch.tensor(padded, device=model.device)
+    head: Callable[[Tensor], Tensor] = lambda logits: logits  # noqa: E731
+    if rqat.scaled_logits(model):
+        found = model(input_ids=ids, use_cache=False).logits
+    else:
+        found = _hidden(model, ids)
+        head = model.get_output_embeddings()
+    return [
+        _Logits(states[each.prompt - 1 : len(each.tokens) - 1], head, vocabulary)
+        for states, each in zip(found, sequences, strict=True)
+    ]
 
 
 def _hidden(model: transformers.PreTrainedModel, ids: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from rqat.recipe import built_recipe
 from rqat.registry import Registry
 from rqat.storage import read_json, read_json_lines
 from rqat.testing import ComparisonSuite
+from rqat_kl.task import TOGETHER_TOKENS
 from tests.rqat.cli.test_commands import rqat
 from tests.tiny import CHARACTERS, save_tiny, tiny_model, tiny_tokenizer
 
@@ -70,6 +71,26 @@ def test_figures_are_those_worked_out_by_hand(registry: Registry, monkeypatch: p
     assert figures["perplexity"] == pytest.approx(perplexity, rel=1e-5)
     assert [row["tokens"] for row in per_row] == [len(row.tokens) - row.prompt for row in rows]
     assert sum(row["tokens"] * row["kl"] for row in per_row) / count == pytest.approx(figures["kl"])
+
+
+@pytest.mark.parametrize(("most", "groups"), [(0, 7), (44, 7), (90, 4), (172, 2), (9999, 1)])
+def test_sequences_that_run_together_are_judged_as_if_alone(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, most: int, groups: int
+) -> None:
+    made, words = task(registry), tiny_tokenizer()
+    model, original, rows = tiny_model(1), tiny_model(0), some_rows(7, 37)
+    alone = compare(made, model, original, words, rows)
+    passes: list[torch.Size] = []
+    with model.base_model.register_forward_pre_hook(
+        lambda module, given, named: passes.append(named["input_ids"].shape), with_kwargs=True
+    ):
+        monkeypatch.setitem(TOGETHER_TOKENS, "cpu", most)
+        together = compare(made, model, original, words, rows)
+    assert len(passes) == groups
+    assert all(shape.numel() <= most or shape[0] == 1 for shape in passes)
+    assert together[0] == pytest.approx(alone[0], rel=1e-5)
+    for one, other in zip(together[1], alone[1], strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_a_model_beside_itself_and_as_it_was_before(registry: Registry) -> None:
