@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +63,46 @@ def test_others_are_not(
     caplog.set_level(logging.WARNING, logger="rqat")
     logged(tmp_path / "training.jsonl", losses, **figures)
     assert caplog.messages == []
+
+
+NOISE = [0.09 * math.sin(2.4 * step) for step in range(80)]
+WON_AND_LOST = [0.4 + 0.16 * math.exp(-(((step - 14) / 12) ** 2)) + NOISE[step] for step in range(64)]
+
+
+@pytest.mark.parametrize("stopped", [0, 20, 60])
+def test_rewards_that_fall_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, stopped: int) -> None:
+    caplog.set_level(logging.WARNING, logger="rqat")
+    path = tmp_path / "training.jsonl"
+    for count, done in ((stopped, 0), (len(WON_AND_LOST), stopped)):
+        rewarded(path, WON_AND_LOST[:count], done=done)
+    [told] = caplog.messages
+    assert re.search(r"the mean reward of steps \d+ to \d+ is 0\.4\d; it was 0\.5\d in steps \d+ to \d+", told), told
+    assert "`lr: null`" in told
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [0.4 + 0.002 * step + NOISE[step] for step in range(80)],  # they rise
+        [0.5 + NOISE[step] for step in range(80)],  # they stay
+        [0.5] * 40 + [0.5 - 0.001] * 5,  # as good as the same
+        WON_AND_LOST[:31],  # too few steps to say
+        [1.0] * 80,
+    ],
+)
+def test_other_rewards_are_not(tmp_path: Path, caplog: pytest.LogCaptureFixture, rewards: list[float]) -> None:
+    caplog.set_level(logging.WARNING, logger="rqat")
+    rewarded(tmp_path / "training.jsonl", rewards)
+    assert caplog.messages == []
+
+
+def rewarded(path: Path, rewards: list[float], *, done: int = 0) -> None:
+    """What a training by rewards hands to its log, after `done` steps."""
+    bar: Any = SimpleNamespace(update=lambda *_: None)
+    log = Log(path, "06-train-grpo", done=done, steps=len(rewards), bar=bar)
+    for step, reward in enumerate(rewards[done:], start=done + 1):
+        state: Any = SimpleNamespace(global_step=step, num_input_tokens_seen=10 * step)
+        log.on_log(None, state, None, logs={"loss": 0.0, "reward": reward})  # type: ignore[arg-type]
 
 
 def test_a_rise_is_that_of_means() -> None:
