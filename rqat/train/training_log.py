@@ -103,8 +103,8 @@ class Log(TrainerCallback):
             self.fallen = True
             last, best = line["step"], fall.first + WINDOW - 1
             log.warning(
-                "%s: the mean reward of steps %d to %d is %.2f; it was %.2f in steps %d to %d. What was won is being lost: "
-                "lower lr and scale_lr, or leave the codes as they are (`lr: null`).",
+                "%s: the mean reward of steps %d to %d is %.2f; it was %.2f in steps %d to %d. What was won is being "
+                "lost: lower lr and scale_lr, or leave the codes as they are (`lr: null`).",
                 self.name, last - WINDOW + 1, last, fall.now, fall.best, fall.first, best,
             )  # fmt: skip
         # The loss of rollouts is near 0 by construction, whatever they learn; their figure is the mean reward.
