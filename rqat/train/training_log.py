@@ -27,9 +27,9 @@ HUMP = 1.5
 WINDOW = 16
 """Steps whose mean rewards are compared: one step's hangs on which problems it drew."""
 
-FALL = 4.0
-"""A fall of so many standard errors is told. Where nothing changes, one run of 64 steps in 200 shows it by chance, and
-one of 200 steps in eight (simulated)."""
+FALL, OFTEN = 4.0, 64
+"""A fall of so many standard errors is told within the first `OFTEN` steps, and of one more whenever they have doubled.
+Where nothing changes, one run in a hundred shows it by chance, and one of a thousand steps in fifty (simulated)."""
 
 NOT_LOGGED = frozenset(
     {"learning_rate", "epoch", "num_tokens", "num_input_tokens_seen", "total_flos", "step_time", "train_runtime"}
@@ -147,7 +147,8 @@ class Rewards:
         best, spread, first = self._best
         now = fmean(latest)
         error = math.sqrt((spread + variance(latest)) / WINDOW)
-        return Fall(now, best, first) if best - now > FALL * error > 0 else None
+        far = FALL + max(0.0, math.log2(len(self._seen) / OFTEN))
+        return Fall(now, best, first) if best - now > far * error > 0 else None
 
 
 def _is_line(line: dict[str, Any]) -> bool:

@@ -121,8 +121,8 @@ class Start(Stage):
             return
         asked, made = look.plan.scheme, Counter(map(str, schemes.values()))
         if "scheme" in look.plan.recipe.model_fields_set and not set(made) <= set(map(str, asked.different)):
-            text = f"scheme: '{asked.brief}' has no part in this: '{keys.path}' stays at {_counted(made)}."
-            yield Finding("warning", f"{look.plan.place.at('scheme')}: {text}".replace(": scheme: ", ": ", 1), "")
+            text = f"'{asked.brief}' has no part in this: '{keys.path}' stays at {_counted(made)}."
+            yield Finding("warning", f"{look.plan.place.at('scheme')}: {text}")
         if look.config is not None and look.config.folder is not None and _other_weights(keys, look.config.keys):
             text = f"'{keys.path}' was made from other weights than those of '{look.plan.model.path}'."
             yield step.finding("warning", "", text, "Name under `model` what that run started from.")
