@@ -49,6 +49,15 @@ def grid_cards(registry: Registry, schemes: Iterable[Scheme]) -> list[Card]:
     return [registry.card("grid", name) for name in dict.fromkeys(scheme.grid for scheme in schemes)]
 
 
+def has_zeros(scheme: Scheme) -> bool:
+    """Whether there are zero points to train: the scheme does not fix them, nor does its grid.
+
+    Raises:
+        UnknownName: nobody offers the scheme's grid.
+    """
+    return not scheme.symmetric and Registry.current().card("grid", scheme.grid).zero_bits != 0
+
+
 def bits_per_weight(scheme: Scheme) -> float:
     """Stored bits per weight, with a scale and, where the grid has one to store, a zero point per group.
 

@@ -56,15 +56,27 @@ Adam and its kin move every value by up to the rate in one step: beyond these, b
 
 
 def doubtful(
-    rates: Mapping[str, float | None], optimizer: str, lr_in: str
+    rates: Mapping[str, float | None], optimizer: str, lr_in: str, *, warmup: float = 0.0, zeros: bool = True
 ) -> Iterator[tuple[str, Literal["error", "warning"], str, str]]:
     """Of learning rates by name: which, how bad it is, what is wrong, and what to do.
 
-    One that is too high is a warning, one that is ten times that an error; never one of SGD. That all are None, too.
+    One that is too high is a warning, one that is ten times that an error; never one of SGD. That all are None, too, and
+    that one does not count.
+
+    Args:
+        warmup: share of the steps with a rising rate.
+        zeros: there are zero points to train; else the grid fixes all of them.
     """
-    if all(rate is None for rate in rates.values()):
+    used = {name: rate for name, rate in rates.items() if zeros or name != "zero_lr"}
+    if all(rate is None for rate in used.values()):
+        wrong = "every rate is null" if used == rates else "every rate is null but zero_lr, and zero points are fixed"
         fix = "Give lr for the weights, or scale_lr for the scales alone."
-        yield "lr", "error", "nothing is trained: every rate is null.", fix
+        yield "lr", "error", f"nothing is trained: {wrong}.", fix
+    elif used != rates and rates["zero_lr"] is not None:
+        yield "zero_lr", "warning", "the scheme's zero points are fixed: this has no effect.", "Leave it out."
+    if optimizer == "Rprop" and warmup:
+        text = "Rprop takes its rate from the first step, where warm-up has it at 0: every other rate has no effect."
+        yield "warmup", "warning", text, "Set warmup: 0, and a schedule that begins at its highest."
     for name, rate in rates.items():
         most, moved = RATES[name]
         if rate is None or rate <= most or optimizer == "SGD":

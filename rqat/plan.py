@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -16,7 +16,7 @@ from .contracts.data import FILES
 from .contracts.options import graders_of, parts_of, starts_of
 from .errors import RecipeError, RqatError, UnknownName
 from .facts import card_facts, model_facts, part_facts, settings_facts
-from .grids import grid_cards, scheme_problems
+from .grids import grid_cards, has_zeros, scheme_problems
 from .keys import Keys, ModelKeys, PluginKeys
 from .model.config import ModelConfig
 from .problems import Place
@@ -78,6 +78,10 @@ class Plan:
             ModelError: the layers cannot be quantized as asked.
         """
         return stages()[step.stage].schemes(step, self, config)
+
+    def has_zeros(self, schemes: Iterable[Scheme]) -> bool:
+        """Whether layers of any of these schemes have zero points to train."""
+        return any(map(has_zeros, dict.fromkeys(schemes)))
 
     def facts(self, step: Step, known: dict[str, str] | None = None) -> dict[str, Any]:
         """Everything that decides the result of a step, as JSON: the fingerprint is its hash (see `storage`).

@@ -10,7 +10,7 @@ name: a new stage is a new folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -177,6 +177,8 @@ class Planned(Protocol):
     def step(self, name: str) -> Step: ...
 
     def schemes(self, step: Step, config: ModelConfig) -> dict[str, Scheme]: ...
+
+    def has_zeros(self, schemes: Iterable[Scheme]) -> bool: ...
 
 
 class Making(Protocol):

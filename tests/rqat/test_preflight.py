@@ -262,6 +262,23 @@ def test_scales_alone_take_less_and_leave_some_keys_without_effect(registry: Reg
     only(told, "train.0.lr", "nothing is trained: every rate is null.")
 
 
+@pytest.mark.parametrize("scheme", ["w3g128-sym", "w2g128-seq"])
+def test_zero_points_that_the_grid_fixes_are_not_trained(registry: Registry, model: Path, scheme: str):
+    """Behind a quantizer that took hours a run would say that nothing is trained, or nothing at all."""
+    asked = (f"scheme={scheme}", "train.0.zero_lr=0.01")
+    only(found(plan_of(registry, model, *asked), "warning"), "--set train.0.zero_lr: the scheme's zero points are fixed")
+    alone = plan_of(registry, model, *asked, "train.0.lr=null", "train.0.scale_lr=null")
+    only(found(alone, "error"), "train.0.lr: nothing is trained: every rate is null but zero_lr")
+    mixed = plan_of(registry, model, f"scheme={{default: {scheme}, '*.down_proj': w4g128}}", asked[1])
+    assert not found(mixed, "warning")
+
+
+def test_rprop_does_not_see_its_rate_behind_a_warm_up(registry: Registry, model: Path):
+    asked = ("train.0.optimizer=Rprop", "train.0.lr=1e-3")
+    only(found(plan_of(registry, model, *asked), "warning"), "train.0.warmup: Rprop takes its rate from the first step")
+    assert not found(plan_of(registry, model, *asked, "train.0.warmup=0"), "warning")
+
+
 def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1000)
     helps = ("train.0.micro_batch=8 saves about ", "train.0.max_tokens=64 saves about ", "max_tokens=64 saves")

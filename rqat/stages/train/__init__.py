@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,6 +20,7 @@ from ...model.extras import about_teacher
 from ...model.layers import ENDS
 from ...optimizers import MOMENTS, OPTIMIZERS, RATES, SCHEDULES, doubtful
 from ...problems import Place
+from ...scheme import Scheme
 from ...stage import PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..gate import Gate, GateKeys
 from ..produce import Produce
@@ -258,12 +260,17 @@ class Train(Stage):
         keys = step.settings
         assert isinstance(keys, TrainKeys)
         yield from _lengths(step, keys, look)
-        for name, level, text, fix in doubtful(
-            {name: getattr(keys, name) for name in RATES}, keys.optimizer, keys.lr_in
-        ):
+        rates = {name: getattr(keys, name) for name in RATES}
+        layers = (_schemes(step, look) or {}).items()
+        trained = [scheme for name, scheme in layers if keys.train_embedding or name not in ENDS]
+        zeros = not trained or look.plan.has_zeros(trained)
+        for name, level, text, fix in doubtful(rates, keys.optimizer, keys.lr_in, warmup=keys.warmup, zeros=zeros):
             yield step.finding(level, name, text, fix)
         yield from _without_effect(step, keys)
-        yield from _batches(step, keys, look.processes)
+        try:
+            split_batch(keys.batch, keys.at_once, look.processes)
+        except UnevenBatch as error:
+            yield step.finding("error", error.key, error.message, error.hint)
         for name, value, known in (("schedule", keys.schedule, SCHEDULES), ("optimizer", keys.optimizer, OPTIMIZERS)):
             if value not in known:
                 near = nearest(value, known)
@@ -343,13 +350,17 @@ def _rewards(making: Making, keys: TrainKeys, place: Place, card: Card) -> tuple
     return tuple((use, weight) for use, weight in found if use is not None)
 
 
+def _schemes(step: Step, look: Look) -> dict[str, Scheme] | None:
+    """Of every layer; None where they are not known."""
+    with suppress(RqatError):  # which another step tells
+        return look.plan.schemes(step, look.config) if look.config else None
+    return None
+
+
 def _ends(step: Step, look: Look) -> Iterator[Finding]:
     """Whether there is an embedding or a head on a grid to train."""
-    try:
-        layers = look.plan.schemes(step, look.config) if look.config else dict.fromkeys(ENDS)
-    except RqatError:
-        return  # which another step tells
-    if not any(end in layers for end in ENDS):
+    layers = _schemes(step, look)
+    if layers is not None and not any(end in layers for end in ENDS):
         text = "neither the embedding nor the head is quantized, so there is nothing to train on a grid."
         fix = "Leave it out, or give them a scheme: `scheme: {default: w2g128, lm_head: w4g128, embed_tokens: w4g128}`."
         yield step.finding("error", "train_embedding", text, fix)
@@ -384,11 +395,3 @@ def _without_effect(step: Step, keys: TrainKeys) -> Iterator[Finding]:
     for name, why in idle.items():
         if getattr(keys, name) != TrainKeys.model_fields[name].default:
             yield step.finding("warning", name, f"{why}: this has no effect.", "Leave it out.")
-
-
-def _batches(step: Step, keys: TrainKeys, processes: int) -> Iterator[Finding]:
-    """Whether a batch splits into micro-batches, and over the processes."""
-    try:
-        split_batch(keys.batch, keys.at_once, processes)
-    except UnevenBatch as error:
-        yield step.finding("error", error.key, error.message, error.hint)

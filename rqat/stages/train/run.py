@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...batches import split_batch
 from ...job import Job, log
+from ...optimizers import RATES
 from ...overlap import overlaps_written
 from ...processes import Processes
 from ...stage import READ_AHEAD, Finding, Look, Step
@@ -79,8 +80,9 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         return {}
     if not any(moved.values()) and keys.other_lr is None:
         log.warning(
-            "%s: changed nothing: every code, scale and zero point is what it was before. Raise lr, scale_lr or steps.",
+            "%s: changed nothing: every code, scale and zero point is what it was before. Raise %s or steps.",
             step.name,
+            ", ".join(name for name in RATES if getattr(keys, name) is not None),
         )
     start.model.config, start.model.generation_config = configs
     save_checkpoint(work, start.model, start.tokenizer, layers, start.transforms)
