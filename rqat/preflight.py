@@ -299,8 +299,9 @@ def _domain(use: Use) -> str:
 
 def _grids(plan: Plan, look: Look) -> Iterator[Finding]:
     """Parts that cannot do a scheme's grid, what a grid has against it, and what training without kernels costs."""
-    registry, schemes = Registry.current(), plan.scheme.different
+    registry = Registry.current()
     for step in _with_own_parts(plan):
+        schemes = _schemes(step, look)
         for use in (inner for part in step.parts.values() for inner in part.all()):
             for problem in part_problems(registry, use.card, schemes):
                 yield step.finding(problem.level, problem.key, problem.text, problem.hint)
@@ -311,9 +312,17 @@ def _grids(plan: Plan, look: Look) -> Iterator[Finding]:
                 for problem in _checked(Use(card, card.options()), replace(context, schemes=own)):
                     text = f"{plan.place.at('scheme')}: '{card.name}': {problem.text}"
                     yield Finding(problem.level, text, problem.hint)
-    if any("objective" in step.parts for step in plan.steps):
-        for problem in cost_notes(registry, schemes):
+        for problem in cost_notes(registry, schemes) if "objective" in step.parts else ():
             yield Finding(problem.level, f"{plan.place.at('scheme')}: {problem.text}", problem.hint)
+
+
+def _schemes(step: Step, look: Look) -> list[Scheme]:
+    """Those of the recipe; for a model that has brought its own, those."""
+    try:
+        own = look.plan.schemes(step, look.config) if look.config is not None else {}
+    except RqatError:  # which another step tells
+        own = {}
+    return list(dict.fromkeys(own.values() or look.plan.scheme.different))
 
 
 def _parts(plan: Plan, look: Look) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ from .hub import (
     resolve,
     shard_names,
 )
-from .packed_shapes import packed_shape, with_settings
+from .packed_shapes import packed_shape, parameters_of, with_settings
 from .vocabulary import past_the_embedding, read_vocabulary
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -128,7 +128,9 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        """Number of stored parameters."""
+        """Number of parameters; of packed layers their weights count."""
+        if self.quantization:
+            return parameters_of(self.tensors, self.linears | self.ends, self.quantization)
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     @property

@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +45,19 @@ class Shaped(Protocol):
         """Its sizes."""
 
 
+def parameters_of(
+    tensors: Mapping[str, Shaped], shapes: Mapping[str, tuple[int, int]], quantization: Mapping[str, Any]
+) -> int:
+    """Parameters of a quantized checkpoint: of a packed layer its weights, not the words and numbers that stand for them.
+
+    Args:
+        shapes: `(O, I)` of the layers that may be packed, by full name.
+    """
+    packed = {name: shape for name, shape in shapes.items() if packed_shape(name, tensors, quantization)}
+    whole = (name for name in tensors if name.rpartition(".")[0] not in packed or name.endswith(".bias"))
+    return sum(map(math.prod, packed.values())) + sum(math.prod(tensors[name].shape) for name in whole)
+
+
 def packed_shape(name: str, tensors: Mapping[str, Shaped], quantization: Mapping[str, Any]) -> tuple[int, int] | None:
     """`(O, I)` of a quantized layer; None where it is none, or is packed in a way that is not known.
 
@@ -62,7 +76,7 @@ def packed_shape(name: str, tensors: Mapping[str, Shaped], quantization: Mapping
             out, words = tensors[f"{name}.weight_packed"].shape
             return out, words * WORD // int((group_of(name, quantization) or {})["weights"]["num_bits"])
         if method == "mlx":
-            out, words = tensors[f"{name}.weight"].shape
+            out, words = tensors[f"{name}.weight"].shape if f"{name}.scales" in tensors else ()
             own = quantization.get(name)
             return out, words * WORD // int((own if isinstance(own, Mapping) else quantization)["bits"])
         if method == "rqat":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, RqatError
 from ..scheme import Scheme
-from ..storage import read_json
+from ..storage import PARTIAL, read_json
 from .config import quantization_in
 from .foreign import KEYS, foreign, is_foreign
 from .hub import QUANTIZED_FILE
@@ -57,10 +58,26 @@ def stored_schemes(folder: Path) -> dict[str, Scheme]:
                 f"'{folder}' is quantized in a way that is not taken over ({exported.get('quant_method')}).",
                 hint=f"Taken over are {', '.join([NATIVE, *KEYS])}, and steps of runs.",
             ) from error
-        raise ModelError(
-            f"'{folder}' is not a finished quantize or train step.",
-            hint="Name the folder of one, such as runs/NAME/04-train-kd.",
-        ) from error
+        raise ModelError(f"'{folder}' {_what_else(folder)}.", hint=_meant(folder)) from error
+
+
+def _what_else(folder: Path) -> str:
+    if not folder.is_dir():
+        return "is a file, not a folder" if folder.exists() else "does not exist"
+    return "is not a finished quantize or train step, nor a quantized checkpoint"
+
+
+def _meant(folder: Path) -> str:
+    """What may be meant by a folder: what lies in it and would do."""
+    inside = [path.parent for path in sorted(folder.glob("*/config.json")) if path.parent.suffix != PARTIAL]
+    known = [str(path) for path in inside if (path / QUANTIZED_FILE).is_file() or _says_quantized(path)]
+    return f"Name the folder of one, such as {known[-1] if known else 'runs/NAME/04-train-kd'}."
+
+
+def _says_quantized(folder: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return bool(quantization_of(folder))
+    return False
 
 
 def quantization_of(folder: Path) -> Mapping[str, Any]:

@@ -16,9 +16,9 @@ from ...model.config import ModelConfig, read_config, read_header
 from ...model.hub import QUANTIZED_FILE
 from ...model.layers import ENDS
 from ...model.stored_schemes import stored_schemes
-from ...scheme import Scheme
+from ...scheme import UNIFORM, Scheme
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, bare_name
-from ...storage import is_name, links_out, read_json
+from ...storage import PARTIAL, is_name, links_out, read_json
 
 SHAPING = (
     "model_type",
@@ -71,7 +71,9 @@ class Start(Stage):
                 f"{place}: '{keys.path.path / 'manifest.json'}' calls its model {name!a:.100}, which no rqat does."
             )
         variant = making.variant(name)
-        making.made[variant] = making.add(self, "start", variant, keys, place, {}, {})
+        # A grid decides what the codes mean in every step that follows: its source counts, as that of the scheme's does.
+        parts = {f"grid-{grid}": making.named("grid", grid, place) for grid in _grids(keys)}
+        making.made[variant] = making.add(self, "start", variant, keys, place, parts, {})
         making.last = variant
 
     def told_scheme(self, recipe: Any, told: str) -> str:
@@ -107,6 +109,9 @@ class Start(Stage):
         """See `Stage`."""
         keys = step.settings
         assert isinstance(keys, StartKeys)
+        if keys.path.path.resolve().name.endswith(PARTIAL):
+            yield step.finding("error", "", f"'{keys.path}' is not finished.", "Wait for its run, or start that again.")
+            return
         for link in links_out(keys.path.path):
             yield step.finding("error", "", f"'{link}' is a link out of its folder.", "Put the file in its place.")
             return
@@ -126,6 +131,15 @@ class Start(Stage):
         if look.config is not None and look.config.folder is not None and _other_weights(keys, look.config.keys):
             text = f"'{keys.path}' was made from other weights than those of '{look.plan.model.path}'."
             yield step.finding("warning", "", text, "Name under `model` what that run started from.")
+
+
+def _grids(keys: StartKeys) -> list[str]:
+    """The grids of a start's layers, beside the one that comes with rqat."""
+    try:
+        schemes = stored_schemes(keys.path.path).values()
+    except ModelError:
+        return []  # what is the matter with it `check` tells
+    return sorted({scheme.grid for scheme in schemes} - {UNIFORM})
 
 
 def _counted(schemes: Counter[str]) -> str:

@@ -109,8 +109,30 @@ def test_mistakes_are_told(registry: Registry, step: Path, tmp_path: Path) -> No
         plan_of(registry)
     [line] = [text for text in errors(plan_of(registry, start=str(tmp_path))) if "finished quantize" in text]
     assert "is not a finished quantize or train step" in line
+    [line] = [text for text in errors(plan_of(registry, start=str(step.parent))) if "finished quantize" in text]
+    assert line.endswith(f"Name the folder of one, such as {step}.")
+    [line] = [text for text in errors(plan_of(registry, start=str(tmp_path / "none"))) if "none" in text]
+    assert "does not exist" in line
+    half = Path(shutil.copytree(step, tmp_path / "02-train-kd.partial"))
+    [line] = errors(plan_of(registry, start=str(half)))
+    assert "is not finished. Wait for its run" in line
     [line] = errors(plan_of(registry, model=str(step), quantize="rtn"))
     assert f"'{step}' is a finished step of a run. Begin with it: `start: {step}`" in line
+
+
+def test_the_grid_of_a_start_counts_and_has_to_suit_what_follows(
+    registry: Registry, step: Path, tmp_path: Path
+) -> None:
+    """The recipe's own scheme, which it may not even name, says nothing of what was taken over."""
+    made = tmp_path / "made"
+    run_pipeline(Job(plan_of(registry, quantize="rtn", scheme="w2g128-seq"), made, registry))
+    plan = plan_of(registry, scheme="w2g128", start=str(made / "01-quantize-rtn"), export="compressed-tensors")
+    assert any("'compressed-tensors' cannot write the grid 'seq' of w2g128-seq" in line for line in errors(plan))
+    facts = plan.facts(plan.steps[0])["parts"]
+    assert [part["plugin"] for part in facts.values()] == ["rqat_seq"] and all(
+        part["source"] for part in facts.values()
+    )
+    assert not errors(plan_of(registry, scheme="w2g128-seq", start=str(step), export="compressed-tensors"))
 
 
 def test_a_start_of_another_model_is_told_by_what_differs(step: Path, tmp_path: Path) -> None:
