@@ -60,8 +60,8 @@ def doubtful(
 ) -> Iterator[tuple[str, Literal["error", "warning"], str, str]]:
     """Of learning rates by name: which, how bad it is, what is wrong, and what to do.
 
-    One that is too high is a warning, one that is ten times that an error; never one of SGD. That all are None, too, and
-    that one does not count.
+    One that is too high is a warning, one that is ten times that an error; never one of SGD. That all are None, too,
+    and that one does not count.
 
     Args:
         warmup: share of the steps with a rising rate.

@@ -48,7 +48,7 @@ class Shaped(Protocol):
 def parameters_of(
     tensors: Mapping[str, Shaped], shapes: Mapping[str, tuple[int, int]], quantization: Mapping[str, Any]
 ) -> int:
-    """Parameters of a quantized checkpoint: of a packed layer its weights, not the words and numbers that stand for them.
+    """Parameters of a quantized checkpoint: of a packed layer its weights, not what stands for them.
 
     Args:
         shapes: `(O, I)` of the layers that may be packed, by full name.

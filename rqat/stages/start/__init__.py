@@ -71,7 +71,7 @@ class Start(Stage):
                 f"{place}: '{keys.path.path / 'manifest.json'}' calls its model {name!a:.100}, which no rqat does."
             )
         variant = making.variant(name)
-        # A grid decides what the codes mean in every step that follows: its source counts, as that of the scheme's does.
+        # Its grids decide what the codes mean in all that follows: their source counts, as that of a scheme's does.
         parts = {f"grid-{grid}": making.named("grid", grid, place) for grid in _grids(keys)}
         making.made[variant] = making.add(self, "start", variant, keys, place, parts, {})
         making.last = variant
