@@ -3,6 +3,7 @@
 quantize: gptq                  {method: gptq}
 train: kd                       [{objective: kd}]
 train: -grpo                    {grpo: null}, which drops an entry of an inherited list
+budget: 2.8                     {size: 2.8}
 quantize: [rotate, gptq]        {transforms: [{method: rotate}], method: gptq}
 """
 
@@ -75,7 +76,10 @@ def follows(model: type[BaseModel] | None) -> str:
 def _spelled(value: Any, model: type[BaseModel], origins: dict[KeyPath, str], keys: KeyPath) -> Any:
     """A value that should be a mapping, as one."""
     name, front = named_by(model), follows(model)
-    if name and isinstance(value, str):
+    number = getattr(model, "number_for", "")
+    if number and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = {number: value}
+    elif name and isinstance(value, str):
         value = {name: value, **({front: []} if front else {})}
     elif front and isinstance(value, list):
         value = _one_after_another(value, name, front, origins, keys)

@@ -85,3 +85,12 @@ def test_what_is_no_part_is_told(written: Any, problem: str) -> None:
     with pytest.raises(RecipeError, match="quantize") as caught:
         quantize(written)
     assert [line.strip() for line in caught.value.problems] == [problem]
+
+
+def test_a_number_is_the_mapping_it_is_short_for(tmp_path: Path) -> None:
+    """So its other keys can be said, too: by `--set`, and by a recipe that extends it."""
+    (tmp_path / "base.yaml").write_text("name: a\nmodel: some/model\nbudget: 2.8\n")
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\nbudget: {samples: 4}\n")
+    for path, overrides in (("base.yaml", ["budget.samples=4"]), ("own.yaml", [])):
+        keys = load_recipe(tmp_path / path, overrides).recipe.budget
+        assert (keys.size, keys.samples) == ("2.8bits", 4)
