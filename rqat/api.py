@@ -384,17 +384,15 @@ def _opened(
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """A model that may have been loaded already, and its tokenizer."""
     if isinstance(model, (str, Path)):
-        loaded, own = load_model(ModelKeys(path=str(model)), device=str(device_called(device)))
-        return loaded, tokenizer or own
+        model, own = load_model(ModelKeys(path=str(model)), device=str(device_called(device)))
+        tokenizer = own if tokenizer is None else tokenizer
     if isinstance(model, QuantizedModel):
         raise ModelError("this model is quantized already.", hint="Quantize the one it was made from.")
     if not hasattr(model, "config"):
         raise ModelError(
-            f"a {type(model).__name__} is not a model of transformers.",
-            hint="Give a folder, a hub name, or a loaded model.",
+            f"a {type(model).__name__} is not a model of transformers.", hint="Give a folder, a hub name, or a model."
         )
-    if tokenizer is None:
-        raise ModelError(
-            f"a loaded {type(model).__name__} comes without its tokenizer.", hint="Pass tokenizer=, or name its path."
-        )
+    if not callable(tokenizer):
+        what = "without its tokenizer" if tokenizer is None else f"with {tokenizer!r:.60}, which is no tokenizer"
+        raise ModelError(f"a loaded {type(model).__name__} comes {what}.", hint="Pass tokenizer=, or name its path.")
     return model, tokenizer
