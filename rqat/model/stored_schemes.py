@@ -22,6 +22,9 @@ ENTRY = "rqat"
 NATIVE = "rqat"
 """`quant_method` of exported folders that rqat itself reads; see `native.py`."""
 
+TRANSFORMS_FILE = "transforms.safetensors"
+"""Beside a checkpoint; see `transforms.py`."""
+
 LARGEST_HEADER = 100_000_000
 
 
@@ -48,10 +51,7 @@ def stored_schemes(folder: Path) -> dict[str, Scheme]:
     try:
         if exported.get("quant_method") == NATIVE:
             return {name: Scheme.parse(spelled) for name, spelled in exported["layers"].items()}
-        with (folder / QUANTIZED_FILE).open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= LARGEST_HEADER else {}
-        return schemes_in(json.loads(header["__metadata__"][ENTRY]))
+        return schemes_in(_facts_of(folder / QUANTIZED_FILE))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RqatError) as error:
         if exported:
             raise ModelError(
@@ -59,6 +59,25 @@ def stored_schemes(folder: Path) -> dict[str, Scheme]:
                 hint=f"Taken over are {', '.join([NATIVE, *KEYS])}, and steps of runs.",
             ) from error
         raise ModelError(f"'{folder}' {_what_else(folder)}.", hint=_meant(folder)) from error
+
+
+def stored_transforms(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Names and options of what a step's model went through before it was quantized, in order.
+
+    None where the file is damaged, which whoever loads it tells.
+    """
+    try:
+        entries = _facts_of(folder / TRANSFORMS_FILE)["transforms"]
+        return [(str(entry["name"]), dict(entry["options"])) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _facts_of(path: Path) -> Any:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length)) if length <= LARGEST_HEADER else {}
+    return json.loads(header["__metadata__"][ENTRY])
 
 
 def _what_else(folder: Path) -> str:

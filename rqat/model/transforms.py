@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from ..contracts import Transform
 from ..errors import ModelError, NumericsError, PluginError
 from ..registry import Registry
+from .stored_schemes import TRANSFORMS_FILE
 from .tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import transformers
-
-TRANSFORMS_FILE = "transforms.safetensors"
 
 
 @dataclass(frozen=True)

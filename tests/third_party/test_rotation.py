@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from rqat import Problem, RecipeError
+from rqat.job import Job
 from rqat.keys import ModelKeys
 from rqat.model.checkpoint import load_checkpoint
 from rqat.model.config import read_config
+from rqat.pipeline import run_pipeline
 from rqat.plan import Plan, build_plan
 from rqat.preflight import preflight
 from rqat.recipe import built_recipe
@@ -115,6 +117,21 @@ def test_hooks_and_an_export_do_not_go_together(registry: Registry) -> None:
         assert errors == ["export: acme-int8 adds forward hooks, which no checkpoint format holds."]
     plan = planned(registry, ["acme-rotate", "rtn"], export="compressed-tensors", compare=[["acme-int8", "rtn"]])
     assert not [finding for finding in preflight(plan, offline=True) if finding.level == "error"]
+
+
+def test_what_a_start_went_through_counts(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_pipeline(Job(planned(registry, [{"method": "acme-rotate", "seed": 1}, "acme-int8", "rtn"]), tmp_path, registry))
+    start = str(tmp_path / "01-quantize-rtn")
+    plan = planned(registry, None, start=start, export="compressed-tensors")
+    parts = plan.facts(plan.steps[0])["parts"]
+    assert (list(parts), parts["transform"]["options"]) == (["transform", "transform-2"], {"seed": 1})
+    errors = [finding.text for finding in preflight(plan, offline=True) if finding.level == "error"]
+    assert errors == ["export: acme-int8 adds forward hooks, which no checkpoint format holds."]
+    monkeypatch.delenv("RQAT_PLUGINS")
+    without = Registry.discover()
+    lines = problems(without, None, start=start)
+    assert len(lines) == 2
+    assert "was made with the transform 'acme_rotation:acme-rotate', which is not here; install its plugin" in lines[0]
 
 
 def test_a_tied_head_may_be_untied(registry: Registry) -> None:

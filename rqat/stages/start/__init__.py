@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from ...cards import Kind
 from ...contracts import File
 from ...errors import ModelError
 from ...estimate import Needs, Sizes
@@ -15,9 +16,10 @@ from ...keys import Keys, ModelKeys
 from ...model.config import ModelConfig, read_config, read_header
 from ...model.hub import QUANTIZED_FILE
 from ...model.layers import ENDS
-from ...model.stored_schemes import stored_schemes
+from ...model.stored_schemes import stored_schemes, stored_transforms
+from ...problems import Place
 from ...scheme import UNIFORM, Scheme
-from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, bare_name
+from ...stage import Finding, Look, Making, Planned, Section, Stage, Step, Use, bare_name
 from ...storage import PARTIAL, is_name, links_out, read_json
 
 SHAPING = (
@@ -71,8 +73,7 @@ class Start(Stage):
                 f"{place}: '{keys.path.path / 'manifest.json'}' calls its model {name!a:.100}, which no rqat does."
             )
         variant = making.variant(name)
-        # Its grids decide what the codes mean in all that follows: their source counts, as that of a scheme's does.
-        parts = {f"grid-{grid}": making.named("grid", grid, place) for grid in _grids(keys)}
+        parts = _parts(making, keys, place)
         making.made[variant] = making.add(self, "start", variant, keys, place, parts, {})
         making.last = variant
 
@@ -133,13 +134,28 @@ class Start(Stage):
             yield step.finding("warning", "", text, "Name under `model` what that run started from.")
 
 
-def _grids(keys: StartKeys) -> list[str]:
-    """The grids of a start's layers, beside the one that comes with rqat."""
+def _parts(making: Making, keys: StartKeys, place: Place) -> dict[str, Use | None]:
+    """The transforms that a start went through, and its grids but the one that comes with rqat.
+
+    All that follows is made with them, so their sources count.
+    """
     try:
         schemes = stored_schemes(keys.path.path).values()
     except ModelError:
-        return []  # what is the matter with it `check` tells
-    return sorted({scheme.grid for scheme in schemes} - {UNIFORM})
+        return {}  # what is the matter with it `check` tells
+    named: dict[str, tuple[Kind, str, dict[str, Any]]] = {
+        f"transform{f'-{number}' if number > 1 else ''}": ("transform", name, options)
+        for number, (name, options) in enumerate(stored_transforms(keys.path.path), 1)
+    }
+    named |= {f"grid-{grid}": ("grid", grid, {}) for grid in sorted({one.grid for one in schemes} - {UNIFORM})}
+    parts: dict[str, Use | None] = {}
+    for role, (kind, name, options) in named.items():
+        if any(name in (card.name, card.full_name) for card in making.known(kind)):
+            parts[role] = making.named(kind, name, place, options)
+        else:
+            text = f"'{keys.path}' was made with the {kind} '{name}', which is not here"
+            making.problem(f"{place}: {text}; install its plugin, or name its file: `rqat --plugin FILE ...`.")
+    return parts
 
 
 def _counted(schemes: Counter[str]) -> str:
