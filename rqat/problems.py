@@ -34,6 +34,7 @@ BOUNDS = {
     "greater_than_equal": "{ge} or more",
     "less_than": "less than {lt}",
     "less_than_equal": "{le} or less",
+    "too_short": "a list or a mapping of {min_length} or more",
 }
 
 

@@ -383,4 +383,5 @@ def _index(part: str, entries: list[Any], keys: KeyPath, flag: str) -> int:
         return int(part)
     dotted = ".".join(map(str, keys))
     shown = f" or {', '.join(map(str, names))}" if names else ""
-    raise RecipeError([f"{flag}: '{dotted}' has no entry {part!r:.60}; write 0 to {len(entries) - 1}{shown}."])
+    known = f"write 0 to {len(entries) - 1}{shown}" if entries else "it has none"
+    raise RecipeError([f"{flag}: '{dotted}' has no entry {part!r:.60}; {known}."])

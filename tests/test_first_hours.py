@@ -126,6 +126,11 @@ def _recipe(folder: Path, model: Path) -> Path:
         ("train.0.scale_lr=2", "--set train.0.scale_lr: 2: one step would move scales"),
         ("train.0.gate={pass_rate: 1, signal: 1}", "no model can pass: where 1 of the prompts have a wrong completion"),
         ("train.0.gate={pass_rate: 0.8, signal: 0.9}", "at most 0.775 are correct, and pass_rate asks for 0.8"),
+        ("evaluate=[{task: arith, seeds: [1, 2, 1], temperature: 1}]", "seeds: 1 stands there twice; name each run's"),
+        ("evaluate=[{task: math500, seeds: []}]", "seeds: there is none; name each run's seed once"),
+        ("evaluate=[{task: math500, temperature: -1}]", "temperature: -1.0: has to be 0 or more."),
+        ("evaluate=[{task: arith, top_p: 2}]", "top_p: 2.0: has to be from 0 to 1."),
+        ("evaluate=[{task: kl, rows: []}]", "rows: []: has to be a list or a mapping of 1 or more."),
     ],
 )
 def test_plan_refuses_in_one_line(recipe: Path, monkeypatch: pytest.MonkeyPatch, change: str, says: str) -> None:

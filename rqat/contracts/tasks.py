@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from .data import Row, Source, Split
 from .options import File, Options, Part
@@ -75,6 +76,26 @@ class TaskOptions(Options):
     chat: Literal["auto", "yes", "no"] = "auto"
     system: str = ""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("max_new_tokens", "temperature", "top_p")
+    @classmethod
+    def _can_be_sampled(cls, given: float, about: ValidationInfo) -> float:
+        """Else it would be greedy without a word; also of options that a task declares anew."""
+        low, high = {"temperature": (0, math.inf), "top_p": (0, 1)}.get(str(about.field_name), (1, math.inf))
+        if not (low <= given <= high and math.isfinite(given)):
+            bounds = f"from {low} to {high}" if math.isfinite(high) else f"{low} or more"
+            raise ValueError(f"{given}: has to be {bounds}.")
+        return given
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_a_run(cls, given: tuple[int, ...]) -> tuple[int, ...]:
+        """What was answered is kept by problem and seed: of two alike one would be waited for without end."""
+        twice = sorted({seed for seed in given if given.count(seed) > 1})
+        if twice or not given:
+            wrong = f"{twice[0]} stands there twice" if twice else "there is none"
+            raise ValueError(f"{wrong}; name each run's seed once, such as [42, 43, 44].")
+        return given
 
 
 class Task(ABC):

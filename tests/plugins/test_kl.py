@@ -193,6 +193,9 @@ def test_traces_are_written_for_it_and_shared(registry: Registry) -> None:
 def test_what_compares_grades_nothing_and_what_grades_compares_nothing(registry: Registry) -> None:
     with pytest.raises(RecipeError, match="'arith' compares no models; those that do: kl"):
         planned(registry, {"task": "arith", "original": "builtin:tiny-reasoner"})
+    with pytest.raises(RecipeError) as caught:  # of what is wrong otherwise it is not said that it compares nothing
+        planned(registry, {"task": "kl", "rows": [], "original": "builtin:tiny-reasoner"})
+    assert len(caught.value.problems) == 1
     grpo = {"objective": "grpo", "data": "arith", "task": "kl", "steps": 1}
     with pytest.raises(RecipeError, match="'kl' compares models; it grades no completion"):
         planned(registry, train=[grpo])
@@ -326,6 +329,7 @@ def test_what_cannot_look_on_is_told(registry: Registry) -> None:
         planned(registry, train=[WATCHED | {"watch": "arith"}])
     with pytest.raises(RecipeError, match="says nothing of the rows"):
         planned(registry, train=[WATCHED | {"watch": "kl"}])
+    planned(registry, train=[WATCHED | {"watch": WATCHED["watch"] | {"task": "rqat_kl:kl"}}])
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ class Evaluate(Stage):
             self._of_lm_eval(making, keys, place) if keys.task.startswith(LM_EVAL) else making.use("task", keys, place)
         )
         compares = use is not None and bool(use.card.compares)
-        if keys.original is not None and not compares:
+        if keys.original is not None and use is not None and not compares:
             those = ", ".join(card.name for card in making.known("task") if card.compares)
             making.problem(f"{place.at('original')}: '{keys.task}' compares no models; those that do: {those}.")
         label = re.sub(r"[^\w.-]+", "-", keys.task)

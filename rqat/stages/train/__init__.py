@@ -323,9 +323,10 @@ def _memory(keys: TrainKeys, objective: Use, sizes: Sizes, shards: int, at_once:
 
 def _watched(making: Making, keys: WatchKeys, place: Place) -> tuple[Use | None, dict[str, str]]:
     """The task that looks on, and the steps that write what it reads."""
-    known = [card.name for card in making.known("task") if card.compares]
-    if keys.task not in known:
-        making.problem(f"{place}: '{keys.task}' compares no models; those that do: {', '.join(known)}.")
+    known = [card for card in making.known("task") if card.compares]
+    if not any(keys.task in (card.name, card.full_name) for card in known):
+        those = ", ".join(card.name for card in known)
+        making.problem(f"{place}: '{keys.task}' compares no models; those that do: {those}.")
         return None, {}
     use = making.use("task", keys, place)
     written = Produce().add_for(making, use, place) if use is not None else []
