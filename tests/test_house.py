@@ -89,6 +89,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "figures",
         "grids",
         "lighter",
+        "optimizers",
         *("job", "plan", "recipe", "stage", "stages", "train", "packed", "model", "shapes", "evals", "storage"),
         *(
             "generation",

@@ -265,13 +265,13 @@ def test_scales_alone_take_less_and_leave_some_keys_without_effect(registry: Reg
 @pytest.mark.parametrize("scheme", ["w3g128-sym", "w2g128-seq"])
 def test_zero_points_that_the_grid_fixes_are_not_trained(registry: Registry, model: Path, scheme: str):
     """Behind a quantizer that took hours a run would say that nothing is trained, or nothing at all."""
-    asked = (f"scheme={scheme}", "train.0.zero_lr=0.01")
+    asked = (f"scheme={scheme}", "train.0.zero_lr=0.01", "export=null")
     only(
         found(plan_of(registry, model, *asked), "warning"), "--set train.0.zero_lr: the scheme's zero points are fixed"
     )
     alone = plan_of(registry, model, *asked, "train.0.lr=null", "train.0.scale_lr=null")
     only(found(alone, "error"), "train.0.lr: nothing is trained: every rate is null but zero_lr")
-    mixed = plan_of(registry, model, f"scheme={{default: {scheme}, '*.down_proj': w4g128}}", asked[1])
+    mixed = plan_of(registry, model, f"scheme={{default: {scheme}, '*.down_proj': w4g128}}", *asked[1:])
     assert not found(mixed, "warning")
 
 
