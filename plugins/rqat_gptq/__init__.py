@@ -14,7 +14,8 @@ class Options(rqat.Options):
     """Options of `gptq`.
 
     Attributes:
-        damp: share of the Hessian's mean diagonal that is added to its diagonal.
+        damp: share of the Hessian's mean diagonal that is added to its diagonal. Left out, 0.05 at 2 and 3 bits and 0.01
+            with more, where the calibration text can be taken closer to its word.
         shrink: share by which what couples two input features in the Hessian is made smaller: 0 takes the calibration
             text at its word, 1 leaves the diagonal.
         block_columns: columns whose errors are passed on together; changes speed, not results.
@@ -42,7 +43,7 @@ class Options(rqat.Options):
             pass.
     """
 
-    damp: float = Field(default=0.05, ge=0, lt=1)
+    damp: float | None = Field(default=None, ge=0, lt=1)
     shrink: float = Field(default=0.0, ge=0, le=1)
     block_columns: int = Field(default=128, ge=1)
     act_order: bool | Literal["groups"] = True
@@ -53,6 +54,10 @@ class Options(rqat.Options):
     asymmetric: float = Field(default=0.0, ge=0, le=1)
     true_sequential: bool = False
     token_weights: Literal["equal", "saliency"] = "equal"
+
+    def damp_at(self, bits: int) -> float:
+        """`damp`, or what it is at so many bits."""
+        return (0.05 if bits < 4 else 0.01) if self.damp is None else self.damp
 
     def narrowest_at(self, bits: int) -> float:
         """`narrowest`, or what it is at so many bits."""

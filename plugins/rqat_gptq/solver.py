@@ -50,7 +50,8 @@ class Gptq(rqat.Quantizer):
         if self.options.shrink:
             hessian = hessian * (1 - self.options.shrink) + torch.diag(hessian.diagonal() * self.options.shrink)
         order = self._order(hessian.diagonal(), scheme)
-        factor, damp = _inverse_factor(hessian[order][:, order], alive[order], self.options.damp)
+        asked = self.options.damp_at(scheme.bits)
+        factor, damp = _inverse_factor(hessian[order][:, order], alive[order], asked)
         if factor is None:
             return self._rounded(weight, scheme, note=f"rounded to nearest: not positive definite at damping {damp:g}")
         if self.options.asymmetric:
@@ -61,7 +62,7 @@ class Gptq(rqat.Quantizer):
             codes, scale, zero = self._loop(weight, factor, order, scheme, hessian, damping)
         else:
             codes, scale, zero = gptq_on(grid, weight, factor, order, _importance(factor, order), static=self._static)
-        note = "" if damp == self.options.damp else f"damping raised from {self.options.damp:g} to {damp:g}"
+        note = "" if damp == asked else f"damping raised from {asked:g} to {damp:g}"
         return grid.layer(codes, scale, zero, note)
 
     def quantize_block(
