@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import re
 import sys
@@ -295,5 +296,6 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _shown(values: Mapping[str, Any], key: str) -> str:
     if key not in values:
         return "nothing"
-    text = str(values[key])
+    value = values[key]
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)  # as a recipe has them
     return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text

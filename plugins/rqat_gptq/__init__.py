@@ -14,8 +14,8 @@ class Options(rqat.Options):
     """Options of `gptq`.
 
     Attributes:
-        damp: share of the Hessian's mean diagonal that is added to its diagonal. Left out, 0.05 at 2 and 3 bits and 0.01
-            with more, where the calibration text can be taken closer to its word.
+        damp: share of the Hessian's mean diagonal that is added to its diagonal. Left out, 0.05 at 2 and 3 bits and
+            0.01 with more, where the calibration text can be taken closer to its word.
         shrink: share by which what couples two input features in the Hessian is made smaller: 0 takes the calibration
             text at its word, 1 leaves the diagonal.
         block_columns: columns whose errors are passed on together; changes speed, not results.

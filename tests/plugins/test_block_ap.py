@@ -273,7 +273,7 @@ def test_the_start_counts_in_the_fingerprint_by_what_it_is(tmp_path: Path) -> No
         step = next(step for step in plan.steps if step.variant == "block-ap")
         return plan.facts(step)["parts"]["quantizer"]
 
-    assert facts(None) == facts("gptq") == facts({"method": "gptq", "damp": 0.05})
+    assert facts(None) == facts("gptq") == facts({"method": "gptq", "shrink": 0.0})
     assert facts("gptq") != facts({"method": "gptq", "narrowest": 0.5})
     assert facts("gptq") != facts("rtn")
 
