@@ -129,7 +129,7 @@ class Problems:
         self.behind = _common([each[::-1] for each in listed])[::-1] if len(listed) > 1 else []
         bare = [self._bare(each) for each in listed]
         self.whole = {tuple(each) for each in bare if each}
-        self.runs = {run for each in bare for run in _runs(each, WORDS)}
+        self.runs = {run for each in bare for run in _runs(each)}
         self.probes = {run[start : start + PROBE] for run in self.runs for start in range(WORDS - PROBE + 1)}
 
     def compare(self, prompt: list[str], whole: list[str]) -> str:
@@ -140,7 +140,7 @@ class Problems:
         starts = range(0, len(whole) - PROBE + 1, PROBE)
         if self.probes.isdisjoint(tuple(whole[start : start + PROBE]) for start in starts):
             return ""
-        return "" if self.runs.isdisjoint(_runs(whole, WORDS)) else "shared"
+        return "" if self.runs.isdisjoint(_runs(whole)) else "shared"
 
     def _bare(self, found: list[str]) -> list[str]:
         """Without what all problems share."""
@@ -154,8 +154,8 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _runs(found: list[str], length: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(found[start:] for start in range(length)), strict=False)
+def _runs(found: list[str]) -> Iterable[tuple[str, ...]]:
+    return zip(*(found[start:] for start in range(WORDS)), strict=False)
 
 
 def _common(listed: Sequence[list[str]]) -> list[str]:

@@ -79,6 +79,13 @@ class Plan:
         """
         return stages()[step.stage].schemes(step, self, config)
 
+    def known_schemes(self, step: Step, config: ModelConfig | None) -> dict[str, Scheme] | None:
+        """As `schemes`; None where they are not known, which the step that is at fault tells."""
+        try:
+            return None if config is None else self.schemes(step, config)
+        except RqatError:
+            return None
+
     def has_zeros(self, schemes: Iterable[Scheme]) -> bool:
         """Whether layers of any of these schemes have zero points to train."""
         return any(map(has_zeros, dict.fromkeys(schemes)))

@@ -318,10 +318,7 @@ def _grids(plan: Plan, look: Look) -> Iterator[Finding]:
 
 def _schemes(step: Step, look: Look) -> list[Scheme]:
     """Those of the recipe; for a model that has brought its own, those."""
-    try:
-        own = look.plan.schemes(step, look.config) if look.config is not None else {}
-    except RqatError:  # which another step tells
-        own = {}
+    own = look.plan.known_schemes(step, look.config) or {}
     return list(dict.fromkeys(own.values() or look.plan.scheme.different))
 
 
@@ -347,10 +344,8 @@ def _checked(use: Use, context: Context) -> Iterable[Problem]:
 def context_of(step: Step, look: Look) -> Context:
     """What a step's parts see when they are checked."""
     config = look.config
-    try:
-        schemes = look.plan.schemes(step, config) if config is not None else {}
-    except RqatError:
-        # Which another step tells; every scheme is looked at, on no layer in particular.
+    schemes = {} if config is None else look.plan.known_schemes(step, config)
+    if schemes is None:  # every scheme is looked at, on no layer in particular
         schemes = {str(number): scheme for number, scheme in enumerate(look.plan.scheme.different)}
     exporter = step.parts.get("exporter")
     if exporter is not None and not exporter.card.embedding:

@@ -54,7 +54,7 @@ class Kl(rqat.Comparison):
             mine = _logits(model, sequences, vocabulary)
             theirs = mine if original is model else _logits(original, sequences, vocabulary)
             for (row, sequence), q, p in zip(group, mine, theirs, strict=True):
-                count, divergence, surprise = _sums(q, p, sequence, vocabulary)
+                count, divergence, surprise = _sums(q, p, sequence)
                 sums[row][0] += count
                 sums[row][1] += divergence
                 sums[row][2] += surprise
@@ -109,18 +109,19 @@ def _groups(sequences: Iterable[tuple[int, rqat.TokenRow]], most: int) -> Iterat
         yield group
 
 
-def _sums(q: _Logits, p: _Logits, sequence: rqat.TokenRow, vocabulary: int) -> tuple[int, float, float]:
+def _sums(q: _Logits, p: _Logits, sequence: rqat.TokenRow) -> tuple[int, float, float]:
     """How many tokens of a sequence count, and the sums of divergence and of negative log-likelihood over them."""
-    next_tokens = torch.tensor(sequence.tokens[sequence.prompt :], device=q.device)
-    divergence = torch.zeros((), dtype=torch.float64, device=q.device)
+    device = q.states.device
+    next_tokens = torch.tensor(sequence.tokens[sequence.prompt :], device=device)
+    divergence = torch.zeros((), dtype=torch.float64, device=device)
     surprise = torch.zeros_like(divergence)
-    size = max(1, PIECE_ELEMENTS // vocabulary)
+    size = max(1, PIECE_ELEMENTS // q.width)
     for start in range(0, len(next_tokens), size):
         rows = slice(start, start + size)
         log_q = q.log_softmax(rows)
         surprise -= log_q.gather(-1, next_tokens[rows][:, None]).double().sum()
         if p is not q:
-            log_p = p.log_softmax(rows).to(log_q.device)
+            log_p = p.log_softmax(rows).to(device)
             divergence += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum()
     return len(next_tokens), float(divergence), float(surprise)
 
@@ -138,11 +139,6 @@ class _Logits:
     states: Tensor
     head: Callable[[Tensor], Tensor]
     width: int
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.states.device
 
     def log_softmax(self, rows: slice) -> Tensor:
         """`(T, V)` float32."""

@@ -197,11 +197,8 @@ def _bits(made: Plan, *, offline: bool) -> dict[str, float]:
         config = read_config(made.model, offline=offline)
         found = bits(made, config)
     except RqatError:
-        return (
-            {}
-            if made.scheme.patterns or made.spelled != made.scheme.brief
-            else {"weight": bits_per_weight(made.scheme.default)}
-        )
+        for_all = not made.scheme.patterns and made.spelled == made.scheme.brief
+        return {"weight": bits_per_weight(made.scheme.default)} if for_all else {}
     if found is None:
         return {}
     weight = {} if found[0] is None else {"weight": found[0]}

@@ -64,7 +64,7 @@ def stored_schemes(folder: Path) -> dict[str, Scheme]:
 def stored_transforms(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Names and options of what a step's model went through before it was quantized, in order.
 
-    None where the file is damaged, which whoever loads it tells.
+    None of them where there is no such file, or a damaged one, which whoever loads it tells.
     """
     try:
         entries = _facts_of(folder / TRANSFORMS_FILE)["transforms"]

@@ -66,11 +66,8 @@ class Export(Stage):
                 yield step.finding("error", "", text, fix)
             made = look.plan.step(made.inputs["start"]) if "start" in made.inputs else None
 
-        if look.config is None:
-            return
-        try:
-            schemes = look.plan.schemes(step, look.config)
-        except RqatError:  # which another step tells
+        schemes = look.plan.known_schemes(step, look.config)
+        if look.config is None or schemes is None:
             return
         for name in _unpacked(step, schemes):
             text = f"'{step.parts['exporter'].card.name}' writes {name}, quantized to {schemes[name]}, in 16 bits."

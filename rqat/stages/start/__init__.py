@@ -90,16 +90,9 @@ class Start(Stage):
     def schemes(self, step: Step, plan: Planned, config: ModelConfig) -> dict[str, Scheme]:
         """See `Stage`."""
         assert isinstance(step.settings, StartKeys)
-        start = step.settings.path
-        schemes = stored_schemes(start.path)
-        own = read_config(ModelKeys(path=str(start.path)), offline=True)
-        other = [key for key in SHAPING if key in own.raw and key in config.raw and own.raw[key] != config.raw[key]]
-        if other or not set(schemes) <= {*config.linears, *ENDS}:
-            differ = ", ".join(f"{key} is {own.raw[key]} and {config.raw[key]}" for key in other[:2])
-            raise ModelError(
-                f"'{start}' was made from another model than '{plan.model.path}': {differ or 'its layers differ'}.",
-                hint="Name under `model` what that run started from.",
-            )
+        schemes = stored_schemes(step.settings.path.path)
+        if not set(schemes) <= {*config.linears, *ENDS}:
+            raise _of_another(step.settings, plan, "its layers differ")
         return schemes
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
@@ -118,10 +111,16 @@ class Start(Stage):
             return
         try:
             schemes = stored_schemes(keys.path.path)
-            if look.config is not None:
-                self.schemes(step, look.plan, look.config)
+            own = read_config(ModelKeys(path=str(keys.path.path)), offline=True).raw
             if (keys.path.path / QUANTIZED_FILE).is_file():
                 read_header(keys.path.path / QUANTIZED_FILE)
+            if look.config is not None:
+                raw = look.config.raw
+                other = [key for key in SHAPING if key in own and key in raw and own[key] != raw[key]]
+                if other:
+                    differ = ", ".join(f"{key} is {own[key]} and {raw[key]}" for key in other[:2])
+                    raise _of_another(keys, look.plan, differ)
+                self.schemes(step, look.plan, look.config)
         except ModelError as error:
             yield step.finding("error", "", error.message, error.hint)
             return
@@ -158,6 +157,13 @@ def _parts(making: Making, keys: StartKeys, place: Place) -> dict[str, Use | Non
     return parts
 
 
+def _of_another(keys: StartKeys, plan: Planned, differ: str) -> ModelError:
+    return ModelError(
+        f"'{keys.path}' was made from another model than '{plan.model.path}': {differ}.",
+        hint="Name under `model` what that run started from.",
+    )
+
+
 def _counted(schemes: Counter[str]) -> str:
     """ "w2g128", or "w2g128 (118 layers), w4g128 (50)"."""
     if len(schemes) == 1:
@@ -168,8 +174,7 @@ def _counted(schemes: Counter[str]) -> str:
 
 def _other_weights(keys: StartKeys, model: ModelKeys) -> bool:
     """Whether the run that made a start says that its model had files of the same names and other contents."""
-    manifest = read_json(keys.path.path / "manifest.json")
-    facts = manifest.get("facts") if isinstance(manifest, dict) else None
+    facts = _manifest(keys).get("facts")
     theirs = facts.get("model") if isinstance(facts, dict) else None
     weights = theirs.get("weights") if isinstance(theirs, dict) else None
     if not isinstance(weights, dict):
@@ -178,9 +183,14 @@ def _other_weights(keys: StartKeys, model: ModelKeys) -> bool:
     return set(weights) == set(ours) and weights != ours
 
 
+def _manifest(keys: StartKeys) -> dict[str, Any]:
+    """Of the step that made it; empty where there is none."""
+    found = read_json(keys.path.path / "manifest.json")
+    return found if isinstance(found, dict) else {}
+
+
 def _made_as(keys: StartKeys) -> str:
     """What the model is called: the variant in its manifest, else its folder's name."""
-    manifest = read_json(keys.path.path / "manifest.json")
-    found = manifest.get("variant") if isinstance(manifest, dict) else None
+    found = _manifest(keys).get("variant")
     plain = re.sub(r"[^\w.-]", "-", bare_name(keys.path.path.resolve().name)).strip("-.")
     return str(found or plain[:100] or "start")

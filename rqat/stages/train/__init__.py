@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,7 +11,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from ...batches import UnevenBatch, largest_that_fits, sequences_at_once, split_batch
 from ...cards import Card
-from ...errors import RqatError, nearest
+from ...errors import nearest
 from ...estimate import LATENT_BYTES, Learning, Needs, Sizes, engine_positions
 from ...figures import duration_s, steps_or_duration
 from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
@@ -20,7 +19,6 @@ from ...model.extras import about_teacher
 from ...model.layers import ENDS
 from ...optimizers import MOMENTS, OPTIMIZERS, RATES, SCHEDULES, doubtful
 from ...problems import Place
-from ...scheme import Scheme
 from ...stage import PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..gate import Gate, GateKeys
 from ..produce import Produce
@@ -261,8 +259,8 @@ class Train(Stage):
         assert isinstance(keys, TrainKeys)
         yield from _lengths(step, keys, look)
         rates = {name: getattr(keys, name) for name in RATES}
-        layers = (_schemes(step, look) or {}).items()
-        trained = [scheme for name, scheme in layers if keys.train_embedding or name not in ENDS]
+        layers = look.plan.known_schemes(step, look.config)
+        trained = [scheme for name, scheme in (layers or {}).items() if keys.train_embedding or name not in ENDS]
         zeros = not trained or look.plan.has_zeros(trained)
         for name, level, text, fix in doubtful(rates, keys.optimizer, keys.lr_in, warmup=keys.warmup, zeros=zeros):
             yield step.finding(level, name, text, fix)
@@ -278,8 +276,8 @@ class Train(Stage):
                 yield step.finding("error", name, f"'{value}' is not known.", fix)
         if keys.shard is True and (why := _unsplittable(keys, step.parts["objective"])):
             yield step.finding("error", "shard", f"the model cannot be split: {why}.", "Leave it out, or say false.")
-        if keys.train_embedding:
-            yield from _ends(step, look)
+        if keys.train_embedding and layers is not None:
+            yield from _ends(step, layers)
         if keys.save_steps is not None and keys.save_steps > keys.steps:
             text = f"no checkpoint before the last of {keys.steps} steps; interrupted, it starts over. By time: 10m."
             yield step.finding("note", "save_every", text)
@@ -351,17 +349,9 @@ def _rewards(making: Making, keys: TrainKeys, place: Place, card: Card) -> tuple
     return tuple((use, weight) for use, weight in found if use is not None)
 
 
-def _schemes(step: Step, look: Look) -> dict[str, Scheme] | None:
-    """Of every layer; None where they are not known."""
-    with suppress(RqatError):  # which another step tells
-        return look.plan.schemes(step, look.config) if look.config else None
-    return None
-
-
-def _ends(step: Step, look: Look) -> Iterator[Finding]:
+def _ends(step: Step, layers: Collection[str]) -> Iterator[Finding]:
     """Whether there is an embedding or a head on a grid to train."""
-    layers = _schemes(step, look)
-    if layers is not None and not any(end in layers for end in ENDS):
+    if not any(end in layers for end in ENDS):
         text = "neither the embedding nor the head is quantized, so there is nothing to train on a grid."
         fix = "Leave it out, or give them a scheme: `scheme: {default: w2g128, lm_head: w4g128, embed_tokens: w4g128}`."
         yield step.finding("error", "train_embedding", text, fix)
