@@ -13,6 +13,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 import rqat
 
+from .layout import Layout, by_length
 from .teacher import Distilled, last_hidden_states
 
 GAP = "sampling/sampling_logp_difference"
@@ -29,7 +30,8 @@ class Trainer(trl.GRPOTrainer):
     chat template that differ from row to row. Its `rollout_func` would take completions from elsewhere, but drops
     their log-probabilities; everything that TRL does with those depends on `use_vllm`. Before learning, TRL would score
     completions in a pass of their own; here the loss takes the log-probabilities that it computes anyway, since every
-    completion is learned from once, with the weights that wrote it.
+    completion is learned from once, with the weights that wrote it. And it would pad all rows of a step to one length;
+    see `Layout`.
 
     Args:
         rollouts: writes completions; see `rqat.Rollouts`. None: TRL has them written by a vLLM server.
@@ -40,6 +42,7 @@ class Trainer(trl.GRPOTrainer):
 
     _asked: list[list[int]] | None = None
     _learned: dict[str, Any] | None = None
+    _layout: Layout
 
     def __init__(
         self,
@@ -59,6 +62,16 @@ class Trainer(trl.GRPOTrainer):
         self._apart: list[Tensor] = []
         self._ratios: list[Tensor] = []
         self._divergences: list[Tensor] = []
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before, arguments = self._buffered_inputs, self.args
+        found = super()._prepare_inputs(generation_batch)
+        written = self._buffered_inputs
+        # Where several steps learn from what was written at once, which rows share a step is left to chance.
+        if written is before or arguments.steps_per_generation != arguments.gradient_accumulation_steps:
+            return found
+        self._buffered_inputs = by_length(written)
+        return self._buffered_inputs[self._step % arguments.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._asked = [list(row["prompt_ids"]) for row in inputs]
@@ -101,16 +114,45 @@ class Trainer(trl.GRPOTrainer):
             arguments: Any = self.args
             passes = self.current_gradient_accumulation_steps / arguments.steps_per_generation
             count = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes * passes
-            divergence = self._distilled.loss(student, hidden[-1], inputs, count)
+            divergence = self._distilled.loss(student, hidden[-1], self._layout, count)
             loss = loss + self._distilled.weight * divergence
             self._divergences.append(divergence.detach())
         return loss
 
-    def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> tuple[Tensor, Any, Any]:
-        found: tuple[Tensor, Any, Any] = super()._get_per_token_logps_and_entropies(*given, **named)
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **none: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """TRL's own, on rows as `Layout` has them; there are no images."""
+        size = batch_size or len(input_ids)
+        logprobs, entropies, balances = [], [], []
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            self._layout = layout = Layout.of(ids, mask, logits_to_keep)
+            given: dict[str, Any] = {"input_ids": layout.ids, "labels": layout.labels}
+            if compute_aux_loss:
+                given |= {"attention_mask": layout.mask, "output_router_logits": True}
+            with self.accelerator.autocast():
+                outputs = model(**given, fused_lm_head=True)
+            logprobs.append(layout.completions(outputs.log_probs, mask))
+            if compute_entropy:
+                entropies.append(layout.completions(outputs.entropy, mask))
+            if compute_aux_loss:
+                balances.append(outputs.aux_loss)
+        scored = torch.cat(logprobs)
         if self._learned is not None:
-            self._learned["importance_sampling_ratio"] = self._ratio(found[0].detach(), self._learned)
-        return found
+            self._learned["importance_sampling_ratio"] = self._ratio(scored.detach(), self._learned)
+        return (
+            scored,
+            torch.cat(entropies) if entropies else None,
+            torch.stack(balances).mean() if balances else None,
+        )
 
     def _ratio(self, logprobs: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Of the trainer's and the sampler's probability: `(B, T)` of tokens or `(B, 1)` of completions, bounded."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import rqat
 from rqat_kernels.linear_kl import linear_kl
+
+from .layout import IGNORED, Layout
 
 if TYPE_CHECKING:
     import transformers
@@ -35,22 +37,17 @@ class Distilled:
     beta: float
     vocabulary: int
 
-    def loss(self, student: transformers.PreTrainedModel, hidden: Tensor, inputs: Any, count: Tensor) -> Tensor:
+    def loss(self, student: transformers.PreTrainedModel, hidden: Tensor, layout: Layout, count: Tensor) -> Tensor:
         """The divergence summed over the tokens that are learned from, over `count`; not yet weighted.
 
         Args:
-            hidden: last hidden states of the student `(B, P + C, d)`, with their graph.
-            inputs: of a micro-batch of TRL's GRPO trainer: prompts `(B, P)` padded on the left, completions `(B, C)`
-                on the right, and their masks.
+            hidden: last hidden states of the student `(B, L, d)`, with their graph.
+            layout: of the rows that it read.
             count: tokens of the whole batch.
         """
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        counted = mask.bool()
-        counted[:, : inputs["prompt_ids"].shape[1]] = False
         # Counted once: a GPU has to be waited for, to know how many there are. A place predicts the token behind it.
-        places = counted[:, 1:].nonzero(as_tuple=True)
-        theirs = rqat.as_forward(self.teacher, self._hidden, ids, mask)
+        places = (layout.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        theirs = rqat.as_forward(self.teacher, self._hidden, layout.ids)
         return linear_kl(
             hidden[places],
             student.get_output_embeddings().weight,
@@ -63,8 +60,8 @@ class Distilled:
         )
 
     @torch.no_grad()
-    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        found: Tensor = self.teacher.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    def _hidden(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return found
 
 

@@ -17,6 +17,7 @@ from rqat.stages.train import run as train
 from rqat.train.data import prepare_rows
 from rqat.train.rollouts import Rollouts
 from rqat_grpo import Options
+from rqat_grpo.layout import Layout, by_length
 from rqat_grpo.objective import Grpo
 from rqat_grpo.rollouts import quantile
 from rqat_grpo.watch import Watch
@@ -168,6 +169,56 @@ def micro_batch(advantages: list[float]) -> dict[str, Any]:
         "num_items_in_batch": torch.tensor(5.0),
         "sampling_per_token_logps": torch.full((2, 3), -3.0),
     }
+
+
+def step_of(lengths: list[tuple[int, int]], parts: int) -> list[dict[str, Any]]:
+    """A step as TRL splits it: rows of prompts and completions so long, whose tokens say which row they are of."""
+    prompts, completions = (max(pair[k] for pair in lengths) for k in (0, 1))
+    prompt_mask = torch.tensor([[0] * (prompts - p) + [1] * p for p, _ in lengths])
+    completion_mask = torch.tensor([[1] * c + [0] * (completions - c) for _, c in lengths])
+    number = torch.arange(1, len(lengths) + 1)[:, None]
+    whole = {
+        "prompt_ids": 100 * number * prompt_mask,
+        "prompt_mask": prompt_mask,
+        "completion_ids": (200 * number + torch.arange(completions)) * completion_mask,
+        "completion_mask": completion_mask,
+        "advantages": number[:, 0].float(),
+        "texts": [str(row + 1) for row in range(len(lengths))],
+        "num_items_in_batch": torch.tensor(7.0),
+        "num_images": None,
+    }
+    size = len(lengths) // parts
+    return [
+        {k: v if k.startswith("num_") else v[i * size : (i + 1) * size] for k, v in whole.items()}  # type: ignore[index]
+        for i in range(parts)
+    ]
+
+
+def test_rows_share_a_micro_batch_with_rows_of_their_length() -> None:
+    lengths = [(3, 1), (1, 9), (2, 4), (5, 6), (1, 1), (4, 8)]
+    found = by_length(step_of(lengths, 3))
+    assert [part["texts"] for part in found] == [["6", "4"], ["2", "3"], ["1", "5"]]
+    for part in found:
+        assert part["num_items_in_batch"] == 7
+        assert part["num_images"] is None
+        assert part["advantages"].tolist() == [float(name) for name in part["texts"]]
+        rows = [lengths[int(name) - 1] for name in part["texts"]]
+        assert part["prompt_mask"].sum(1).tolist() == [row[0] for row in rows]
+        assert part["completion_mask"].sum(1).tolist() == [row[1] for row in rows]
+        assert (part["prompt_ids"].amax(1) // 100).tolist() == [int(name) for name in part["texts"]]
+
+
+def test_a_prompt_stands_beside_its_completion() -> None:
+    [part] = step_of([(1, 3), (3, 2), (2, 0)], 1)
+    mask = torch.cat([part["prompt_mask"], part["completion_mask"]], 1)
+    ids = torch.cat([part["prompt_ids"], part["completion_ids"]], 1)
+    layout = Layout.of(ids, mask, 3)
+    assert layout.mask.sum(1).tolist() == [4, 5, 2]
+    rows = [row[there].tolist() for row, there in zip(layout.ids, layout.mask.bool(), strict=True)]
+    assert rows == [[100, 200, 201, 202], [200, 200, 200, 400, 401], [300, 300]]
+    assert layout.labels.tolist() == [[-100, 200, 201, 202, -100], [-100, -100, -100, 400, 401], [-100] * 5]
+    scores = layout.labels[:, 1:].float()
+    assert layout.completions(scores, mask).tolist() == [[200, 201, 202], [400, 401, 0], [0, 0, 0]]
 
 
 def plain_divergence(student: Any, teacher: Any, inputs: dict[str, Any], divergence: str) -> torch.Tensor:

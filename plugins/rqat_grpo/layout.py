@@ -1,0 +1,78 @@
+"""How the rows of a step lie in memory: as short as they are, the prompt beside its completion, without a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Label of a token that is not learned from."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows of a micro-batch, padded behind, where causal attention never looks.
+
+    TRL pads prompts in front and completions behind, all of a step to one length: a third of it and more is padding,
+    and attention that takes a mask is slower than attention that knows itself to be causal.
+
+    Attributes:
+        ids: `(B, L)`, L the length of the longest row.
+        mask: `(B, L)`, 1 on tokens.
+        labels: `(B, L)`: the tokens of completions, and -100.
+        columns: `(B, C)`: where in `ids` TRL's columns of completions stand, those of padding anywhere.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, mask: Tensor, completion: int) -> Layout:
+        """From TRL's rows `(B, P + C)`, with prompts padded in front, and their mask; `completion` is C."""
+        width = ids.shape[1]
+        prompts = mask[:, :-completion].sum(dim=1, keepdim=True)
+        lengths = mask.sum(dim=1, keepdim=True)
+        places = torch.arange(max(int(lengths.max()), 2), device=ids.device)[None]
+        found = ids.gather(1, (places + width - completion - prompts).clamp(max=width - 1))
+        there = places < lengths
+        columns = torch.arange(completion, device=ids.device)[None] + prompts
+        return cls(
+            found,
+            there.to(mask.dtype),
+            found.masked_fill(~there | (places < prompts), IGNORED),
+            columns.clamp(max=places.shape[1] - 1),
+        )
+
+    def completions(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Scores `(B, L - 1)` of the tokens from the second on as TRL wants them: `(B, C)`, 0 where its mask is."""
+        counted = mask[:, -self.columns.shape[1] :] != 0
+        return scores.gather(1, self.columns - 1).masked_fill(~counted, 0.0)
+
+
+def by_length(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a step, split into micro-batches in the order of their lengths, the longest first.
+
+    Args:
+        parts: micro-batches of one size, as TRL's GRPO trainer has them: tensors and lists of rows, and what holds for
+            all of them.
+    """
+    lengths = torch.cat([part["prompt_mask"].sum(dim=1) + part["completion_mask"].sum(dim=1) for part in parts])
+    order = lengths.argsort(descending=True, stable=True)
+    numbers: list[int] = order.tolist()
+    rows = len(numbers) // len(parts)
+    found: list[dict[str, Any]] = [{} for _ in parts]
+    for key, first in parts[0].items():
+        for k, part in enumerate(found):
+            if isinstance(first, Tensor) and first.ndim:
+                part[key] = torch.cat([one[key] for one in parts])[order[k * rows : (k + 1) * rows]]
+            elif isinstance(first, list):
+                whole = [row for one in parts for row in one[key]]
+                part[key] = [whole[number] for number in numbers[k * rows : (k + 1) * rows]]
+            else:
+                part[key] = first
+    return found
