@@ -10,6 +10,7 @@ end leave and others join. With --static, also in batches of ROWS, one after the
 
 With --grpo: steps of TRL's trainer as `rqat qat` builds it, `--completions` completions each, the update included.
     write      completions, by the engine
+    teach      with --teacher: forward passes of the model before rounding, whose divergence is added to the loss
     learn      forward and backward; log-probabilities for correction and gap are those of the loss
     optimizer  latents, moments, and the new weights into the model, which the engine reads: its refresh is in this
     rest       rewards, padding, logging
@@ -56,7 +57,7 @@ from rqat_kernels.grid import dequantize, fit_minmax, quantize
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
-PARTS = ("write", "learn", "optimizer", "rest")
+PARTS = ("write", "teach", "learn", "optimizer", "rest")
 
 
 def main() -> None:
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=128)
     parser.add_argument("--generations", type=int, default=8)
     parser.add_argument("--micro-batch", type=int, default=32)
+    parser.add_argument("--teacher", action="store_true", help="also learn from the model before rounding")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -174,6 +176,17 @@ def grpo(
         with timed(parts, "optimizer"):
             return own(closure)
 
+    teacher = None
+    if options.teacher:
+        teacher = load_model(ModelKeys(path=str(options.model)), device=str(model.device))[0].requires_grad_(False)
+        inner = teacher.base_model.forward
+
+        def taught(*given: Any, **settings: Any) -> Any:
+            with timed(parts, "teach"):
+                return inner(*given, **settings)
+
+        teacher.base_model.forward = taught
+
     with tempfile.TemporaryDirectory() as folder, quiet_training(), own_settings_hidden(model):
         arguments = {
             "output_dir": folder, "max_steps": options.steps, "per_device_train_batch_size": options.micro_batch,
@@ -183,9 +196,11 @@ def grpo(
             "disable_tqdm": True, "dataloader_pin_memory": False,
         }  # fmt: skip
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-        trainer: Any = Grpo(Options(generations=options.generations, patience=10**6)).build_trainer(
+        kd_weight = 1.0 if teacher is not None else 0.0
+        own = Options(generations=options.generations, patience=10**6, kd_weight=kd_weight)
+        trainer: Any = Grpo(own).build_trainer(
             Training(
-                model, tokenizer, prepared.rows, optimizer, scheduler, arguments, options.new + 400,
+                model, tokenizer, prepared.rows, optimizer, scheduler, arguments, options.new + 400, teacher=teacher,
                 max_completion_tokens=options.new, rollouts=write, rewards=[reward], reward_weights=[1.0],  # type: ignore[list-item]
             )
         )  # fmt: skip
@@ -225,7 +240,7 @@ def report(parts: dict[str, float], lengths: list[int], options: argparse.Namesp
             wait()
             taken = time.perf_counter() - self.begun
             # Completions are made within the first training step.
-            parts["learn"] -= parts["made"]
+            parts["learn"] -= parts["made"] + parts["teach"]
             parts["rest"] = taken - sum(parts[name] for name in PARTS if name != "rest")
             spent = "  ".join(f"{name} {parts[name]:.3f}" for name in PARTS)
             gap = "sampling/sampling_logp_difference"
