@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,11 @@ def learned(
         return layers, offsets, shares([counts])
     moved = shares([json.loads(text) for text in job.processes.gather(json.dumps(counts))])
     mine = latent_offsets(optimizer.latents(), layers)
-    optimizer.inner.state.clear()  # room for what is gathered: no step follows
+    # Room for what is gathered: no step follows. Of the teacher all blocks are parts, its ends are whole.
+    optimizer.inner.state.clear()
+    start.model.zero_grad()
+    job.original.release()
+    gc.collect()  # a trainer refers to itself, and to the teacher
     offsets = {}
     for name in () if optimizer.fixed_codes else optimizer.trained:
         part = mine.get(name, layers[name].codes.half())  # of which no row is here
