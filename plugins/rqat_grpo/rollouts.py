@@ -64,11 +64,14 @@ class Trainer(trl.GRPOTrainer):
         self._divergences: list[Tensor] = []
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        before, arguments = self._buffered_inputs, self.args
+        before: Any = self._buffered_inputs
+        arguments: Any = self.args
         found = super()._prepare_inputs(generation_batch)
         written = self._buffered_inputs
-        # Where several steps learn from what was written at once, which rows share a step is left to chance.
-        if written is before or arguments.steps_per_generation != arguments.gradient_accumulation_steps:
+        # Left to chance is which rows share a step, where several learn from what was written at once, and which share
+        # a mean: bnpo's is that of a micro-batch.
+        one_step = arguments.steps_per_generation == arguments.gradient_accumulation_steps
+        if written is before or not one_step or self.loss_type == "bnpo":
             return found
         self._buffered_inputs = by_length(written)
         return self._buffered_inputs[self._step % arguments.steps_per_generation]

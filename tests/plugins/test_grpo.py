@@ -208,6 +208,25 @@ def test_rows_share_a_micro_batch_with_rows_of_their_length() -> None:
         assert (part["prompt_ids"].amax(1) // 100).tolist() == [int(name) for name in part["texts"]]
 
 
+@pytest.mark.parametrize(("loss_type", "kept"), [("dapo", False), ("bnpo", True)])
+def test_a_mean_of_a_micro_batch_is_of_rows_taken_by_chance(loss_type: str, kept: bool, tmp_path: Path) -> None:
+    given = training(rewards=[lambda **_: []], reward_weights=[1.0], max_completion_tokens=17)
+    given.arguments |= {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
+    given.arguments |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    given.optimizer = torch.optim.SGD(given.model.parameters(), lr=0.1)
+    trainer: Any = Grpo(Options(generations=4, loss_type=loss_type)).build_trainer(given)  # type: ignore[arg-type]
+    [whole] = step_of([(1, tokens) for tokens in (5, 1, 7, 2, 8, 3, 6, 4)], 1)
+    trainer._generate_and_score_completions = lambda _: whole
+    trainer.model.train()
+    torch.manual_seed(0)
+    first = trainer._prepare_inputs({})
+    trainer._step += 1
+    second = trainer._prepare_inputs({})
+    lengths = [part["completion_mask"].sum(1).tolist() for part in (first, second)]
+    assert sorted(lengths[0] + lengths[1]) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert (lengths != [[8, 7, 6, 5], [4, 3, 2, 1]]) == kept
+
+
 def test_a_prompt_stands_beside_its_completion() -> None:
     [part] = step_of([(1, 3), (3, 2), (2, 0)], 1)
     mask = torch.cat([part["prompt_mask"], part["completion_mask"]], 1)
