@@ -67,14 +67,15 @@ class Trainer(trl.GRPOTrainer):
         before: Any = self._buffered_inputs
         arguments: Any = self.args
         found = super()._prepare_inputs(generation_batch)
-        written = self._buffered_inputs
+        written: Any = self._buffered_inputs
         # Left to chance is which rows share a step, where several learn from what was written at once, and which share
         # a mean: bnpo's is that of a micro-batch.
         one_step = arguments.steps_per_generation == arguments.gradient_accumulation_steps
         if written is before or not one_step or self.loss_type == "bnpo":
             return found
-        self._buffered_inputs = by_length(written)
-        return self._buffered_inputs[self._step % arguments.steps_per_generation]
+        parts = by_length(written)
+        written[:] = parts
+        return parts[self._step % len(parts)]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._asked = [list(row["prompt_ids"]) for row in inputs]
