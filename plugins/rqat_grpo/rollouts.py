@@ -73,9 +73,8 @@ class Trainer(trl.GRPOTrainer):
         one_step = arguments.steps_per_generation == arguments.gradient_accumulation_steps
         if written is before or not one_step or self.loss_type == "bnpo":
             return found
-        parts = by_length(written)
-        written[:] = parts
-        return parts[self._step % len(parts)]
+        written[:] = by_length(written)
+        return written[self._step % len(written)]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._asked = [list(row["prompt_ids"]) for row in inputs]
