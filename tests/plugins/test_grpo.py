@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import trl
+from trl.trainer.utils import add_fused_lm_head
 
 import rqat
 from rqat.contracts import Context, Training
@@ -19,8 +22,9 @@ from rqat.train.rollouts import Rollouts
 from rqat_grpo import Options
 from rqat_grpo.layout import Layout, by_length
 from rqat_grpo.objective import Grpo
-from rqat_grpo.rollouts import quantile
+from rqat_grpo.rollouts import Trainer, quantile
 from rqat_grpo.watch import Watch
+from tests.rqat.model.test_families import random_model
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training import Sums, digests, train_step, write_start
 
@@ -238,6 +242,25 @@ def test_a_prompt_stands_beside_its_completion() -> None:
     assert layout.labels.tolist() == [[-100, 200, 201, 202, -100], [-100, -100, -100, 400, 401], [-100] * 5]
     scores = layout.labels[:, 1:].float()
     assert layout.completions(scores, mask).tolist() == [[200, 201, 202], [400, 401, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen2", "qwen3_moe"])
+def test_the_scores_are_those_of_trl(family: str) -> None:
+    """Of windows that slide and of experts, too: its own method, on rows as it pads them."""
+    model = random_model(family).requires_grad_(True)
+    add_fused_lm_head(model, temperature=0.7, outputs=("log_probs", "entropy"))
+    trainer: Any = Trainer.__new__(Trainer)
+    trainer.accelerator = SimpleNamespace(autocast=nullcontext)
+    [part] = step_of([(1, 9), (8, 1), (3, 0), (12, 14), (2, 5)], 1)
+    mask = torch.cat([part["prompt_mask"], part["completion_mask"]], 1)
+    ids = torch.randint(3, 128, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
+    theirs = trl.GRPOTrainer._get_per_token_logps_and_entropies.__wrapped__  # type: ignore[attr-defined]
+    for size in (None, 2):
+        given = (model, ids, mask, 14, size, True)
+        mine = trainer._get_per_token_logps_and_entropies(*given)
+        for found, expected in zip(mine[:2], theirs(trainer, *given)[:2], strict=True):
+            torch.testing.assert_close(found, expected * part["completion_mask"], rtol=1e-4, atol=1e-5)
+            assert found.abs().sum() > 0
 
 
 def plain_divergence(student: Any, teacher: Any, inputs: dict[str, Any], divergence: str) -> torch.Tensor:
