@@ -81,6 +81,11 @@ class Use:
         return self.card.has_teacher(self.options)
 
     @property
+    def rewarded(self) -> bool:
+        """Whether it, an objective, learns from rewards: from one at least that counts."""
+        return any(weight for part, weight in self.parts if part.card.kind == "reward")
+
+    @property
     def sources(self) -> list[tuple[Use, float]]:
         """The sources among its parts, with their weights."""
         return [(part, weight) for part, weight in self.parts if part.card.kind == "source"]

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 LogMetric = Callable[[str, float], Any]
 
-Judged = tuple[Completion, Row, Verdict]
+Judged = tuple[Completion, Row, Verdict | None]
 
 
 class Judge:
     """Grades a batch of completions when the first reward function asks, and keeps it for the others.
 
     Args:
-        task: whose grader judges.
+        task: whose grader judges; None: nobody does, for rewards that need no verdict.
         rows: the source's rows, which the column `row` of the training data counts, each with its `place`.
         ends: ids that end a completion.
         limit: tokens a completion may have.
@@ -35,7 +35,7 @@ class Judge:
 
     def __init__(
         self,
-        task: Task,
+        task: Task | None,
         rows: Sequence[Row],
         tokenizer: transformers.PreTrainedTokenizerBase,
         ends: Collection[int],
@@ -73,7 +73,8 @@ class Judge:
         row = self.rows[number]
         asked = Prompt(str(self.tokenizer.decode(list(prompt))), tuple(prompt))
         completion = completion_from(self.tokenizer, asked, tokens, self.ends, self.limit)
-        return completion, row, self.task.grade(completion.to_grade, row["answer"], row)
+        verdict = None if self.task is None else self.task.grade(completion.to_grade, row["answer"], row)
+        return completion, row, verdict
 
 
 def reward_function(name: str, reward: Reward, judge: Judge) -> RewardFunction:
@@ -92,7 +93,7 @@ def reward_function(name: str, reward: Reward, judge: Judge) -> RewardFunction:
     return scores  # type: ignore[return-value]
 
 
-def _score(name: str, reward: Reward, completion: Completion, row: Row, verdict: Verdict) -> float:
+def _score(name: str, reward: Reward, completion: Completion, row: Row, verdict: Verdict | None) -> float:
     found: Any = reward.score(completion, row, verdict)
     try:
         score = float(found)

@@ -84,6 +84,20 @@ def test_they_count_in_the_fingerprint(tmp_path: Path) -> None:
     )
 
 
+def test_a_teacher_alone_is_enough(tmp_path: Path) -> None:
+    """Distillation on the model's own completions: no gate, no grader, and rows without answers."""
+    path = tmp_path / "recipe.yaml"
+    text = RECIPE.format(rewards="{correct: 0}\n    kd_weight: 1.0", objective="grpo")
+    for one in (text, text.replace("    task: arith\n", "")):
+        path.write_text(one, encoding="utf-8")
+        plan = build_plan(load_recipe(path), Registry.discover())
+        assert [step.stage for step in plan.steps] == ["quantize", "train", "export"]
+        assert weights(plan) == {"correct": 0.0}
+    path.write_text(text.replace("task: arith", "task: null").replace("{correct: 0}", "{correct: 1}"))
+    with pytest.raises(RecipeError, match="'grpo' is rewarded by a task's grader; add"):
+        build_plan(load_recipe(path), Registry.discover())
+
+
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [
@@ -91,7 +105,7 @@ def test_they_count_in_the_fingerprint(tmp_path: Path) -> None:
         ("{correct: {wieght: 1}}", r"train.0.rewards.correct.wieght: 'wieght' is not a key.*Did you mean 'weight'"),
         ("{correct: {weight: much}}", "train.0.rewards.correct.weight: 'much' is not a number"),
         ("{correct: much}", "train.0.rewards.correct: 'much' is not a mapping"),
-        ("{correct: 0}", "train.0.rewards: every weight is 0, so nothing would be learned"),
+        ("{correct: 0}", "train.0.rewards: every weight is 0, so nothing .*; change one, or set kd_weight or beta"),
         ("{}", "train.0.rewards"),
     ],
 )

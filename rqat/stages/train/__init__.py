@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from ...batches import UnevenBatch, largest_that_fits, sequences_at_once, split_batch
-from ...cards import Card
 from ...errors import nearest
 from ...estimate import LATENT_BYTES, Learning, Needs, Sizes, engine_positions
 from ...figures import duration_s, steps_or_duration
@@ -71,7 +70,8 @@ class TrainKeys(PluginKeys):
         objective: name of the objective.
         data: rows to train on.
         teacher: another model to distil from, with the same tokenizer; None is the model before quantization.
-        task: whose grader judges completions, for objectives that are trained on rewards.
+        task: whose grader judges completions, for objectives that are trained on rewards; where no reward counts, it
+            only counts the right ones, and may be left out.
         rewards: what such an objective is trained on: rewards by name, each with its weight, or with `weight` and
             options of its own (`{correct: 1.0, length: {weight: -0.1}}`). None is `{correct: 1.0}`.
         steps: optimizer steps.
@@ -195,8 +195,8 @@ class Train(Stage):
         inputs = {"start": making.made[making.last]}
         inputs |= Produce().add_before(making, keys.data, place.at("data"), source)
         if objective is not None:
-            parts["objective"] = objective = replace(objective, parts=_rewards(making, keys, place, objective.card))
-        if objective is not None and objective.card.graded:
+            parts["objective"] = objective = replace(objective, parts=_rewards(making, keys, place, objective))
+        if objective is not None and objective.rewarded:
             if keys.task is None:
                 known = ", ".join(card.name for card in making.known("task") if not card.compares)
                 wanted = f"add `task: ...`, known: {known}"
@@ -331,8 +331,9 @@ def _watched(making: Making, keys: WatchKeys, place: Place) -> tuple[Use | None,
     return use, {f"{PRODUCED}-{number}-watch": name for number, name in enumerate(written)}
 
 
-def _rewards(making: Making, keys: TrainKeys, place: Place, card: Card) -> tuple[tuple[Use, float], ...]:
-    """The rewards an objective is trained on, with their weights."""
+def _rewards(making: Making, keys: TrainKeys, place: Place, objective: Use) -> tuple[tuple[Use, float], ...]:
+    """The rewards an objective is trained on, with their weights; all may be 0 where it learns from a teacher, too."""
+    card = objective.card
     if not card.graded:
         if keys.rewards is not None:
             graded = ", ".join(card.name for card in making.known("objective") if card.graded)
@@ -340,8 +341,9 @@ def _rewards(making: Making, keys: TrainKeys, place: Place, card: Card) -> tuple
             making.problem(f"{place.at('rewards')}: '{card.name}' is not trained on rewards; {wanted}.")
         return ()
     asked = REWARDS if keys.rewards is None else keys.rewards
-    if not any(reward.weight for reward in asked.values()):
-        making.problem(f"{place.at('rewards')}: every weight is 0, so nothing would be learned.")
+    if not any(reward.weight for reward in asked.values()) and not objective.teacher:
+        also = f", or set {' or '.join(card.teacher)}" if isinstance(card.teacher, tuple) else ""
+        making.problem(f"{place.at('rewards')}: every weight is 0, so nothing would be learned; change one{also}.")
     found = [
         (making.named("reward", name, place.at("rewards", name), reward.options), reward.weight)
         for name, reward in asked.items()
@@ -379,8 +381,12 @@ def _lengths(step: Step, keys: TrainKeys, look: Look) -> Iterator[Finding]:
 
 def _without_effect(step: Step, keys: TrainKeys) -> Iterator[Finding]:
     """Keys of objectives that are trained on rewards, for one that is not; of latent weights, where there are none."""
-    card = step.parts["objective"].card
-    idle = {} if card.graded else dict.fromkeys(("task", "gate"), f"'{card.name}' is not trained on rewards")
+    objective = step.parts["objective"]
+    idle = {}
+    if not objective.card.graded:
+        idle = dict.fromkeys(("task", "gate"), f"'{objective.card.name}' is not trained on rewards")
+    elif not objective.rewarded:
+        idle = {"gate": "no reward counts"}
     if keys.lr is None:
         idle |= dict.fromkeys(("lr_in", "latent_reach", "weight_decay"), "lr is null, so codes stay")
     for name, why in idle.items():

@@ -122,7 +122,7 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
     options = step.parts["objective"].options
     looks: dict[str, Any] = {
         "writes": card.writes,
-        "graded": card.graded,
+        "graded": card.graded and "task" in step.parts,
         "most": limit,
         "taken": _taken(keys, options),
     }
@@ -178,7 +178,7 @@ def _train(
             max_tokens=max_tokens,
             seed=keys.seed,
             writes=card.writes,
-            graded=card.graded,
+            graded=card.graded and "task" in step.parts,
         )
         rows.facts |= uses(rows.rows, _taken(keys, objective.options))
         if rows.facts["rows_dropped_too_long"] and processes.leads:
@@ -344,7 +344,8 @@ def _rewards(
     from ...generation.sampling import end_tokens
     from ...train.rewards import Judge, reward_function
 
-    judge = Judge(job.make(step, "task"), rows.source, start.tokenizer, end_tokens(start.model, start.tokenizer), limit)
+    task = job.make(step, "task") if "task" in step.parts else None
+    judge = Judge(task, rows.source, start.tokenizer, end_tokens(start.model, start.tokenizer), limit)
     parts = step.parts["objective"].parts
     made = [reward_function(use.card.name, job.registry.make(use.card, use.options), judge) for use, _ in parts]
     return made, [weight for _, weight in parts]
