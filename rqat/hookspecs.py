@@ -125,7 +125,8 @@ class RegisterObjective(Protocol):
         teacher: it learns from a teacher, by default the model before quantization: always, or where one of the named
             options is set (`teacher=("kd_weight",)`).
         writes: it learns from completions that it writes itself: rows need a prompt and nothing else.
-        graded: it is trained on rewards: where one counts, the recipe needs a task, rows an answer, and the gate stands before.
+        graded: it is trained on rewards: where one counts, the recipe needs a task, rows an answer, and the cold-start
+            gate stands before.
         logits: how its loss holds logits `(tokens, vocabulary)`, for the estimate of its memory: "float32" widens them,
             "model" leaves them in the model's dtype, "chunks" never has more than a chunk of them.
     """
