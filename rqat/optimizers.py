@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -55,8 +56,13 @@ Adam and its kin move every value by up to the rate in one step: beyond these, b
 """
 
 
+def warm_steps(schedule: str, warmup: float, steps: int) -> int:
+    """Of a training's steps those that warm up; a schedule that is constant has none."""
+    return 0 if schedule == "constant" else math.ceil(warmup * steps)
+
+
 def doubtful(
-    rates: Mapping[str, float | None], optimizer: str, lr_in: str, *, warmup: float = 0.0, zeros: bool = True
+    rates: Mapping[str, float | None], optimizer: str, lr_in: str, *, warm: int = 0, zeros: bool = True
 ) -> Iterator[tuple[str, Literal["error", "warning"], str, str]]:
     """Of learning rates by name: which, how bad it is, what is wrong, and what to do.
 
@@ -64,7 +70,7 @@ def doubtful(
     and that one does not count.
 
     Args:
-        warmup: share of the steps with a rising rate.
+        warm: steps with a rising rate, of which the last has all of it.
         zeros: there are zero points to train; else the grid fixes all of them.
     """
     used = {name: rate for name, rate in rates.items() if zeros or name != "zero_lr"}
@@ -74,8 +80,8 @@ def doubtful(
         yield "lr", "error", f"nothing is trained: {wrong}.", fix
     elif used != rates and rates["zero_lr"] is not None:
         yield "zero_lr", "warning", "the scheme's zero points are fixed: this has no effect.", "Leave it out."
-    if optimizer == "Rprop" and warmup:
-        text = "Rprop takes its rate from the first step, where warm-up has it at 0: every other rate has no effect."
+    if optimizer == "Rprop" and warm > 1:
+        text = f"Rprop takes its rate from the first step, where warm-up has it at 1/{warm}: all others have no effect."
         yield "warmup", "warning", text, "Set warmup: 0, and a schedule that begins at its highest."
     for name, rate in rates.items():
         most, moved = RATES[name]

@@ -277,8 +277,16 @@ def test_zero_points_that_the_grid_fixes_are_not_trained(registry: Registry, mod
 
 def test_rprop_does_not_see_its_rate_behind_a_warm_up(registry: Registry, model: Path):
     asked = ("train.0.optimizer=Rprop", "train.0.lr=1e-3")
-    only(found(plan_of(registry, model, *asked), "warning"), "train.0.warmup: Rprop takes its rate from the first step")
+    steps = plan_of(registry, model, "train.0.steps=40", *asked)
+    only(found(steps, "warning"), "train.0.warmup: Rprop takes its rate from the first step", "at 1/2")
     assert not found(plan_of(registry, model, *asked, "train.0.warmup=0"), "warning")
+    assert not found(plan_of(registry, model, *asked, "train.0.steps=20"), "warning")  # the first step has all of it
+
+
+def test_a_constant_schedule_has_no_warm_up(registry: Registry, model: Path):
+    asked = ("train.0.schedule=constant", "train.0.warmup=0.2")
+    only(found(plan_of(registry, model, *asked), "warning"), "train.0.warmup: a constant schedule has none")
+    assert not found(plan_of(registry, model, *asked[:1]), "warning")
 
 
 def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch):

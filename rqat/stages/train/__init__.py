@@ -16,7 +16,7 @@ from ...figures import duration_s, steps_or_duration
 from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
 from ...model.extras import about_teacher
 from ...model.layers import ENDS
-from ...optimizers import MOMENTS, OPTIMIZERS, RATES, SCHEDULES, doubtful
+from ...optimizers import MOMENTS, OPTIMIZERS, RATES, SCHEDULES, doubtful, warm_steps
 from ...problems import Place
 from ...stage import PRODUCED, Finding, Look, Making, Planned, Section, Stage, Step, Use
 from ..gate import Gate, GateKeys
@@ -96,7 +96,7 @@ class TrainKeys(PluginKeys):
         train_embedding: train the embedding and the head, too, where they are quantized: as latent weights on their
             grid, like every layer. False keeps them as they are.
         schedule: a transformers schedule name.
-        warmup: share of the steps with a rising learning rate.
+        warmup: share of the steps with a rising learning rate; the first of five has a fifth of it, the fifth all.
         weight_decay: of the latent weights.
         max_grad_norm: gradient clipping, global norm.
         save_every: optimizer steps, or time (90s, 15m, 1h), between checkpoints, from which an interrupted run resumes;
@@ -262,7 +262,8 @@ class Train(Stage):
         layers = look.plan.known_schemes(step, look.config)
         trained = [scheme for name, scheme in (layers or {}).items() if keys.train_embedding or name not in ENDS]
         zeros = not trained or look.plan.has_zeros(trained)
-        for name, level, text, fix in doubtful(rates, keys.optimizer, keys.lr_in, warmup=keys.warmup, zeros=zeros):
+        warm = warm_steps(keys.schedule, keys.warmup, keys.steps)
+        for name, level, text, fix in doubtful(rates, keys.optimizer, keys.lr_in, warm=warm, zeros=zeros):
             yield step.finding(level, name, text, fix)
         yield from _without_effect(step, keys)
         try:
@@ -389,6 +390,8 @@ def _without_effect(step: Step, keys: TrainKeys) -> Iterator[Finding]:
         idle = {"gate": "no reward counts"}
     if keys.lr is None:
         idle |= dict.fromkeys(("lr_in", "latent_reach", "weight_decay"), "lr is null, so codes stay")
+    if keys.schedule == "constant" and keys.warmup:
+        idle["warmup"] = "a constant schedule has none (constant_with_warmup does)"
     for name, why in idle.items():
         if getattr(keys, name) != TrainKeys.model_fields[name].default:
             yield step.finding("warning", name, f"{why}: this has no effect.", "Leave it out.")
