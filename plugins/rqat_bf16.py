@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     import torch
 
 
+class Options(rqat.Options):
+    """There are none."""
+
+    def bits_in_file(self, scheme: rqat.Scheme, in_features: int) -> float:
+        """See `rqat.Options`."""
+        return 16.0
+
+
 class Bf16(rqat.Exporter):
     """Writes `w_hat`, rounded once to bfloat16, and no `quantization_config`."""
 
@@ -40,6 +48,7 @@ def register_exporters(register: rqat.RegisterExporter) -> None:
     """See `rqat.hookspecs`."""
     register(
         "bf16",
+        options=Options,
         load=":Bf16",
         grids=None,
         summary="plain 16-bit safetensors, for everything that loads no packed weights",

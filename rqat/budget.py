@@ -95,14 +95,17 @@ class Offer:
             return None
         form = f" in '{within}'" if within else ""
         text = f"{size} cannot be had of this model with these widths{form}: {between(low, high, parameters)}."
+        if low == high and within and any(len(self.widths(unit)) > 1 for unit in self.units):
+            fix = "Choose another format, or `export: null`, where widths count as they are spelled."
+            return RqatError(f"{text} That format takes as much for every width.", hint=fix)
         fix = "Ask for more, or offer narrower widths." if asked < low else "Ask for less, or set no budget."
         return RqatError(text, hint=fix)
 
 
 def between(low: int, high: int, parameters: int) -> str:
     """The two bounds of a budget, in bytes and in bits per parameter."""
-    ends = (f"{count / 1e6:.2f}MB ({8 * count / parameters:.2f}bits)" for count in (low, high))
-    return f"between {' and '.join(ends)} are possible"
+    ends = [f"{count / 1e6:.2f}MB ({8 * count / parameters:.2f}bits)" for count in (low, high)]
+    return f"only {ends[0]} is possible" if low == high else f"between {' and '.join(ends)} are possible"
 
 
 def at_width(scheme: Schemes, bits: int, ends: Sequence[str] = ()) -> Schemes:
@@ -263,21 +266,21 @@ def _saves(now: Choice, then: Choice) -> float:
 
 
 def bounds(
-    offered: Offer, shapes: Mapping[str, tuple[int, int]], parameters: int, per_weight: Callable[[Scheme], float]
+    offered: Offer, shapes: Mapping[str, tuple[int, int]], parameters: int, per_weight: Callable[[Scheme, int], float]
 ) -> tuple[int, int]:
     """Bytes of the smallest and of the largest model that an offer allows; what is not quantized has 16 bits.
 
     Args:
         shapes: `(O, I)` of every layer and of the ends.
         parameters: of the whole model.
-        per_weight: bits per weight of a scheme.
+        per_weight: bits per weight of a scheme, for a layer of so many input features; see `contracts.options.in_file`.
     """
     spans = []
     for unit in offered.units:
         of = [
             sum(
                 math.prod(shapes[name])
-                * (UNQUANTIZED if bits == UNQUANTIZED else per_weight(offered.by_width[bits][name]))
+                * (UNQUANTIZED if bits == UNQUANTIZED else per_weight(offered.by_width[bits][name], shapes[name][1]))
                 for name in unit
             )
             for bits in offered.widths(unit)
@@ -285,6 +288,8 @@ def bounds(
         spans.append((min(of), max(of)))
     counted = {*offered.pinned, *(name for unit in offered.units for name in unit)}
     rest: float = UNQUANTIZED * (parameters - sum(math.prod(shapes[name]) for name in counted))
-    rest += sum(math.prod(shapes[name]) * per_weight(scheme) for name, scheme in offered.pinned.items())
+    rest += sum(
+        math.prod(shapes[name]) * per_weight(scheme, shapes[name][1]) for name, scheme in offered.pinned.items()
+    )
     smallest, largest = ((rest + sum(span[end] for span in spans)) / 8 for end in (0, 1))
     return math.ceil(smallest), math.ceil(largest)

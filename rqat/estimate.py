@@ -101,7 +101,7 @@ def engine_positions(tokens: int) -> int:
 
 
 def bits_of(
-    schemes: Mapping[str, Scheme], config: ModelConfig, per_weight: Callable[[Scheme], float]
+    schemes: Mapping[str, Scheme], config: ModelConfig, per_weight: Callable[[Scheme, int], float]
 ) -> tuple[float, float]:
     """Bits per quantized weight, and per parameter in all, in a checkpoint for servers.
 
@@ -109,11 +109,11 @@ def bits_of(
 
     Args:
         schemes: of every quantized layer, by full name; at least one.
-        per_weight: bits per weight of a scheme, see `rqat.grids.bits_per_weight`.
+        per_weight: bits per weight of a scheme, for a layer of so many input features; see `contracts.options.in_file`.
     """
     shapes = dict.fromkeys(ENDS, (config.vocab, config.hidden)) | config.ends | config.linears
     weights = {name: math.prod(shapes[name]) for name in schemes}
-    packed = sum(per_weight(scheme) * weights[name] for name, scheme in schemes.items())
+    packed = sum(per_weight(scheme, shapes[name][1]) * weights[name] for name, scheme in schemes.items())
     count = sum(weights.values())
     return packed / count, (packed + 16 * (config.parameters - count)) / config.parameters
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .contracts import Context, ModelShape, Problem
-from .contracts.options import became
+from .contracts.options import became, in_file
 from .errors import RqatError
 from .estimate import Estimate, Sizes, bits_of
 from .facts import files_of
@@ -182,7 +182,7 @@ def bits(plan: Plan, config: ModelConfig) -> tuple[float | None, float] | None:
     budget = stages()[making[0].stage].budget(making[0], plan, config)
     if budget is not None:
         return None, 8 * budget / config.parameters
-    return bits_of(plan.schemes(making[0], config), config, bits_per_weight)
+    return bits_of(plan.schemes(making[0], config), config, in_file(None, bits_per_weight))
 
 
 def _trust(plan: Plan) -> Iterator[Finding]:

@@ -34,6 +34,9 @@ SUPER, PART = 256, 16
 K_BITS = {2: "Q2_K", 3: "Q3_K"}
 K_TYPES = tuple(K_BITS.values())
 
+BITS_IN_FILE = {"Q4_0": 4.5, "Q5_0": 5.5, "Q8_0": 8.5, "Q2_K": 2.625, "Q3_K": 3.4375, "": 16.0}
+"""Of a weight, by its type; "" is none that holds it."""
+
 FAMILIES = ("llama", "qwen2", "qwen3")
 """Families by `model_type`, which is what llama.cpp calls them, too."""
 
@@ -81,6 +84,10 @@ class Options(rqat.Options):
             except rqat.RqatError as error:
                 yield rqat.Problem(error.message, error.hint, "format")
         yield from self._types(context, context.model.linears)
+
+    def bits_in_file(self, scheme: rqat.Scheme, in_features: int) -> float:
+        """See `rqat.Options`."""
+        return BITS_IN_FILE[type_of(scheme, in_features, self.types)]
 
     def _types(self, context: rqat.Context, shapes: Mapping[str, tuple[int, int]]) -> Iterator[rqat.Problem]:
         """What is rounded anew, what K types cannot have, and what no type holds."""

@@ -99,6 +99,28 @@ class Options(BaseModel):
         """Of a quantizer: the statistics that these options need beyond those of its card."""
         return ()
 
+    def bits_in_file(self, scheme: Scheme, in_features: int) -> float | None:
+        """Of an exporter: bits per weight that its file takes for a layer; None is about what the scheme says.
+
+        For formats that hold some widths in wider types: sizes, and budgets of bytes, are told by it.
+        """
+        return None
+
+
+def in_file(exporter: Options | None, per_weight: Callable[[Scheme], float]) -> Callable[[Scheme, int], float]:
+    """Bits per weight as a file holds it, by the scheme of a layer and its input features.
+
+    Args:
+        exporter: options of what writes the file; None: there is none.
+        per_weight: where those say nothing, by the scheme alone: see `rqat.grids.bits_per_weight`.
+    """
+
+    def told(scheme: Scheme, in_features: int) -> float:
+        own = None if exporter is None else exporter.bits_in_file(scheme, in_features)
+        return per_weight(scheme) if own is None else own
+
+    return told
+
 
 def expanded(path: str) -> Path:
     """A path as it is written in a recipe, with `~` and `$VARIABLES` replaced by what they stand for."""

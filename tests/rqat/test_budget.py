@@ -10,6 +10,7 @@ import pytest
 
 from rqat import RqatError, Schemes
 from rqat.budget import UNQUANTIZED, Choice, Offer, allot, bounds, budget_bytes, hull, offer
+from rqat.contracts.options import in_file
 from rqat.model.families import LLAMA
 from rqat.model.layers import EMBEDDING, HEAD
 from rqat.scheme import Scheme
@@ -87,7 +88,7 @@ def test_bounds_are_all_narrowest_and_all_widest() -> None:
     shapes = LINEARS | TIED
     weights = sum(math.prod(shape) for shape in LINEARS.values())
     parameters = weights + 128 * 64 + 100
-    low, high = bounds(offered("w4g32"), shapes, parameters, Scheme.bits_per_weight)
+    low, high = bounds(offered("w4g32"), shapes, parameters, in_file(None, Scheme.bits_per_weight))
     assert low == math.ceil((weights * (2 + 18 / 32) + 128 * 64 * (4 + 20 / 32) + 1600) / 8)
     assert high == math.ceil((weights * (4 + 20 / 32) + 128 * 64 * 16 + 1600) / 8)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rqat import RecipeError, Schemes
+from rqat.contracts.options import in_file
 from rqat.estimate import bits_of
 from rqat.grids import bits_per_weight
 from rqat.model.config import ModelConfig, read_config
@@ -69,7 +70,7 @@ def test_bits_count_every_layer_and_the_whole_model(registry: Registry, models: 
 def bits(plan: Plan, config: ModelConfig) -> tuple[float, float]:
     """Those of the model that the quantize step makes."""
     (step,) = (step for step in plan.steps if step.stage == "quantize")
-    return bits_of(plan.schemes(step, config), config, bits_per_weight)
+    return bits_of(plan.schemes(step, config), config, in_file(None, bits_per_weight))
 
 
 def _keys(path: Path) -> Any:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ...budget import UNQUANTIZED, Offer, between, bounds, budget_bytes
 from ...cards import Card
+from ...contracts.options import in_file
 from ...errors import RqatError
 from ...estimate import Needs, Sizes
 from ...keys import Keys
@@ -202,8 +203,10 @@ class Budget(Stage):
         except RqatError:  # which the quantize step tells
             return
         asked = self.bytes(step, config)
-        span = bounds(offered, config.linears | config.ends, config.parameters, Scheme.bits_per_weight)
-        refused = offered.refusal(keys.size, asked, span, config.parameters)
+        exporter = step.parts.get("exporter")
+        per_weight = in_file(exporter.options if exporter else None, Scheme.bits_per_weight)
+        span = bounds(offered, config.linears | config.ends, config.parameters, per_weight)
+        refused = offered.refusal(keys.size, asked, span, config.parameters, exporter.card.name if exporter else "")
         if refused:
             yield step.finding("error", "size", refused.message, refused.hint)
         else:

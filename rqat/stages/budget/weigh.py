@@ -1,6 +1,7 @@
 """What a file takes of every layer in every width, and of all else; and the bounds of what a budget can be.
 
-Of exporters that give tensors, those are weighed; others are taken to store the bits that the schemes say.
+Of exporters that give tensors, those are weighed; others are taken to store the bits that their options say
+(`bits_in_file`), or the schemes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ...budget import UNQUANTIZED, Offer, Unit, budget_bytes, offer
 from ...contracts import Exporter, QuantizedWeight
+from ...contracts.options import in_file
 from ...errors import RqatError
 from ...grids import bits_per_weight
 from ...job import Job
@@ -79,6 +81,7 @@ class Weigher:
     def __init__(self, model: transformers.PreTrainedModel, offered: Offer, exporter: Exporter | None) -> None:
         self.offered, self._model = offered, model
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._per_weight = in_file(exporter.options if exporter else None, bits_per_weight)
         self._exporter = exporter if exporter and type(exporter).tensors is not Exporter.tensors else None
         self._known: dict[tuple[Any, ...], int] = {}
         free = {name for unit in offered.units for name in unit}
@@ -116,7 +119,7 @@ class Weigher:
     def _layer(self, name: str, scheme: Scheme) -> int:
         shape = shape_of(self._model, name)
         if self._exporter is None:
-            return math.ceil(math.prod(shape) * bits_per_weight(scheme) / 8)
+            return math.ceil(math.prod(shape) * self._per_weight(scheme, shape[1]) / 8)
         if (shape, scheme) not in self._known:
             weight = QuantizedWeight(
                 torch.zeros(shape, dtype=torch.uint8),

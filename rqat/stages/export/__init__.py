@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+from ...contracts.options import in_file
 from ...errors import RqatError
 from ...estimate import Needs, Sizes, bits_of
 from ...keys import PluginKeys
@@ -16,6 +17,7 @@ from ...model.stored_schemes import NATIVE
 from ...scheme import Scheme
 from ...servers import FUSING, Outlook, seen, torn_apart
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
+from ..budget import Budget
 
 
 class ExportKeys(PluginKeys):
@@ -76,13 +78,6 @@ class Export(Stage):
 
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
-        parameters = sizes.config.parameters
-        try:
-            schemes = plan.schemes(step, sizes.config)
-            held = {name: schemes[name] for name in schemes if name not in _unpacked(step, schemes)}
-            bits = bits_of(held, sizes.config, sizes.per_weight)[1] if held else 16
-        except RqatError:  # which pre-flight reports
-            bits = 16
         host = sizes.device == "cpu"
         blocks = max(1, sizes.config.blocks)
         ends = [math.prod(shape) for shape in sizes.config.ends.values()]
@@ -91,7 +86,24 @@ class Export(Stage):
             memory = (2 if host else 1) * sizes.model + sizes.codes
         else:  # a tensor beside what was made of it, or a block as it was and as it is read again
             memory = max(2 * max(ends, default=0) * sizes.width, 4 * sizes.quantized // blocks * sizes.width)
-        return Needs(memory, bits * parameters / 8)
+        return Needs(memory, _bytes(step, plan, sizes))
+
+
+def _bytes(step: Step, plan: Planned, sizes: Sizes) -> float:
+    """Of the file that a step writes; where a budget bounds it, that."""
+    made, config = step, sizes.config
+    while "start" in made.inputs:
+        made = plan.step(made.inputs["start"])
+    if Budget.name in made.inputs:
+        return Budget().bytes(plan.step(made.inputs[Budget.name]), config)
+    per_weight = in_file(step.parts["exporter"].options, sizes.per_weight)
+    try:
+        schemes = plan.schemes(step, config)
+        held = {name: schemes[name] for name in schemes if name not in _unpacked(step, schemes)}
+        bits = bits_of(held, config, per_weight)[1] if held else 16
+    except RqatError:  # which pre-flight reports
+        bits = 16
+    return bits * config.parameters / 8
 
 
 def _servers(step: Step, config: ModelConfig, schemes: Mapping[str, Scheme]) -> Iterator[Finding]:

@@ -60,7 +60,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
 def tell_excess(found: Mapping[str, Any], budget: int) -> None:
     """Warns of an exported file that takes more than a budget of bytes."""
     if found["bytes"] > budget:
-        text = "'%s' takes %.2fMB, more than the budget of %.2fMB: it stores widths in more bits than they have."
+        text = "'%s' takes %.2fMB, more than the budget of %.2fMB, which did not count all that this format stores."
         log.warning(text, found["format"], found["bytes"] / 1e6, budget / 1e6)
 
 

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 
 import rqat
-from rqat import RecipeError
+from rqat import Exporter, RecipeError, Schemes
+from rqat.budget import offer
 from rqat.job import Job
+from rqat.keys import ModelKeys
 from rqat.model.config import read_config
+from rqat.model.families import LLAMA
 from rqat.pipeline import run_pipeline
 from rqat.plan import Plan, build_plan
-from rqat.preflight import bits, preflight
+from rqat.preflight import bits, estimate, preflight
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
+from rqat.stages.budget.weigh import Weigher
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 TEXT = [{"text": f"{number} plus {number % 7} makes {number + number % 7}, and so on."} for number in range(60)]
@@ -139,6 +143,40 @@ def test_formats_without_a_packed_embedding_offer_none(registry: Registry, model
         for export in ("rqat", "compressed-tensors")
     ]
     assert low[0].partition("between")[2] != low[1].partition("between")[2]
+
+
+def test_a_format_that_takes_as_much_for_every_width_is_told(registry: Registry, model: Path, rows: Path) -> None:
+    (error,) = found(plan_of(registry, model, rows, 5, export="bf16"), "error")
+    assert (
+        "budget.size: 5bits cannot be had of this model with these widths in 'bf16': only 0.62MB (16.00bits)" in error
+    )
+    assert "takes as much for every width. Choose another format, or `export: null`" in error
+
+
+def test_a_budget_counts_the_types_that_gguf_has(registry: Registry, model: Path, rows: Path) -> None:
+    """2 and 3 bits take 4.5 there, 4 bits 5.5, 8 bits with zero points 16: not what the scheme says."""
+    errors = found(plan_of(registry, model, rows, 3.6, export="gguf"), "error")
+    assert any("3.6bits cannot be had of this model with these widths in 'gguf': between" in text for text in errors)
+    offered = offer(
+        Schemes.parse("w4g32"), (2, 3, 4, 8), (4, 16), True,
+        linears={"model.layers.0.mlp.down_proj": (128, 256)}, end_shapes={}, layout=LLAMA, blocks=1,
+    )  # fmt: skip
+    exporter = Exporter(registry.card("exporter", "gguf").options())
+    weigher = Weigher(tiny_model(), offered, exporter)
+    taken = {bits: weigher.unit(("model.layers.0.mlp.down_proj",), bits) for bits in (2, 3, 4, 8)}
+    assert taken == {bits: 128 * 256 * of / 8 for bits, of in ((2, 4.5), (3, 4.5), (4, 5.5), (8, 16))}
+
+
+def test_the_disk_that_an_export_takes_is_the_budget(registry: Registry, model: Path, rows: Path) -> None:
+    config = read_config(ModelKeys(path=str(model)))
+
+    def disk(budget: Any, export: str) -> float:
+        plan = plan_of(registry, model, rows, budget, export=export)
+        return next(one.disk_bytes for one in estimate(plan, config) if one.step.endswith("-export"))
+
+    assert disk(3.6, "rqat") == int(3.6 * config.parameters / 8)
+    assert disk(None, "bf16") == pytest.approx(2 * config.parameters, rel=0.01)
+    assert disk(None, "rqat") < disk(None, "gguf") < disk(None, "bf16")
 
 
 def test_what_is_chosen_apart_is_measured_apart(registry: Registry, model: Path, rows: Path) -> None:
