@@ -22,7 +22,7 @@ from .model.config import ModelConfig
 from .problems import Place
 from .recipe import LoadedRecipe, RecipeKeys
 from .registry import Registry
-from .scheme import DEFAULT, Scheme, Schemes
+from .scheme import DEFAULT, UNIFORM, Scheme, Schemes
 from .stage import BASE, Making, Stage, Step, Use, bare_name
 from .stages import stages
 from .storage import fingerprint_of, is_name
@@ -113,9 +113,16 @@ class Plan:
             },
         }
         if stage.of_scheme:
-            grids = grid_cards(Registry.current(), self.scheme.different)
-            facts["scheme"] = self.scheme.facts() | {"grids": [card_facts(card) for card in grids]}
+            registry, brought = Registry.current(), self.brings_scheme(step)
+            # Layers that were there before count by the step that brought them, and their grids, but for this one.
+            grids = [registry.card("grid", UNIFORM)] if brought else grid_cards(registry, self.scheme.different)
+            facts["scheme"] = {"grids": [card_facts(card) for card in grids]}
+            facts["scheme"] |= {} if brought else self.scheme.facts()
         return facts
+
+    def brings_scheme(self, step: Step) -> bool:
+        """Whether the model that a step works on has schemes of its own, of which the recipe's says nothing."""
+        return stages()[step.stage].brings_scheme(step, self)
 
     def fingerprint(self, step: Step, known: dict[str, str] | None = None) -> str:
         """Hex digest of `facts`, as which it is added to `known`."""

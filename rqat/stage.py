@@ -183,6 +183,8 @@ class Planned(Protocol):
 
     def schemes(self, step: Step, config: ModelConfig) -> dict[str, Scheme]: ...
 
+    def brings_scheme(self, step: Step) -> bool: ...
+
     def known_schemes(self, step: Step, config: ModelConfig | None) -> dict[str, Scheme] | None: ...
 
     def has_zeros(self, schemes: Iterable[Scheme]) -> bool: ...
@@ -341,6 +343,11 @@ class Stage:
         """
         start = step.inputs.get("start")
         return plan.schemes(plan.step(start), config) if start else {}
+
+    def brings_scheme(self, step: Step, plan: Planned) -> bool:
+        """Whether the model a step works on or makes has schemes of its own, of which the recipe's says nothing."""
+        start = step.inputs.get("start")
+        return start is not None and plan.brings_scheme(plan.step(start))
 
     def budget(self, step: Step, plan: Planned, config: ModelConfig) -> int | None:
         """Bytes that the model a step makes has to keep within; None where its schemes say what it takes."""

@@ -95,6 +95,10 @@ class Start(Stage):
             raise _of_another(step.settings, plan, "its layers differ")
         return schemes
 
+    def brings_scheme(self, step: Step, plan: Planned) -> bool:
+        """See `Stage`."""
+        return True
+
     def estimate(self, step: Step, plan: Planned, sizes: Sizes) -> Needs:
         """See `Stage`."""
         return Needs(disk=sizes.checkpoint)
@@ -126,7 +130,8 @@ class Start(Stage):
             return
         asked, made = look.plan.scheme, Counter(map(str, schemes.values()))
         if "scheme" in look.plan.recipe.model_fields_set and not set(made) <= set(map(str, asked.different)):
-            text = f"'{asked.brief}' has no part in this: '{keys.path}' stays at {_counted(made)}."
+            others = ", only in `compare`" if look.plan.recipe.compare else ""
+            text = f"'{asked.brief}' has no part in this{others}: '{keys.path}' stays at {_counted(made)}."
             yield Finding("warning", f"{look.plan.place.at('scheme')}: {text}")
         if look.config is not None and look.config.folder is not None and _other_weights(keys, look.config.keys):
             text = f"'{keys.path}' was made from other weights than those of '{look.plan.model.path}'."

@@ -158,6 +158,19 @@ def test_a_scheme_beside_a_start_has_no_part_in_it(registry: Registry, step: Pat
     assert not any("has no part" in str(found) for found in preflight(plan_of(registry, start=str(step))))
 
 
+def test_a_scheme_beside_a_start_redoes_nothing_but_comparisons(registry: Registry, step: Path) -> None:
+    train = [{"objective": "sft", "data": "arith", "steps": 1, "batch": 2, "max_tokens": 256}]
+    keys: dict[str, Any] = {"start": str(step), "train": train, "export": "rqat", "compare": ["rtn"]}
+    before, after = (plan_of(registry, scheme=scheme, **keys).fingerprints() for scheme in ("w4g128", "w2g64"))
+    changed = {name for name in before if before[name] != after[name]}
+    assert {name.partition("-")[2] for name in changed} == {"quantize-rtn-2"}
+    assert len(before) == 4
+    assert any(
+        "no part in this, only in `compare`: " in str(one)
+        for one in preflight(plan_of(registry, **keys | {"scheme": "w2g64"}))
+    )
+
+
 def test_other_weights_than_the_start_was_made_from_are_told(registry: Registry, step: Path, tmp_path: Path) -> None:
     def told(folder: Path) -> list[str]:
         return [
