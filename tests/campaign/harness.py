@@ -62,6 +62,32 @@ evaluate:
   - {{task: arith, problems: 4, limit: 4, max_new_tokens: 8, batch: 2}}
 """
 
+SCALES = """
+name: small
+model: {model}
+scheme: w4g32
+budget: {{size: 9bits, widths: [2, 4, 8], ends: [16], samples: 2}}
+calibration: {{source: arith, samples: 4, tokens: 48}}
+quantize: gptq
+train:
+  - {{objective: kd, data: arith, steps: 5, batch: 2, max_tokens: 160, lr: null, scale_lr: 1e-2, save_every: {every}}}
+  - objective: grpo
+    data: arith
+    task: arith
+    generations: 2
+    max_completion_tokens: 8
+    gate: {{action: warn, prompts: 2, samples: 2}}
+    steps: 3
+    batch: 4
+    max_tokens: 160
+    lr: null
+    scale_lr: 1e-2
+    kd_weight: 1
+    save_every: {every}
+export: rqat
+"""
+"""Widths within a budget, and scales that are trained alone."""
+
 START = """
 name: small
 model: {model}

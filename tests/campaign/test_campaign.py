@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from .compared import contents
-from .harness import HEAD, RECIPE, SENDINGS, START, Campaign, Outcome, Server, compiled
+from .harness import HEAD, RECIPE, SCALES, SENDINGS, START, Campaign, Outcome, Server, compiled
 from .several import Two, moments
 
 SHARE = int(os.environ.get("RQAT_CAMPAIGN_SHARE", "1"))
@@ -159,6 +159,17 @@ def test_killed_after_every_change_of_a_run_that_starts_from_another(
     outcome.name += ", from another run's step"
     judge(outcome, table)
     assert contents(start) == before
+
+
+@pytest.mark.campaign
+def test_killed_after_every_change_of_a_run_within_a_budget_that_trains_scales_alone(
+    campaign: Campaign, table: list[Outcome], tmp_path: Path
+) -> None:
+    other = Campaign(tmp_path / "scales", SCALES, campaign.servers)
+    other.leave_alone()
+    outcome = other.crash(share(numbers(other)))
+    outcome.name += ", within a budget and with scales alone"
+    judge(outcome, table)
 
 
 @pytest.mark.campaign
