@@ -144,10 +144,20 @@ def _line(problem: Any, keys: KeyPath, model: type[BaseModel], place: Place, als
     if kind == "value_error":
         return f"{here}: {limits['error']}"
     if kind in IS_NOT:
-        return f"{here}: {_shown(given)} is not {IS_NOT[kind]}."
+        return f"{here}: {_is_not(given, IS_NOT[kind], model_at(model, keys), str(keys[-1]) if keys else '')}"
     if kind in BOUNDS:
         return f"{here}: {_shown(given)}: has to be {BOUNDS[kind].format(**limits)}."
     return f"{here}: {_shown(given)}: {problem['msg'][:1].lower()}{problem['msg'][1:]}."
+
+
+def _is_not(given: Any, wanted: str, owner: type[BaseModel] | None, key: str) -> str:
+    """What a value is, and what it should have been: a mapping of `owner`, or a list of such."""
+    named = str(getattr(owner, "named_by", ""))
+    if wanted == "a list" and isinstance(given, Mapping) and named:
+        return f"a mapping stands where a list of them belongs; write `{key}: [{{{named}: ...}}]`."
+    if wanted == "a mapping" and named:
+        return f"{_shown(given)} is neither a {named} nor a mapping."
+    return f"{_shown(given)} is not {wanted}."
 
 
 def _unknown_keys(given: Any, owner: type[BaseModel] | None) -> Iterator[str]:

@@ -79,6 +79,33 @@ def quantize(
 # ------------------------------------------------------------------------------------------------ names and keys
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            "evaluate={task: arith}",
+            "evaluate: a mapping stands where a list of them belongs; write `evaluate: [{task: ...",
+        ),
+        (
+            "compare={method: rtn}",
+            "compare: a mapping stands where a list of them belongs; write `compare: [{method: ...",
+        ),
+        ("start=3", "start: 3 is neither a path nor a mapping."),
+        ("budget=true", "budget: True is neither a size nor a mapping."),
+    ],
+)
+def test_values_of_another_kind_are_told_with_what_belongs_there(recipe: Path, given: str, says: str) -> None:
+    refused("plan", recipe, "--set", given, says=[says])
+
+
+@pytest.mark.parametrize("name", ["lr", "scale_lr", "zero_lr", "other_lr", "weight_decay"])
+def test_rates_without_end_are_refused_for_every_optimizer(recipe: Path, name: str) -> None:
+    recipe.write_text(
+        f"{recipe.read_text()}train: [{{objective: kd, data: arith, steps: 1, optimizer: SGD, {name}: .inf}}]\n"
+    )
+    refused("plan", recipe, says=[f"mine.yaml:6 train.0.{name}: inf: input should be a finite number."])
+
+
 def test_unknown_recipe() -> None:
     refused("qat", "--recipe", "quickstrat", says=["'quickstrat'", "recipe", "Known"])
 

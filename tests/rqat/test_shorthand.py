@@ -76,9 +76,9 @@ def test_a_recipe_that_names_its_quantizer_anew_drops_what_stood_in_front(tmp_pa
     ("written", "problem"),
     [
         ([], "quantize.method: is missing."),
-        ([1, "gptq"], "quantize.transforms.0: 1 is not a mapping."),
+        ([1, "gptq"], "quantize.transforms.0: 1 is neither a method nor a mapping."),
         (["rotate", 3], "quantize.method: 3 is not text."),
-        ([["rotate"], "gptq"], "quantize.transforms.0: ['rotate'] is not a mapping."),
+        ([["rotate"], "gptq"], "quantize.transforms.0: ['rotate'] is neither a method nor a mapping."),
     ],
 )
 def test_what_is_no_part_is_told(written: Any, problem: str) -> None:
