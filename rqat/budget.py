@@ -96,7 +96,7 @@ class Offer:
         form = f" in '{within}'" if within else ""
         text = f"{size} cannot be had of this model with these widths{form}: {between(low, high, parameters)}."
         if low == high and within and any(len(self.widths(unit)) > 1 for unit in self.units):
-            fix = "Choose another format, or `export: null`, where widths count as they are spelled."
+            fix = "Choose another; a recipe with `export: null` counts widths as they are spelled."
             return RqatError(f"{text} That format takes as much for every width.", hint=fix)
         fix = "Ask for more, or offer narrower widths." if asked < low else "Ask for less, or set no budget."
         return RqatError(text, hint=fix)

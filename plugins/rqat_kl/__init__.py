@@ -36,7 +36,7 @@ class KlOptions(rqat.ComparisonOptions):
         if isinstance(rows, (str, dict)):
             return given | {"rows": [{"source": rows} if isinstance(rows, str) else rows]}
         if data is None and rows is None:
-            raise ValueError("kl: says nothing of the rows; name a source (rows: [{source: gsm8k}]) or a file (data).")
+            raise ValueError("kl: says nothing of the rows; name a source (rows: gsm8k) or a file (data).")
         if data is None:
             return given
         if rows is not None:

@@ -112,6 +112,7 @@ def evaluate(
     flags: dict[KeyPath, str] = {}
     for number, name in enumerate(names):
         known = registry.card("task", name).options.model_fields if registry.has("task", name) else ()
+        flags[("evaluate", number)] = "TASK"
         flags |= {("evaluate", number, key): f"--set {key}" for key in (*known, *raw)}
         direct = ("data", *own, *(["max_new_tokens"] if max_new_tokens is not None else []))
         flags |= {("evaluate", number, key): f"--{key.replace('_', '-')}" for key in direct}

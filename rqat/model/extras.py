@@ -25,7 +25,7 @@ from .config import MLX, ModelConfig, mixes_blocks, read_config, weight_files
 from .families import FAMILIES
 from .foreign import foreign
 from .hub import GENERATION_FILE, QUANTIZED_FILE, uncertain_files
-from .vocabulary import check_vocabularies
+from .vocabulary import ORIGINAL, TEACHER, check_vocabularies
 
 NO_SAMPLING = frozenset(
     {"_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
@@ -336,7 +336,7 @@ def about_teacher(
     except RqatError as error:
         yield Problem(error.message, error.hint)
         return
-    yield from _only_read(config, student, offline=offline)
+    yield from _only_read(config, student, TEACHER, offline=offline)
     if config.context is not None and max_tokens > config.context:
         text = f"max_tokens is {max_tokens}, but the teacher's context is {config.context}."
         yield Problem(text, f"Use at most {config.context}.")
@@ -359,14 +359,16 @@ def about_original(keys: ModelKeys, model: ModelConfig | None, *, offline: bool 
     except RqatError as error:
         yield Problem(error.message, error.hint)
         return
-    yield from _only_read(config, model, offline=offline)
+    yield from _only_read(config, model, ORIGINAL, offline=offline)
 
 
 def _is_step(config: ModelConfig) -> bool:
     return config.folder is not None and (config.folder / QUANTIZED_FILE).is_file()
 
 
-def _only_read(config: ModelConfig, other: ModelConfig | None, *, offline: bool) -> Iterator[Problem]:
+def _only_read(
+    config: ModelConfig, other: ModelConfig | None, called: tuple[str, str], *, offline: bool
+) -> Iterator[Problem]:
     """What loading a model would refuse, and what it would leave out; whether its tokens are those of another."""
     try:
         if not _is_step(config):
@@ -384,6 +386,6 @@ def _only_read(config: ModelConfig, other: ModelConfig | None, *, offline: bool)
         mine = None  # which loading the model reports
     if theirs is not None and mine is not None:
         try:
-            check_vocabularies(theirs, mine)
+            check_vocabularies(theirs, mine, called)
         except RqatError as error:
             yield Problem(f"'{config.keys.path}': {error.message}", error.hint)

@@ -62,8 +62,23 @@ def past_the_embedding(path: str, vocabulary: Mapping[str, int], rows: int) -> M
     )
 
 
-def check_vocabularies(teacher: Mapping[str, int], student: Mapping[str, int]) -> None:
+TEACHER = ("teacher", "student")
+ORIGINAL = ("original", "model")
+
+OTHERWISE = {
+    TEACHER: "Distil from a model with the student's tokenizer; leave `teacher` out for the model before quantization.",
+    ORIGINAL: "Compare it with what it was made from, or with a model that has the same tokenizer.",
+}
+"""What to do where two models have different tokens, by what they are called."""
+
+
+def check_vocabularies(
+    teacher: Mapping[str, int], student: Mapping[str, int], called: tuple[str, str] = TEACHER
+) -> None:
     """Refuses a teacher whose token ids mean something else: distributions could not be compared.
+
+    Args:
+        called: what the two are, see `OTHERWISE`.
 
     Raises:
         ModelError: gives both sizes and the first token that differs.
@@ -73,10 +88,11 @@ def check_vocabularies(teacher: Mapping[str, int], student: Mapping[str, int]) -
     wrong = [token for token in teacher.keys() | student.keys() if teacher.get(token) != student.get(token)]
     first = min(wrong, key=lambda token: (student.get(token, len(student)), token))
     theirs, mine = teacher.get(first, "missing"), student.get(first, "missing")
+    other, own = called
     raise ModelError(
-        f"teacher and student have different vocabularies, of {len(teacher)} and {len(student)} tokens: "
-        f"token {first!r} is {theirs} for the teacher and {mine} for the student.",
-        hint="Distil from a model with the student's tokenizer; leave `teacher` out for the model before quantization.",
+        f"{other} and {own} have different vocabularies, of {len(teacher)} and {len(student)} tokens: "
+        f"token {first!r} is {theirs} for the {other} and {mine} for the {own}.",
+        hint=OTHERWISE[called],
     )
 
 

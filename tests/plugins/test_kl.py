@@ -284,7 +284,7 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("kl", "builtin:tiny-reasoner"), "says nothing of the rows"),
+        (("kl", "builtin:tiny-reasoner"), "TASK: kl: says nothing of the rows; name a source (rows: gsm8k) or"),
         (("kl", "builtin:tiny-reasoner", "--data", "nowhere.txt"), "there is no file 'nowhere.txt'"),
         (("arith", "builtin:tiny-reasoner", "--original", "x"), "'arith' compares no models"),
         (("kl", "builtin:tiny-reasoner", "--set", "rows=arith", "--original", "./nowhere"), "./nowhere"),

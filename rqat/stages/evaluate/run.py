@@ -25,7 +25,7 @@ from ...model.config import read_config
 from ...model.devices import default_dtype
 from ...model.hub import QUANTIZED_FILE
 from ...model.tokenizers import tokenizer_in
-from ...model.vocabulary import check_vocabularies
+from ...model.vocabulary import ORIGINAL, check_vocabularies
 from ...packed.load import load_packed
 from ...stage import Finding, Look, Step, Use
 from ...storage import write_json, write_json_lines
@@ -175,7 +175,7 @@ def _comparison(job: Job, step: Step, keys: EvaluateKeys) -> Evaluation:
         else:
             other = keys.original
             original, words = open_model(other, device=job.device, offline=job.offline, backend="transformers")
-        check_vocabularies(words.get_vocab(), tokenizer.get_vocab())
+        check_vocabularies(words.get_vocab(), tokenizer.get_vocab(), ORIGINAL)
     with job.progress.task(_label(job, step, keys.task), len(rows)) as bar:
         data = ", ".join(data_of(part) for part, _ in step.parts["task"].sources)
         return run_comparison(task, keys.task, data, model, original, tokenizer, rows, bar.update)

@@ -150,7 +150,7 @@ def test_a_format_that_takes_as_much_for_every_width_is_told(registry: Registry,
     assert (
         "budget.size: 5bits cannot be had of this model with these widths in 'bf16': only 0.62MB (16.00bits)" in error
     )
-    assert "takes as much for every width. Choose another format, or `export: null`" in error
+    assert "takes as much for every width. Choose another; a recipe with `export: null`" in error
 
 
 def test_a_budget_counts_the_types_that_gguf_has(registry: Registry, model: Path, rows: Path) -> None:
