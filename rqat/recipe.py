@@ -191,6 +191,8 @@ def _validated(
 def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """A file, merged over the one it extends."""
     data, origins = read_yaml(path, path.name if path.parent == recipe_folder() else str(path))
+    if "recipe" in data and not {"model", "extends"} & data.keys():
+        raise RecipeError([f"{Place(origins, ('recipe',))}: this is a sweep, not a recipe: run `rqat sweep {path}`."])
     origins = _in_new_spelling(data, origins)
     spell_out(data, Recipe, origins)
     if "extends" not in data:

@@ -123,6 +123,9 @@ def load_sweep(path: Path, registry: Registry) -> Sweep:
     """
     data, origins = read_yaml(path, str(path))
     place = Place(origins)
+    if "recipe" not in data and {"model", "extends"} & data.keys():
+        asked = f"run `rqat qat {path}`, or name it in a sweep: `recipe: {path.name}`, with `matrix` or `cells`"
+        raise RecipeError([f"{path}: this is a recipe, not a sweep; {asked}."])
     if isinstance(data.get("stop"), str):
         data["stop"] = {"figure": data["stop"]}
     try:

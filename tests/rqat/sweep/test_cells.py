@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from rqat.errors import RqatError
+from rqat.recipe import load_recipe
 from rqat.registry import Registry
 from rqat.sweep.cells import Sweep, load_sweep, short_keys
 
@@ -171,3 +172,17 @@ def test_a_sweep_allows_no_more_than_a_recipe(
     """What it sets counts as given on the command line, by which alone code of others may be run."""
     with pytest.raises(RqatError, match=told):
         loaded(registry, tmp_path, set=given, matrix={"train.0.lr": [1e-5]})
+
+
+def test_a_recipe_and_a_sweep_that_are_taken_for_each_other_are_told_so(registry: Registry, tmp_path: Path) -> None:
+    sweep = written(tmp_path, {"matrix": {"train.kd.lr": [1e-5]}})
+    with pytest.raises(RqatError) as caught:
+        load_recipe(sweep)
+    assert f"{sweep}:1 recipe: this is a sweep, not a recipe: run `rqat sweep {sweep}`." in str(caught.value)
+    recipe = tmp_path / "base.yaml"
+    with pytest.raises(RqatError) as caught:
+        load_sweep(recipe, registry)
+    told = (
+        f"{recipe}: this is a recipe, not a sweep; run `rqat qat {recipe}`, or name it in a sweep: `recipe: base.yaml`"
+    )
+    assert told in str(caught.value)
