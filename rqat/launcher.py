@@ -152,7 +152,7 @@ def _run_workers(count: int, folder: Path, nodes: Nodes, run: str) -> None:
     except ChildFailedError as error:
         raise _cause(error, count, folder) from None
     except SignalException as ended:
-        raise SystemExit(128 + ended.sigval) from None
+        raise KeyboardInterrupt(int(ended.sigval)) from None  # which the command tells, as it does of Ctrl-C
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from rqat.errors import RqatError, RunError
-from rqat.launcher import GRACE_S, _cause, _grace, check_processes
+from rqat.launcher import GRACE_S, _cause, _grace, _run_workers, check_processes
+from rqat.nodes import Nodes
 from rqat.plan import build_plan
 from rqat.processes import RANKS, Processes, WorkerFailed, work_alone
 from rqat.recipe import load_recipe
@@ -221,6 +222,18 @@ def test_ctrl_c_ends_all_and_the_report_goes_along(running: Running, folder: Pat
     assert re.fullmatch(rf"Stopped at 03-train-kd, step \d+ of {STEPS};", state_told(folder))
     assert printed.endswith("\nInterrupted. The same command resumes from here.\n")
     assert not re.search("warning|error|traceback|train kd:", printed, re.IGNORECASE)
+
+
+def test_a_signal_is_told_as_ctrl_c_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    def ended(*_: Any) -> Any:
+        raise SignalException("ended", signal.SIGTERM)
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", ended)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        _run_workers(2, tmp_path, Nodes(), "run")
+    assert caught.value.args == (signal.SIGTERM,)
 
 
 @pytest.mark.long
