@@ -262,11 +262,15 @@ def _disk_left(plan: Plan, estimates: Sequence[Estimate], folder: Path) -> int:
 def _files(plan: Plan) -> Iterator[Finding]:
     """Data files that are not there."""
     for step in _with_own_parts(plan):
-        for use in (inner for part in step.parts.values() for inner in part.all()):
-            for option, file in files_of(use.options):
-                if not file.path.exists():
-                    text = f"{use.card.name}.{option}: there is no file '{file}'{became(file)}."
-                    yield step.finding("error", "", text, f"Paths are relative to {Path.cwd()}.")
+        for part in step.parts.values():
+            told = set[str]()  # a part may be made of one that reads the same file
+            for use in part.all():
+                missing = {file: option for option, file in files_of(use.options) if not file.path.exists()}
+                for file in (file for file in missing if file not in told):
+                    text = f"{use.card.name}.{missing[file]}: there is no file '{file}'{became(file)}."
+                    place = use.place if use.place.keys else step.place
+                    yield Finding("error", f"{place}: {text}", f"Paths are relative to {Path.cwd()}.")
+                told |= missing.keys()
 
 
 def _domains(plan: Plan) -> Iterator[Finding]:

@@ -144,6 +144,11 @@ def test_domains_that_differ(registry: Registry, model: Path, tmp_path: Path):
     assert not found(plan_of(registry, model, calibration={"source": "mix", "parts": parts}), "warning")
 
 
+def test_a_file_that_is_read_by_a_part_of_a_part_is_told_once_and_where(registry: Registry, model: Path):
+    plan = plan_of(registry, model, "train.0.watch={task: kl, data: gone.jsonl}")
+    only(found(plan, "error"), "--set train.0.watch: kl.data: there is no file 'gone.jsonl'.")
+
+
 def test_reading_the_test_split(registry: Registry, model: Path):
     only(found(plan_of(registry, model, "train.0.data.split=test"), "warning"), "train.0.data.split", "test split")
 
