@@ -171,7 +171,7 @@ def test_wrong_types_are_all_told_at_once(recipe: Path) -> None:
 
 def test_budgets_that_cannot_be_kept(model: Path, recipe: Path) -> None:
     data = ("--calibration", "arith")
-    bounds = "cannot be had of this model with these widths: between 0."
+    bounds = "cannot be had of this model with these widths in 'compressed-tensors': between 0."
     refused(*quantize(model, "--budget", "1bits", *data), says=["--budget: 1bits", bounds, "are possible"])
     refused(*quantize(model, "--budget", "9GB", *data), says=["--budget: 9GB", bounds, "set no budget"])
     refused(*quantize(model, "--budget", "small", *data), says=["--budget: 'small' is not a size", "2.8bits"])
