@@ -36,7 +36,7 @@ from .job import Job, heard, log
 from .launcher import check_processes, launch
 from .lighter import is_out_of_memory, needed_bytes, ran_out
 from .model.memory import Peak, give_back
-from .run_folder import MANIFEST, MARK, SUMMARY, fates, refuse_links, settle
+from .run_folder import LINKING, MANIFEST, MARK, MOVING, OLD, SUMMARY, fates, refuse_links, settle
 from .run_lock import LOCK, only_one
 from .stage import Step
 from .stages import stages, work_of
@@ -46,6 +46,9 @@ LIBRARIES = ("torch", "transformers", "trl")
 
 MEMORY = "memory"
 """Under which a step's results come with the most memory that it has taken, and the estimate of it."""
+
+DAMAGED = ".damaged-"
+"""In front of the name of a step whose files were found changed."""
 
 OWN_FILES = frozenset({LOCK, MANIFEST, SUMMARY, "report.html", "plan.json", "recipe.yaml", "logs"})
 """What a run folder may hold besides the folders of steps."""
@@ -84,6 +87,8 @@ def run_pipeline(job: Job, *, fresh: bool = False, until: str = "", redo: Collec
     if job.workers > 1:
         check_processes(job.workers, job.device)
     refuse_links(job.folder)
+    if job.folder.is_dir():
+        _refuse_foreign_folder(job)  # before a lock is left there
     with only_one(job.folder), job.nodes.leading(job.folder):
         _refuse_foreign_folder(job)
         sweep(job.folder)
@@ -160,7 +165,7 @@ def _refuse_foreign_folder(job: Job) -> None:
 
 def _clear(job: Job) -> None:
     for entry in job.folder.iterdir():
-        if entry.name == LOCK:
+        if entry.name.startswith(".") and not entry.name.startswith((OLD, MOVING, DAMAGED, LINKING)):
             continue
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -235,7 +240,7 @@ def _is_done(job: Job, step: Step, *, whole: bool) -> bool:
         if not wrong:
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # ended while it was being removed
             return True
-        aside = job.folder / f".damaged-{step.name}-{int(time.time())}"
+        aside = job.folder / f"{DAMAGED}{step.name}-{int(time.time())}"
         log.warning(
             "%s: %s changed since it was written; set aside as %s and done again.", step.name, wrong[0], aside.name
         )

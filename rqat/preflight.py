@@ -26,7 +26,7 @@ from .overlap import overlaps
 from .plan import Plan
 from .read_once import LookedAt
 from .registry import Registry
-from .run_folder import begun, fates
+from .run_folder import begun, fates, taken_away
 from .scheme import Scheme
 from .stage import ORDER, Finding, Look, Step, Use
 from .stages import stages, work_of
@@ -71,6 +71,9 @@ def preflight(
         findings += memory_told(plan, estimates, sizes, disk_bytes=_disk(estimates), free=free_bytes(device))
         if folder is not None:
             findings += _room(plan, estimates, folder, fresh=fresh)
+    for place, path in taken_away(plan, folder, fresh=fresh) if folder is not None else ():
+        text = f"'{path}' lies in this run's own folder, which {'is emptied' if fresh else 'sets it aside'} before."
+        findings.append(Finding("error", f"{place}: {text}", "Choose another folder with -o, or another `name`."))
     findings += _trust(plan)
     findings += _trackers(plan)
     findings += _files(plan)

@@ -19,9 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from .contracts import File
 from .errors import RunError, UnknownName
-from .facts import difference
+from .facts import difference, files_of
 from .intact import MANIFEST
+from .keys import ModelKeys
+from .problems import Place
 from .stage import Step, bare_name
 from .storage import PARTIAL, links_out, read_json, sweep
 
@@ -34,6 +37,9 @@ MARK = ".step.json"
 OLD = ".old"
 MOVING = ".moving-"
 """In front of the name of a step on its way to another number; an interrupted move is taken up again."""
+
+LINKING = ".linking-"
+"""In front of the name of a step whose files are being linked; without its manifest's name it is never read."""
 
 State = Literal["kept", "again", "new"]
 
@@ -107,6 +113,35 @@ def fates(plan: Planned, folder: Path, *, redo: Collection[str] = ()) -> list[Fa
         else:
             found.append(_not_there(plan, step, its, folder, done, wanted))
     return found
+
+
+def taken_away(plan: Planned, folder: Path, *, fresh: bool = False) -> Iterator[tuple[Place, Path]]:
+    """What steps are to read that lies in a run folder and will not stay there: where it was asked for, and its path.
+
+    Args:
+        fresh: what the folder holds is thrown away before; else what does not belong to the plan is set aside.
+    """
+    root = folder.resolve()
+    read = {path: place for step in plan.steps for place, path in _read_by(step)}
+    inside = {path: place for path, place in read.items() if path.resolve().is_relative_to(root) and path.exists()}
+    if inside:
+        stay = {fate.found for fate in fates(plan, folder) if fate.found == folder / fate.step and not fresh}
+        staying = {path.resolve() for path in stay if path is not None}
+        for path, place in inside.items():
+            if not staying.intersection([path.resolve(), *path.resolve().parents]):
+                yield place, path
+
+
+def _read_by(step: Step) -> Iterator[tuple[Place, Path]]:
+    """Where a step is told to read files and folders, and those; of models the teacher and the like."""
+    for use in (inner for part in step.parts.values() for inner in part.all()):
+        place = use.place if use.place.keys else step.place
+        yield from ((place, file.path) for _, file in files_of(use.options))
+    for _, value in step.settings:
+        if isinstance(value, File):
+            yield step.place, value.path
+        elif isinstance(value, ModelKeys):
+            yield step.place, Path(value.path)
 
 
 def _not_there(

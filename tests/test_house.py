@@ -113,7 +113,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "launcher": ("shapes", "quiet", "job", "stage", "processes", "nodes", "storage", "errors"),
     "intact": ("storage", "errors"),
     "run_lock": ("storage", "errors"),
-    "run_folder": ("intact", "facts", "stage", "storage", "errors"),
+    "run_folder": ("intact", "facts", "stage", "storage", "contracts", "keys", "problems", "errors"),
     "pipeline": (
         *("lighter", "estimate", "shapes"),
         *("intact", "run_lock", "run_folder"),

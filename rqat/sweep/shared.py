@@ -11,10 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..run_folder import MOVING, finished
-
-LINKING = ".linking-"
-"""In front of the name of a step whose files are being linked; without its manifest's name it is never read."""
+from ..run_folder import LINKING, MOVING, finished
 
 
 def pool(folders: Iterable[Path]) -> dict[str, Path]:

@@ -270,6 +270,16 @@ def test_fresh_starts_over(toy, tmp_path):
     assert (tmp_path / "run" / "01-toy" / "inner" / "value.txt").read_text() == "2"
 
 
+def test_fresh_throws_away_what_runs_leave_and_nothing_else(toy, tmp_path):
+    run = tmp_path / "run"
+    for name in (".git", ".old", ".damaged-01-toy-1", ".moving-01-toy", ".linking-01-toy"):
+        (run / name).mkdir(parents=True)
+        (run / name / "file").write_text("")
+    run_pipeline(job_of(run, 1), fresh=True)
+    there = {path.name for path in run.iterdir() if path.name.startswith(".")}
+    assert there == {".git", ".lock"}
+
+
 @pytest.mark.parametrize("damage", [lambda file: file.write_text("x"), lambda file: file.unlink()])
 def test_a_damaged_step_is_set_aside_and_done_again(toy, tmp_path, damage):
     run_pipeline(job_of(tmp_path / "run", 1, 2))
@@ -300,7 +310,7 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(toy, tmp_path):
     for fresh in (False, True):
         with pytest.raises(RunError, match=r"thesis\.tex"):
             run_pipeline(job_of(tmp_path, 1), fresh=fresh)
-    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.tex"]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_where_the_folder_should_be(toy, tmp_path):

@@ -171,6 +171,20 @@ def test_a_scheme_beside_a_start_redoes_nothing_but_comparisons(registry: Regist
     )
 
 
+def test_a_start_in_the_runs_own_folder_is_refused_before_it_is_set_aside(step: Path, tmp_path: Path) -> None:
+    """As of a recipe that went on from its own result under its own name; with `--fresh` it would be gone."""
+    run = tmp_path / "run"
+    shutil.copytree(step, run / step.name)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"name: r\nmodel: {MODEL}\nstart: {run / step.name}\nexport: null\n")
+    for more, what in (([], "sets it aside"), (["--fresh"], "is emptied")):
+        result = CliRunner().invoke(build(), ["qat", str(recipe), "-o", str(run), *more])
+        assert result.exit_code == 2, result.output
+        told = f"r.yaml:3 start: '{run / step.name}' lies in this run's own folder, which {what} before."
+        assert told in " ".join(result.output.split())
+    assert [path.name for path in run.iterdir()] == [step.name]
+
+
 def test_other_weights_than_the_start_was_made_from_are_told(registry: Registry, step: Path, tmp_path: Path) -> None:
     def told(folder: Path) -> list[str]:
         return [
