@@ -35,7 +35,9 @@ class Rollouts(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self) -> Rollouts:
-        if (self.engine == "vllm") != (self.url is not None):
+        if self.engine == "vllm" and self.url is None:
+            raise ValueError("`engine: vllm` needs the `url` of the server")
+        if self.engine != "vllm" and self.url is not None:
             raise ValueError("`url` goes with `engine: vllm`, and with no other engine")
         return self
 
