@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,16 +64,16 @@ def by_length(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     lengths = torch.cat([part["prompt_mask"].sum(dim=1) + part["completion_mask"].sum(dim=1) for part in parts])
     order = lengths.argsort(descending=True, stable=True)
-    numbers: list[int] = order.tolist()
-    rows = len(numbers) // len(parts)
+    places: list[int] = order.tolist()
+    size = len(places) // len(parts)
     found: list[dict[str, Any]] = [{} for _ in parts]
     for key, first in parts[0].items():
-        for k, part in enumerate(found):
-            if isinstance(first, Tensor) and first.ndim:
-                part[key] = torch.cat([one[key] for one in parts])[order[k * rows : (k + 1) * rows]]
-            elif isinstance(first, list):
-                whole = [row for one in parts for row in one[key]]
-                part[key] = [whole[number] for number in numbers[k * rows : (k + 1) * rows]]
-            else:
-                part[key] = first
+        pieces: Sequence[Any] = [first] * len(parts)
+        if isinstance(first, Tensor) and first.ndim:
+            pieces = torch.cat([part[key] for part in parts])[order].split(size)
+        elif isinstance(first, list):
+            rows = [row for part in parts for row in part[key]]
+            pieces = [[rows[place] for place in places[k * size : (k + 1) * size]] for k in range(len(parts))]
+        for part, piece in zip(found, pieces, strict=True):
+            part[key] = piece
     return found
