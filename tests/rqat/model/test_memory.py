@@ -26,9 +26,9 @@ def test_freed_memory_is_used_again() -> None:
         del tensors
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    pages()
-    found = [pages() for _ in range(5)]
-    assert statistics.median(found) < 1000, found  # elsewhere something else may be freed in between
+    # At first what other tests have left may lie between; and elsewhere something else may be freed meanwhile.
+    found = [pages() for _ in range(12)]
+    assert statistics.median(found[5:]) < 1000, found
 
 
 def test_nothing_is_collected_while_a_command_imports_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
