@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, variance
 from typing import Any
@@ -21,8 +22,9 @@ log = logging.getLogger("rqat")
 FIRST, LAST = 5, 20
 """Steps whose mean losses are compared: those that a training begins with, and the latest."""
 
-HUMP = 1.5
-"""A loss so many times that of the first steps has not gone up by chance: at rates that suit the start it falls."""
+HUMP, RISE = 1.5, 4.0
+"""A loss so many times that of the first steps, and so many standard errors above it, has not gone up by chance: at
+rates that suit the start it falls. Batches of few rows scatter by more than the first alone."""
 
 WINDOW = 16
 """Steps whose mean rewards are compared: one step's hangs on which problems it drew."""
@@ -116,8 +118,12 @@ def rise_at(losses: Sequence[float]) -> float:
     """How many times its first mean the loss of the latest steps is, where that is a hump; else 0."""
     if len(losses) < FIRST + LAST:
         return 0.0
-    first, last = fmean(losses[:FIRST]), fmean(losses[-LAST:])
-    return last / first if 0 < HUMP * first < last else 0.0
+    latest = losses[-LAST:]
+    first, last = fmean(losses[:FIRST]), fmean(latest)
+    # What steps scatter by, told apart from a trend: by how far each is from the one before.
+    scatter = fmean((after - before) ** 2 for before, after in pairwise(latest)) / 2
+    error = math.sqrt(scatter * (1 / FIRST + 1 / LAST))
+    return last / first if 0 < HUMP * first < last and last - first > RISE * error else 0.0
 
 
 @dataclass(frozen=True)
