@@ -38,14 +38,7 @@ at a quarter of the time that was drawn, by when no command is over."""
 LOCKING = 2
 """Writes of a command to the lock of its folder, before all others."""
 
-RECIPE = """
-name: small
-model: {model}
-scheme: w2g32
-calibration: {{source: own-rows, prompts: [{{source: arith}}], samples: 4, tokens: 48}}
-quantize: gptq
-train:
-  - {{objective: kd, data: arith, steps: 5, batch: 2, max_tokens: 160, lr: 1e-3, scale_lr: 1e-3, save_every: {every}}}
+GRPO = """\
   - objective: grpo
     data: arith
     task: arith
@@ -55,14 +48,31 @@ train:
     steps: 3
     batch: 4
     max_tokens: 160
-    lr: 1e-3
     save_every: {every}
+"""
+"""Of the two recipes below; its rates are their own."""
+
+RECIPE = (
+    """
+name: small
+model: {model}
+scheme: w2g32
+calibration: {{source: own-rows, prompts: [{{source: arith}}], samples: 4, tokens: 48}}
+quantize: gptq
+train:
+  - {{objective: kd, data: arith, steps: 5, batch: 2, max_tokens: 160, lr: 1e-3, scale_lr: 1e-3, save_every: {every}}}
+"""
+    + GRPO
+    + """\
+    lr: 1e-3
 export: compressed-tensors
 evaluate:
   - {{task: arith, problems: 4, limit: 4, max_new_tokens: 8, batch: 2}}
 """
+)
 
-SCALES = """
+SCALES = (
+    """
 name: small
 model: {model}
 scheme: w4g32
@@ -71,21 +81,15 @@ calibration: {{source: arith, samples: 4, tokens: 48}}
 quantize: gptq
 train:
   - {{objective: kd, data: arith, steps: 5, batch: 2, max_tokens: 160, lr: null, scale_lr: 1e-2, save_every: {every}}}
-  - objective: grpo
-    data: arith
-    task: arith
-    generations: 2
-    max_completion_tokens: 8
-    gate: {{action: warn, prompts: 2, samples: 2}}
-    steps: 3
-    batch: 4
-    max_tokens: 160
+"""
+    + GRPO
+    + """\
     lr: null
     scale_lr: 1e-2
     kd_weight: 1
-    save_every: {every}
 export: rqat
 """
+)
 """Widths within a budget, and scales that are trained alone."""
 
 START = """
