@@ -122,7 +122,7 @@ class Job:
         """Imports what does the work of steps; what cannot be imported is told by the step that needs it."""
         for step in steps:
             work_of(step.stage)
-            for use in (inner for part in step.parts.values() for inner in part.all() if inner.card.load):
+            for use in (use for use in step.uses if use.card.load):
                 with suppress(RqatError):
                     self.registry.load_class(use.card)
 

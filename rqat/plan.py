@@ -124,6 +124,10 @@ class Plan:
         """Whether the model that a step works on has schemes of its own, of which the recipe's says nothing."""
         return stages()[step.stage].brings_scheme(step, self)
 
+    def budget(self, step: Step, config: ModelConfig) -> int | None:
+        """Bytes that the model a step works on or makes has to keep within; None where there is no budget."""
+        return stages()[step.stage].budget(step, self, config)
+
     def fingerprint(self, step: Step, known: dict[str, str] | None = None) -> str:
         """Hex digest of `facts`, as which it is added to `known`."""
         known = {} if known is None else known

@@ -124,7 +124,7 @@ def read_data(
 def _classes(plan: Plan, registry: Registry, done: Collection[str]) -> Iterator[Finding]:
     """Parts whose class does not import or does not fit, which a run would come to know in the step that uses it."""
     for step in _with_own_parts(plan):
-        for use in (inner for part in step.parts.values() for inner in part.all() if step.name not in done):
+        for use in step.uses if step.name not in done else ():
             if not use.card.load:  # a task of lm-eval, which is read with its data
                 continue
             try:
@@ -182,7 +182,7 @@ def bits(plan: Plan, config: ModelConfig) -> tuple[float | None, float] | None:
     making = [step for step in plan.steps if stages()[step.stage].makes_model]
     if not making:
         return None
-    budget = stages()[making[0].stage].budget(making[0], plan, config)
+    budget = plan.budget(making[0], config)
     if budget is not None:
         return None, 8 * budget / config.parameters
     return bits_of(plan.schemes(making[0], config), config, in_file(None, bits_per_weight))
@@ -202,7 +202,7 @@ def _trust(plan: Plan) -> Iterator[Finding]:
         if keys[-1:] == ("base_url",) and place.line and os.environ.get("OPENAI_API_KEY"):
             text = f"{place}: a recipe cannot have OPENAI_API_KEY sent to a server; only you can."
             yield Finding("error", text, f"Unset it; or, if you trust the server, add: --set {place.dotted}=URL")
-    for use in (inner for step in plan.steps for part in step.parts.values() for inner in part.all()):
+    for use in (use for step in plan.steps for use in step.uses):
         for place in (use.place.at(name) for name in use.commands):
             if place.line:
                 text = f"{place}: a recipe cannot name a program to be run; only you can."
@@ -271,8 +271,7 @@ def _files(plan: Plan) -> Iterator[Finding]:
                 missing = {file: option for option, file in files_of(use.options) if not file.path.exists()}
                 for file in (file for file in missing if file not in told):
                     text = f"{use.card.name}.{missing[file]}: there is no file '{file}'{became(file)}."
-                    place = use.place if use.place.keys else step.place
-                    yield Finding("error", f"{place}: {text}", f"Paths are relative to {Path.cwd()}.")
+                    yield Finding("error", f"{step.place_of(use)}: {text}", f"Paths are relative to {Path.cwd()}.")
                 told |= missing.keys()
 
 
@@ -309,7 +308,7 @@ def _grids(plan: Plan, look: Look) -> Iterator[Finding]:
     registry = Registry.current()
     for step in _with_own_parts(plan):
         schemes = _schemes(step, look)
-        for use in (inner for part in step.parts.values() for inner in part.all()):
+        for use in step.uses:
             for problem in part_problems(registry, use.card, schemes):
                 yield step.finding(problem.level, problem.key, problem.text, problem.hint)
         if "quantizer" in step.parts:
@@ -333,7 +332,7 @@ def _parts(plan: Plan, look: Look) -> Iterator[Finding]:
     """What the parts of every step have against their options on this model: `rqat.Options.check`."""
     for step in _with_own_parts(plan):
         context = context_of(step, look)
-        for use in (inner for part in step.parts.values() for inner in part.all()):
+        for use in step.uses:
             for problem in _checked(use, context):
                 about = f"'{use.card.name}': " if not problem.key else ""
                 own = use.place.keys and problem.key.split(".")[0] in type(use.options).model_fields

@@ -134,9 +134,8 @@ def taken_away(plan: Planned, folder: Path, *, fresh: bool = False) -> Iterator[
 
 def _read_by(step: Step) -> Iterator[tuple[Place, Path]]:
     """Where a step is told to read files and folders, and those; of models the teacher and the like."""
-    for use in (inner for part in step.parts.values() for inner in part.all()):
-        place = use.place if use.place.keys else step.place
-        yield from ((place, file.path) for _, file in files_of(use.options))
+    for use in step.uses:
+        yield from ((step.place_of(use), file.path) for _, file in files_of(use.options))
     for _, value in step.settings:
         if isinstance(value, File):
             yield step.place, value.path

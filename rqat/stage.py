@@ -131,6 +131,15 @@ class Step:
         """Names of the steps in which the sources it reads have written their rows."""
         return [name for role, name in self.inputs.items() if role.partition("-")[0] == PRODUCED]
 
+    @property
+    def uses(self) -> Iterator[Use]:
+        """Its parts, and at any depth those that they are made of."""
+        return (use for part in self.parts.values() for use in part.all())
+
+    def place_of(self, use: Use) -> Place:
+        """Where one of those is asked for."""
+        return use.place if use.place.keys else self.place
+
     def with_settings(self, settings: Keys | PluginKeys) -> Step:
         """The same step with other keys."""
         return replace(self, settings=settings)
@@ -184,6 +193,8 @@ class Planned(Protocol):
     def schemes(self, step: Step, config: ModelConfig) -> dict[str, Scheme]: ...
 
     def brings_scheme(self, step: Step) -> bool: ...
+
+    def budget(self, step: Step, config: ModelConfig) -> int | None: ...
 
     def known_schemes(self, step: Step, config: ModelConfig | None) -> dict[str, Scheme] | None: ...
 
@@ -350,8 +361,9 @@ class Stage:
         return start is not None and plan.brings_scheme(plan.step(start))
 
     def budget(self, step: Step, plan: Planned, config: ModelConfig) -> int | None:
-        """Bytes that the model a step makes has to keep within; None where its schemes say what it takes."""
-        return None
+        """Bytes that the model a step works on or makes has to keep within; None where schemes say what it takes."""
+        start = step.inputs.get("start")
+        return plan.budget(plan.step(start), config) if start else None
 
     def told_scheme(self, recipe: Any, told: str) -> str:
         """The scheme as people are to read it wherever it stands for the whole model, `told` so far."""

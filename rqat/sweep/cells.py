@@ -165,7 +165,7 @@ def _needs_trust(plan: Plan) -> Iterator[str]:
     """What a file, which may be somebody else's, cannot ask for. Its values count as given on the command line."""
     if _trusts(plan.recipe.model_dump(mode="json")):
         yield "a sweep cannot allow a checkpoint's own code to run (trust_remote_code). Run `rqat qat` for that."
-    uses = (inner for step in plan.steps for part in step.parts.values() for inner in part.all())
+    uses = (use for step in plan.steps for use in step.uses)
     for name in dict.fromkeys(name for use in uses for name in use.commands):
         yield f"a sweep cannot name a program to be run ({name}). Run `rqat qat --set ...` for that."
 

@@ -538,7 +538,6 @@ def test_what_cannot_be_imported_ahead_is_left_to_its_step(toy, tmp_path):
     job.registry = types.SimpleNamespace(load_class=load_class)
     for step, names in zip(job.plan.steps, (("gptq", "own-rows"), ("", "arith")), strict=True):
         cards = [types.SimpleNamespace(name=name, load=name) for name in names]
-        uses = [types.SimpleNamespace(card=card) for card in cards]
-        step.parts = {"one": types.SimpleNamespace(all=lambda uses=uses: uses)}
+        step.uses = [types.SimpleNamespace(card=card) for card in cards]
     job.import_all(job.plan.steps)
     assert asked == ["gptq", "own-rows", "arith"]

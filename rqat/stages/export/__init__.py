@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from ...contracts.options import in_file
-from ...errors import RqatError
 from ...estimate import Needs, Sizes, bits_of
 from ...keys import PluginKeys
 from ...model.config import ModelConfig
@@ -17,7 +16,6 @@ from ...model.stored_schemes import NATIVE
 from ...scheme import Scheme
 from ...servers import FUSING, Outlook, seen, torn_apart
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
-from ..budget import Budget
 
 
 class ExportKeys(PluginKeys):
@@ -91,19 +89,14 @@ class Export(Stage):
 
 def _bytes(step: Step, plan: Planned, sizes: Sizes) -> float:
     """Of the file that a step writes; where a budget bounds it, that."""
-    made, config = step, sizes.config
-    while "start" in made.inputs:
-        made = plan.step(made.inputs["start"])
-    if Budget.name in made.inputs:
-        return Budget().bytes(plan.step(made.inputs[Budget.name]), config)
+    config = sizes.config
+    budget = plan.budget(step, config)
+    if budget is not None:
+        return budget
+    schemes = plan.known_schemes(step, config) or {}
+    held = {name: schemes[name] for name in schemes if name not in _unpacked(step, schemes)}
     per_weight = in_file(step.parts["exporter"].options, sizes.per_weight)
-    try:
-        schemes = plan.schemes(step, config)
-        held = {name: schemes[name] for name in schemes if name not in _unpacked(step, schemes)}
-        bits = bits_of(held, config, per_weight)[1] if held else 16
-    except RqatError:  # which pre-flight reports
-        bits = 16
-    return bits * config.parameters / 8
+    return (bits_of(held, config, per_weight)[1] if held else 16) * config.parameters / 8
 
 
 def _servers(step: Step, config: ModelConfig, schemes: Mapping[str, Scheme]) -> Iterator[Finding]:

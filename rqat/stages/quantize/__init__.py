@@ -137,10 +137,8 @@ class Quantize(Stage):
         needs = {*use.card.needs, *use.options.also_needs()}
         hidden, linears = sizes.config.hidden, sizes.config.linears
         widest = max((width for _, width in linears.values()), default=0)
-        try:
-            chosen = {*plan.schemes(step, sizes.config)}
-        except RqatError:  # which pre-flight reports
-            chosen = {*linears}
+        known = plan.known_schemes(step, sizes.config)
+        chosen = {*(linears if known is None else known)}
         ends = {name: math.prod(shape) for name, shape in sizes.config.ends.items()}
         largest = _largest(sizes.config, chosen)
         block = sizes.quantized // max(1, sizes.config.blocks) * sizes.width

@@ -122,7 +122,7 @@ def read_ahead(step: Step, look: Look) -> Iterator[Finding]:
     options = step.parts["objective"].options
     looks: dict[str, Any] = {
         "writes": card.writes,
-        "graded": card.graded and "task" in step.parts,
+        "graded": _graded(step),
         "most": limit,
         "taken": _taken(keys, options),
     }
@@ -178,7 +178,7 @@ def _train(
             max_tokens=max_tokens,
             seed=keys.seed,
             writes=card.writes,
-            graded=card.graded and "task" in step.parts,
+            graded=_graded(step),
         )
         rows.facts |= uses(rows.rows, _taken(keys, objective.options))
         if rows.facts["rows_dropped_too_long"] and processes.leads:
@@ -337,6 +337,11 @@ def _watch(
     return Watch(task, keys.every, start.model, original, start.tokenizer, rows)
 
 
+def _graded(step: Step) -> bool:
+    """Whether its completions are judged, for which rows need answers."""
+    return step.parts["objective"].card.graded and "task" in step.parts
+
+
 def _rewards(
     job: Job, step: Step, start: Checkpoint, rows: Prepared, limit: int
 ) -> tuple[list[RewardFunction], list[float]]:
@@ -344,7 +349,7 @@ def _rewards(
     from ...generation.sampling import end_tokens
     from ...train.rewards import Judge, reward_function
 
-    task = job.make(step, "task") if "task" in step.parts else None
+    task = job.make(step, "task") if _graded(step) else None
     judge = Judge(task, rows.source, start.tokenizer, end_tokens(start.model, start.tokenizer), limit)
     parts = step.parts["objective"].parts
     made = [reward_function(use.card.name, job.registry.make(use.card, use.options), judge) for use, _ in parts]
