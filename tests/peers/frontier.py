@@ -77,7 +77,7 @@ def as_plot(rows: Sequence[Row]) -> str:
             )
         )
         if row["maker"] != "rqat" or row["stage"] in ("distilled", "GRPO"):
-            left = row["maker"] == "rqat" and row["file"].startswith("w") or _crowded(row, rows)
+            left = (row["maker"] == "rqat" and row["file"].startswith("w")) or _crowded(row, rows)
             parts.append(_aside(row, y(middle), left, row["file"].split(",")[0] if row["stage"] != "GRPO" else "GRPO"))
     return as_svg(WIDTH, HEIGHT, LEFT, 130, _keys(rows), parts)
 
@@ -141,7 +141,7 @@ def _aside(row: Row, y: float, left: bool, text: str) -> str:
 
 
 def _crowded(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether a file that somebody else made is so close to the right of this one that a name between them has no room."""
+    """Whether another maker's file is so close to the right of this one that no name has room between them."""
 
     def near(other: Row) -> bool:
         return 0 < _x(other) - _x(row) < 40 and abs(share(other)[0] - share(row)[0]) < 0.02
