@@ -1,0 +1,86 @@
+"""GRPO of a model that nothing has quantized, by TRL alone: how much of a recipe's gain any training would bring.
+
+python -m tests.peers.grpo_by_trl MODEL gsm8k/train.jsonl.gz -o OUT --steps 60    # ended, it goes on
+rqat eval gsm8k OUT --greedy
+
+Prompts, grader, completions a step, their lengths and the schedule are those of qwen2.5-coder-1.5b-w2g128; all weights
+are trained, in float32 under bfloat16's autocast. Completions are written by transformers, so a step takes several
+times what rqat's does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+INSTRUCTION = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+
+
+def problems(path: Path, seed: int) -> list[dict[str, Any]]:
+    """`prompt`, as messages, and `answer`, in an order of chance."""
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    rows = [json.loads(line) for line in text.splitlines()]
+    random.Random(seed).shuffle(rows)
+    return [
+        {
+            "prompt": [{"role": "user", "content": row["question"] + INSTRUCTION}],
+            "answer": row["answer"].rsplit("####", 1)[1].strip(),
+        }
+        for row in rows
+    ]
+
+
+def correct(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float | None]:
+    """1 for what the grader of evaluations calls correct."""
+    from rqat.evals.grade import grade
+
+    return [
+        float(grade(each[0]["content"], right) == "correct") for each, right in zip(completions, answer, strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a folder")
+    parser.add_argument("data", type=Path, help="GSM8K's training problems")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--completions", type=int, default=128)
+    parser.add_argument("--micro-batch", type=int, default=16)
+    parser.add_argument("--new", type=int, default=512, help="tokens a completion may have")
+    parser.add_argument("--lr", type=float, default=1e-6)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    gpu = torch.cuda.is_available()
+    config = GRPOConfig(
+        output_dir=str(options.out / "training"), max_steps=options.steps, learning_rate=options.lr, seed=options.seed,
+        per_device_train_batch_size=options.micro_batch, num_generations=8,
+        gradient_accumulation_steps=options.completions // options.micro_batch,
+        generation_batch_size=options.completions, max_completion_length=options.new, temperature=1.0, beta=0.0,
+        lr_scheduler_type="cosine", warmup_steps=options.steps // 10, bf16=gpu, use_cpu=not gpu,
+        gradient_checkpointing=False, logging_steps=1, save_steps=10, save_total_limit=1, report_to="none",
+        disable_tqdm=True,
+    )  # fmt: skip
+    trainer: Any = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32),
+        processing_class=AutoTokenizer.from_pretrained(options.model, padding_side="left"),
+        args=config, reward_funcs=[correct], train_dataset=Dataset.from_list(problems(options.data, options.seed)),
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=any(options.out.glob("training/checkpoint-*")) or None)
+    trainer.model.to(torch.bfloat16).save_pretrained(options.out)
+    trainer.processing_class.save_pretrained(options.out)
+    (options.out / "steps.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+
+
+if __name__ == "__main__":
+    main()
