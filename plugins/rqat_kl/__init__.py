@@ -18,7 +18,8 @@ class KlOptions(rqat.ComparisonOptions):
         data: a `.jsonl` or text file in place of `rows`, or its `.gz`: all of it is read.
         tokens: longest sequence; a longer row is cut into several, each read by itself.
         pack: join rows into sequences of exactly `tokens` tokens, as perplexities of plain text are usually given; what
-            is left over is dropped.
+            is left over is dropped. `limit` counts rows before they are joined: 16 lines of a text may come to one
+            sequence.
         positions: which tokens count: those behind the prompts (of a plain text all), or all.
     """
 
