@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from . import returned
+
 if TYPE_CHECKING:
     import transformers
 
@@ -97,6 +99,10 @@ class Source(ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        returned.held_to(cls, {"rows": returned.rows, "read_ahead": returned.told})
 
     @abstractmethod
     def rows(self, split: Split, seed: int) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validato
 from pydantic_core import CoreSchema, core_schema
 
 from ..scheme import Scheme
+from . import returned
 from .data import spelled_source
 
 Level = Literal["error", "warning", "note"]
@@ -86,6 +87,11 @@ class Options(BaseModel):
 
     # Defaults are validated, too: `path: rqat.File = "rows.jsonl"` is a file, and not a text that nobody hashes.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **more: Any) -> None:
+        super().__pydantic_init_subclass__(**more)
+        returned.held_to(cls, {"check": returned.told, "also_needs": returned.names})
 
     def check(self, context: Context) -> Iterable[Problem]:
         """What stands against these options on this model, told by `rqat plan` and before any work.

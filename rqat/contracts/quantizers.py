@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..scheme import Scheme
+from . import returned
 from .grids import QuantizedWeight
 from .options import Options
 
@@ -133,6 +134,10 @@ class Quantizer(ABC):
     needs: ClassVar[frozenset[Statistic]] = frozenset()
     tied_ends: ClassVar[bool] = False
     in_turn: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        returned.held_to(cls, {"quantize_block": returned.layers})
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from . import returned
 from .data import Row, Source, Split
 from .options import File, Options, Part
 
@@ -104,6 +105,10 @@ class Task(ABC):
     def __init__(self, options: Any) -> None:
         self.options = options
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        returned.held_to(cls, {"problems": returned.problems, "grade": returned.verdict})
+
     @abstractmethod
     def problems(self) -> Sequence[Row]:
         """Rows with `prompt` and `answer`, always in the same order.
@@ -151,6 +156,10 @@ class Comparison(Task):
     """
 
     sources: Sequence[Source] = ()
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        returned.held_to(cls, {"rows": returned.rows, "compare": returned.compared})
 
     def combine(self, parts: Sequence[Source]) -> None:
         """Receives the sources named by its options, built by the host, in order."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ..contracts import Training
 from ..errors import PluginError
@@ -25,8 +25,16 @@ def expect_given(trainer: transformers.Trainer, training: Training, card: Card) 
     """A trainer that forgets what it was given would train to the end, and nothing of it could be used.
 
     Raises:
-        PluginError: it lacks the optimizer, the schedule or a callback.
+        PluginError: it is no trainer, trains another model, or lacks the optimizer, the schedule or a callback.
     """
+    if not isinstance(trainer, Trainer):
+        raise PluginError(f"{card}: build_trainer returned {trainer!r}.", hint="Return a transformers.Trainer.")
+    theirs = {id(one) for one in trainer.model.parameters()}
+    if any(id(one) not in theirs for one in training.model.parameters()):
+        raise PluginError(
+            f"{card}: its trainer trains another model than the one it was given, whose weights are kept on the grid.",
+            hint="Pass model=training.model to the trainer, and no copy of it.",
+        )
     optimizers = (trainer.optimizer, trainer.lr_scheduler)
     if any(one is not given for one, given in zip(optimizers, (training.optimizer, training.scheduler), strict=True)):
         raise PluginError(

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...contracts import Completion, LoadedModel, Row, Source, Task, Verdict
-from ...errors import PluginError
+from ...errors import DataError, PluginError
 from ...generation.backend import writer_for
 from ...generation.complete import Report, complete_rows
 from ...generation.sampling import too_little_room
@@ -40,6 +40,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     folder = job.workdir(step)
     with loaded(job, model, tokenizer, f"produce {card.name}") as given:
         told = source.produce(folder, given, keys.split, keys.seed)
+    told = {} if told is None else told
     if not isinstance(told, Mapping):
         raise PluginError(f"{card}: produce returned {told!r}.", hint="Return a mapping of figures; it may be empty.")
     if not any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*")):
@@ -107,6 +108,8 @@ def loaded(
         return made
 
     def grade(task: str, completion: str, row: Row) -> Verdict:
+        if "answer" not in row:
+            raise DataError(f"A row without an answer cannot be graded by '{task}'.", hint="Use rows with an answer.")
         return task_called(task).grade(completion, row["answer"], row)
 
     with ExitStack() as whole:

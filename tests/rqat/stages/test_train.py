@@ -431,6 +431,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_training(root: Path, monkeypat
         (lambda training: setattr(training, "optimizer", None), "optimizers=(training.optimizer, training.scheduler)"),
         (lambda training: setattr(training, "scheduler", None), "optimizers=(training.optimizer, training.scheduler)"),
         (lambda training: setattr(training, "callbacks", []), "callbacks=training.callbacks"),
+        (lambda training: setattr(training, "model", copy.deepcopy(training.model)), "model=training.model"),
     ],
 )
 def test_a_trainer_that_forgets_what_it_was_given_is_told_before_the_first_step(
@@ -450,6 +451,13 @@ def test_a_trainer_that_forgets_what_it_was_given_is_told_before_the_first_step(
         train.run(job, step)
     assert hint in caught.value.hint
     assert not list(job.workdir(step).glob("trainer/checkpoint-*"))
+
+
+def test_an_objective_that_builds_no_trainer_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, step = train_step(root, "sft", **options_of("sft"))
+    monkeypatch.setattr(type(job.make(step, "objective")), "build_trainer", lambda self, training: None)
+    with pytest.raises(PluginError, match=r"objective 'sft'.*build_trainer returned None"):
+        train.run(job, step)
 
 
 @pytest.mark.parametrize(
