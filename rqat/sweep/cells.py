@@ -155,6 +155,12 @@ def load_sweep(path: Path, registry: Registry) -> Sweep:
     if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
         known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
         problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")
+    longest = max((step.settings.steps for step in _watching(cells)), default=0)  # type: ignore[attr-defined]
+    if keys.stop is not None and 0 < longest < keys.stop.after:
+        told = (
+            f"{keys.stop.after}: no training that is watched has more than {longest} steps, so nothing would be stopped"
+        )
+        problems.append(f"{place.at('stop', 'after')}: {told}.")
     problems += [f"{path}: two cells are called {name}." for name in _twice([cell.name for cell in cells])]
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
@@ -176,10 +182,15 @@ def _trusts(value: Any) -> bool:
     return isinstance(value, list) and any(map(_trusts, value))
 
 
+def _watching(cells: Sequence[Cell]) -> list[Step]:
+    """Trainings of any cell that are watched."""
+    return [step for cell in cells for step in cell.plan.steps if step.parts.get("watch") is not None]
+
+
 def _watched(cells: Sequence[Cell]) -> list[str]:
     """Figures that trainings of any cell watch."""
-    uses = (step.parts.get("watch") for cell in cells for step in cell.plan.steps)
-    return list(dict.fromkeys(figure for use in uses if use is not None for figure in use.card.compares))
+    uses = (step.parts["watch"] for step in _watching(cells))
+    return list(dict.fromkeys(figure for use in uses for figure in use.card.compares))
 
 
 def _contradictions(keys: SweepKeys, place: Place) -> Iterator[str]:

@@ -102,6 +102,14 @@ def test_the_shortest_ending_that_no_other_key_has() -> None:
             {"matrix": {"train.0.lr": [1]}, "stop": "kll", "set": {"train.0.watch": {"task": "kl", "rows": "arith"}}},
             "no cell watches 'kll'. Watched: kl, perplexity.",
         ),
+        (
+            {
+                "matrix": {"train.0.lr": [1]},
+                "stop": {"after": 500},
+                "set": {"train.0.watch": {"task": "kl", "rows": "arith"}},
+            },
+            "stop.after: 500: no training that is watched has more than",
+        ),
         ({"matrix": {"train.0.lr": [1]}, "name": "a/b"}, "'a/b' names a folder"),
     ],
 )
