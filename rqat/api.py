@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .contracts import Exporter, QuantizedWeight, Task
+from .contracts import Exporter, QuantizedWeight
 from .errors import ModelError, RecipeError, RqatError
 from .job import Silence
 from .keys import ModelKeys
@@ -36,6 +36,7 @@ from .registry import Registry
 from .stages import keys_of
 from .stages.budget.given import Size, chosen_widths, given_budget
 from .stages.calibrate.given import Calibration, given_text
+from .stages.evaluate.given import Asked
 from .stages.export.run import export_checkpoint, tell_excess
 from .stages.quantize.given import given_quantizer
 from .stages.quantize.run import told_notes
@@ -337,6 +338,7 @@ def evaluate(
     task: str,
     *,
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+    original: str | Path | transformers.PreTrainedModel | None = None,
     limit: int | None = None,
     batch: int = 32,
     **options: Any,
@@ -345,36 +347,35 @@ def evaluate(
 
     Args:
         model: quantized or not, in memory or by its path or hub name; an exported folder, too.
-        task: name of the task.
+        task: name of the task; of lm-eval's own, `lm-eval:arc_easy`.
         tokenizer: of a loaded model that is not a `QuantizedModel`.
+        original: of a task that compares models (`kl`): the model before quantization; None is the one that was named
+            to `rqat.quantize`, if one was.
         limit: use the first `limit` problems only.
         batch: prompts completed together.
         options: the task's.
 
     Returns:
-        `.results`, with accuracy and its interval, and `.samples`, one mapping per completion.
+        `.results`, with accuracy and its interval, or the `figures` of a comparison; `.samples`, a mapping for each
+        completion or row.
 
     Raises:
         UnknownName: no such task. RecipeError: an option that it does not have. DataError: its problems are missing.
-        ModelError: the model is missing, damaged or not supported.
+        ModelError: the model is missing, damaged or not supported. RqatError: there is no original to compare with.
     """
-    from .evals.harness import run_task
-    from .generation.backend import open_model, writer_for
-
-    registry = Registry.current()
-    keys = keys_of("evaluate", {"task": task, "limit": limit, "batch": batch, **options})
-    card = registry.card("task", keys.task)
-    made: Task = registry.make(card, registry.options(card, keys.options, "evaluate"))
+    asked = Asked(Registry.current(), {"task": task, "limit": limit, "batch": batch, **options})
     if isinstance(model, QuantizedModel):
-        loaded, words = model.model, model.tokenizer
-    elif isinstance(model, (str, Path)):
-        loaded, words = open_model(ModelKeys(path=str(model)), device=default_device())
-    else:
-        loaded, words = _opened(model, tokenizer, None)
-    training, writer = loaded.training, writer_for(loaded.eval())
-    found = run_task(made, keys.task, loaded, words, limit=limit, batch=batch, writer=writer)
-    loaded.train(training)
-    return found
+        return asked.of((model.model, model.tokenizer), model.source if original is None else original, _readable)
+    return asked.of(_readable(model, tokenizer, default_device()), original, _readable)
+
+
+def _readable(model: Any, tokenizer: Any, device: str) -> Any:
+    """A model that is only read, quantized or not, and its tokenizer."""
+    from .generation.backend import open_model
+
+    if isinstance(model, (str, Path)):
+        return open_model(ModelKeys(path=str(model)), device=device)
+    return _opened(model, tokenizer, None)
 
 
 def _opened(

@@ -155,7 +155,7 @@ def load_sweep(path: Path, registry: Registry) -> Sweep:
     if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
         known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
         problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")
-    longest = max((step.settings.steps for step in _watching(cells)), default=0)  # type: ignore[attr-defined]
+    longest = max((getattr(step.settings, "steps", 0) for step in _watching(cells)), default=0)
     if keys.stop is not None and 0 < longest < keys.stop.after:
         told = (
             f"{keys.stop.after}: no training that is watched has more than {longest} steps, so nothing would be stopped"

@@ -29,7 +29,7 @@ def expect_given(trainer: transformers.Trainer, training: Training, card: Card) 
     """
     if not isinstance(trainer, Trainer):
         raise PluginError(f"{card}: build_trainer returned {trainer!r}.", hint="Return a transformers.Trainer.")
-    theirs = {id(one) for one in trainer.model.parameters()}
+    theirs = {id(one) for one in trainer.model.parameters()} if trainer.model is not None else set()
     if any(id(one) not in theirs for one in training.model.parameters()):
         raise PluginError(
             f"{card}: its trainer trains another model than the one it was given, whose weights are kept on the grid.",

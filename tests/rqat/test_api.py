@@ -245,6 +245,19 @@ def test_evaluating_a_model_in_memory_and_its_folder(quantized: rqat.QuantizedMo
     assert found[0].results["accuracy"] == found[1].results["accuracy"]
 
 
+def test_comparing_with_the_model_before_quantization(folder: Path, tmp_path: Path) -> None:
+    quantized = rqat.quantize(folder, method="rtn", scheme="w3g64", device="cpu")
+    settings: dict[str, Any] = {"rows": ["arith"], "limit": 2}
+    found = rqat.evaluate(quantized, "kl", **settings).results["figures"]
+    rqat.save(quantized, tmp_path / "saved")
+    assert found == rqat.evaluate(tmp_path / "saved", "kl", original=folder, **settings).results["figures"]
+    assert found["kl"] > 0
+    same = rqat.evaluate(quantized, "kl", original=quantized.model, **settings).results
+    assert (same["figures"]["kl"], same["n"]) == (0, 2)
+    with pytest.raises(rqat.RqatError, match=r"nobody knows which that is\. Pass original="):
+        rqat.evaluate(quantized.model, "kl", tokenizer=quantized.tokenizer, **settings)
+
+
 def test_mistakes_are_told_in_one_line(quantized: rqat.QuantizedModel, folder: Path, tmp_path: Path) -> None:
     def refused(error: type[rqat.RqatError], says: str, call: Any, *arguments: Any, **keywords: Any) -> None:
         with pytest.raises(error, match=says) as found:
@@ -262,6 +275,8 @@ def test_mistakes_are_told_in_one_line(quantized: rqat.QuantizedModel, folder: P
     refused(rqat.UnknownName, "'ggptq'", rqat.export, quantized, tmp_path / "x", "ggptq")
     refused(rqat.ModelError, "is not an rqat checkpoint", rqat.load, folder)
     refused(rqat.UnknownName, "'ariht'", rqat.evaluate, quantized, "ariht")
+    refused(rqat.UnknownName, "no_such_task", rqat.evaluate, quantized, "lm-eval:no_such_task")
+    refused(rqat.RecipeError, "tempature", rqat.evaluate, quantized, "lm-eval:gsm8k", tempature=1)
     words = tiny_tokenizer()
     refused(rqat.RqatError, "None is not a scheme", rqat.quantize, folder, method="rtn", scheme=None)
     for method in ([], 3, [rqat.Quantizer]):
