@@ -3,6 +3,7 @@
 quantize: gptq                  {method: gptq}
 train: kd                       [{objective: kd}]
 train: -grpo                    {grpo: null}, which drops an entry of an inherited list
+train: null                     [], which drops them all
 budget: 2.8                     {size: 2.8}
 quantize: [rotate, gptq]        {transforms: [{method: rotate}], method: gptq}
 """
@@ -26,6 +27,8 @@ def spell_out(data: dict[str, Any], model: type[BaseModel], origins: dict[KeyPat
     """
     for key, info in model.model_fields.items():
         inner = model_at(model, (key,))
+        if key in data and data[key] is None and is_list(info.annotation):
+            data[key] = []  # null leaves a section out
         if key not in data or inner is None:
             continue
         here = (*keys, key)

@@ -474,6 +474,13 @@ def test_an_entry_can_be_dropped_on_the_command_line(whole: Path, change: str):
     assert [keys.objective for keys in load_recipe(whole, [change]).recipe.train] == ["grpo"]
 
 
+@pytest.mark.parametrize("section", ["train", "evaluate", "compare", "log", "export"])
+def test_null_leaves_a_section_out(tmp_path: Path, whole: Path, section: str):
+    path = written(tmp_path, f"extends: {whole.name}\n{section}: null\n")
+    assert not getattr(load_recipe(path).recipe, section)
+    assert not getattr(load_recipe(whole, [f"{section}=null"]).recipe, section)
+
+
 def test_one_entry_can_go_while_another_changes(tmp_path: Path, whole: Path):
     path = written(tmp_path, f"extends: {whole.name}\ntrain: {{kd: null, grpo: {{steps: 7}}}}\n")
     loaded = load_recipe(path)
