@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .contracts import (
+    IGNORED,
     Block,
     Command,
     Comparison,
@@ -93,6 +94,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "API",
+    "IGNORED",
     "ROW",
     "Block",
     "Command",

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from rqat import IGNORED
 from rqat.evals.grade import boxed
 
 from .problems import Problem, problems
@@ -33,7 +34,6 @@ WIDTHS = tuple(range(48, 529, 32))
 """Lengths in tokens that batches are padded to. A batch has one length, so that little of it is padding."""
 MAX_NEW_TOKENS = 320
 """Longer than any solution of 24 steps."""
-IGNORED = -100
 
 
 def main(argv: Sequence[str] | None = None) -> None:

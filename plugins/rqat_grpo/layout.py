@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED = -100
-"""Label of a token that is not learned from."""
+import rqat
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Layout:
     Attributes:
         ids: `(B, L)`, L the length of the longest row.
         mask: `(B, L)`, 1 on tokens.
-        labels: `(B, L)`: the tokens of completions, and -100.
+        labels: `(B, L)`: the tokens of completions, and `rqat.IGNORED`.
         columns: `(B, C)`: where in `ids` TRL's columns of completions stand, those of padding anywhere.
     """
 
@@ -45,7 +44,7 @@ class Layout:
         return cls(
             found,
             there.to(mask.dtype),
-            found.masked_fill(~there | (places < prompts), IGNORED),
+            found.masked_fill(~there | (places < prompts), rqat.IGNORED),
             columns.clamp(max=places.shape[1] - 1),
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import rqat
 from rqat_kernels.linear_kl import linear_kl
 
-from .layout import IGNORED, Layout
+from .layout import Layout
 
 if TYPE_CHECKING:
     import transformers
@@ -46,7 +46,7 @@ class Distilled:
             count: tokens of the whole batch.
         """
         # Counted once: a GPU has to be waited for, to know how many there are. A place predicts the token behind it.
-        places = (layout.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        places = (layout.labels[:, 1:] != rqat.IGNORED).nonzero(as_tuple=True)
         theirs = rqat.as_forward(self.teacher, self._hidden, layout.ids)
         return linear_kl(
             hidden[places],

@@ -69,7 +69,7 @@ class DistillationTrainer(SFTTrainer):
         """Loss of one micro-batch: the sum over its tokens divided by the tokens of the whole batch."""
         student = self.accelerator.unwrap_model(model)
         # Counted once: a GPU has to be waited for, to know how many there are.
-        row, column = (inputs["labels"][:, 1:] != -100).nonzero(as_tuple=True)
+        row, column = (inputs["labels"][:, 1:] != rqat.IGNORED).nonzero(as_tuple=True)
         places = row * inputs["labels"].shape[1] + column
         given = (inputs["input_ids"], places)
         theirs = rqat.as_forward(self.teacher, partial(_hidden, self.teacher, train=False), *given)

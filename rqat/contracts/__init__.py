@@ -16,13 +16,14 @@ groups, `g` weights in a group, `T` tokens, `B` batch, `V` vocabulary. Importing
 from .data import LoadedModel, Message, Row, Source, Split
 from .exporters import Exporter, Reader
 from .grids import Grid, QuantizedWeight
-from .objectives import Objective, RewardFunction, Rollouts, Training
+from .objectives import IGNORED, Objective, RewardFunction, Rollouts, Training
 from .options import Command, Context, File, Grader, Level, ModelShape, Options, Part, Problem, Start
 from .quantizers import Block, LinearStats, Quantizer, SharedInput, Statistic, Streams
 from .tasks import Comparison, ComparisonOptions, Completion, Reward, Task, TaskOptions, TokenRow, Verdict
 from .transforms import Transform
 
 __all__ = [
+    "IGNORED",
     "Block",
     "Command",
     "Comparison",

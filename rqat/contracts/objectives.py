@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import torch
     import transformers
 
+IGNORED = -100
+"""Label of a token that is not learned from: torch's and transformers' own."""
+
 
 class RewardFunction(Protocol):
     """A reward as TRL takes it; `__name__` is the reward's, under which its mean is logged."""
@@ -54,7 +57,7 @@ class Training:
         rows: training rows in the order they are used, one for each place in a batch (see `rqat.train.data`). Columns
             `prompt` (text, or a list of messages for a tokenizer with a chat template), `answer`, `prompt_tokens`,
             `row` (which of the source's rows it is, for the reward functions); and, unless the card says `writes=True`,
-            `completion`, `input_ids` and `labels` (-100 on the prompt).
+            `completion`, `input_ids` and `labels` (`rqat.IGNORED` on the prompt).
         optimizer: the `QuantizedOptimizer` over `model`; goes into the trainer as `optimizers=(optimizer, scheduler)`.
         scheduler: the learning-rate schedule over `optimizer`.
         arguments: settings every TRL config takes: output_dir, max_steps, per_device_train_batch_size,

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..contracts import Level, Problem, Row
+from ..contracts import IGNORED, Level, Problem, Row
 from ..errors import DataError
 from ..generation.prompts import completion_of, conversation, encode_examples, encode_prompts, for_trainer
 from ..generation.sampling import too_little_room
@@ -24,9 +24,6 @@ from ..generation.sampling import too_little_room
 if TYPE_CHECKING:
     import datasets
     import transformers
-
-IGNORED = -100
-"""Label of a position that is not learned from."""
 
 STRETCH = 8
 """Batches among which rows are sorted by length."""
@@ -45,7 +42,7 @@ class Prepared:
     Attributes:
         rows: columns `prompt` (text, or messages), `answer`, `prompt_tokens`, `row` (its index in `source`);
             `prompt_ids` where the objective writes its own completions, else `completion`, `input_ids` and `labels`
-            (-100 on the prompt).
+            (`IGNORED` on the prompt).
         source: the source's rows that are used, as they came, each with its `place`.
         facts: how many rows were read, used and dropped.
     """

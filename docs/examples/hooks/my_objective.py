@@ -25,8 +25,8 @@ class MySft(rqat.Objective):
         class Trainer(SFTTrainer):
             def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
                 labels = inputs.pop("labels")
-                logits = model(**inputs).logits[:, :-1].float()[labels[:, 1:] != -100]
-                wanted = labels[:, 1:][labels[:, 1:] != -100]
+                logits = model(**inputs).logits[:, :-1].float()[labels[:, 1:] != rqat.IGNORED]
+                wanted = labels[:, 1:][labels[:, 1:] != rqat.IGNORED]
                 loss = cross_entropy(logits, wanted, reduction="sum")
                 loss = loss + penalty * logits.logsumexp(-1).square().sum()
                 # The tokens of the whole batch, so that it does not matter how the batch is split.

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from rqat import IGNORED
 from rqat.contracts import Row
 from rqat.errors import DataError
-from rqat.train.data import IGNORED, check_rows, completion_room, dropped_rows, prepare_rows, uses
+from rqat.train.data import check_rows, completion_room, dropped_rows, prepare_rows, uses
 from tests.tiny import tiny_tokenizer
 from tests.training import Sums
 
