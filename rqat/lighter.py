@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from .errors import RqatError, RunError
 from .estimate import LIBRARIES_BYTES, Estimate, Sizes
@@ -20,27 +21,48 @@ from .stages import stages
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 """What errors say of it that have no type of their own: of CUDA itself, of torch on a CPU, of cuBLAS and cuDNN."""
 
+HOPELESS = 4
+"""How many times what is free an estimate has to be for a step not to be begun; see `MARGIN`."""
+
 QUERY = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
 
 
-def advice(step: Step, plan: Planned, sizes: Sizes, sharing: int = 1) -> str:
+def advice(step: Step, plan: Planned, sizes: Sizes, sharing: int = 1, free: int | None = None) -> str:
     """The keys of a step that help, each with a smaller value and what that saves by the estimate; "" for none.
 
     Args:
         sharing: processes that share a memory, of which each saves as much.
+        free: bytes that a step may take; a value that is small enough for them is named, where there is one.
     """
     stage = stages()[step.stage]
     before = stage.estimate(step, plan, sizes).memory
     found = []
-    for key, value in stage.lighter(step, sizes.device).items():
-        changed = step.with_settings(step.settings.model_copy(update={key: value}))
-        saved = before - stage.estimate(changed, plan, sizes).memory
+    for key in stage.lighter(step, sizes.device):
+        smaller = [(value, stage.estimate(one, plan, sizes).memory) for value, one in _smaller(step, key, sizes.device)]
+        fits = (one for one in smaller if free is not None and (one[1] + LIBRARIES_BYTES) * sharing <= free)
+        value, needed = next(fits, smaller[0])
+        saved = before - needed
         if saved > 0:
             shown = str(value).lower() if isinstance(value, bool) else value
             found.append(
                 (saved, f"{step.place.at(key).dotted or key}={shown} saves about {size(int(saved * sharing))}")
             )
     return "; ".join(text for _, text in sorted(found, key=lambda one: -one[0]))
+
+
+def _smaller(step: Step, key: str, device: str) -> Iterator[tuple[Any, Step]]:
+    """Smaller values of a key, with the step that has them: one, or more and more of a key that decides no result."""
+    stage = stages()[step.stage]
+    while (found := stage.lighter(step, device)).get(key) is not None:
+        step = stage.changed(step, key, found[key])
+        yield found[key], step
+        if not _is_neutral(step, key):
+            return
+
+
+def _is_neutral(step: Step, key: str) -> bool:
+    field = type(step.settings).model_fields.get(key)  # else it is an option of a part
+    return field is not None and any(isinstance(mark, Neutral) for mark in field.metadata)
 
 
 def memory_told(
@@ -64,7 +86,7 @@ def memory_told(
         yield Finding("note", text)
         return
     what = "This machine" if sizes.device == "cpu" else "The GPU"
-    fixes = [advice(step, plan, sizes, largest.sharing)]
+    fixes = [advice(step, plan, sizes, largest.sharing, free)]
     if shared:
         alone = stages()[step.stage].estimate(step, plan, replace(sizes, processes=1)).memory + LIBRARIES_BYTES
         fixes.append(f"--processes 1 takes about {size(int(alone))}")
@@ -117,17 +139,36 @@ def is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
+class Hopeless(MemoryError):
+    """An estimate is so far above the memory that is free, in bytes, that no error of the estimate explains it."""
+
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(f"it takes about {size(needed)} by the estimate, and {size(free)} are free.")
+        self.free = free
+
+
+def refuse_hopeless(needed: int, device: str) -> None:
+    """Before a step that cannot fit: the system would end this process, or others, in the midst of it.
+
+    Raises:
+        Hopeless: it cannot.
+    """
+    available = available_bytes(device)
+    if available is not None and needed > HOPELESS * available:
+        raise Hopeless(needed, available)
+
+
 def ran_out(step: Step, plan: Planned, device: str, error: BaseException) -> RunError:
     """The error for a step that found no more memory, on its device or on the machine."""
+    free = error.free if isinstance(error, Hopeless) else None
     try:
-        keys = advice(step, plan, _sizes(plan, device))
+        keys = advice(step, plan, _sizes(plan, device), free=free)
     except RqatError:
         keys = ""
     told, own = (
         (error.message, error.hint) if isinstance(error, RqatError) else (str(error) or type(error).__name__, "")
     )
-    fields, free = type(step.settings).model_fields, stages()[step.stage].lighter(step, device)
-    kept = [key for key in free if any(isinstance(mark, Neutral) for mark in fields[key].metadata)]
+    kept = [key for key in stages()[step.stage].lighter(step, device) if _is_neutral(step, key)]
     goes_on = f"With another {' or '.join(kept)} the same command goes on from what is saved." if kept else ""
     hints = (f"{keys}." if keys else own or "Use a smaller model, or a device with more memory.", goes_on)
     return RunError(

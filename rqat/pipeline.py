@@ -34,7 +34,7 @@ from .figures import roughly
 from .intact import damaged, is_manifest, read_manifest, sealed
 from .job import Job, heard, log
 from .launcher import check_processes, launch
-from .lighter import is_out_of_memory, needed_bytes, ran_out
+from .lighter import is_out_of_memory, needed_bytes, ran_out, refuse_hopeless
 from .model.memory import Peak, give_back
 from .run_folder import LINKING, MANIFEST, MARK, MOVING, OLD, SUMMARY, fates, refuse_links, settle
 from .run_lock import LOCK, only_one
@@ -343,6 +343,7 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
             needed = needed_bytes(step, job.plan, job.device, together)
             job.checkpoints.make_room(needed, job.device, now=now, later=later)
             job.original.make_room(needed, job.device)
+            refuse_hopeless(needed, job.device)
         peak = Peak(job.device)
         results: dict[str, Any] = work_of(step.stage).run(job, step)
     except Exception as error:

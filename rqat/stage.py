@@ -342,6 +342,10 @@ class Stage:
         """Values of a step's keys, by key, of which each alone makes it take less memory."""
         return {}
 
+    def changed(self, step: Step, key: str, value: Any) -> Step:
+        """The step with another value of one of the keys that `lighter` names."""
+        return step.with_settings(step.settings.model_copy(update={key: value}))
+
     def check(self, step: Step, look: Look) -> Iterator[Finding]:
         """What stands in a step's way, as far as it can be told in a moment."""
         yield from ()

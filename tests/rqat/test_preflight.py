@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections import namedtuple
@@ -303,6 +304,43 @@ def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.
     on_gpu = found(plan_of(registry, model), "warning", device="cuda")
     only(on_gpu, "The GPU has", *helps)
     assert "gradient_checkpointing" not in on_gpu[0]  # which is on there
+
+
+def test_a_micro_batch_that_fits_is_named(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of far too much is still too much."""
+    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 2 << 30)
+    told = next(text for text in found(plan_of(registry, model, "train.0.batch=65536"), "warning") if "memory" in text)
+    micro_batch = int(re.findall(r"train\.0\.micro_batch=(\d+) saves", told)[0])
+    assert micro_batch < 65536 / 2
+    left = found(plan_of(registry, model, "train.0.batch=65536", f"train.0.micro_batch={micro_batch}"), "warning")
+    assert not [text for text in left if "of memory at" in text]
+
+
+def test_traces_are_written_in_smaller_batches(
+    registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1 << 30)
+    traces = 'train.0.data={"source": "traces", "prompts": "arith", "batch": 4096}'
+    told = next(text for text in found(plan_of(registry, model, traces), "warning") if "memory" in text)
+    assert "at 03-produce-traces" in told
+    assert "train.0.data.batch=2048 saves about" in told
+
+
+def test_a_step_that_cannot_fit_is_not_begun(
+    registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system would end this process, or another one, in the midst of it."""
+    plan = plan_of(registry, model)
+    train = next(step for step in plan.steps if step.stage == "train")
+    needed = lighter.needed_bytes(train, plan, "cpu")
+    monkeypatch.setattr(lighter, "available_bytes", lambda device: needed // 5)
+    with pytest.raises(
+        RunError, match=r"out of memory on cpu: it takes about .* by the estimate, and .* are free"
+    ) as why:
+        pipeline.run_stage(Job(plan, tmp_path / "run", registry), train)
+    assert "train.0.micro_batch=" in why.value.hint
+    monkeypatch.setattr(lighter, "available_bytes", lambda device: needed // 3)
+    lighter.refuse_hopeless(needed, "cpu")  # an estimate may be wrong, and others may give memory back
 
 
 def test_processes_of_one_machine_share_its_memory(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 from ...contracts import ComparisonOptions, Split
 from ...estimate import PROMPT_TOKENS, Needs, Sizes
@@ -79,3 +80,14 @@ class Produce(Stage):
         rows = getattr(options, "batch", None) or ROWS_AT_ONCE
         passing = sizes.engine_passing(rows, PROMPT_TOKENS, nucleus=getattr(options, "top_p", 1.0) < 1)
         return Needs(sizes.model + sizes.written(rows, tokens) + passing)
+
+    def lighter(self, step: Step, device: str) -> dict[str, Any]:
+        """See `Stage`."""
+        batch = getattr(step.parts["source"].options, "batch", None)
+        return {"batch": batch // 2} if isinstance(batch, int) and batch > 1 else {}
+
+    def changed(self, step: Step, key: str, value: Any) -> Step:
+        """See `Stage`; it is an option of the source."""
+        use = step.parts["source"]
+        lighter = replace(use, options=use.options.model_copy(update={key: value}))
+        return replace(step, parts={**step.parts, "source": lighter})
