@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..scheme import Scheme
+from . import returned
 from .grids import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class Exporter:
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        checks = {"tensors": returned.tensors, "other": returned.tensor, "decode": returned.decoded}
+        returned.held_to(cls, {**checks, "config": returned.settings})
 
     def write(self, folder: Path, reader: Reader, layers: Mapping[str, Scheme]) -> None:
         """Writes the whole model into an existing, empty folder; the host adds README.md and checks what is there.

@@ -86,7 +86,8 @@ class Options(BaseModel):
     """
 
     # Defaults are validated, too: `path: rqat.File = "rows.jsonl"` is a file, and not a text that nobody hashes.
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    # An option with an alias goes by its name as well, which is what is shown.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **more: Any) -> None:

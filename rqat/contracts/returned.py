@@ -7,11 +7,13 @@ word, in every evaluation and in every reward. So the base classes hold what der
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any
 
 from ..errors import PluginError
+from ..scheme import Scheme
 
 TEXTS = ("text", "prompt", "completion", "answer", "system", "place")
 """Fields of a row that are text."""
@@ -72,6 +74,52 @@ def layers(who: str, given: Any) -> Mapping[str, Any]:
     if isinstance(given, Mapping):
         return given
     raise PluginError(f"{who} returned {_shown(given)}.", hint="Return a dict: rqat.QuantizedWeight by layer.")
+
+
+def tensors(who: str, given: Any) -> Mapping[str, Any]:
+    """Tensors by their names in a file."""
+    if isinstance(given, Mapping) and all(map(_is_tensor, given.values())):
+        return given
+    wrong = (
+        next((one for one in given.items() if not _is_tensor(one[1])), given) if isinstance(given, Mapping) else given
+    )
+    raise PluginError(f"{who} returned {_shown(wrong)}.", hint="Return a dict: torch tensors by their full names.")
+
+
+def tensor(who: str, given: Any) -> Any:
+    """One tensor."""
+    if _is_tensor(given):
+        return given
+    raise PluginError(f"{who} returned {_shown(given)}.", hint="Return a torch tensor.")
+
+
+def decoded(who: str, given: Any) -> Any:
+    """One quantized layer."""
+    if hasattr(given, "codes") and hasattr(given, "scale"):
+        return given
+    raise PluginError(f"{who} returned {_shown(given)}.", hint="Return an rqat.QuantizedWeight.")
+
+
+def settings(who: str, given: Any) -> Any:
+    """What a JSON file can hold, or None; schemes as they are spelled."""
+    if given is None:
+        return None
+    try:
+        return json.loads(json.dumps(dict(given), default=_spelled))
+    except (TypeError, ValueError) as error:
+        hint = "Return what JSON knows: a dict of text, numbers, lists and dicts; or None."
+        raise PluginError(f"{who} returned {_shown(given)}: {error}.", hint=hint) from None
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, Scheme):
+        return str(value)
+    raise TypeError(f"{_shown(value)} is nothing that JSON knows")
+
+
+def _is_tensor(value: Any) -> bool:
+    """Known without torch, which takes seconds to import."""
+    return hasattr(value, "detach") and hasattr(value, "dtype")
 
 
 def compared(who: str, given: Any) -> tuple[dict[str, float], list[dict[str, float]]]:
@@ -140,5 +188,5 @@ def _row(who: str, number: int, row: Any) -> dict[str, Any]:
 
 def _shown(given: Any) -> str:
     """A value for a message, cut off where it is long."""
-    text = repr(given)
+    text = " ".join(repr(given).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

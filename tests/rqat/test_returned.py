@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 import rqat
 from rqat.errors import PluginError
@@ -128,3 +129,47 @@ def test_a_block_that_returns_nothing_is_told() -> None:
 
     with pytest.raises(PluginError, match=r"Forgets\.quantize_block returned None"):
         Forgets(rqat.Options()).quantize_block()
+
+
+class Exports(rqat.Exporter):
+    made: Any = None
+
+    def tensors(self, *given: Any) -> Any:
+        return self.made
+
+    def other(self, *given: Any) -> Any:
+        return self.made
+
+    def decode(self, *given: Any) -> Any:
+        return self.made
+
+    def config(self, *given: Any) -> Any:
+        return self.made
+
+
+@pytest.mark.parametrize("made", [None, [1], {"a.codes": [1]}])
+@pytest.mark.parametrize("method", ["tensors", "other", "decode"])
+def test_exporters_give_tensors(method: str, made: Any) -> None:
+    exporter = Exports(rqat.Options())
+    exporter.made = made
+    with pytest.raises(PluginError, match=rf"Exports\.{method} returned"):
+        getattr(exporter, method)()
+
+
+def test_a_config_holds_what_json_knows() -> None:
+    """A set became the text "{'lm_head'}" in config.json."""
+    exporter = Exports(rqat.Options())
+    for made, found in ((None, None), ({"w": rqat.Scheme.parse("w3g128"), "a": (1,)}, {"w": "w3g128", "a": [1]})):
+        exporter.made = made
+        assert exporter.config() == found
+    for made in ({"skip": {"lm_head"}}, ["a"], 3):
+        exporter.made = made
+        with pytest.raises(PluginError, match=r"Exports\.config returned"):
+            exporter.config()
+
+
+def test_an_option_with_an_alias_goes_by_its_name_as_well() -> None:
+    class Options(rqat.Options):
+        rate: int = Field(default=1, alias="ra-te")
+
+    assert Options(rate=2) == Options(**{"ra-te": 2})  # type: ignore[call-arg]
