@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from .cards import Card
 from .contracts import File, Options, Part, Start
@@ -42,12 +43,21 @@ def _counted(keys: BaseModel, kinds: set[Any]) -> dict[str, Any]:
     counted = {
         name: _value(getattr(keys, name), kinds)
         for name, field in type(keys).model_fields.items()
-        if not any(isinstance(mark, Neutral) for mark in field.metadata)
-        and not (part and name == getattr(keys, "named_by", ""))
+        if not _is_neutral(field) and not (part and name == getattr(keys, "named_by", ""))
     }
     if isinstance(keys, PluginKeys) and not part and keys.options:
         counted["options"] = keys.options
     return counted
+
+
+def _is_neutral(field: FieldInfo) -> bool:
+    return any(isinstance(mark, Neutral) for mark in field.metadata)
+
+
+def _options(given: BaseModel) -> Iterator[tuple[str, Any]]:
+    """What counts of options, at any depth."""
+    fields = type(given).model_fields
+    yield from ((name, value) for name, value in given if name not in fields or not _is_neutral(fields[name]))
 
 
 def _value(value: Any, kinds: set[Any]) -> Any:
@@ -67,7 +77,7 @@ def _value(value: Any, kinds: set[Any]) -> Any:
 def part_facts(use: Use) -> dict[str, Any]:
     """A plugin's part: who provides it, its options, and the contents of its source and of its data files."""
     card = use.card
-    options = {name: _option(value) for name, value in use.options if not _is_parts(value)}
+    options = {name: _option(value) for name, value in _options(use.options) if not _is_parts(value)}
     facts: dict[str, Any] = card_facts(card) | {"options": options}
     root = os.environ.get("RQAT_DATA")
     if root and not any(files_of(use.options)) and (Path(root) / card.name).is_dir():
@@ -91,7 +101,7 @@ def _option(value: Any) -> Any:
     if isinstance(value, File):
         return contents_of(value.path)
     if isinstance(value, BaseModel):
-        return {name: _option(inner) for name, inner in value}
+        return {name: _option(inner) for name, inner in _options(value)}
     if isinstance(value, Mapping):
         return {str(key): _option(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -7,27 +7,14 @@ validates them with the plugin's own `Options`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
+from .contracts import Neutral as Neutral
 from .contracts import Split
 from .contracts.data import spelled_source
 from .contracts.options import expanded
-
-
-@dataclass(frozen=True)
-class Neutral:
-    """Marks a key that cannot change a result: `save_every: Annotated[int, Neutral("...")] = 50`.
-
-    Every other key counts in the fingerprint of its step.
-
-    Attributes:
-        why: what it changes instead, or where it counts.
-    """
-
-    why: str
 
 
 class Keys(BaseModel):

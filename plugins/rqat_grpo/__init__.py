@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +13,9 @@ from rqat_kernels.divergences import Name
 
 VLLM = "vllm>=0.22,<=0.31"
 """Releases of vLLM that TRL 1.16 admits (`trl.import_utils.is_vllm_available`)."""
+
+
+STOPS = rqat.Neutral("when training is given up; with another value it goes on from its last checkpoint")
 
 
 class Rollouts(BaseModel):
@@ -26,7 +29,7 @@ class Rollouts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: Literal["auto", "rqat", "transformers", "vllm"] = "auto"
-    url: str | None = Field(default=None, pattern="^https?://[^@]+$")
+    url: Annotated[str | None, rqat.Neutral("where the server is")] = Field(default=None, pattern="^https?://[^@]+$")
 
     @model_validator(mode="before")
     @classmethod
@@ -94,10 +97,10 @@ class Options(rqat.Options):
     divergence: Name = "reverse"
     kd_beta: float = Field(default=0.5, gt=0, lt=1)
     beta: float = Field(default=0.0, ge=0)
-    gap_bound: float = Field(default=0.2, gt=0)
-    patience: int = Field(default=20, ge=1)
-    truncation_bound: float = Field(default=0.9, ge=0, le=1)
-    repetition_bound: float = Field(default=0.5, ge=0, le=1)
+    gap_bound: Annotated[float, rqat.Neutral("what is told")] = Field(default=0.2, gt=0)
+    patience: Annotated[int, STOPS] = Field(default=20, ge=1)
+    truncation_bound: Annotated[float, STOPS] = Field(default=0.9, ge=0, le=1)
+    repetition_bound: Annotated[float, STOPS] = Field(default=0.5, ge=0, le=1)
 
     def check(self, context: rqat.Context) -> Iterator[rqat.Problem]:
         """Batches that groups do not fill, completions that do not fit, and a server that cannot be used."""

@@ -17,7 +17,7 @@ from .data import LoadedModel, Message, Row, Source, Split
 from .exporters import Exporter, Reader
 from .grids import Grid, QuantizedWeight
 from .objectives import IGNORED, Objective, RewardFunction, Rollouts, Training
-from .options import Command, Context, File, Grader, Level, ModelShape, Options, Part, Problem, Start
+from .options import Command, Context, File, Grader, Level, ModelShape, Neutral, Options, Part, Problem, Start
 from .quantizers import Block, LinearStats, Quantizer, SharedInput, Statistic, Streams
 from .tasks import Comparison, ComparisonOptions, Completion, Reward, Task, TaskOptions, TokenRow, Verdict
 from .transforms import Transform
@@ -39,6 +39,7 @@ __all__ = [
     "LoadedModel",
     "Message",
     "ModelShape",
+    "Neutral",
     "Objective",
     "Options",
     "Part",

@@ -20,6 +20,20 @@ Level = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True)
+class Neutral:
+    """Marks a key, or an option, that cannot change a result: `patience: Annotated[int, rqat.Neutral("...")] = 20`.
+
+    Every other one counts in the fingerprint of its step: a step with another value is done again from its start, and
+    not continued.
+
+    Attributes:
+        why: what it changes instead, or where it counts.
+    """
+
+    why: str
+
+
+@dataclass(frozen=True)
 class Problem:
     """One thing to know before a run.
 

@@ -226,6 +226,18 @@ def test_what_cannot_change_a_result_changes_no_fingerprint(registry: Registry, 
     assert changed(registry, model, "evaluate.0.variants=[bf16, gptq, rtn, gptq-2, kd, kd-2, grpo]") == set()
 
 
+def test_bounds_that_stop_a_training_change_no_fingerprint(registry: Registry, model: Path) -> None:
+    """Stopped after hours, it goes on with another bound from its last checkpoint, and not from its first step."""
+    bounds = ("patience=3", "truncation_bound=1", "repetition_bound=1", "gap_bound=1")
+    assert changed(registry, model, *(f"train.2.{bound}" for bound in bounds)) == set()
+    servers = [
+        plan_of(registry, f"train.2.rollouts={{engine: vllm, url: 'http://{host}:8000'}}", model=str(model))
+        for host in ("one", "two")
+    ]
+    first, second = (plan.fingerprints() for plan in servers)
+    assert first == second != plan_of(registry, model=str(model)).fingerprints()
+
+
 def test_what_changes_a_result_changes_it_and_all_that_follows(registry: Registry, model: Path):
     names = [step.name for step in plan_of(registry).steps]
     later = {name for name in names if name[:2] in ("06", "07", "08", "09", "15", "16", "18")}

@@ -5,16 +5,20 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+from pydantic import BaseModel, Field
 
 import rqat
 import rqat_seq
+from rqat.cards import Card
 from rqat.discovery import PATHS
-from rqat.facts import difference, files_of
+from rqat.facts import difference, files_of, part_facts
 from rqat.plan import Plan, build_plan
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
+from rqat.stage import Use
 from tests.plugin_maker import QUANTIZER
 from tests.tiny import save_tiny
 
@@ -103,3 +107,23 @@ def test_a_file_that_is_a_default_is_a_file_too() -> None:
         path: rqat.File = "rows.jsonl"  # type: ignore[assignment]
 
     assert [(name, file.path) for name, file in files_of(Options())] == [("path", Path("rows.jsonl"))]
+
+
+def test_options_that_are_marked_count_for_nothing_at_any_depth() -> None:
+    class Inner(BaseModel):
+        told: Annotated[int, rqat.Neutral("what is told")] = 1
+        other: int = 1
+
+    class Options(rqat.Options):
+        bound: Annotated[int, rqat.Neutral("when it stops")] = 1
+        inner: Inner = Inner()
+        several: list[Inner] = Field(default_factory=lambda: [Inner()])
+
+    def facts(**given: Any) -> Any:
+        card = Card("source", "acme", Options, "", "acme", "acme", "1")
+        return part_facts(Use(card, Options.model_validate(given)))
+
+    plain = facts()
+    assert plain["options"] == {"inner": {"other": 1}, "several": [{"other": 1}]}
+    assert facts(bound=2, inner={"told": 2}, several=[{"told": 3}]) == plain
+    assert facts(inner={"other": 2}) != plain
