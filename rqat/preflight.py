@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -191,9 +192,7 @@ def bits(plan: Plan, config: ModelConfig) -> tuple[float | None, float] | None:
 def _trust(plan: Plan) -> Iterator[Finding]:
     """A recipe, which may be somebody else's, cannot have a checkpoint's code run, nor a program, nor a key sent."""
     for keys in plan.place.origins:
-        model: Any = plan.recipe
-        for key in keys[:-1]:
-            model = model[key] if isinstance(key, int) else getattr(model, str(key), None)
+        model: Any = reduce(_within, keys[:-1], plan.recipe)
         place = plan.place.at(*keys)
         # What the command line said is on no line.
         if keys[-1:] == ("trust_remote_code",) and place.line and getattr(model, "trust_remote_code", False):
@@ -207,6 +206,13 @@ def _trust(plan: Plan) -> Iterator[Finding]:
             if place.line:
                 text = f"{place}: a recipe cannot name a program to be run; only you can."
                 yield Finding("error", text, f"Leave it out of the recipe, and add: --set {place.dotted}='COMMAND'")
+
+
+def _within(value: Any, key: str | int) -> Any:
+    """What stands under a key of a recipe, or of what a plugin keeps as it is written; None where nothing does."""
+    if isinstance(key, int):
+        return value[key] if isinstance(value, Sequence) and key < len(value) else None
+    return value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
 
 
 def _trackers(plan: Plan) -> Iterator[Finding]:

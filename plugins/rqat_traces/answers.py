@@ -114,7 +114,7 @@ class Traces(rqat.Source):
             "dropped": failed[0] if failed else "",
             "verdict": verdict,
         }
-        return json.dumps(line, ensure_ascii=False) + "\n"
+        return json.dumps(line, ensure_ascii=False, default=str) + "\n"  # a row may hold what a source alone knows
 
     def _figures(self, path: Path, prompts: int) -> dict[str, Any]:
         """What is told of all completions, those that were dropped included.

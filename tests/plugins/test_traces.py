@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -156,6 +157,18 @@ def test_a_system_prompt_and_settings_of_the_template_stay_with_the_rows(registr
     made.folder = tmp_path
     for row in made.rows("train", 0):
         assert (row["system"], row["template"]) == ("Be brief.", {"enable_thinking": False})
+
+
+def test_what_a_source_alone_knows_may_stand_in_its_rows(registry: Registry, tmp_path: Path) -> None:
+    class Dated:
+        def rows(self, split: str, seed: int) -> Iterator[dict[str, Any]]:
+            yield {"prompt": "What is 1 + 1?", "answer": "2", "seen": date(2026, 11, 30)}
+
+    made = source(registry)
+    made.combine([Dated()])
+    made.produce(tmp_path, Writer().loaded(), "train", 0)
+    made.folder = tmp_path
+    assert [row["seen"] for row in made.rows("train", 0)] == ["2026-11-30"]
 
 
 def test_nothing_kept_is_an_error_that_says_why(registry: Registry, tmp_path: Path) -> None:

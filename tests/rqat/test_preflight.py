@@ -25,7 +25,7 @@ from rqat.lighter import MARGIN, advice
 from rqat.model.config import read_config
 from rqat.plan import Plan, build_plan
 from rqat.preflight import Finding, estimate, preflight, read_data
-from rqat.recipe import built_recipe
+from rqat.recipe import built_recipe, load_recipe
 from rqat.registry import Registry
 from rqat.storage import write_json
 from tests.plugin_maker import write_plugin
@@ -135,6 +135,17 @@ def test_missing_data_files(registry: Registry, model: Path):
     assert "calibration: text.path: there is no file 'no/such.txt'." in errors[0]
     assert "evaluate.0: math500.data: there is no file 'x.y'." in errors[1]
     assert len(errors) == 2
+
+
+def test_lists_inside_the_parts_of_a_mixture_are_gone_through(registry: Registry, model: Path, tmp_path: Path):
+    """What a plugin keeps as it is written has no class whose fields could be asked for."""
+    path = tmp_path / "mixed.yaml"
+    path.write_text(
+        f"name: mixed\nmodel: {model}\nscheme: w2g64\nquantize: rtn\nexport: null\ntrain:\n"
+        "  - {objective: kd, steps: 2, batch: 4, max_tokens: 128, data: {source: mix, parts: [arith, "
+        "{source: traces, prompts: [{source: arith}], keep: [finished, correct], task: arith}]}}\n"
+    )
+    assert not found(build_plan(load_recipe(path), registry), "error")
 
 
 def test_domains_that_differ(registry: Registry, model: Path, tmp_path: Path):
