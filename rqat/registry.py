@@ -326,7 +326,10 @@ class Registry:
             ending = f"did you mean '{near}'?" if near else f"known: {', '.join(HOOKS)}"
             self._report(plugin, f"'{hook}' is not a hook; {ending}")
         if not hooks:
-            self._report(plugin, "it implements no hook of rqat")
+            classes = inspect.getmembers(plugin.module, inspect.isclass)
+            inside = next((name for name, one in classes if {*HOOKS} & {*vars(one)}), "")
+            told = f"its hooks are methods of '{inside}': write them as functions of the module" if inside else ""
+            self._report(plugin, told or "it implements no hook of rqat")
 
     def _call(self, hook: str, function: Callable[..., None], plugin: Plugin) -> None:
         (argument,) = getattr(_MANAGER.hook, hook).spec.argnames

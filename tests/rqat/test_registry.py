@@ -101,6 +101,10 @@ def test_an_unknown_name_is_told_with_the_nearest():
         ("def broken(:", "SyntaxError"),
         ("raise SystemError('out\\nof order')", "SystemError: out of order"),
         ("x = 1", "implements no hook"),
+        (
+            "import rqat\nclass Mine:\n    @rqat.hookimpl\n    def register_quantizers(self, register): ...",
+            "its hooks are methods of 'Mine': write them as functions of the module",
+        ),
         (acme().replace("register_quantizers", "register_quantizer"), "did you mean 'register_quantizers'?"),
         (acme().replace("(register)", "(registr)"), "registr"),
         (acme().replace("summary", "sumary"), "sumary"),

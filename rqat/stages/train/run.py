@@ -291,6 +291,8 @@ def _train(
             else:
                 with saving.guarding(), repeatable_attention(job.device), done_once(trainer):
                     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.state.global_step < keys.steps and processes.leads:
+        log.warning("%s: its trainer ended after step %d of %d.", step.name, trainer.state.global_step, keys.steps)
     lines = read_json_lines(work / LOG)
     last = lines[-1] if lines else {}
     return optimizer, {

@@ -453,6 +453,27 @@ def test_a_trainer_that_forgets_what_it_was_given_is_told_before_the_first_step(
     assert not list(job.workdir(step).glob("trainer/checkpoint-*"))
 
 
+def test_a_trainer_that_ends_early_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job, step = train_step(root, "sft", **options_of("sft"))
+    plugin = type(job.make(step, "objective"))
+    build = plugin.build_trainer
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = True
+
+    def impatient(self: Any, training: Training) -> Any:
+        trainer = build(self, training)
+        trainer.add_callback(Stop())
+        return trainer
+
+    monkeypatch.setattr(plugin, "build_trainer", impatient)
+    assert train.run(job, step)["steps"] == 1
+    assert f"its trainer ended after step 1 of {step.settings.steps}" in caplog.text  # type: ignore[union-attr]
+
+
 def test_an_objective_that_builds_no_trainer_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job, step = train_step(root, "sft", **options_of("sft"))
     monkeypatch.setattr(type(job.make(step, "objective")), "build_trainer", lambda self, training: None)
