@@ -156,7 +156,7 @@ def load_sweep(path: Path, registry: Registry) -> Sweep:
         known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
         problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")
     longest = max((getattr(step.settings, "steps", 0) for step in _watching(cells)), default=0)
-    if keys.stop is not None and 0 < longest < keys.stop.after:
+    if keys.stop is not None and "after" in keys.stop.model_fields_set and 0 < longest < keys.stop.after:
         told = (
             f"{keys.stop.after}: no training that is watched has more than {longest} steps, so nothing would be stopped"
         )

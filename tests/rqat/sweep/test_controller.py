@@ -115,7 +115,8 @@ def made(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(controller, "LOOK_S", 0)
 
     def make(places: int = 1, **sweep: Any) -> tuple[Controller, Pretending]:
-        loaded = load_sweep(written(tmp_path, {"matrix": LR, "set": WATCH, **sweep}), registry)
+        shown = WATCH | {"train.0.steps": 30}  # as many as a pretended training shows
+        loaded = load_sweep(written(tmp_path, {"matrix": LR, "set": shown, **sweep}), registry)
         folders = Folders(tmp_path / "out")
         executor = Pretending(loaded, folders, places)
         return Controller(loaded, folders, executor, registry, lambda line: None), executor
