@@ -104,7 +104,7 @@ def as_distances(rows: Sequence[Row]) -> str:
             )
         )
         left = row["maker"] == "rqat"
-        parts.append(_aside(row, y(near), left, row["stage"] if left else row["file"]))
+        parts.append(_aside(row, y(near), left, row["stage"] if left else row["file"].split(",")[0]))
     return as_svg(WIDTH, HEIGHT, LEFT, 130, _keys(rows), parts)
 
 
