@@ -59,8 +59,10 @@ of this format only with `quantization_config=CompressedTensorsConfig(dequantize
         scale = tensors[f"{name}.weight_scale"].float()
         if scheme.symmetric:
             zero = torch.full(scale.shape, scheme.middle, dtype=torch.uint8, device=scale.device)
+        elif (zero := tensors[f"{name}.weight_zero_point"]).dtype == torch.int8:  # not packed, by releases before 0.9
+            zero = (zero + scheme.levels // 2).to(torch.uint8)
         else:
-            zero = unpack(tensors[f"{name}.weight_zero_point"], scheme.bits, out, dim=0)
+            zero = unpack(zero, scheme.bits, out, dim=0)
         codes = unpack(tensors[f"{name}.weight_packed"], scheme.bits, width)
         return rqat.QuantizedWeight(codes, scale, zero, scheme=scheme)
 

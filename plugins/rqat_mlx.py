@@ -43,6 +43,9 @@ FAMILIES = ("gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"
 BLIND = ("mistral", "phi3", "qwen2", "qwen3")
 """Those that have windows, and of which mlx_lm has every block see all tokens."""
 
+PLAIN = ("gemma3_text", "qwen3")
+"""Those to whose attention mlx_lm gives no biases, whatever config.json says."""
+
 EVERY = 6
 """Of Gemma 3: one block of so many sees all tokens where config.json does not say."""
 
@@ -87,8 +90,16 @@ def _computed_otherwise(family: str, config: Mapping[str, Any]) -> Iterator[tupl
     if family == "gemma3_text" and not full_every(config):
         yield "mlx_lm has every n-th block see all tokens; layer_types of this model are others.", fix
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type")) in ("longrope", "su"):
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("longrope", "su"):
         yield "mlx_lm takes the long factors of longrope for short texts as well.", fix
+    elif family == "phi3" and kind != "default":
+        yield f"mlx_lm reads no rotary embeddings of the kind '{kind}' in phi3.", fix
+    if family in PLAIN and config.get("attention_bias"):
+        yield f"mlx_lm has no biases in the attention of {family}, which this model has (attention_bias).", fix
+    act, own = ("hidden_activation", "gelu_pytorch_tanh") if family == "gemma3_text" else ("hidden_act", "silu")
+    if config.get(act, own) not in (own, "swish" if own == "silu" else own):
+        yield f"mlx_lm computes {own} where this model has {act} {config[act]}.", fix
 
 
 def full_every(config: Mapping[str, Any]) -> int:
@@ -99,6 +110,12 @@ def full_every(config: Mapping[str, Any]) -> int:
         return every if every <= blocks else 0
     full = [number for number, kind in enumerate(kinds, 1) if kind == "full_attention"]
     return full[0] if full and full == [*range(full[0], len(kinds) + 1, full[0])] else 0
+
+
+def _too_large(name: str) -> rqat.ModelError:
+    return rqat.ModelError(
+        f"{name} has values beyond float16.", hint="Set export.dtype to bfloat16 (--format mlx:dtype=bfloat16)."
+    )
 
 
 def group_of(scheme: rqat.Scheme, width: int) -> int:
@@ -128,7 +145,7 @@ class Mlx(rqat.Exporter):
         """See `Exporter`.
 
         Raises:
-            ModelError: groups that MLX does not have.
+            ModelError: groups that MLX does not have, or values that float16 has no room for.
         """
         import torch
 
@@ -141,10 +158,13 @@ class Mlx(rqat.Exporter):
         if not size:
             raise rqat.ModelError(f"mlx has no groups for {name}, {scheme}.", hint="Export it in another format.")
         alike = scheme.group_size(width) // size
+        biases = -weight.zero.float() * weight.scale
+        if max(float(biases.abs().max()), float(weight.scale.max())) > torch.finfo(dtype).max:
+            raise _too_large(name)
         return {
             f"{name}.weight": pack(weight.codes, scheme.bits).view(torch.uint32),
             f"{name}.scales": weight.scale.repeat_interleave(alike, 1).to(dtype),
-            f"{name}.biases": (-weight.zero.float() * weight.scale).repeat_interleave(alike, 1).to(dtype),
+            f"{name}.biases": biases.repeat_interleave(alike, 1).to(dtype),
         }
 
     def other(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -157,7 +177,7 @@ class Mlx(rqat.Exporter):
 
         narrow = tensor.to(getattr(torch, self.options.dtype))
         if bool(narrow.isinf().any()) and not bool(tensor.isinf().any()):
-            raise rqat.ModelError(f"{name} has values beyond float16.", hint="Set export.dtype to bfloat16.")
+            raise _too_large(name)
         return narrow
 
     def decode(self, name: str, tensors: Mapping[str, torch.Tensor], scheme: rqat.Scheme) -> rqat.QuantizedWeight:

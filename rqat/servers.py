@@ -28,6 +28,12 @@ HEADLESS = {
 }
 """What becomes of a quantized head where a server does not read it, by format and server: seen by starting them."""
 
+FAMILIES_APART = {
+    ("gptq", "gptqmodel", "phi3"): "Missing required quantized weights in checkpoint: mlp.gate_proj, mlp.up_proj",
+    ("awq", "gptqmodel", "phi3"): "it leaves the weights of gate_up_proj out, and answers otherwise",
+}
+"""What becomes of families that a server takes apart in another way, by format, server and `model_type`: as above."""
+
 COMMANDS = {
     "transformers": "",
     "gptqmodel": "",
@@ -158,26 +164,32 @@ def torn_apart(layout: Layout, blocks: int, schemes: Mapping[str, Scheme]) -> li
     return list(found.values())
 
 
-def seen(format_name: str, schemes: Mapping[str, Scheme], torn: Sequence[tuple[str, ...]] = ()) -> list[Outlook]:
+def seen(
+    format_name: str, schemes: Mapping[str, Scheme], torn: Sequence[tuple[str, ...]] = (), family: str = ""
+) -> list[Outlook]:
     """`outlooks` of a model: servers that fuse layers refuse those that were torn apart, and some read no packed head.
 
     Args:
         torn: see `torn_apart`.
+        family: its `model_type`; some are read otherwise than the one that the table was made with.
     """
     return [
         Outlook(each.server, each.version, False, why)
-        if each.loads is not False and (why := _against(format_name, each.server, schemes, torn))
+        if each.loads is not False and (why := _against(format_name, each.server, schemes, torn, family))
         else each
         for each in outlooks(format_name, schemes.values())
     ]
 
 
-def _against(format_name: str, server: str, schemes: Mapping[str, Scheme], torn: Sequence[tuple[str, ...]]) -> str:
+def _against(
+    format_name: str, server: str, schemes: Mapping[str, Scheme], torn: Sequence[tuple[str, ...]], family: str
+) -> str:
     """Why a server does not load a model whose schemes it would load one by one; "" where nothing is known."""
     if torn and server in FUSING:
         names = " and ".join(name.rpartition(".")[2] for name in torn[0])
         return f"it computes {names} as one layer, and here their schemes differ"
-    return HEADLESS.get((format_name, server), "") if HEAD in schemes else ""
+    headless = HEADLESS.get((format_name, server), "") if HEAD in schemes else ""
+    return headless or FAMILIES_APART.get((format_name, server, family), "")
 
 
 def markdown(found: Sequence[Outlook]) -> str:

@@ -151,6 +151,7 @@ SHAPES = {
     "extras",
     "families",
     "foreign",
+    "foreign_shapes",
     "hub",
     "layers",
     "memory",

@@ -40,6 +40,9 @@ BITS_IN_FILE = {"Q4_0": 4.5, "Q5_0": 5.5, "Q8_0": 8.5, "Q2_K": 2.625, "Q3_K": 3.
 FAMILIES = ("llama", "qwen2", "qwen3")
 """Families by `model_type`, which is what llama.cpp calls them, too."""
 
+ACTS = ("silu", "swish")
+"""Names of the one function that llama.cpp has between the layers of an MLP of these families."""
+
 ROTARY = ("default", "llama3")
 """Kinds of rotary embedding that are written."""
 
@@ -73,6 +76,12 @@ class Options(rqat.Options):
         if kind not in ROTARY:
             fix = "Export as bf16 and convert that with llama.cpp's own script."
             yield rqat.Problem(f"gguf: rotary embeddings of the kind '{kind}' are not written.", fix, "format")
+        if family == "qwen3" and config.get("attention_bias"):
+            text = "gguf: llama.cpp has no biases in the attention of qwen3, which this model has (attention_bias)."
+            yield rqat.Problem(text, "Export in another format.", "format")
+        if config.get("hidden_act", "silu") not in ACTS:
+            text = f"gguf: llama.cpp computes silu where this model has hidden_act {config['hidden_act']}."
+            yield rqat.Problem(text, "Export in another format.", "format")
         if config.get("sliding_window") and config.get("use_sliding_window"):
             text = "gguf: llama.cpp reads every token where this model has a sliding window."
             yield rqat.Problem(text, "Leave the window out of config.json, or export in another format.", "format")

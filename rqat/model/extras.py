@@ -23,7 +23,8 @@ from ..figures import size
 from ..keys import ModelKeys
 from .config import MLX, ModelConfig, mixes_blocks, read_config, weight_files
 from .families import FAMILIES
-from .foreign import foreign
+from .foreign import check_fit, foreign
+from .foreign_shapes import has_plain_zeros
 from .hub import GENERATION_FILE, QUANTIZED_FILE, uncertain_files
 from .vocabulary import ORIGINAL, TEACHER, check_vocabularies
 
@@ -139,7 +140,7 @@ def check_checkpoint(config: ModelConfig) -> None:
     if config.quantization is None and (inside := [name for name in unasked(config) if _in_a_block(name, config)]):
         refuse_unasked(config.keys.path, inside)
     if config.folder is not None:
-        if config.quantization is None and _head_apart(config, config.folder):
+        if _head_apart(config, config.folder):
             refuse_second_head(config.keys.path)
         generation_settings(config.folder)
 
@@ -183,7 +184,9 @@ def _samples(folder: Path, name: str) -> bytes:
 
 
 def check_loader(config: ModelConfig) -> None:
-    """Refuses a quantized checkpoint that neither transformers loads here nor rqat itself."""
+    """Refuses a quantized checkpoint whose parts do not fit, or that neither transformers nor rqat loads here."""
+    if config.quantization is not None and config.folder is not None:
+        check_fit(config.folder, config.quantization)
     if not needs_decoding(config):
         return
     method = str((config.quantization or {}).get("quant_method", ""))
@@ -207,7 +210,7 @@ def check_loader(config: ModelConfig) -> None:
 def needs_decoding(config: ModelConfig) -> bool:
     """Whether a quantized checkpoint is of a kind that transformers does not load with what is installed."""
     method = str((config.quantization or {}).get("quant_method", ""))
-    return method == MLX or bool(_missing_loaders(method))
+    return method == MLX or bool(_missing_loaders(method)) or has_plain_zeros(config.tensors)
 
 
 def _missing_loaders(method: str) -> list[str]:

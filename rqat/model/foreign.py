@@ -24,6 +24,7 @@ from ..storage import read_json
 from .config import MLX, Tensor, read_header, weight_files
 from .config_groups import group_of, unread
 from .families import layout_of
+from .foreign_shapes import misfit, orphan
 from .layers import EMBEDDING, HEAD
 
 KEYS = {"gptq": "qweight", "awq": "qweight", "compressed-tensors": "weight_packed", MLX: "scales"}
@@ -67,28 +68,68 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
     """Looks at a folder whose config.json has this `quantization_config`.
 
     Raises:
-        ModelError: a file is missing, or a variant of the method that is not read.
+        ModelError: a file is missing, a variant of the method that is not read, or parts that do not fit.
     """
+    tensors = _headers(folder)
+    found = _understood(folder, quantization, tensors)
+    _refuse_misfits(folder, found, tensors)
+    return found
+
+
+def check_fit(folder: Path, quantization: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of a variant that could be taken over, but for parts that do not fit.
+
+    Raises:
+        ModelError: names what does not fit.
+    """
+    if not is_foreign(quantization):
+        return
+    tensors = _headers(folder)
+    try:
+        found = _understood(folder, quantization, tensors)
+    except ModelError:  # which others may read
+        return
+    _refuse_misfits(folder, found, tensors)
+
+
+def _headers(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for path in weight_files(folder) for name, tensor in read_header(path).items()}
+
+
+def _refuse_misfits(folder: Path, found: Foreign, tensors: Mapping[str, Tensor]) -> None:
+    wrong = orphan(found.method, found.schemes, tensors) or next(
+        (text for name, scheme in found.schemes.items() if (text := misfit(found.method, name, scheme, tensors))), ""
+    )
+    if wrong:
+        raise ModelError(f"'{folder}': {wrong}.", hint=f"It is damaged: fetch it again. {ANOTHER}")
+
+
+def _understood(folder: Path, quantization: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Foreign:
     method = str(quantization["quant_method"])
-    tensors = {name: tensor for path in weight_files(folder) for name, tensor in read_header(path).items()}
     names = list(_layers(folder, tensors, KEYS[method]))
     if not names:
         raise ModelError(f"'{folder}' has no tensor called <layer>.{KEYS[method]}.", hint="Fetch it again.")
     try:
-        if method == "compressed-tensors":
-            for key in ("transform_config", "sparsity_config"):  # its weights are not all there is to the model
-                if quantization.get(key) and quantization[key] != {"format": "dense"}:
-                    raise _refused(folder, method, f"a {key}")
-            return Foreign(method, {name: _compressed(folder, name, quantization) for name in names})
-        if method == MLX:
-            return Foreign(method, {name: _mlx(folder, name, tensors, quantization) for name in names})
-        given = _gptq(folder, quantization) if method == "gptq" else _awq(folder, quantization)
-        borrows = method == "gptq" and _borrows(quantization)
-        options = {"checkpoint_format": "gptq_v2" if borrows else _version(quantization)} if method == "gptq" else {}
-        return Foreign(method, dict.fromkeys(names, given), options, borrows)
+        return _taken_over(folder, method, names, tensors, quantization)
     except (ValidationError, TypeError, ValueError, AttributeError, KeyError) as error:
         why = " ".join(f"{error!r:.200}".split())
         raise _refused(folder, method, f"a config.json that is not understood ({why})") from error
+
+
+def _taken_over(
+    folder: Path, method: str, names: list[str], tensors: Mapping[str, Tensor], quantization: Mapping[str, Any]
+) -> Foreign:
+    if method == "compressed-tensors":
+        for key in ("transform_config", "sparsity_config"):  # its weights are not all there is to the model
+            if quantization.get(key) and quantization[key] != {"format": "dense"}:
+                raise _refused(folder, method, f"a {key}")
+        return Foreign(method, {name: _compressed(folder, name, quantization) for name in names})
+    if method == MLX:
+        return Foreign(method, {name: _mlx(folder, name, tensors, quantization) for name in names})
+    given = _gptq(folder, quantization) if method == "gptq" else _awq(folder, quantization)
+    borrows = method == "gptq" and _borrows(quantization)
+    options = {"checkpoint_format": "gptq_v2" if borrows else _version(quantization)} if method == "gptq" else {}
+    return Foreign(method, dict.fromkeys(names, given), options, borrows)
 
 
 def _layers(folder: Path, tensors: Iterable[str], key: str) -> Iterator[str]:

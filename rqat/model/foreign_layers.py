@@ -6,6 +6,7 @@ bfloat16 as well; training moves them onto its own grid of scales at its first s
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,20 @@ from ..storage import read_json
 from .checkpoint import Checkpoint, assembled
 from .config import MLX, quantization_in
 from .devices import default_dtype
+from .extras import refuse_second_head
+from .finite import refuse_not_finite
 from .foreign import ANOTHER, foreign
+from .foreign_shapes import OWN
+from .layers import EMBEDDING, HEAD
 from .packed_shapes import WORD, with_settings
 from .stored import StoredTensors
 from .tensors import damaged
 
-PARTS = {
-    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
-    "awq": ("qweight", "qzeros", "scales"),
-    "compressed-tensors": ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
-    MLX: ("weight", "scales", "biases"),
-}
+PARTS = OWN | {MLX: ("weight", *OWN[MLX])}
 """Tensors that a quantized layer may have, by `quant_method`."""
+
+CACHE = re.compile(r"\.self_attn\.[kqv]_(scale|zero_point)$")
+"""Tensors of a quantized cache of keys and values, which is nothing to the weights."""
 
 ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 """A word with a 1 in every value, by bits."""
@@ -51,6 +54,7 @@ def load_foreign(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None
 
     Raises:
         ModelError: a file is missing or damaged, or holds what rqat cannot take over.
+        NumericsError: a tensor is not finite.
     """
     import transformers
 
@@ -69,13 +73,24 @@ def load_foreign(folder: Path, *, device: str = "cpu", dtype: torch.dtype | None
             own[f"{name}.qzeros"] = _given_back(own[f"{name}.qzeros"], scheme.bits)
         try:
             layers[name] = _checked(folder, name, exporter.decode(name, own, scheme))
+            if scheme.symmetric and f"{name}.weight_zero_point" in own:  # which nobody reads then
+                free = scheme.model_copy(update={"symmetric": False})
+                _check_zeros(folder, name, exporter.decode(name, own, free), scheme)
         except KeyError as error:
             raise damaged(folder, f"{error.args[0]} is missing") from error
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise damaged(folder, f"{name}: {' '.join(str(error).split())[:200]}") from error
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    others = {name: stored.read(name) for name in stored.names if name not in taken}
+    others = {name: stored.read(name) for name in stored.names if name not in taken and not CACHE.search(name)}
     others = _without_empty_biases(others, {*layers}, config)
+    refuse_not_finite(str(folder), others.items())
+    head, embedding = (others.get(f"{name}.weight") for name in (HEAD, EMBEDDING))
+    if (
+        config.get_text_config().tie_word_embeddings
+        and head is not None
+        and (embedding is None or not head.equal(embedding))
+    ):
+        refuse_second_head(str(folder))
     return assembled(folder, layers, others, device=device, dtype=dtype or default_dtype(device))
 
 
@@ -130,9 +145,8 @@ def _checked(folder: Path, name: str, layer: QuantizedWeight) -> QuantizedWeight
     """
     scheme = layer.scheme
     assert scheme is not None
+    _check_zeros(folder, name, layer, scheme)
     zero, scale = layer.zero, layer.scale
-    if scheme.symmetric and bool((zero != scheme.middle).any()):
-        raise ModelError(f"'{folder}' says that it is symmetric, and {name} has other zero points.", hint=ANOTHER)
     if bool((zero > scheme.max_code).any()):
         raise ModelError(
             f"'{folder}': {name} has zero points of {scheme.levels}, on which readers of this format disagree.",
@@ -147,6 +161,12 @@ def _checked(folder: Path, name: str, layer: QuantizedWeight) -> QuantizedWeight
     spread = dead.repeat_interleave(width, 1)
     codes = torch.where(spread, zero.repeat_interleave(width, 1), layer.codes)
     return replace(layer, codes=codes, scale=scale.masked_fill(dead, DEAD))
+
+
+def _check_zeros(folder: Path, name: str, layer: QuantizedWeight, scheme: Scheme) -> None:
+    """Refuses a layer that is symmetric by config.json, and not by its zero points."""
+    if scheme.symmetric and bool((layer.zero != scheme.middle).any()):
+        raise ModelError(f"'{folder}' says that it is symmetric, and {name} has other zero points.", hint=ANOTHER)
 
 
 def _without_empty_biases(others: dict[str, Tensor], layers: set[str], config: Any) -> dict[str, Tensor]:

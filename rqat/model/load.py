@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from ..errors import ModelError, NumericsError
+from ..errors import ModelError
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
 from .checkpoint import ends_alone
@@ -27,6 +26,7 @@ from .extras import (
     split_by_blocks,
 )
 from .families import layout_of
+from .finite import check_finite, refuse_not_finite
 from .foreign_layers import load_foreign
 from .native import load_native
 from .stored import StoredTensors
@@ -61,10 +61,13 @@ def load_model(
     check_loader(config)
     tokenizer = load_tokenizer(keys, offline=offline)
     folder = config.fetch(offline=offline)
-    if (config.quantization or {}).get("quant_method") == NATIVE:
-        return load_native(folder, device=device, dtype=default_dtype(device, keys.dtype)).model, tokenizer
-    if needs_decoding(config):
-        return load_foreign(folder, device=device, dtype=default_dtype(device, keys.dtype)).model, tokenizer
+    native = (config.quantization or {}).get("quant_method") == NATIVE
+    if native or needs_decoding(config):
+        decode = load_native if native else load_foreign
+        decoded = decode(folder, device=device, dtype=default_dtype(device, keys.dtype)).model
+        check_tokenizer(keys.path, decoded, tokenizer)
+        check_finite(keys.path, decoded)
+        return decoded, tokenizer
     with explained(keys.path, "model"), quiet_loading():
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -138,7 +141,7 @@ def open_model(
     if inside:
         refuse_unasked(keys.path, inside)
     check_tokenizer(keys.path, model, tokenizer)
-    _check_finite(keys.path, ((name, stored.read(name)) for name in asked if name in stored.tensors))
+    refuse_not_finite(keys.path, ((name, stored.read(name)) for name in asked if name in stored.tensors))
     return Streamed(model.eval(), stored, device), tokenizer
 
 
@@ -196,39 +199,3 @@ def check_tokenizer(
     vocabulary = next(model.get_input_embeddings().parameters()).shape[0]
     if max(tokenizer.get_vocab().values(), default=-1) >= vocabulary:
         raise past_the_embedding(path, tokenizer.get_vocab(), vocabulary)
-
-
-def check_finite(path: str, model: transformers.PreTrainedModel) -> None:
-    """Refuses weights that are NaN or infinite, naming the first such tensor."""
-    stored = model.state_dict().keys()
-    tensors = {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    _check_finite(path, ((name, tensor) for name, tensor in tensors.items() if name in stored))
-
-
-def _check_finite(path: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuses tensors that are NaN or infinite, naming the first; none is kept."""
-    # In one pass over each, without a copy. Of a GPU's all are fetched together, since it has to be waited for; on the
-    # host each at once: answers that stay among the tensors' freed memory keep it from being used again.
-    waiting = {}
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and tensor.numel():
-            finite = torch.isfinite(torch.stack(_wide(tensor).aminmax())).all()
-            if finite.is_cuda:
-                waiting[name] = finite
-            elif not finite.item():
-                raise _not_finite(path, name)
-    for name, whole in zip(waiting, torch.stack([*waiting.values()]).tolist() if waiting else [], strict=True):
-        if not whole:
-            raise _not_finite(path, name)
-
-
-def _not_finite(path: str, name: str) -> NumericsError:
-    return NumericsError(
-        f"'{path}': the tensor {name} holds values that are not finite.",
-        hint="The checkpoint is damaged or was trained to divergence; fetch it again or use another one.",
-    )
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """A tensor in a dtype that has an order: those of 8 bits have none."""
-    return tensor.float() if tensor.element_size() == 1 else tensor

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import ModelError
-from ..storage import explained
+from ..storage import PARTIAL, explained
+from .hub import QUANTIZED_FILE
 from .stored_schemes import ENTRY
 from .tensor_file import Lying, TensorFile, write_file
 
@@ -92,7 +93,8 @@ def narrowest(tensor: Tensor) -> Tensor:
 
 
 def damaged(path: Path, what: str) -> ModelError:
-    """The error for a checkpoint that is there but not whole."""
-    return ModelError(
-        f"'{path}' is damaged: {what}.", hint="Remove it and run the same command again: the step is repeated."
-    )
+    """The error for a checkpoint that is there but not whole: only what a run has made is advised to be removed."""
+    folder = path if path.is_dir() else path.parent
+    again = "Remove it and run the same command again: the step is repeated."
+    made = (folder / QUANTIZED_FILE).exists() or folder.parent.suffix == PARTIAL
+    return ModelError(f"'{path}' is damaged: {what}.", hint=again if made else "Fetch it again, or export it again.")

@@ -24,9 +24,10 @@ from ..model.config import ModelConfig, read_config
 from ..model.devices import default_dtype, device_called
 from ..model.experts import separate_experts
 from ..model.families import FAMILIES
+from ..model.finite import check_finite
 from ..model.hub import GENERATION_FILE, QUANTIZED_FILE
 from ..model.layers import EMBEDDING, ENDS, HEAD
-from ..model.load import check_finite, check_tokenizer, load_tokenizer
+from ..model.load import check_tokenizer, load_tokenizer
 from ..model.native import is_native, read_native
 from ..model.stored import StoredTensors
 from ..model.stored_schemes import NATIVE

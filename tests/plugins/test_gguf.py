@@ -293,6 +293,9 @@ def test_what_it_cannot_write_is_told_before_any_work() -> None:
     assert problems("w2g64", rope_parameters=yarn) == problems("w2g64", rope_scaling=yarn)
     assert "sliding window" in problems("w2g64", "qwen2", sliding_window=4096, use_sliding_window=True)[0]
     assert problems("w2g64", "qwen2", sliding_window=4096, use_sliding_window=False) == []
+    assert "no biases in the attention of qwen3" in problems("w2g64", "qwen3", attention_bias=True)[0]
+    assert problems("w2g64", "llama", attention_bias=True, mlp_bias=True, hidden_act="silu") == []
+    assert "hidden_act gelu" in problems("w2g64", "llama", hidden_act="gelu")[0]
     assert problems("w8g64") == ["warning: gguf has no type that holds w8g64: 1 layers are written in 16 bits."]
     assert problems("w2g16")[0].startswith("warning")
 

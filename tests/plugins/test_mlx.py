@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rqat import Context, ModelError, Scheme
+from rqat import Context, ModelError, QuantizedWeight, Scheme
 from rqat.contracts import ModelShape
 from rqat.registry import Registry
 from tests.servers.files import export, last_logits, logits_of, save_rounded
@@ -85,6 +85,18 @@ def test_values_beyond_float16_are_told() -> None:
     assert Mlx(Options(dtype="bfloat16")).other("model.norm.weight", torch.tensor([7e4])).isfinite().all()
 
 
+def test_a_bias_beyond_float16_is_told_though_its_scale_is_not() -> None:
+    from rqat_mlx import Mlx, Options
+
+    scheme = Scheme.parse("w4g32-sym")
+    codes, zero = torch.zeros(1, 32, dtype=torch.uint8), torch.full((1, 1), 8, dtype=torch.uint8)
+    layer = QuantizedWeight(codes, torch.tensor([[1.6e4]]), zero, scheme=scheme)
+    with pytest.raises(ModelError, match="a has values beyond float16") as error:
+        Mlx(Options()).tensors("a", layer)
+    assert "--format mlx:dtype=bfloat16" in error.value.hint
+    assert Mlx(Options(dtype="bfloat16")).tensors("a", layer)["a.biases"].isfinite().all()
+
+
 def problems(family: str, **config: object) -> list[str]:
     registry = Registry.current()
     settings = {"num_hidden_layers": 2, "max_position_embeddings": 512, **config}
@@ -108,6 +120,29 @@ def test_windows_that_mlx_passes_over_are_told(family: str, config: dict) -> Non
     assert "sliding window of 8" in text
     assert not problems(family, **config | {"sliding_window": 512}), "no text is longer"
     assert not problems(family, **config | {"sliding_window": None})
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "says"),
+    [
+        ("qwen3", {"attention_bias": True}, "no biases in the attention of qwen3"),
+        ("gemma3_text", {"attention_bias": True, "sliding_window_pattern": 2}, "no biases in the attention of gemma3"),
+        ("gemma3_text", {"hidden_activation": "silu", "sliding_window_pattern": 2}, "computes gelu_pytorch_tanh"),
+        ("llama", {"hidden_act": "gelu"}, "computes silu where this model has hidden_act gelu"),
+        ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "of the kind 'linear' in phi3"),
+    ],
+)
+def test_parts_of_a_model_that_mlx_does_not_have_are_told(family: str, config: dict, says: str) -> None:
+    """It refuses biases it does not expect (test_servers.py), and computes its own function whatever is asked for."""
+    (text,) = problems(family, **config)
+    assert says in text
+
+
+def test_parts_of_a_model_that_mlx_has() -> None:
+    assert not problems("llama", attention_bias=True, mlp_bias=True, hidden_act="silu")
+    assert not problems("qwen2", attention_bias=True)
+    assert not problems("gemma3_text", hidden_activation="gelu_pytorch_tanh", sliding_window_pattern=2)
+    assert not problems("llama", rope_parameters={"rope_type": "linear", "factor": 2.0})
 
 
 def test_of_gemma_every_nth_block_sees_all_tokens() -> None:

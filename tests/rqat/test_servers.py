@@ -109,3 +109,12 @@ def test_a_quantized_head_is_promised_of_those_alone_that_read_it() -> None:
     assert next(each for each in seen("gptq", {"a": scheme}) if each.server == "transformers").loads is True
     found = {each.server: each for each in seen("compressed-tensors", {"a": scheme, "lm_head": scheme})}
     assert (found["transformers"].loads, found["vllm"].loads) == (True, False)
+
+
+def test_a_family_is_promised_of_those_alone_that_read_it() -> None:
+    scheme = Scheme.parse("w4g128-sym")
+    for form in ("gptq", "awq"):
+        phi3 = {each.server: each for each in seen(form, {"a": scheme}, family="phi3")}
+        assert phi3["gptqmodel"].loads is False
+        assert phi3["vllm"].loads is phi3["transformers"].loads is True
+        assert all(each.loads for each in seen(form, {"a": scheme}, family="olmo2"))

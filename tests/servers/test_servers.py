@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rqat import ROW, Scheme
+from rqat import ROW, ModelError, Scheme
 from rqat.keys import ModelKeys
 from rqat.model.checkpoint import load_checkpoint
 from rqat.model.foreign_layers import load_foreign
@@ -81,6 +81,40 @@ def test_mlx_computes_families_of_other_layouts(tmp_path: Path, family: str) -> 
     (answer,) = probe("mlx-lm", [tmp_path / "out"], prompts())
     assert answer["loads"], answer.get("words")
     assert difference(answer, last_logits(start)) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "olmo2", "phi3", "smollm3", "qwen2"])
+@pytest.mark.parametrize(
+    ("server", "format_name"), [pair for pair in PAIRS if pair[1] in ("compressed-tensors", "gptq", "awq")]
+)
+def test_families_of_other_layouts_are_read_as_the_plan_says(
+    tmp_path: Path, server: str, format_name: str, family: str
+) -> None:
+    if python_of(server) is None:
+        pytest.skip(f"{server} is not built")
+    more: dict[str, object] = {"gemma3_text": {"sliding_window_pattern": 2, "sliding_window": 5}}.get(family, {})
+    start = save_rounded(tmp_path / "start", "w4g128-sym", family, tied=family == "gemma3_text", **more)
+    export(start, tmp_path / "out", format_name)
+    (answer,) = probe(server, [tmp_path / "out"], prompts())
+    known = {"model.layers.0.mlp.down_proj": Scheme.parse("w4g128-sym")}
+    told = next(each for each in seen(format_name, known, family=family) if each.server == server)
+    assert (answer["loads"] and difference(answer, last_logits(start)) < TOLERANCE) == told.loads, answer.get("words")
+
+
+@pytest.mark.parametrize(("server", "format_name"), [("llama.cpp", "gguf"), ("mlx-lm", "mlx")])
+def test_biases_in_the_attention_of_qwen3_are_refused_there_as_the_plan_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str, format_name: str
+) -> None:
+    if python_of(server) is None:
+        pytest.skip(f"{server} is not built")
+    start = save_rounded(tmp_path / "start", "w4g128-sym", attention_bias=True)
+    with pytest.raises(ModelError, match="no biases in the attention"):
+        export(start, tmp_path / "out", format_name)
+    options = Registry.current().options(Registry.current().card("exporter", format_name), {})
+    monkeypatch.setattr(type(options), "check", lambda self, context: iter(()))
+    export(start, tmp_path / "out", format_name)
+    (answer,) = probe(server, [tmp_path / "out"], prompts())
+    assert not answer["loads"]
 
 
 @pytest.mark.parametrize(

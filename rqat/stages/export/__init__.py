@@ -103,7 +103,7 @@ def _servers(step: Step, config: ModelConfig, schemes: Mapping[str, Scheme]) -> 
     """What servers were seen to do with such a file; a warning where none loads it."""
     packed = {name: scheme for name, scheme in schemes.items() if name not in _unpacked(step, schemes)}
     format_name, torn = step.parts["exporter"].card.name, torn_apart(config.layout, config.blocks, packed)
-    found = seen(format_name, packed, torn)
+    found = seen(format_name, packed, torn, config.model_type)
     if not found:  # a format that nobody tried: another plugin's, or rqat's own
         return
     if config.layout.experts:

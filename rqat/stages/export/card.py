@@ -67,7 +67,7 @@ def model_card(base: str, reader: CheckpointReader, format_name: str, exporter: 
             "",
         ]
     torn = torn_apart(layout_of(reader.config), reader.config.num_hidden_layers, layers)
-    outlooks = seen(format_name, layers, torn)
+    outlooks = seen(format_name, layers, torn, reader.config.model_type)
     told = [*([markdown(outlooks)] if outlooks else []), *([exporter.serving] if exporter.serving else [])]
     if told:
         lines += ["## Serve it", "", *told]

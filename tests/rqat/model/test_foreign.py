@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rqat
-from rqat import ModelError, Scheme
+from rqat import ModelError, NumericsError, Scheme
 from rqat.job import Job
 from rqat.keys import ModelKeys
 from rqat.model.checkpoint import load_checkpoint
@@ -309,6 +309,11 @@ def change_tensor(folder: Path, ending: str, change) -> None:
         ("ct", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "a sparsity_config"),
         ("gptq-v1", {"bits": "3"}, "not understood (1 validation error for Scheme bits"),
         ("ct", {"config_groups": {"a": config_groups(Scheme.parse("w4g32"), ["model.layers.0.mlp.up_proj"])}}, "in no"),
+        ("awq", {"group_size": 64}, r"scales is (2, 64), and (1, 64) at w4g64"),
+        ("gptq-v1", {"group_size": 48}, "64 input features, which do not split into groups of 48"),
+        ("ct", {"config_groups": {"a": config_groups(Scheme.parse("w4-row"), ["Linear"])}}, "which are not w4-row"),
+        ("ct-3", {"config_groups": {"a": config_groups(Scheme.parse("w2-row"), ["Linear"])}}, "zero_point is (6, 1)"),
+        ("ct-sym", {"config_groups": {"a": config_groups(Scheme.parse("w8-row"), ["Linear"])}}, "no zero points"),
     ],
 )
 def test_what_is_not_taken_over_says_why_before_any_work(tmp_path: Path, case: str, settings: dict, says: str) -> None:
@@ -335,13 +340,49 @@ def test_what_is_not_taken_over_says_why_before_any_work(tmp_path: Path, case: s
         ("mlx", "scales", lambda scale: scale * float("nan"), "no zero points"),
         ("ct", "weight_packed", lambda words: words[:, :-1], "damaged"),
         ("gptq-v1", "qzeros", None, "is damaged: .*qzeros is missing"),
+        ("gptq-v1", "up_proj.qweight", None, "up_proj.* is there, and the codes of that layer are not"),
+        ("awq", "scales", lambda scale: scale[:1], "scales is .1, 64., and .3, 64. at w4g32"),
+        ("ct", "weight_packed", lambda words: words.float(), "codes in F32"),
         ("mlx", "biases", None, "without biases"),
     ],
 )
 def test_what_the_files_alone_tell(tmp_path: Path, case: str, ending: str, change, says: str) -> None:
     write_foreign(tmp_path / "theirs", case)
     change_tensor(tmp_path / "theirs", ending, change)
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises(ModelError, match=says) as refused:
+        load_foreign(tmp_path / "theirs")
+    assert "Remove" not in str(refused.value.hint), "it is the user's own"
+
+
+def test_zero_points_that_symmetric_layers_have_beside_them_must_say_the_same(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "theirs", "ct-sym")
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    zeros = {f"{key[:-6]}_zero_point": 0 * tensors[key] for key in tensors if key.endswith("weight_scale")}
+    zeros = {key: zero.to(torch.int8) for key, zero in zeros.items()}
+    save_file(tensors | zeros, tmp_path / "theirs" / "model.safetensors")
+    assert len(load_foreign(tmp_path / "theirs").layers) == 14
+    change_tensor(tmp_path / "theirs", "weight_zero_point", lambda zero: zero + 1)
+    with pytest.raises(ModelError, match="symmetric"):
+        load_foreign(tmp_path / "theirs")
+
+
+def test_what_is_not_quantized_is_looked_at_as_well(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "theirs", "mlx")
+    change_tensor(tmp_path / "theirs", "model.norm.weight", lambda norm: norm * float("nan"))
+    with pytest.raises(NumericsError, match=r"model\.norm\.weight"):
+        load_model(ModelKeys(path=str(tmp_path / "theirs")), quantizable=False)
+    with pytest.raises(NumericsError, match=r"model\.norm\.weight"):
+        load_foreign(tmp_path / "theirs")
+
+
+def test_a_head_that_is_tied_and_stored_otherwise_is_refused(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "theirs", "gptq-v1")
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, tmp_path / "theirs" / "model.safetensors")
+    with pytest.raises(ModelError, match="readers disagree"):
+        load_model(ModelKeys(path=str(tmp_path / "theirs")), quantizable=False)
+    with pytest.raises(ModelError, match="readers disagree"):
         load_foreign(tmp_path / "theirs")
 
 
@@ -382,6 +423,21 @@ def settings_beside(folder: Path, name: str, renamed: dict[str, str]) -> None:
     (folder / name).write_text(json.dumps(given))
 
 
+def plain_zeros(folder: Path) -> None:
+    """One byte for each, 0 in the middle: releases of compressed-tensors before 0.9."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("weight_zero_point")]:
+        out = int(tensors[name.replace("zero_point", "shape")][0])
+        tensors[name] = (unpack(tensors[name], 4, out, dim=0).int() - 8).to(torch.int8)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def cache_scales(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    scales = {f"model.layers.{index}.self_attn.{part}_scale": torch.ones(1) for index in (0, 1) for part in "kv"}
+    save_file(tensors | scales, folder / "model.safetensors")
+
+
 def in_the_group(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["format"] = "mixed-precision"
@@ -398,9 +454,10 @@ def in_the_group(folder: Path) -> None:
         ("gptq-v1", lambda f: None, {"desc_act": True, "static_groups": True}),
         ("ct", in_the_group, {}),
         ("ct", lambda f: None, {"format": None}),
-        ("ct", lambda f: None, {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}),
+        ("ct", cache_scales, {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}),
+        ("ct", plain_zeros, {}),
     ],
-    ids=["AutoGPTQ's own file", "AutoAWQ's own file", "no g_idx", "static groups", "by group", "no format", "cache"],
+    ids=["AutoGPTQ", "AutoAWQ", "no g_idx", "static groups", "by group", "no format", "cache", "plain zeros"],
 )
 def test_what_other_releases_write_is_read_as_well(tmp_path: Path, case: str, change, settings: dict) -> None:
     expected = write_foreign(tmp_path / "theirs", case, **settings)
