@@ -266,7 +266,11 @@ def _saves(now: Choice, then: Choice) -> float:
 
 
 def bounds(
-    offered: Offer, shapes: Mapping[str, tuple[int, int]], parameters: int, per_weight: Callable[[Scheme, int], float]
+    offered: Offer,
+    shapes: Mapping[str, tuple[int, int]],
+    parameters: int,
+    per_weight: Callable[[Scheme, int], float],
+    beside: int = 0,
 ) -> tuple[int, int]:
     """Bytes of the smallest and of the largest model that an offer allows; what is not quantized has 16 bits.
 
@@ -274,6 +278,7 @@ def bounds(
         shapes: `(O, I)` of every layer and of the ends.
         parameters: of the whole model.
         per_weight: bits per weight of a scheme, for a layer of so many input features; see `contracts.options.in_file`.
+        beside: bytes of the file that are no weights.
     """
     spans = []
     for unit in offered.units:
@@ -287,7 +292,7 @@ def bounds(
         ]
         spans.append((min(of), max(of)))
     counted = {*offered.pinned, *(name for unit in offered.units for name in unit)}
-    rest: float = UNQUANTIZED * (parameters - sum(math.prod(shapes[name]) for name in counted))
+    rest: float = 8 * beside + UNQUANTIZED * (parameters - sum(math.prod(shapes[name]) for name in counted))
     rest += sum(
         math.prod(shapes[name]) * per_weight(scheme, shapes[name][1]) for name, scheme in offered.pinned.items()
     )

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import cache, reduce
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .estimate import Estimate, Sizes, bits_of
 from .facts import files_of
 from .figures import size
 from .grids import bits_per_weight, cost_notes, grid_cards, part_problems
-from .keys import PluginKeys
+from .keys import ModelKeys, PluginKeys
 from .lighter import free_bytes, memory_told, room
 from .model.config import ModelConfig, read_config
 from .model.extras import check_checkpoint, remarks
@@ -62,7 +62,8 @@ def preflight(
         config = read_config(plan.model, offline=offline)
     except RqatError as error:
         findings.append(Finding("error", f"{plan.place.at('model')}: {error.message}", error.hint))
-    look = Look(plan, config, device, processes, offline, folder)
+    tokenizer = cache(lambda: _tokenizer(plan.model, offline))
+    look = Look(plan, config, device, processes, offline, folder, tokenizer=tokenizer)
     for step in plan.steps:
         findings += stages()[step.stage].check(step, look)
     if config is not None:
@@ -368,7 +369,7 @@ def context_of(step: Step, look: Look) -> Context:
         model=_shape(config, schemes) if config is not None else None,
         processes=look.processes,
         device=look.device,
-        tokenizer=lambda: _tokenizer(look),
+        tokenizer=look.tokenizer,
     )
 
 
@@ -393,7 +394,7 @@ def _shape(config: ModelConfig, schemes: Mapping[str, Scheme]) -> ModelShape:
     )
 
 
-def _tokenizer(look: Look) -> Any:
+def _tokenizer(keys: ModelKeys, offline: bool) -> Any:
     from .model.load import load_tokenizer
 
-    return load_tokenizer(look.plan.model, offline=look.offline)
+    return load_tokenizer(keys, offline=offline)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .model.families import Layout
 from .model.layers import HEAD
@@ -22,6 +23,9 @@ TABLE = Path(__file__).parent / "assets" / "servers.csv"
 FUSING = ("vllm",)
 """Servers that compute the layers which read one input as a single one, and so want one scheme for them."""
 
+BIASED = "+bias"
+"""Behind a family's name, where its attention has biases."""
+
 HEADLESS = {
     ("gptq", "transformers"): "it leaves the weights of a quantized lm_head out, and answers otherwise",
     ("compressed-tensors", "vllm"): "There is no module or parameter named 'lm_head.weight_packed'",
@@ -31,8 +35,12 @@ HEADLESS = {
 FAMILIES_APART = {
     ("gptq", "gptqmodel", "phi3"): "Missing required quantized weights in checkpoint: mlp.gate_proj, mlp.up_proj",
     ("awq", "gptqmodel", "phi3"): "it leaves the weights of gate_up_proj out, and answers otherwise",
+    **dict.fromkeys(
+        [(form, "vllm", f"qwen3{BIASED}") for form in ("compressed-tensors", "gptq", "awq")],
+        "it leaves the bias of o_proj out, and answers otherwise",
+    ),
 }
-"""What becomes of families that a server takes apart in another way, by format, server and `model_type`: as above."""
+"""What becomes of families that a server takes for another model, by format, server and `called`: as above."""
 
 COMMANDS = {
     "transformers": "",
@@ -171,7 +179,7 @@ def seen(
 
     Args:
         torn: see `torn_apart`.
-        family: its `model_type`; some are read otherwise than the one that the table was made with.
+        family: see `called`; some are read otherwise than the one that the table was made with.
     """
     return [
         Outlook(each.server, each.version, False, why)
@@ -179,6 +187,11 @@ def seen(
         else each
         for each in outlooks(format_name, schemes.values())
     ]
+
+
+def called(config: Mapping[str, Any]) -> str:
+    """What decides whether a server knows a model, by its config.json: the family, and whether attention has biases."""
+    return f"{config.get('model_type', '')}{BIASED if config.get('attention_bias') else ''}"
 
 
 def _against(

@@ -10,7 +10,7 @@ name: a new stage is a new folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -276,6 +276,7 @@ class Look:
         offline: nothing may be fetched.
         folder: the run folder; None where none is chosen.
         parts: builds what plugins offer; only where data is read.
+        tokenizer: loads the model's, which takes seconds.
     """
 
     plan: Planned
@@ -285,6 +286,7 @@ class Look:
     offline: bool = False
     folder: Path | None = None
     parts: Parts | None = None
+    tokenizer: Callable[[], Any] | None = None
 
 
 def bare_name(name: str) -> str:

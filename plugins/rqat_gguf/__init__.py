@@ -37,6 +37,9 @@ K_TYPES = tuple(K_BITS.values())
 BITS_IN_FILE = {"Q4_0": 4.5, "Q5_0": 5.5, "Q8_0": 8.5, "Q2_K": 2.625, "Q3_K": 3.4375, "": 16.0}
 """Of a weight, by its type; "" is none that holds it."""
 
+FACTS = 4096
+"""Bytes of what a file says of the model beside its tokenizer, at most."""
+
 FAMILIES = ("llama", "qwen2", "qwen3")
 """Families by `model_type`, which is what llama.cpp calls them, too."""
 
@@ -97,6 +100,14 @@ class Options(rqat.Options):
     def bits_in_file(self, scheme: rqat.Scheme, in_features: int) -> float:
         """See `rqat.Options`."""
         return BITS_IN_FILE[type_of(scheme, in_features, self.types)]
+
+    def bytes_beside(self, context: rqat.Context) -> int:
+        """See `rqat.Options`: the vocabulary, which of a small model is a share that counts."""
+        if context.tokenizer is None or context.model is None:
+            return 0
+        from .tokenizer import bytes_of
+
+        return FACTS + bytes_of(context.tokenizer(), context.model.vocab)
 
     def _types(self, context: rqat.Context, shapes: Mapping[str, tuple[int, int]]) -> Iterator[rqat.Problem]:
         """What is rounded anew, what K types cannot have, and what no type holds."""

@@ -67,7 +67,7 @@ there is llama.cpp's: 4.5 for 2, 3 and symmetric 4 bits, 5.5 for asymmetric 4, 8
         add_tokenizer(writer, reader.tokenizer, config.vocab_size)
         for name in reader.names:
             base, _, ending = name.rpartition(".")
-            array, kind = _plain(_turned(reader.tensor(name), base, config))
+            array, kind = _plain(_turned(self.other(name, reader.tensor(name)), base, config))
             writer.add_tensor(f"{_named(names, base)}.{ending}", array, raw_dtype=kind)
         if rotary_kind(config.to_dict()) == "llama3":
             writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
@@ -78,6 +78,10 @@ there is llama.cpp's: 4.5 for 2, 3 and symmetric 4 bits, 5.5 for asymmetric 4, 8
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+    def other(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """See `Exporter`: vectors in float32, as llama.cpp wants them."""
+        return tensor.float() if tensor.ndim == 1 else tensor
 
     def values(self, folder: Path, reader: rqat.Reader) -> Iterator[tuple[str, torch.Tensor]]:
         """See `Exporter`: read by the package gguf, which has a decoder of its own."""
@@ -141,11 +145,10 @@ def _named(names: gguf.TensorNameMap, name: str) -> str:
 
 
 def _plain(tensor: torch.Tensor) -> tuple[np.ndarray, Any]:
-    """A tensor as it is, with its type; vectors in float32, as llama.cpp wants them."""
+    """A tensor as it is, with its type."""
     import gguf
     import torch
 
-    tensor = tensor.float() if tensor.ndim == 1 else tensor
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.uint8).numpy(), gguf.GGMLQuantizationType.BF16
     return tensor.contiguous().numpy(), None

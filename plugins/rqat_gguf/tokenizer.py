@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import gguf
     import transformers
 
+LENGTH, KIND = 8, 4
+"""Bytes of a text's length in the file, and of what kind a token is."""
+
 log = logging.getLogger("rqat")
 
 LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -70,6 +73,23 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: transformers.PreTrainedTok
         templates = templates.get("default")
     if templates:
         writer.add_chat_template(templates)
+
+
+def bytes_of(tokenizer: transformers.PreTrainedTokenizerBase, rows: int) -> int:
+    """What `add_tokenizer` adds to a file, at most.
+
+    Raises:
+        ModelError: there is no tokenizer.json.
+    """
+    found = contents_of(tokenizer)
+    texts = [*found["model"]["vocab"], *(token["content"] for token in found.get("added_tokens") or [])]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in found["model"].get("merges") or []]
+    filled = max(0, rows - len(found["model"]["vocab"])) * len(f"[PAD{rows}]")
+    written = sum(len(text.encode(errors="replace")) for text in (*texts, *merges)) + filled
+    given = tokenizer.chat_template or ""
+    templates = given.values() if isinstance(given, dict) else [given]
+    template = max((len(text.encode()) for text in templates), default=0)
+    return written + LENGTH * (rows + len(merges)) + KIND * rows + template
 
 
 def cutting(found: dict[str, Any]) -> str:

@@ -127,6 +127,13 @@ class Options(BaseModel):
         """
         return None
 
+    def bytes_beside(self, context: Context) -> int:
+        """Of an exporter: bytes of its file beside tensors and what is said of each, at most.
+
+        For formats whose file holds a vocabulary, for example. Only budgets of bytes ask for it.
+        """
+        return 0
+
 
 def in_file(exporter: Options | None, per_weight: Callable[[Scheme], float]) -> Callable[[Scheme, int], float]:
     """Bits per weight as a file holds it, by the scheme of a layer and its input features.

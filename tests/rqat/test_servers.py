@@ -10,7 +10,7 @@ import pytest
 from rqat import Scheme, servers
 from rqat.model.families import LLAMA
 from rqat.registry import Registry
-from rqat.servers import COMMANDS, Trial, markdown, outlooks, seen, torn_apart, trials
+from rqat.servers import COMMANDS, Trial, called, markdown, outlooks, seen, torn_apart, trials
 
 NAMES = LLAMA.layer_names(2)
 Q, K, V, O, GATE, UP, DOWN = NAMES[:7]  # noqa: E741
@@ -118,3 +118,6 @@ def test_a_family_is_promised_of_those_alone_that_read_it() -> None:
         assert phi3["gptqmodel"].loads is False
         assert phi3["vllm"].loads is phi3["transformers"].loads is True
         assert all(each.loads for each in seen(form, {"a": scheme}, family="olmo2"))
+        biased = called({"model_type": "qwen3", "attention_bias": True})
+        assert [e.server for e in seen(form, {"a": scheme}, family=biased) if not e.loads] == ["vllm"]
+        assert all(each.loads for each in seen(form, {"a": scheme}, family=called({"model_type": "qwen3"})))

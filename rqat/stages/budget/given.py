@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...cards import Card
-from ...contracts import Context, Exporter, ModelShape
+from ...contracts import Context, Exporter
 from ...errors import RecipeError
 from ...job import Silence
 from ...model.activations import TokenBatch
@@ -29,7 +29,7 @@ from ..quantize.given import check_grids
 from ..quantize.run import named_schemes
 from . import BudgetKeys, packs_embedding
 from .run import choose
-from .weigh import Weigher, offered_of, shape_of
+from .weigh import Weigher, offered_of, shape_for
 
 if TYPE_CHECKING:
     import transformers
@@ -102,7 +102,7 @@ def chosen_widths(
         ModelError: layers cannot be quantized as asked.
     """
     keys, device = MeasureSettings.of(budget.keys, method.keys, text.keys), str(model.device)
-    weigher = _weigher(budget, method, keys, model)
+    weigher = _weigher(budget, method, keys, model, tokenizer)
     size = weigher.budget(budget.keys.size, budget.card.name if budget.card else "")
     rows = held_out(text.rows(), tokenizer, keys, device)
     with tempfile.TemporaryDirectory(prefix="rqat-budget-") as kept, _only_read(model):
@@ -122,30 +122,26 @@ def chosen_widths(
     return named_schemes(method.schemes.default, chosen["layers"]), chosen
 
 
-def _weigher(budget: Given, method: Method, keys: MeasureSettings, model: transformers.PreTrainedModel) -> Weigher:
+def _weigher(
+    budget: Given,
+    method: Method,
+    keys: MeasureSettings,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> Weigher:
     """Weighs the files that there may be, once their format is known to hold every width that is offered."""
     offered = offered_of(method.schemes, keys, model, embedding=packs_embedding(budget.card))
     if budget.exporter is not None:
-        config = model.config.get_text_config()
         schemes = offered.sketch()
         if not packs_embedding(budget.card):
             schemes.pop(EMBEDDING, None)
-        shape = ModelShape(
-            name=str(model.config._name_or_path),
-            model_type=model.config.model_type,
-            linears={name: shape_of(model, name) for name in schemes},
-            hidden=config.hidden_size,
-            vocab=config.vocab_size,
-            blocks=config.num_hidden_layers,
-            tied=bool(config.tie_word_embeddings),
-            context=getattr(config, "max_position_embeddings", None),
-            config=model.config.to_dict(),
-        )
-        found = budget.exporter.options.check(Context(schemes=schemes, model=shape))
+        seen = Context(schemes=schemes, model=shape_for(model, schemes), tokenizer=lambda: tokenizer)
+        found = budget.exporter.options.check(seen)
         problems = [f"quantize: format: {each.text} {each.hint}".strip() for each in found if each.level == "error"]
         if problems:
             raise RecipeError(problems)
-    return Weigher(model, offered, budget.exporter)
+        return Weigher(model, offered, budget.exporter, budget.exporter.options.bytes_beside(seen))
+    return Weigher(model, offered, None)
 
 
 @contextmanager

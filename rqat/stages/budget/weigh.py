@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ...budget import UNQUANTIZED, Offer, Unit, budget_bytes, offer
-from ...contracts import Exporter, QuantizedWeight
+from ...contracts import Context, Exporter, ModelShape, QuantizedWeight
 from ...contracts.options import in_file
 from ...errors import RqatError
 from ...grids import bits_per_weight
@@ -22,6 +23,7 @@ from ...job import Job
 from ...model.ends import end_shapes
 from ...model.families import layout_of
 from ...model.layers import HEAD
+from ...model.load import load_tokenizer
 from ...model.tensors import narrowest
 from ...scheme import Scheme, Schemes
 from ...stage import Step
@@ -65,12 +67,37 @@ def weighed(job: Job, step: Step, model: transformers.PreTrainedModel) -> tuple[
     assert isinstance(measured, MeasureSettings)
     offered = offered_of(job.plan.scheme, measured, model, embedding=keys.embedding)
     named = step.parts["exporter"].card.name if "exporter" in step.parts else ""
-    weigher = Weigher(model, offered, job.make(step, "exporter") if named else None)
+    exporter: Exporter | None = job.make(step, "exporter") if named else None
+    seen = Context(model=shape_for(model, {}), tokenizer=lambda: load_tokenizer(job.plan.model, offline=job.offline))
+    weigher = Weigher(model, offered, exporter, exporter.options.bytes_beside(seen) if exporter else 0)
     return weigher, weigher.budget(keys.size, named)
+
+
+def shape_for(model: transformers.PreTrainedModel, schemes: Mapping[str, Scheme]) -> ModelShape:
+    """What an exporter's options see of a model that is in memory.
+
+    Args:
+        schemes: of the layers that it is asked about.
+    """
+    config = model.config.get_text_config()
+    return ModelShape(
+        name=str(model.config._name_or_path),
+        model_type=model.config.model_type,
+        linears={name: shape_of(model, name) for name in schemes},
+        hidden=config.hidden_size,
+        vocab=config.vocab_size,
+        blocks=config.num_hidden_layers,
+        tied=bool(config.tie_word_embeddings),
+        context=getattr(config, "max_position_embeddings", None),
+        config=model.config.to_dict(),
+    )
 
 
 class Weigher:
     """Bytes that a file takes.
+
+    Args:
+        beside: bytes of the file that `Options.bytes_beside` tells.
 
     Attributes:
         offered: the widths there are.
@@ -78,14 +105,17 @@ class Weigher:
         parameters: of the model.
     """
 
-    def __init__(self, model: transformers.PreTrainedModel, offered: Offer, exporter: Exporter | None) -> None:
+    def __init__(
+        self, model: transformers.PreTrainedModel, offered: Offer, exporter: Exporter | None, beside: int = 0
+    ) -> None:
         self.offered, self._model = offered, model
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self._per_weight = in_file(exporter.options if exporter else None, bits_per_weight)
-        self._exporter = exporter if exporter and type(exporter).tensors is not Exporter.tensors else None
+        self._exporter = exporter
+        self._gives_tensors = exporter is not None and type(exporter).tensors is not Exporter.tensors
         self._known: dict[tuple[Any, ...], int] = {}
         free = {name for unit in offered.units for name in unit}
-        self.rest = HEADER + sum(self._layer(name, scheme) for name, scheme in offered.pinned.items())
+        self.rest = HEADER + beside + sum(self._layer(name, scheme) for name, scheme in offered.pinned.items())
         embedding = model.get_input_embeddings().weight
         for key, tensor in model.state_dict(keep_vars=True).items():
             name = key.removesuffix(".weight")
@@ -118,8 +148,10 @@ class Weigher:
 
     def _layer(self, name: str, scheme: Scheme) -> int:
         shape = shape_of(self._model, name)
-        if self._exporter is None:
-            return math.ceil(math.prod(shape) * self._per_weight(scheme, shape[1]) / 8)
+        if self._exporter is None or not self._gives_tensors:
+            return (ENTRY if self._exporter else 0) + math.ceil(
+                math.prod(shape) * self._per_weight(scheme, shape[1]) / 8
+            )
         if (shape, scheme) not in self._known:
             weight = QuantizedWeight(
                 torch.zeros(shape, dtype=torch.uint8),
@@ -139,6 +171,9 @@ class Weigher:
 
 HEADER = 256
 """Bytes of a file beside its tensors and what is said of each."""
+
+ENTRY = 128
+"""Bytes in the header of a file that describe a tensor, and that fill it up, where it is not a safetensors file."""
 
 LONG = "model.layers.100.self_attn.layer_proj"
 """A layer's name as long as they come."""

@@ -14,7 +14,7 @@ from ...model.layers import EMBEDDING
 from ...model.memory import SMALL
 from ...model.stored_schemes import NATIVE
 from ...scheme import Scheme
-from ...servers import FUSING, Outlook, seen, torn_apart
+from ...servers import FUSING, Outlook, called, seen, torn_apart
 from ...stage import Finding, Look, Making, Planned, Section, Stage, Step
 
 
@@ -103,7 +103,7 @@ def _servers(step: Step, config: ModelConfig, schemes: Mapping[str, Scheme]) -> 
     """What servers were seen to do with such a file; a warning where none loads it."""
     packed = {name: scheme for name, scheme in schemes.items() if name not in _unpacked(step, schemes)}
     format_name, torn = step.parts["exporter"].card.name, torn_apart(config.layout, config.blocks, packed)
-    found = seen(format_name, packed, torn, config.model_type)
+    found = seen(format_name, packed, torn, called(config.raw))
     if not found:  # a format that nobody tried: another plugin's, or rqat's own
         return
     if config.layout.experts:

@@ -12,7 +12,7 @@ from ...model.families import layout_of
 from ...model.layers import EMBEDDING, FEW, HEAD, kind_of
 from ...model.reader import CheckpointReader
 from ...scheme import ROW, Scheme
-from ...servers import markdown, seen, torn_apart
+from ...servers import called, markdown, seen, torn_apart
 
 
 def model_card(base: str, reader: CheckpointReader, format_name: str, exporter: Exporter, count: int) -> str:
@@ -67,7 +67,7 @@ def model_card(base: str, reader: CheckpointReader, format_name: str, exporter: 
             "",
         ]
     torn = torn_apart(layout_of(reader.config), reader.config.num_hidden_layers, layers)
-    outlooks = seen(format_name, layers, torn, reader.config.model_type)
+    outlooks = seen(format_name, layers, torn, called(reader.config.to_dict()))
     told = [*([markdown(outlooks)] if outlooks else []), *([exporter.serving] if exporter.serving else [])]
     if told:
         lines += ["## Serve it", "", *told]

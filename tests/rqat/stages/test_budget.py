@@ -20,7 +20,8 @@ from rqat.plan import Plan, build_plan
 from rqat.preflight import bits, estimate, preflight
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
-from rqat.stages.budget.weigh import Weigher
+from rqat.stages.budget.weigh import ENTRY, Weigher
+from tests.servers.files import byte_tokenizer, small_model
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 TEXT = [{"text": f"{number} plus {number % 7} makes {number + number % 7}, and so on."} for number in range(60)]
@@ -164,7 +165,37 @@ def test_a_budget_counts_the_types_that_gguf_has(registry: Registry, model: Path
     exporter = Exporter(registry.card("exporter", "gguf").options())
     weigher = Weigher(tiny_model(), offered, exporter)
     taken = {bits: weigher.unit(("model.layers.0.mlp.down_proj",), bits) for bits in (2, 3, 4, 8)}
-    assert taken == {bits: 128 * 256 * of / 8 for bits, of in ((2, 4.5), (3, 4.5), (4, 5.5), (8, 16))}
+    assert taken == {bits: ENTRY + 128 * 256 * of / 8 for bits, of in ((2, 4.5), (3, 4.5), (4, 5.5), (8, 16))}
+
+
+def test_a_budget_counts_the_vocabulary_that_a_file_of_gguf_holds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here a quarter of the file. The plan's bounds count it, and the file keeps within what was asked for."""
+    small_model(tied=True).bfloat16().save_pretrained(tmp_path / "model")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{# " + 300_000 * "-" + " #}{{ messages[0].content }}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    budget: dict[str, Any] = {"size": "1.5MB", "widths": [2, 8], "ends": [8], "samples": 2}
+    made = rqat.quantize(
+        tmp_path / "model",
+        method="rtn",
+        scheme="w4g32-sym",
+        calibration=TEXT,
+        budget=budget,
+        format="gguf",
+        device="cpu",
+    )
+    rqat.export(made, tmp_path / "out", "gguf")
+    size = (tmp_path / "out" / "model.gguf").stat().st_size
+    assert made.chosen
+    assert size <= made.chosen["bytes"] <= size + 20_000
+    assert "more than the budget" not in caplog.text
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, TEXT)))
+    plan = plan_of(Registry.discover(), tmp_path / "model", tmp_path / "rows.jsonl", "0.4MB", export="gguf")
+    (error,) = found(plan, "error")
+    low = float(error.partition("between ")[2].partition("MB")[0])
+    assert low > 0.3 + 4.5 * read_config(plan.model).parameters / 8e6
 
 
 def test_the_disk_that_an_export_takes_is_the_budget(registry: Registry, model: Path, rows: Path) -> None:
