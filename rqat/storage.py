@@ -243,7 +243,8 @@ def _explanation(path: Path, code: int | None) -> RunError | None:
             hint="Mend it, or move the folder to another disk; the same command then resumes.",
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return RunError(f"'{path}' cannot be written: permission denied.", hint="Choose another folder with -o.")
+        why = "the file system is read-only" if code == errno.EROFS else "permission denied"
+        return RunError(f"'{path}' cannot be written: {why}.", hint="Choose another folder with -o.")
     if code in (errno.ENOTDIR, errno.EEXIST):
         return RunError(f"'{path}' cannot be written: a file stands in its way.", hint="Choose another folder with -o.")
     return None

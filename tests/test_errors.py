@@ -499,13 +499,24 @@ def test_disk_that_runs_full(model: Path, mounted: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("rqat.preflight._room", lambda *arguments, **_: [])  # which would see it coming
     refused(*quantize(model, out=mounted / "out"), says=["the disk is full", str(mounted)], code=3)
     assert not (mounted / "out").exists()
+    kept = {path: path.stat().st_mtime_ns for path in mounted.glob(".out.rqat/*.partial/.resume/*.safetensors")}
+    assert kept, "what it is to resume from"
+    subprocess.run(["mount", "-o", "remount,size=4m", mounted], check=True)
+    from rqat.model.block_store import BlockStore
+
+    written, save = list[str](), BlockStore.save
+    monkeypatch.setattr(
+        BlockStore, "save", lambda self, block, *rest: (written.append(block.name), save(self, block, *rest))
+    )
+    assert CliRunner().invoke(build(), [str(word) for word in quantize(model, out=mounted / "out")]).exit_code == 0
+    assert {f"{name}.safetensors" for name in written}.isdisjoint(path.name for path in kept)
 
 
 def test_no_permission_to_write(model: Path, recipe: Path, mounted: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro,size=16m", mounted], check=True)
-    refused(*quantize(model, out=mounted / "out"), says=[str(mounted), "permission denied"])
-    refused("qat", "--recipe", recipe, "-o", mounted / "run", says=[str(mounted), "permission denied"])
-    refused("recipes", "cp", recipe, mounted / "copy.yaml", says=[str(mounted), "permission denied"])
+    refused(*quantize(model, out=mounted / "out"), says=[str(mounted), "the file system is read-only"])
+    refused("qat", "--recipe", recipe, "-o", mounted / "run", says=[str(mounted), "the file system is read-only"])
+    refused("recipes", "cp", recipe, mounted / "copy.yaml", says=[str(mounted), "the file system is read-only"])
 
 
 # ------------------------------------------------------------------------------------------------ interruptions

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,34 @@ where their rows allow it, which round them anew: these are near the weights tha
 """
 
 
+@dataclass(frozen=True)
+class Outline:
+    """A tensor of the file, before it is made.
+
+    Attributes:
+        name: as llama.cpp calls it.
+        shape, dtype: of the array that `make` gives, which is bytes where `kind` is a type of blocks.
+        kind: its type; None for what numpy's says.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    kind: Any
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @classmethod
+    def of(cls, name: str, make: Callable[[], tuple[np.ndarray, Any]]) -> Outline:
+        """Of a tensor that is made to see what it is, and again when it is written."""
+        array, kind = make()
+        return cls(name, array.shape, array.dtype, kind, lambda: make()[0])
+
+
 class Gguf(rqat.Exporter):
     """Writes `<name>.gguf`."""
 
@@ -52,7 +82,7 @@ there is llama.cpp's: 4.5 for 2, 3 and symmetric 4 bits, 5.5 for asymmetric 4, 8
             self.serving = K_SERVING
 
     def write(self, folder: Path, reader: rqat.Reader, layers: Mapping[str, rqat.Scheme]) -> None:
-        """See `Exporter`; tensors wait in a temporary file, so that one is in memory at a time.
+        """See `Exporter`; the file says first where every tensor lies, then one at a time is in memory.
 
         Raises:
             ModelError: a tokenizer that llama.cpp does not have, a tensor without a name there.
@@ -60,24 +90,54 @@ there is llama.cpp's: 4.5 for 2, 3 and symmetric 4 bits, 5.5 for asymmetric 4, 8
         import gguf
 
         config = reader.config
-        arch = next(key for key, text in gguf.MODEL_ARCH_NAMES.items() if text == config.model_type)
-        names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-        writer = gguf.GGUFWriter(folder / f"{self.options.name}.gguf", config.model_type, use_temp_file=True)
+        writer = gguf.GGUFWriter(folder / f"{self.options.name}.gguf", config.model_type)
         _add_facts(writer, config, layers, self.options.types)
         add_tokenizer(writer, reader.tokenizer, config.vocab_size)
+        waiting = []
+        for told in self._outlines(reader, layers):
+            writer.add_tensor_info(told.name, told.shape, told.dtype, told.nbytes, told.kind)
+            waiting.append(told.make)
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for make in waiting:
+                writer.write_tensor_data(make())
+        finally:
+            writer.close()
+
+    def _outlines(self, reader: rqat.Reader, layers: Mapping[str, rqat.Scheme]) -> Iterator[Outline]:
+        """What every tensor is going to be; of those that a type holds exactly none is read for it."""
+        import gguf
+
+        config = reader.config
+        arch = next(key for key, text in gguf.MODEL_ARCH_NAMES.items() if text == config.model_type)
+        names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+
+        def plain(name: str) -> tuple[np.ndarray, Any]:
+            return _plain(_turned(self.other(name, reader.tensor(name)), name.rpartition(".")[0], config))
+
+        def packed(name: str) -> tuple[np.ndarray, Any]:
+            return self._packed(name, reader.layer(name), config)
+
+        def array_of(name: str) -> np.ndarray:
+            return packed(name)[0]
+
         for name in reader.names:
             base, _, ending = name.rpartition(".")
-            array, kind = _plain(_turned(self.other(name, reader.tensor(name)), base, config))
-            writer.add_tensor(f"{_named(names, base)}.{ending}", array, raw_dtype=kind)
+            yield Outline.of(f"{_named(names, base)}.{ending}", partial(plain, name))
         if rotary_kind(config.to_dict()) == "llama3":
-            writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
-        for name in layers:
-            array, kind = self._packed(name, reader.layer(name), config)
-            writer.add_tensor(f"{_named(names, name)}.weight", array, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+            yield Outline.of("rope_freqs.weight", lambda: (_llama3_factors(config), None))
+        for name, scheme in layers.items():
+            (out, width), called = reader.shapes[name], f"{_named(names, name)}.weight"
+            kind = type_of(scheme, width, self.options.types)
+            if not kind:
+                yield Outline.of(called, partial(packed, name))
+                continue
+            found = gguf.GGMLQuantizationType[kind]
+            weights, size = gguf.GGML_QUANT_SIZES[found]
+            shape = (out, width // weights * size)
+            yield Outline(called, shape, np.dtype(np.uint8), found, partial(array_of, name))
 
     def other(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """See `Exporter`: vectors in float32, as llama.cpp wants them."""

@@ -44,19 +44,19 @@ def hand_over(made: Path, out: Path, last: str) -> None:
 
 
 @contextmanager
-def work_beside(out: Path, *, worth_keeping: str) -> Iterator[Path]:
+def work_beside(out: Path, *, worth_keeping: Sequence[str]) -> Iterator[Path]:
     """The folder, from which the same command resumes when it was interrupted; removed at the end.
 
     Args:
-        worth_keeping: pattern of files of which one has to be there for another attempt to have anything to start from,
-            after an error that the user can put right.
+        worth_keeping: patterns of files of which one has to be there for another attempt to have anything to start
+            from, after an error that the user can put right.
     """
     work = work_of(out)
     made = [parent for parent in work.parents if not parent.exists()]
     try:
         yield work
     except RqatError:
-        if not any(work.glob(worth_keeping)):
+        if not any(True for pattern in worth_keeping for _ in work.glob(pattern)):
             shutil.rmtree(work, ignore_errors=True)
             for parent in made:
                 with suppress(OSError):  # it is not empty, or was never made

@@ -192,7 +192,7 @@ def _run(
     Returns:
         the figures of every task.
     """
-    with work_beside(out, worth_keeping="*.partial/.resume/*.jsonl") as work:
+    with work_beside(out, worth_keeping=["*.partial/.resume/*.jsonl"]) as work:
         job = run_in(work, plan, registry, offline=offline, workers=workers)
         steps = [step for step in plan.steps if "task" in step.parts]
         found = []

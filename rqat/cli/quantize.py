@@ -118,7 +118,7 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     """Runs the plan beside `out`, then gives its last step that name."""
     from .plan import check
 
-    with work_beside(out, worth_keeping="*/manifest.json") as work:
+    with work_beside(out, worth_keeping=["*/manifest.json", "*.partial/.resume/*.safetensors"]) as work:
         told = check(plan, work, offline=offline)
         return _published(run_in(work, plan, registry, offline=offline, told=told), out)
 

@@ -98,7 +98,7 @@ def _run(plan: Plan, out: Path, registry: Registry, *, offline: bool) -> dict[st
     """Lets the model write beside `out`, where an interrupted command resumes, and puts what is kept there."""
     from ..storage import explained, read_json
 
-    with work_beside(out, worth_keeping="*.partial/*.jsonl") as work:
+    with work_beside(out, worth_keeping=["*.partial/*.jsonl"]) as work:
         job = run_in(work, plan, registry, offline=offline)
         step = plan.steps[-1]
         keys: Any = step.settings

@@ -31,6 +31,10 @@ class Reader(Protocol):
         """The scheme of every quantized layer, by full name, in the order data passes them."""
 
     @property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """`(O, I)` of every quantized layer, by full name; none is read for it."""
+
+    @property
     def names(self) -> Sequence[str]:
         """Full names of all tensors that are not quantized weights, biases of quantized layers included.
 

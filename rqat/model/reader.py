@@ -86,10 +86,15 @@ class CheckpointReader:
         tied = EMBEDDING in self.layers and bool(self.config.get_text_config().tie_word_embeddings)
         return [name for name in linears if name not in self.layers and not (tied and name == HEAD)]
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """`(O, I)` of every quantized layer, unpacked ones included; none is read for it."""
+        return self._layers.shapes
+
     @property
     def parameters(self) -> int:
         """Number of weights, quantized ones included."""
-        shapes = [*self._layers.shapes.values(), *(each.shape for each in self._dense.tensors.values())]
+        shapes = [*self.shapes.values(), *(each.shape for each in self._dense.tensors.values())]
         return sum(map(math.prod, shapes))
 
     @property
@@ -99,7 +104,7 @@ class CheckpointReader:
         shape = ModelShape(
             name=str(self.folder),
             model_type=config.model_type,
-            linears={name: shape for name, shape in self._layers.shapes.items() if name in self.layers},
+            linears={name: shape for name, shape in self.shapes.items() if name in self.layers},
             hidden=config.hidden_size,
             vocab=config.vocab_size,
             blocks=config.num_hidden_layers,

@@ -300,6 +300,14 @@ def test_what_it_cannot_write_is_told_before_any_work() -> None:
     assert problems("w2g16")[0].startswith("warning")
 
 
+def test_nothing_is_written_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary copy would fill a small /tmp, or the memory where that is one."""
+    start = save_rounded(tmp_path / "start", "w2g64", "llama", ends="w8g32")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no such folder"))
+    export(start, tmp_path / "out", "gguf")
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".gguf", ".md"]
+
+
 def test_a_name_of_a_file(tmp_path: Path) -> None:
     start = save_rounded(tmp_path / "start", "w2g64")
     export(start, tmp_path / "out", "gguf", name="small")
