@@ -11,11 +11,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...contracts import Completion, LoadedModel, Row, Source, Task, Verdict
-from ...errors import DataError, PluginError
-from ...generation.backend import writer_for
+from ...errors import PluginError
+from ...generation.backend import open_model, writer_for
 from ...generation.complete import Report, complete_rows
 from ...generation.sampling import too_little_room
 from ...job import Bar, Job, log
+from ...model.config import read_config
+from ...model.hub import QUANTIZED_FILE
 from ...stage import Finding, Look, Step
 from . import ROWS_AT_ONCE, ProduceSettings
 
@@ -36,7 +38,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     keys, card = step.settings, step.parts["source"].card
     assert isinstance(keys, ProduceSettings)
     source: Source = job.make(step, "source")
-    model, tokenizer = job.original.copied(job.plan.model, device=job.device, offline=job.offline)
+    model, tokenizer = _opened(job)
     folder = job.workdir(step)
     with loaded(job, model, tokenizer, f"produce {card.name}") as given:
         told = source.produce(folder, given, keys.split, keys.seed)
@@ -46,6 +48,14 @@ def run(job: Job, step: Step) -> dict[str, Any]:
     if not any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*")):
         raise PluginError(f"{card}: produce wrote nothing into its folder.", hint="Report this to its author.")
     return {"source": card.name, **told}
+
+
+def _opened(job: Job) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """The plan's model, which may be quantized already: a step of a run, or an exported one."""
+    config = read_config(job.plan.model, offline=job.offline)
+    if config.quantization is None and not (config.folder and (config.folder / QUANTIZED_FILE).is_file()):
+        return job.original.copied(job.plan.model, device=job.device, offline=job.offline)
+    return open_model(job.plan.model, device=job.device, offline=job.offline)
 
 
 @contextmanager
