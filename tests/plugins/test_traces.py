@@ -336,19 +336,20 @@ def test_the_command_killed_in_the_middle_ends_with_the_same_bytes(tmp_path: Pat
     assert "is there already" in again.stderr
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_quantized_model_and_a_step_of_a_run(tmp_path: Path) -> None:
     """Which differ in their format alone, so that they write the same."""
     made = quantize("builtin:tiny-reasoner", method="rtn", scheme="w4g64", device="cpu")
     export(made, tmp_path / "exported", "compressed-tensors")
     (tmp_path / "step").mkdir()
     save_checkpoint(tmp_path / "step", made.model, made.tokenizer, made.layers)
-    asked = ("--prompts", "arith:steps=[1,2]", "--limit", 2, "--max-new-tokens", 96)
+    asked = ("--prompts", "arith:steps=[1,2]", "--limit", 1, "--max-new-tokens", 96)
     for name in ("exported", "step"):
         result = rqat("traces", tmp_path / name, *asked, "-o", tmp_path / f"{name}.jsonl")
         assert result.exit_code == 0, result.stderr
     written = read_json_lines(tmp_path / "exported.jsonl")
     assert written == read_json_lines(tmp_path / "step.jsonl")
-    assert len(written) == 2
+    assert len(written) == 1
 
 
 @pytest.mark.parametrize(
