@@ -37,12 +37,14 @@ class Plan:
         scheme: of every layer.
         steps: in order.
         place: where the recipe's values were written, for messages.
+        unread: steps that sections of the recipe ask for and no other step needs; they are left out.
     """
 
     recipe: RecipeKeys
     scheme: Schemes
     steps: tuple[Step, ...]
     place: Place = field(default_factory=Place, compare=False)
+    unread: tuple[Step, ...] = field(default=(), compare=False)
 
     @property
     def model(self) -> ModelKeys:
@@ -186,7 +188,8 @@ class _Making:
             if step.name in used or only or not stages()[step.stage].only_if_used:
                 kept.insert(0, step)
                 used.update(step.inputs.values())
-        return Plan(self.recipe, scheme, numbered(kept), self.place)
+        unread = [step for step in self._steps if step not in kept and stages()[step.stage].sections]
+        return Plan(self.recipe, scheme, numbered(kept), self.place, tuple(unread))
 
     @property
     def recipe(self) -> RecipeKeys:

@@ -66,6 +66,7 @@ def preflight(
     look = Look(plan, config, device, processes, offline, folder, tokenizer=tokenizer)
     for step in plan.steps:
         findings += stages()[step.stage].check(step, look)
+    findings += [step.finding("note", "", "nothing here needs it; it is left out.") for step in plan.unread]
     if config is not None:
         findings += _model(plan, config, device)
         estimates = estimate(plan, config, device, offline=offline, processes=processes, machines=machines)

@@ -250,6 +250,19 @@ def _explanation(path: Path, code: int | None) -> RunError | None:
     return None
 
 
+def unusable(error: Exception) -> RunError | None:
+    """What is to be said of a path that no file can have: its name is too long, or its links lead in a circle."""
+    code, named = getattr(error, "errno", None), getattr(error, "filename", None)
+    if isinstance(error, RuntimeError) and str(error).startswith(
+        "Symlink loop from "
+    ):  # Path.resolve until Python 3.12
+        code, named = errno.ELOOP, str(error).partition("from ")[2].strip("'\"")
+    if code not in (errno.ELOOP, errno.ENAMETOOLONG):
+        return None
+    why = "its links lead in a circle" if code == errno.ELOOP else "the name is too long"
+    return RunError(f"'{named}' is no usable path: {why}.", hint="Choose another.")
+
+
 def _is_full(path: Path) -> bool:
     """Whether less than one page is left on the file system `path` is, or would be, on."""
     while not path.exists():

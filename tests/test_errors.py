@@ -512,6 +512,18 @@ def test_disk_that_runs_full(model: Path, mounted: Path, monkeypatch: pytest.Mon
     assert {f"{name}.safetensors" for name in written}.isdisjoint(path.name for path in kept)
 
 
+@pytest.mark.parametrize("name", ["circle", "n" * 300])
+def test_a_path_that_no_file_can_have(model: Path, recipe: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    says = ["is no usable path", "links lead in a circle" if name == "circle" else "the name is too long"]
+    for command in (quantize(model, out=tmp_path / name), ["qat", "--recipe", recipe, "-o", tmp_path / name]):
+        refused(*command, says=says)
+
+
+def test_settings_of_a_calibration_that_is_not_there(model: Path) -> None:
+    refused(*quantize(model, "--samples", 7), says=["--samples is about calibration, and there is none"])
+
+
 def test_no_permission_to_write(model: Path, recipe: Path, mounted: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro,size=16m", mounted], check=True)
     refused(*quantize(model, out=mounted / "out"), says=[str(mounted), "the file system is read-only"])

@@ -25,6 +25,7 @@ from ..errors import PluginError, RqatError
 from ..model.memory import importing
 from ..processes import WorkerFailed, work_alone
 from ..quiet import quiet_imports
+from ..storage import unusable
 from . import (
     compare,
     doctor,
@@ -101,6 +102,10 @@ class Commands(TyperGroup):
         except typer.BadParameter as error:
             error.message = error.message.removeprefix("Value error, ")  # pydantic's words for who found it
             raise
+        except (OSError, RuntimeError) as error:
+            if (refused := unusable(error)) is None:
+                raise
+            raise typer.Exit(_report(refused, verbose=bool(getattr(ctx.obj, "verbose", 0)))) from error
         except KeyboardInterrupt as interrupt:  # or another signal: see `_end_by_signals`
             resumes = ctx.invoked_subcommand in RESUMABLE
             typer.echo(f"\nInterrupted.{' The same command resumes from here.' if resumes else ''}", err=True)

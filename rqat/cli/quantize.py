@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import RunError
+from ..errors import RecipeError, RunError
 from ..figures import seconds
 from . import display, options
 from .beside import WORK, hand_over, run_in, work_beside
@@ -78,6 +78,10 @@ def quantize(
     from ..stages.quantize.command import quantize_plan
     from ..yaml_lines import parse_value
 
+    for flag in ("samples", "tokens", "seed"):
+        given_here = getattr(context.get_parameter_source(flag), "name", "") == "COMMANDLINE"
+        if calibration is None and given_here:
+            raise RecipeError(f"--{flag} is about calibration, and there is none; give --calibration SOURCE.")
     given = pairs(option or [], "--option")
     name, written = with_options(format, "--format")
     plan = quantize_plan(
