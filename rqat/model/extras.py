@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..contracts import Problem
+from ..contracts.options import expanded
 from ..errors import ModelError, RqatError
 from ..figures import size
 from ..keys import ModelKeys
@@ -25,7 +26,7 @@ from .config import MLX, ModelConfig, mixes_blocks, read_config, weight_files
 from .families import FAMILIES
 from .foreign import check_fit, foreign
 from .foreign_shapes import has_plain_zeros
-from .hub import GENERATION_FILE, QUANTIZED_FILE, uncertain_files
+from .hub import BUILTIN, GENERATION_FILE, QUANTIZED_FILE, uncertain_files
 from .vocabulary import ORIGINAL, TEACHER, check_vocabularies
 
 NO_SAMPLING = frozenset(
@@ -76,6 +77,9 @@ def remarks(config: ModelConfig, device: str = "cpu") -> Iterator[Problem]:
     yield from _left_out(config, ", of the export as well")
     if config.folder is None:
         return
+    if config.keys.revision and (config.keys.path.startswith(BUILTIN) or expanded(config.keys.path).is_dir()):
+        text = f"'{config.keys.path}' is no hub model; revision '{config.keys.revision}' is not looked at."
+        yield Problem(text, level="warning")
     if missing := uncertain_files(config.folder):
         yield Problem(
             f"the local cache of '{config.keys.path}' has no {' and no '.join(missing)}, and does not say whether the "

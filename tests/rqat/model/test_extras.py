@@ -56,6 +56,13 @@ def said(model: Path) -> list[str]:
     return [f"{one.level}: {one.text}" for one in remarks(read_config(ModelKeys(path=str(model))))]
 
 
+def test_a_revision_of_what_is_no_hub_model_is_told(model: Path) -> None:
+    for path in (str(model), "builtin:tiny-reasoner"):
+        found = [one.text for one in remarks(read_config(ModelKeys(path=path, revision="main")))]
+        assert any("revision 'main' is not looked at" in text for text in found)
+        assert not any("revision" in one.text for one in remarks(read_config(ModelKeys(path=path))))
+
+
 # ------------------------------------------------------------------------------------------------ generation settings
 
 
