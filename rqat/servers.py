@@ -39,8 +39,24 @@ FAMILIES_APART = {
         [(form, "vllm", f"qwen3{BIASED}") for form in ("compressed-tensors", "gptq", "awq")],
         "it leaves the bias of o_proj out, and answers otherwise",
     ),
+    **dict.fromkeys(
+        [(form, "transformers", "qwen3_moe") for form in ("compressed-tensors", "gptq", "awq")],
+        "it reads no packed experts, and answers otherwise",
+    ),
 }
 """What becomes of families that a server takes for another model, by format, server and `called`: as above."""
+
+EXPERTS: dict[tuple[str, str], frozenset[str]] = {
+    ("compressed-tensors", "vllm"): frozenset({"w4g64-sym", "w4g128-sym"}),
+    ("gptq", "vllm"): frozenset({"w4g32-sym", "w4g64-sym", "w4g128-sym", "w4-row-sym"}),
+    ("awq", "vllm"): frozenset({"w4g32-sym", "w4g64-sym", "w4g128-sym", "w4g32", "w4g128"}),
+    ("gptq", "gptqmodel"): frozenset({"w4g128-sym"}),
+    ("awq", "gptqmodel"): frozenset({"w4g128-sym"}),
+}
+"""Schemes at which packed experts were seen to be read, by format and server: kernels for experts are others."""
+
+MIXTURES = ("qwen3_moe",)
+"""Families by `model_type` whose experts are packed."""
 
 COMMANDS = {
     "transformers": "",
@@ -181,11 +197,20 @@ def seen(
         torn: see `torn_apart`.
         family: see `called`; some are read otherwise than the one that the table was made with.
     """
-    return [
+    found = [
         Outlook(each.server, each.version, False, why)
         if each.loads is not False and (why := _against(format_name, each.server, schemes, torn, family))
         else each
         for each in outlooks(format_name, schemes.values())
+    ]
+    if family.removesuffix(BIASED) not in MIXTURES:
+        return found
+    wanted = {str(scheme) for scheme in schemes.values()}
+    return [
+        Outlook(each.server, each.version, None)
+        if each.loads and not wanted <= EXPERTS.get((format_name, each.server), frozenset())
+        else each
+        for each in found
     ]
 
 

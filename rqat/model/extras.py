@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -194,8 +194,9 @@ def check_loader(config: ModelConfig) -> None:
     if not needs_decoding(config):
         return
     method = str((config.quantization or {}).get("quant_method", ""))
+    missing = _missing_loaders(method)
     if config.folder is not None:
-        with suppress(ModelError):
+        with suppress(ModelError) if missing or method == MLX else nullcontext():
             foreign(config.folder, config.quantization or {})
             return
     if method == MLX:
@@ -203,7 +204,6 @@ def check_loader(config: ModelConfig) -> None:
             f"'{config.keys.path}' is an MLX checkpoint of a kind that neither transformers loads nor rqat.",
             hint="Use mlx_lm, or the step of the run it was exported from.",
         )
-    missing = _missing_loaders(method)
     raise ModelError(
         f"'{config.keys.path}' is a {method} checkpoint; transformers loads it with {' and '.join(missing)}, "
         "not installed here.",
@@ -214,7 +214,8 @@ def check_loader(config: ModelConfig) -> None:
 def needs_decoding(config: ModelConfig) -> bool:
     """Whether a quantized checkpoint is of a kind that transformers does not load with what is installed."""
     method = str((config.quantization or {}).get("quant_method", ""))
-    return method == MLX or bool(_missing_loaders(method)) or has_plain_zeros(config.tensors)
+    experts = method in LOADERS and bool(config.layout.router)  # which transformers computes otherwise
+    return method == MLX or bool(_missing_loaders(method)) or experts or has_plain_zeros(config.tensors)
 
 
 def _missing_loaders(method: str) -> list[str]:

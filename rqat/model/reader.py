@@ -16,6 +16,7 @@ from ..errors import PluginError
 from ..scheme import Scheme
 from ..storage import explained
 from .checkpoint import DENSE_FILE, LayerFile, decoded
+from .families import layout_of
 from .hf_folder import ShardWriter, copy_tokenizer, save_tokenizer, widen_tokenizer, write_config
 from .hub import QUANTIZED_FILE
 from .layers import EMBEDDING, HEAD
@@ -74,7 +75,10 @@ class CheckpointReader:
 
     @cached_property
     def skipped(self) -> list[str]:
-        """Full names of the linear layers left as they were, lm_head among them, in the model's own order."""
+        """Full names of the linear layers left as they were, lm_head among them, in the model's own order.
+
+        Behind them what chooses experts: to servers a linear layer, which is quantized where nothing else is said.
+        """
         import transformers
 
         model_class: Any = getattr(transformers, (self.config.architectures or [""])[0], None)
@@ -84,7 +88,10 @@ class CheckpointReader:
             model = model_class(self.config)
         linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         tied = EMBEDDING in self.layers and bool(self.config.get_text_config().tie_word_embeddings)
-        return [name for name in linears if name not in self.layers and not (tied and name == HEAD)]
+        layout = layout_of(self.config)
+        routers = [f"{layout.block(index)}.{layout.router}" for index in range(self.config.num_hidden_layers)]
+        kept = [name for name in linears if name not in self.layers and not (tied and name == HEAD)]
+        return [*kept, *(name for name in routers if layout.router and name not in kept)]
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:

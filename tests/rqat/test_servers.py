@@ -121,3 +121,11 @@ def test_a_family_is_promised_of_those_alone_that_read_it() -> None:
         biased = called({"model_type": "qwen3", "attention_bias": True})
         assert [e.server for e in seen(form, {"a": scheme}, family=biased) if not e.loads] == ["vllm"]
         assert all(each.loads for each in seen(form, {"a": scheme}, family=called({"model_type": "qwen3"})))
+
+
+def test_packed_experts_are_promised_at_schemes_alone_that_were_tried_with_them() -> None:
+    for spelled, vllm in (("w4g128-sym", True), ("w4-row-sym", None)):
+        scheme = {"a": Scheme.parse(spelled)}
+        found = {each.server: each.loads for each in seen("compressed-tensors", scheme, family="qwen3_moe")}
+        assert found == {"transformers": False, "vllm": vllm}
+        assert {each.loads for each in seen("compressed-tensors", scheme, family="qwen3")} == {True}

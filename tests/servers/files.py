@@ -13,6 +13,7 @@ from rqat import QuantizedWeight, Scheme
 from rqat.grids import grid_of
 from rqat.job import Silence
 from rqat.model.checkpoint import load_checkpoint, save_checkpoint
+from rqat.model.experts import separate_experts
 from rqat.registry import Registry
 from rqat.stages.export.run import export_checkpoint
 
@@ -37,6 +38,7 @@ FAMILIES = {
     "olmo2": (transformers.Olmo2Config, transformers.Olmo2ForCausalLM),
     "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
     "smollm3": (transformers.SmolLM3Config, transformers.SmolLM3ForCausalLM),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
 }
 TEXTS = ("Hello", "the cat sat", "one two three, and", "x = 1;\n  y =", "Is 7 more than 3?")
 
@@ -66,6 +68,7 @@ def small_model(family: str = "qwen3", *, tied: bool = True, **settings: object)
                 parameter.normal_(std=0.2)
             parameter.copy_(parameter.bfloat16())
     torch.set_rng_state(state)
+    separate_experts(model)
     return model
 
 

@@ -83,7 +83,13 @@ def test_mlx_computes_families_of_other_layouts(tmp_path: Path, family: str) -> 
     assert difference(answer, last_logits(start)) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "olmo2", "phi3", "smollm3", "qwen2"])
+MORE: dict[str, dict[str, object]] = {
+    "gemma3_text": {"sliding_window_pattern": 2, "sliding_window": 5},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
+}
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "olmo2", "phi3", "smollm3", "qwen2", "qwen3_moe"])
 @pytest.mark.parametrize(
     ("server", "format_name"), [pair for pair in PAIRS if pair[1] in ("compressed-tensors", "gptq", "awq")]
 )
@@ -92,8 +98,8 @@ def test_families_of_other_layouts_are_read_as_the_plan_says(
 ) -> None:
     if python_of(server) is None:
         pytest.skip(f"{server} is not built")
-    more: dict[str, object] = {"gemma3_text": {"sliding_window_pattern": 2, "sliding_window": 5}}.get(family, {})
-    start = save_rounded(tmp_path / "start", "w4g128-sym", family, tied=family == "gemma3_text", **more)
+    tied = family == "gemma3_text"
+    start = save_rounded(tmp_path / "start", "w4g128-sym", family, tied=tied, **MORE.get(family, {}))
     export(start, tmp_path / "out", format_name)
     (answer,) = probe(server, [tmp_path / "out"], prompts())
     known = {"model.layers.0.mlp.down_proj": Scheme.parse("w4g128-sym")}

@@ -106,9 +106,11 @@ def _servers(step: Step, config: ModelConfig, schemes: Mapping[str, Scheme]) -> 
     found = seen(format_name, packed, torn, called(config.raw))
     if not found:  # a format that nobody tried: another plugin's, or rqat's own
         return
-    if config.layout.experts:
-        text = f"'{format_name}' with packed experts was seen to load in no server, and transformers refuses it."
-        yield step.finding("error", "", text, "`export: rqat` packs them and `export: bf16` loads everywhere.")
+    if config.layout.experts and not any(each.loads for each in found):
+        spelled = ", ".join(dict.fromkeys(map(str, packed.values())))
+        text = f"'{format_name}' with packed experts at {spelled} was seen to load in no server."
+        fix = "`export: rqat` packs them, `export: bf16` loads everywhere; vLLM was seen to read them at w4g128-sym."
+        yield step.finding("error", "", text, fix)
         return
     fusing = [each.server for each in found if each.server in FUSING]
     if torn and fusing:

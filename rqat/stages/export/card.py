@@ -49,7 +49,7 @@ def model_card(base: str, reader: CheckpointReader, format_name: str, exporter: 
         *(f"Quantized to `{scheme}` and stored in 16 bits: `{name}`." for name, scheme in reader.unpacked.items()),
         "",
     ]
-    if exporter.loader_packages is not None:
+    if exporter.loader_packages is not None and not (exporter.loader_packages and layout_of(reader.config).experts):
         packages = " ".join(package.replace("_", "-") for package in ("transformers", *exporter.loader_packages))
         lines += [
             "## Load it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from rqat.job import Job
 from rqat.keys import ModelKeys
 from rqat.model.activations import TokenBatch
 from rqat.model.blocks import UNSEEN, quantize_model
+from rqat.model.checkpoint import load_checkpoint
 from rqat.model.config import check_quantizable, read_config
 from rqat.model.experts import Experts, routed, separate_experts
 from rqat.model.extras import unasked
@@ -28,6 +30,7 @@ from rqat.recipe import built_recipe
 from rqat.registry import Registry
 from rqat.scheme import Scheme
 from rqat.stages.quantize.run import told_notes
+from tests.servers.files import export, save_rounded
 from tests.tiny import tiny_tokenizer
 
 
@@ -177,7 +180,26 @@ def test_formats_that_hold_no_experts_say_so_before_any_work(tmp_path: Path) -> 
     keys = {"name": "r", "model": str(saved(tmp_path / "m")), "scheme": "w4g32", "quantize": "rtn"}
     plan = build_plan(built_recipe(keys, {}), Registry.discover())
     (line,) = [str(found) for found in preflight(plan) if found.level == "error"]
-    assert "'compressed-tensors' with packed experts" in line
+    assert "'compressed-tensors' with packed experts at w4g32 was seen to load in no server" in line
+    assert "vLLM was seen to read them at w4g128-sym" in line
+
+
+@pytest.mark.parametrize("form", ["compressed-tensors", "gptq", "awq"])
+def test_what_chooses_experts_is_named_among_what_is_not_quantized(tmp_path: Path, form: str) -> None:
+    """To vLLM it is a linear layer like others: it took it for a quantized one, and refused the file."""
+    small = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "num_hidden_layers": 1}
+    start = save_rounded(tmp_path / "start", "w4g128-sym", "qwen3_moe", **small)
+    facts = export(start, tmp_path / "out", form)
+    assert facts["left_as_they_were"] == ["lm_head", "model.layers.0.mlp.gate"]
+    assert facts["reload"] == "not checked: transformers reads no packed experts"
+    assert facts["decoded"] == "every layer equal, bit by bit"
+    said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert re.search(r"mlp\\*\.gate", str(said.get("ignore") or said.get("dynamic")))
+    found, _ = load_model(ModelKeys(path=str(tmp_path / "out")), quantizable=False)
+    assert torch.equal(found(IDS).logits, load_checkpoint(start).model(IDS).logits), "decoded here"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "vllm serve" in card
+    assert "AutoModelForCausalLM" not in card, "it reads the experts otherwise"
 
 
 def test_blocks_with_and_without_experts_are_refused_in_one_line(tmp_path: Path) -> None:
