@@ -50,8 +50,10 @@ EXPERTS: dict[tuple[str, str], frozenset[str]] = {
     ("compressed-tensors", "vllm"): frozenset({"w4g64-sym", "w4g128-sym"}),
     ("gptq", "vllm"): frozenset({"w4g32-sym", "w4g64-sym", "w4g128-sym", "w4-row-sym"}),
     ("awq", "vllm"): frozenset({"w4g32-sym", "w4g64-sym", "w4g128-sym", "w4g32", "w4g128"}),
-    ("gptq", "gptqmodel"): frozenset({"w4g128-sym"}),
-    ("awq", "gptqmodel"): frozenset({"w4g128-sym"}),
+    **dict.fromkeys(
+        [("gptq", "gptqmodel"), ("awq", "gptqmodel")],
+        frozenset({"w4g32-sym", "w4g64-sym", "w4g128-sym", "w4g32", "w4g128"}),
+    ),
 }
 """Schemes at which packed experts were seen to be read, by format and server: kernels for experts are others."""
 
