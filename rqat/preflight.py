@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, reduce
@@ -11,15 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .capacity import told
 from .contracts import Context, ModelShape, Problem
-from .contracts.options import became, in_file
+from .contracts.options import became
 from .errors import RqatError
-from .estimate import Estimate, Sizes, bits_of
 from .facts import files_of
 from .figures import size
-from .grids import bits_per_weight, cost_notes, grid_cards, part_problems
+from .grids import cost_notes, grid_cards, part_problems
 from .keys import ModelKeys, PluginKeys
-from .lighter import free_bytes, memory_told, room
 from .model.config import ModelConfig, read_config
 from .model.extras import check_checkpoint, remarks
 from .model.layers import EMBEDDING
@@ -27,13 +25,12 @@ from .overlap import overlaps
 from .plan import Plan
 from .read_once import LookedAt
 from .registry import Registry
-from .run_folder import begun, fates, taken_away
+from .run_folder import taken_away
 from .scheme import Scheme
 from .stage import ORDER, Finding, Look, Step, Use
 from .stages import stages, work_of
-from .storage import size_of
 
-__all__ = ["Finding", "bits", "estimate", "preflight", "read_data"]
+__all__ = ["Finding", "preflight", "read_data"]
 
 
 def preflight(
@@ -69,11 +66,9 @@ def preflight(
     findings += [step.finding("note", "", "nothing here needs it; it is left out.") for step in plan.unread]
     if config is not None:
         findings += _model(plan, config, device)
-        estimates = estimate(plan, config, device, offline=offline, processes=processes, machines=machines)
-        sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes)
-        findings += memory_told(plan, estimates, sizes, disk_bytes=_disk(estimates), free=free_bytes(device))
-        if folder is not None:
-            findings += _room(plan, estimates, folder, fresh=fresh)
+        findings += told(
+            plan, config, device, offline=offline, processes=processes, machines=machines, folder=folder, fresh=fresh
+        )
     for place, path in taken_away(plan, folder, fresh=fresh) if folder is not None else ():
         text = f"'{path}' lies in this run's own folder, which {'is emptied' if fresh else 'sets it aside'} before."
         findings.append(Finding("error", f"{place}: {text}", "Choose another folder with -o, or another `name`."))
@@ -147,50 +142,6 @@ def _reads_unwritten(step: Step) -> bool:
     return any(role.rpartition("-")[2] not in stages()[step.stage].beside for role in roles)
 
 
-def estimate(
-    plan: Plan,
-    config: ModelConfig,
-    device: str = "cpu",
-    *,
-    offline: bool = False,
-    processes: int = 1,
-    machines: int = 1,
-) -> list[Estimate]:
-    """Memory and disk of every step.
-
-    Args:
-        config: of the model to compress.
-        offline: nothing may be fetched, config.json of a teacher included.
-        processes: how many work together.
-        machines: that they are on, as many on each.
-    """
-    fits = room(free_bytes(device), device, processes)
-    sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes, fits)
-    here = processes // machines if device == "cpu" else 1
-    works = [(step, stages()[step.stage]) for step in plan.steps]
-    return [
-        Estimate.of(step.name, stage.estimate(step, plan, sizes), here if stage.in_several(step) else 1)
-        for step, stage in works
-    ]
-
-
-def bits(plan: Plan, config: ModelConfig) -> tuple[float | None, float] | None:
-    """Bits per quantized weight, and per parameter in all, of the model a plan ends with; None where none is made.
-
-    With a budget, nobody knows the former yet, and the latter is what may be taken.
-
-    Raises:
-        ModelError: layers cannot be quantized as asked.
-    """
-    making = [step for step in plan.steps if stages()[step.stage].makes_model]
-    if not making:
-        return None
-    budget = plan.budget(making[0], config)
-    if budget is not None:
-        return None, 8 * budget / config.parameters
-    return bits_of(plan.schemes(making[0], config), config, in_file(None, bits_per_weight))
-
-
 def _trust(plan: Plan) -> Iterator[Finding]:
     """A recipe, which may be somebody else's, cannot have a checkpoint's code run, nor a program, nor a key sent."""
     for keys in plan.place.origins:
@@ -238,36 +189,6 @@ def _model(plan: Plan, config: ModelConfig, device: str) -> Iterator[Finding]:
         return
     for problem in remarks(config, device):
         yield Finding(problem.level, f"{place}: {problem.text}", problem.hint)
-
-
-def _disk(estimates: Sequence[Estimate]) -> int:
-    """Disk space that steps take, in bytes: their results, and what the largest needs meanwhile."""
-    meanwhile = max((found.disk_peak_bytes - found.disk_bytes for found in estimates), default=0)
-    return sum(found.disk_bytes for found in estimates) + meanwhile
-
-
-def _room(plan: Plan, estimates: Sequence[Estimate], folder: Path, *, fresh: bool) -> Iterator[Finding]:
-    """The disk space that is still to be taken, against what is free: what lies in the run folder already counts."""
-    there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(there).free
-    needed = _disk(estimates)
-    if needed > free and folder.is_dir():
-        needed = needed - size_of(folder) if fresh else _disk_left(plan, estimates, folder)
-    if needed > free:
-        fix = "Free some space or choose another folder with -o."
-        yield Finding("error", f"'{folder}' needs about {size(needed)} more; {size(free)} are free there.", fix)
-
-
-def _disk_left(plan: Plan, estimates: Sequence[Estimate], folder: Path) -> int:
-    """Disk space for the steps that a run folder does not hold yet, less what their unfinished folders hold."""
-    undone = {fate.step: fate.fingerprint for fate in fates(plan, folder) if fate.state != "kept"}
-    left = [found for found in estimates if found.step in undone]
-    taken = 0
-    for found in left:
-        partial = begun(folder, undone[found.step])
-        if partial is not None:
-            taken += min(size_of(partial), found.disk_peak_bytes)
-    return _disk(left) - taken
 
 
 def _files(plan: Plan) -> Iterator[Finding]:

@@ -496,7 +496,7 @@ def test_disk_that_is_too_small_is_seen_before_any_work(model: Path, mounted: Pa
 
 
 def test_disk_that_runs_full(model: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rqat.preflight._room", lambda *arguments, **_: [])  # which would see it coming
+    monkeypatch.setattr("rqat.capacity._room", lambda *arguments, **_: [])  # which would see it coming
     refused(*quantize(model, out=mounted / "out"), says=["the disk is full", str(mounted)], code=3)
     assert not (mounted / "out").exists()
     kept = {path: path.stat().st_mtime_ns for path in mounted.glob(".out.rqat/*.partial/.resume/*.safetensors")}

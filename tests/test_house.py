@@ -70,9 +70,13 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "lighter": ("grids", "estimate", "stage", "stages", "shapes", "keys", "figures", "errors"),
     "read_once": ("registry", "stage", "cards", "contracts"),
+    "capacity": (
+        *("lighter", "run_folder", "grids", "plan", "stages", "stage", "estimate", "shapes", "contracts", "figures"),
+        "storage",
+    ),
     "preflight": (
-        *("lighter", "overlap", "read_once"),
-        *("run_folder", "storage"),
+        *("capacity", "lighter", "overlap", "read_once"),
+        "run_folder",
         *("grids", "plan", "facts", "stages", "stage", "estimate", "cards", "registry", "model", "shapes", "keys"),
         *("figures", "contracts", "scheme", "errors"),
     ),

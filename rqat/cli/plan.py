@@ -168,8 +168,8 @@ def _sizes(made: Plan, device: str, *, offline: bool, processes: int) -> dict[st
 
     Nothing when the model cannot be read, which pre-flight reports.
     """
+    from ..capacity import estimate
     from ..model.config import read_config
-    from ..preflight import estimate
 
     try:
         config = read_config(made.model, offline=offline)
@@ -189,9 +189,9 @@ def _sizes(made: Plan, device: str, *, offline: bool, processes: int) -> dict[st
 
 def _bits(made: Plan, *, offline: bool) -> dict[str, float]:
     """Bits per quantized weight, and per parameter in all, and bytes (""); the latter only if the model can be read."""
+    from ..capacity import bits
     from ..grids import bits_per_weight
     from ..model.config import read_config
-    from ..preflight import bits
 
     try:
         config = read_config(made.model, offline=offline)

@@ -220,8 +220,8 @@ def _show_plan(made: Sweep, folders: Folders, *, as_json: bool) -> None:
 
 def _needs(cell: Cell) -> dict[str, tuple[int, int]]:
     """Memory and disk of a cell's steps, in bytes."""
+    from ..capacity import estimate
     from ..model.config import read_config
-    from ..preflight import estimate
     from .device import likely_device
 
     found = estimate(cell.plan, read_config(cell.plan.model, offline=True), likely_device(), offline=True)

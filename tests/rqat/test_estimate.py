@@ -66,7 +66,7 @@ def test_an_end_takes_what_the_estimate_says(
 
 
 def test_an_end_counts_beside_the_blocks(registry: Registry, tmp_path: Path) -> None:
-    from rqat.preflight import estimate
+    from rqat.capacity import estimate
     from rqat.stages.quantize.command import quantize_plan
 
     model = str(save_tiny(tmp_path / "tiny", vocab=4096))

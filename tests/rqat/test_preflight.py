@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rqat import lighter, pipeline
-from rqat import preflight as preflight_module
+from rqat import capacity, lighter, pipeline
+from rqat.capacity import estimate
 from rqat.errors import ModelError, RunError
 from rqat.estimate import LIBRARIES_BYTES, Sizes
 from rqat.figures import size
@@ -24,7 +24,7 @@ from rqat.job import Job
 from rqat.lighter import MARGIN, advice
 from rqat.model.config import read_config
 from rqat.plan import Plan, build_plan
-from rqat.preflight import Finding, estimate, preflight, read_data
+from rqat.preflight import Finding, preflight, read_data
 from rqat.recipe import built_recipe, load_recipe
 from rqat.registry import Registry
 from rqat.storage import write_json
@@ -209,7 +209,7 @@ def test_layers_that_a_format_cannot_hold(registry: Registry, tmp_path: Path):
 
 def test_a_full_disk(registry: Registry, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = namedtuple("usage", "total used free")(10, 10, 0)
-    monkeypatch.setattr(preflight_module.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda folder: usage)
     only(found(plan_of(registry, model), "error", folder=tmp_path / "a" / "b"), "needs about", "0 B are free")
 
 
@@ -223,8 +223,8 @@ def test_what_lies_there_already_counts(
 
     def refused(free: int, *, fresh: bool = False) -> bool:
         usage = namedtuple("usage", "total used free")(1 << 40, 0, free)
-        monkeypatch.setattr(preflight_module.shutil, "disk_usage", lambda folder: usage)
-        findings = preflight_module.preflight(plan, folder=tmp_path, fresh=fresh)
+        monkeypatch.setattr(capacity.shutil, "disk_usage", lambda folder: usage)
+        findings = preflight(plan, folder=tmp_path, fresh=fresh)
         return any("free there" in one.text for one in findings if one.level == "error")
 
     whole = sum(one.disk_bytes for one in sizes.values())
@@ -307,7 +307,7 @@ def test_a_constant_schedule_has_no_warm_up(registry: Registry, model: Path):
 
 
 def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 1000)
     helps = ("train.0.micro_batch=8 saves about ", "train.0.max_tokens=64 saves about ", "max_tokens=64 saves")
     on_cpu = found(plan_of(registry, model), "warning")
     only(on_cpu, "of memory at 03-train-kd", "This machine has 1", *helps)
@@ -319,7 +319,7 @@ def test_too_little_memory(registry: Registry, model: Path, monkeypatch: pytest.
 
 def test_a_micro_batch_that_fits_is_named(registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of far too much is still too much."""
-    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 2 << 30)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 2 << 30)
     told = next(text for text in found(plan_of(registry, model, "train.0.batch=65536"), "warning") if "memory" in text)
     micro_batch = int(re.findall(r"train\.0\.micro_batch=(\d+) saves", told)[0])
     assert micro_batch < 65536 / 2
@@ -330,7 +330,7 @@ def test_a_micro_batch_that_fits_is_named(registry: Registry, model: Path, monke
 def test_traces_are_written_in_smaller_batches(
     registry: Registry, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 1 << 30)
     traces = 'train.0.data={"source": "traces", "prompts": "arith", "batch": 4096}'
     told = next(text for text in found(plan_of(registry, model, traces), "warning") if "memory" in text)
     assert "at 03-produce-traces" in told
@@ -370,7 +370,7 @@ def test_processes_of_one_machine_share_its_memory(
     assert each.together_bytes == 4 * each.memory_bytes
     assert train(processes=4, machines=2).together_bytes == 2 * each.memory_bytes
     assert train("cuda", processes=4).together_bytes == train("cuda", processes=4).memory_bytes
-    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 2 * each.memory_bytes)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 2 * each.memory_bytes)
     [text] = [one for one in found(plan, processes=4) if "memory at 03-train-kd" in one]
     assert (
         f"about {size(4 * each.memory_bytes)} of memory at 03-train-kd, {size(each.memory_bytes)} in each of 4" in text
@@ -622,14 +622,14 @@ def test_micro_batch_auto_is_what_fits_and_changes_no_fingerprint(
         (one,) = (one for one in estimate(auto, config) if one.step == step.name)
         return one.chosen["micro_batch"], one.memory_bytes
 
-    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1 << 50)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 1 << 50)
     whole, most = chosen()
     assert whole == step.settings.batch  # type: ignore[union-attr]
     assert most == next(one.memory_bytes for one in estimate(plan, config) if one.step == step.name)
-    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: int(MARGIN * (most - LIBRARIES_BYTES)) - 2)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: int(MARGIN * (most - LIBRARIES_BYTES)) - 2)
     assert chosen()[0] == whole // 2
     for nothing in (0, None):
-        monkeypatch.setattr(preflight_module, "free_bytes", lambda device, nothing=nothing: nothing)
+        monkeypatch.setattr(capacity, "free_bytes", lambda device, nothing=nothing: nothing)
         assert chosen()[0] == 1
 
 
@@ -682,15 +682,13 @@ def test_shard_auto_splits_where_a_copy_does_not_fit(
         found = estimate(plans[value], config, "cuda", processes=processes)
         return next(one for one in found if one.step == "03-train-kd")
 
-    monkeypatch.setattr(preflight_module, "free_bytes", lambda device: 1 << 50)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 1 << 50)
     copy, part = needs("false"), needs("true")
     assert part.memory_bytes < copy.memory_bytes
     assert needs("auto").chosen == {"shard": False}
     assert needs("auto", processes=1).chosen == {}
     assert needs("true", processes=1).memory_bytes == needs("false", processes=1).memory_bytes
-    monkeypatch.setattr(
-        preflight_module, "free_bytes", lambda device: int(MARGIN * (copy.memory_bytes - LIBRARIES_BYTES)) - 2
-    )
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: int(MARGIN * (copy.memory_bytes - LIBRARIES_BYTES)) - 2)
     assert needs("auto").chosen == {"shard": True}
     assert needs("auto").memory_bytes == part.memory_bytes
     plans["auto"] = plan_of(registry, model, "train.0.shard=auto", "train.0.optimizer=Adafactor")

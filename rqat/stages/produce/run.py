@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...contracts import Completion, LoadedModel, Row, Source, Task, Verdict
-from ...errors import PluginError
+from ...errors import DataError, PluginError
 from ...generation.backend import open_model, writer_for
 from ...generation.complete import Report, complete_rows
 from ...generation.sampling import too_little_room

@@ -11,13 +11,14 @@ import pytest
 import rqat
 from rqat import Exporter, RecipeError, Schemes
 from rqat.budget import offer
+from rqat.capacity import bits, estimate
 from rqat.job import Job
 from rqat.keys import ModelKeys
 from rqat.model.config import read_config
 from rqat.model.families import LLAMA
 from rqat.pipeline import run_pipeline
 from rqat.plan import Plan, build_plan
-from rqat.preflight import bits, estimate, preflight
+from rqat.preflight import preflight
 from rqat.recipe import built_recipe
 from rqat.registry import Registry
 from rqat.stages.budget.weigh import ENTRY, Weigher
