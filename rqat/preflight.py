@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .capacity import told
-from .contracts import Context, ModelShape, Problem
+from .contracts import Context, Problem
 from .contracts.options import became
 from .errors import RqatError
 from .facts import files_of
@@ -20,7 +20,7 @@ from .grids import cost_notes, grid_cards, part_problems
 from .keys import ModelKeys, PluginKeys
 from .model.config import ModelConfig, read_config
 from .model.extras import check_checkpoint, remarks
-from .model.layers import EMBEDDING
+from .model.layers import EMBEDDING, described
 from .overlap import overlaps
 from .plan import Plan
 from .read_once import LookedAt
@@ -288,7 +288,7 @@ def context_of(step: Step, look: Look) -> Context:
     return Context(
         settings=_settings(step),
         schemes=schemes,
-        model=_shape(config, schemes) if config is not None else None,
+        model=described(config, schemes) if config is not None else None,
         processes=look.processes,
         device=look.device,
         tokenizer=look.tokenizer,
@@ -299,21 +299,6 @@ def _settings(step: Step) -> dict[str, Any]:
     keys = step.settings
     options = keys.options if isinstance(keys, PluginKeys) else {}
     return {name: value for name, value in keys.model_dump(mode="json").items() if name not in options}
-
-
-def _shape(config: ModelConfig, schemes: Mapping[str, Scheme]) -> ModelShape:
-    quantized_ends = {name: shape for name, shape in config.ends.items() if name in schemes}
-    return ModelShape(
-        name=config.keys.path,
-        model_type=config.model_type,
-        linears=config.linears | quantized_ends,
-        hidden=config.hidden,
-        vocab=config.vocab,
-        blocks=config.blocks,
-        tied=config.tied,
-        context=config.context,
-        config=config.raw,
-    )
 
 
 def _tokenizer(keys: ModelKeys, offline: bool) -> Any:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from ..contracts import ModelShape
 from ..errors import ModelError, nearest
 from ..scheme import Scheme, Schemes
 from .families import LLAMA
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
 
 HEAD = LLAMA.head
 """The output head, as patterns name it."""
@@ -159,4 +163,23 @@ def _fitting(widths: Iterable[int]) -> str:
     sizes = [str(size) for size in (128, 64, 32, 16, 8) if all(width % size == 0 for width in distinct)]
     return (
         f"Use a group of {', '.join(sizes)}, one scale per row (-row), " if sizes else "Use one scale per row (-row), "
+    )
+
+
+def described(config: ModelConfig, ends: Collection[str] = ENDS) -> ModelShape:
+    """What options see of a model that is not loaded.
+
+    Args:
+        ends: those of embedding and head that are quantized, or may be.
+    """
+    return ModelShape(
+        name=config.keys.path,
+        model_type=config.model_type,
+        linears=config.linears | {name: shape for name, shape in config.ends.items() if name in ends},
+        hidden=config.hidden,
+        vocab=config.vocab,
+        blocks=config.blocks,
+        tied=config.tied,
+        context=config.context,
+        config=config.raw,
     )

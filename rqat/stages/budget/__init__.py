@@ -10,12 +10,13 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ...budget import UNQUANTIZED, Offer, between, bounds, budget_bytes
 from ...cards import Card
-from ...contracts import Context, ModelShape
+from ...contracts import Context
 from ...contracts.options import in_file
 from ...errors import RqatError
 from ...estimate import Needs, Sizes
 from ...keys import Keys
 from ...model.config import ModelConfig
+from ...model.layers import described
 from ...scheme import BITS, DEFAULT, Scheme
 from ...servers import fused
 from ...stage import BASE, Finding, Look, Making, Planned, Section, Stage, Step, Use
@@ -207,9 +208,9 @@ class Budget(Stage):
         asked = self.bytes(step, config)
         exporter = step.parts.get("exporter")
         per_weight = in_file(exporter.options if exporter else None, Scheme.bits_per_weight)
-        beside = 0
+        beside, seen = 0, Context(model=described(config), device=look.device, tokenizer=look.tokenizer)
         with suppress(RqatError):  # of a tokenizer, which others tell
-            beside = exporter.options.bytes_beside(_context(config, look)) if exporter else 0
+            beside = exporter.options.bytes_beside(seen) if exporter else 0
         span = bounds(offered, config.linears | config.ends, config.parameters, per_weight, beside)
         refused = offered.refusal(keys.size, asked, span, config.parameters, exporter.card.name if exporter else "")
         if refused:
@@ -235,22 +236,6 @@ def _default_grid(making: Making) -> list[Card]:
     except RqatError:
         return []
     return [card for card in making.known("grid") if scheme.grid in (card.name, card.full_name)]
-
-
-def _context(config: ModelConfig, look: Look) -> Context:
-    """What an exporter sees when it is asked what its file holds beside tensors."""
-    shape = ModelShape(
-        name=config.keys.path,
-        model_type=config.model_type,
-        linears=config.linears | config.ends,
-        hidden=config.hidden,
-        vocab=config.vocab,
-        blocks=config.blocks,
-        tied=config.tied,
-        context=config.context,
-        config=config.raw,
-    )
-    return Context(model=shape, device=look.device, tokenizer=look.tokenizer)
 
 
 def packs_embedding(exporter: Card | None) -> bool:
