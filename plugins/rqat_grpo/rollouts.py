@@ -172,7 +172,10 @@ class Trainer(trl.GRPOTrainer):
         return ratio
 
     def log(self, logs: dict[str, float], *more: Any, **named: Any) -> None:
-        """Adds how far sampler and trainer were apart on the tokens of the steps since the last line."""
+        """Adds how far sampler and trainer were apart on the tokens of the steps since the last line.
+
+        Rewards are left out where none counts.
+        """
         if self._apart and "loss" in logs:
             apart, ratios = torch.cat(self._apart), torch.cat(self._ratios)
             self._apart, self._ratios = [], []
@@ -188,6 +191,9 @@ class Trainer(trl.GRPOTrainer):
             found = self.accelerator.gather(torch.stack(self._divergences).sum()[None])
             self._divergences = []
             self._metrics["train"]["distillation/divergence"].append(found.mean().item())
+        if not any(self.reward_weights):  # 0 throughout, which would look like a model that gets nothing right
+            for name in [name for name in self._metrics["train"] if name.startswith("reward")]:
+                del self._metrics["train"][name]
         super().log(logs, *more, **named)
 
 
