@@ -335,7 +335,8 @@ def test_training_with_a_teacher_brings_the_student_nearer_to_it(tmp_path: Path)
     train.run(job, step)
     log = [json.loads(line) for line in (job.workdir(step) / "training.jsonl").read_text().splitlines()]
     seen = [line["distillation/divergence"] for line in log]
-    assert len(seen) == 8 and not any(name.startswith("reward") for name in log[0])
+    assert len(seen) == 8
+    assert not any(name.startswith("reward") for name in log[0])
     assert sum(seen[-3:]) < 0.9 * sum(seen[:3]), seen
 
 
