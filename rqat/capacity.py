@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .contracts.options import in_file
@@ -31,9 +32,10 @@ def told(
     fresh: bool,
 ) -> Iterator[Finding]:
     """What a plan takes, and where that is more than there is; the arguments are those of `preflight`."""
-    estimates = estimate(plan, config, device, offline=offline, processes=processes, machines=machines)
+    free = free_bytes(device)
     sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes)
-    yield from memory_told(plan, estimates, sizes, disk_bytes=_disk(estimates), free=free_bytes(device))
+    estimates = _estimates(plan, replace(sizes, free=room(free, device, processes)), machines)
+    yield from memory_told(plan, estimates, sizes, disk_bytes=_disk(estimates), free=free)
     if folder is not None:
         yield from _room(plan, estimates, folder, fresh=fresh)
 
@@ -57,7 +59,11 @@ def estimate(
     """
     fits = room(free_bytes(device), device, processes)
     sizes = Sizes(plan.model, config, plan.scheme, bits_per_weight, device, offline, processes, fits)
-    here = processes // machines if device == "cpu" else 1
+    return _estimates(plan, sizes, machines)
+
+
+def _estimates(plan: Plan, sizes: Sizes, machines: int) -> list[Estimate]:
+    here = sizes.processes // machines if sizes.device == "cpu" else 1
     works = [(step, stages()[step.stage]) for step in plan.steps]
     return [
         Estimate.of(step.name, stage.estimate(step, plan, sizes), here if stage.in_several(step) else 1)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from .cards import Card
 from .contracts import File, Options, Part, Start
@@ -43,21 +42,17 @@ def _counted(keys: BaseModel, kinds: set[Any]) -> dict[str, Any]:
     counted = {
         name: _value(getattr(keys, name), kinds)
         for name, field in type(keys).model_fields.items()
-        if not _is_neutral(field) and not (part and name == getattr(keys, "named_by", ""))
+        if not Neutral.marks(field) and not (part and name == getattr(keys, "named_by", ""))
     }
     if isinstance(keys, PluginKeys) and not part and keys.options:
         counted["options"] = keys.options
     return counted
 
 
-def _is_neutral(field: FieldInfo) -> bool:
-    return any(isinstance(mark, Neutral) for mark in field.metadata)
-
-
 def _options(given: BaseModel) -> Iterator[tuple[str, Any]]:
     """What counts of options, at any depth."""
     fields = type(given).model_fields
-    yield from ((name, value) for name, value in given if name not in fields or not _is_neutral(fields[name]))
+    yield from ((name, value) for name, value in given if name not in fields or not Neutral.marks(fields[name]))
 
 
 def _value(value: Any, kinds: set[Any]) -> Any:

@@ -62,7 +62,7 @@ def _smaller(step: Step, key: str, device: str) -> Iterator[tuple[Any, Step]]:
 
 def _is_neutral(step: Step, key: str) -> bool:
     field = type(step.settings).model_fields.get(key)  # else it is an option of a part
-    return field is not None and any(isinstance(mark, Neutral) for mark in field.metadata)
+    return field is not None and Neutral.marks(field)
 
 
 def memory_told(

@@ -253,9 +253,8 @@ def _explanation(path: Path, code: int | None) -> RunError | None:
 def unusable(error: Exception) -> RunError | None:
     """What is to be said of a path that no file can have: its name is too long, or its links lead in a circle."""
     code, named = getattr(error, "errno", None), getattr(error, "filename", None)
-    if isinstance(error, RuntimeError) and str(error).startswith(
-        "Symlink loop from "
-    ):  # Path.resolve until Python 3.12
+    # What Path.resolve says of links until Python 3.12.
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):
         code, named = errno.ELOOP, str(error).partition("from ")[2].strip("'\"")
     if code not in (errno.ELOOP, errno.ENAMETOOLONG):
         return None

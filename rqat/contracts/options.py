@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from ..scheme import Scheme
@@ -31,6 +32,11 @@ class Neutral:
     """
 
     why: str
+
+    @classmethod
+    def marks(cls, field: FieldInfo) -> bool:
+        """Whether a field of keys or options is marked so."""
+        return any(isinstance(mark, cls) for mark in field.metadata)
 
 
 @dataclass(frozen=True)

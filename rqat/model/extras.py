@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..figures import size
 from ..keys import ModelKeys
 from .config import MLX, ModelConfig, mixes_blocks, read_config, weight_files
 from .families import FAMILIES
-from .foreign import check_fit, foreign
+from .foreign import foreign, taken_over
 from .foreign_shapes import has_plain_zeros
 from .hub import BUILTIN, GENERATION_FILE, QUANTIZED_FILE, uncertain_files
 from .vocabulary import ORIGINAL, TEACHER, check_vocabularies
@@ -189,16 +189,16 @@ def _samples(folder: Path, name: str) -> bytes:
 
 def check_loader(config: ModelConfig) -> None:
     """Refuses a quantized checkpoint whose parts do not fit, or that neither transformers nor rqat loads here."""
-    if config.quantization is not None and config.folder is not None:
-        check_fit(config.folder, config.quantization)
-    if not needs_decoding(config):
+    read_here = (
+        config.quantization is not None and config.folder is not None and taken_over(config.folder, config.quantization)
+    )
+    if read_here or not needs_decoding(config):
         return
     method = str((config.quantization or {}).get("quant_method", ""))
     missing = _missing_loaders(method)
-    if config.folder is not None:
-        with suppress(ModelError) if missing or method == MLX else nullcontext():
-            foreign(config.folder, config.quantization or {})
-            return
+    if config.folder is not None and not missing and method != MLX:
+        foreign(config.folder, config.quantization or {})  # says why it is not
+        return
     if method == MLX:
         raise ModelError(
             f"'{config.keys.path}' is an MLX checkpoint of a kind that neither transformers loads nor rqat.",

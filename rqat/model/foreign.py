@@ -76,20 +76,21 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
     return found
 
 
-def check_fit(folder: Path, quantization: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint of a variant that could be taken over, but for parts that do not fit.
+def taken_over(folder: Path, quantization: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is of a variant that can be taken over.
 
     Raises:
-        ModelError: names what does not fit.
+        ModelError: it is, but for parts that do not fit, which are named.
     """
     if not is_foreign(quantization):
-        return
+        return False
     tensors = _headers(folder)
     try:
         found = _understood(folder, quantization, tensors)
     except ModelError:  # which others may read
-        return
+        return False
     _refuse_misfits(folder, found, tensors)
+    return True
 
 
 def _headers(folder: Path) -> dict[str, Tensor]:
@@ -110,13 +111,13 @@ def _understood(folder: Path, quantization: Mapping[str, Any], tensors: Mapping[
     if not names:
         raise ModelError(f"'{folder}' has no tensor called <layer>.{KEYS[method]}.", hint="Fetch it again.")
     try:
-        return _taken_over(folder, method, names, tensors, quantization)
+        return _parsed(folder, method, names, tensors, quantization)
     except (ValidationError, TypeError, ValueError, AttributeError, KeyError) as error:
         why = " ".join(f"{error!r:.200}".split())
         raise _refused(folder, method, f"a config.json that is not understood ({why})") from error
 
 
-def _taken_over(
+def _parsed(
     folder: Path, method: str, names: list[str], tensors: Mapping[str, Tensor], quantization: Mapping[str, Any]
 ) -> Foreign:
     if method == "compressed-tensors":

@@ -107,19 +107,8 @@ class CheckpointReader:
     @property
     def context(self) -> Context:
         """What an exporter's options are checked against."""
-        config = self.config
-        shape = ModelShape(
-            name=str(self.folder),
-            model_type=config.model_type,
-            linears={name: shape for name, shape in self.shapes.items() if name in self.layers},
-            hidden=config.hidden_size,
-            vocab=config.vocab_size,
-            blocks=config.num_hidden_layers,
-            tied=bool(config.tie_word_embeddings),
-            context=getattr(config, "max_position_embeddings", None),
-            config=config.to_dict(),
-        )
-        return Context(schemes=self.layers, model=shape)
+        linears = {name: shape for name, shape in self.shapes.items() if name in self.layers}
+        return Context(schemes=self.layers, model=seen_of(str(self.folder), self.config, linears))
 
     def tensor(self, name: str) -> Tensor:
         """One of `names`, on the CPU, in the narrowest dtype that holds its values; bfloat16 if it was unpacked."""
@@ -168,3 +157,19 @@ class CheckpointReader:
             if not copy_tokenizer(self.folder, folder):
                 save_tokenizer(self.tokenizer, folder)
             widen_tokenizer(folder)
+
+
+def seen_of(name: str, config: transformers.PretrainedConfig, linears: Mapping[str, tuple[int, int]]) -> ModelShape:
+    """What an exporter's options see of a model, by the config that transformers has of it."""
+    text = config.get_text_config()
+    return ModelShape(
+        name=name,
+        model_type=config.model_type,
+        linears=linears,
+        hidden=text.hidden_size,
+        vocab=text.vocab_size,
+        blocks=text.num_hidden_layers,
+        tied=bool(text.tie_word_embeddings),
+        context=getattr(text, "max_position_embeddings", None),
+        config=config.to_dict(),
+    )

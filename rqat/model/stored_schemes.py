@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ModelError, RqatError
 from ..scheme import Scheme
 from ..storage import PARTIAL, read_json
-from .config import quantization_in
+from .config import ModelConfig, quantization_in
 from .foreign import KEYS, foreign, is_foreign
 from .hub import QUANTIZED_FILE
 from .packed_shapes import with_settings
@@ -37,6 +37,11 @@ def schemes_in(facts: Mapping[str, Any]) -> dict[str, Scheme]:
     if scheme.grid != facts["grid"]:
         raise ValueError("its grid is not that of its scheme")
     return dict.fromkeys(facts["layers"], scheme)
+
+
+def is_quantized(config: ModelConfig) -> bool:
+    """Whether a model is quantized already: a step of a run, or by its config.json."""
+    return config.quantization is not None or bool(config.folder and (config.folder / QUANTIZED_FILE).is_file())
 
 
 def stored_schemes(folder: Path) -> dict[str, Scheme]:

@@ -30,7 +30,7 @@ from ..model.layers import EMBEDDING, ENDS, HEAD
 from ..model.load import check_tokenizer, load_tokenizer
 from ..model.native import is_native, read_native
 from ..model.stored import StoredTensors
-from ..model.stored_schemes import NATIVE
+from ..model.stored_schemes import NATIVE, is_quantized
 from ..model.tensors import damaged, read_tensors
 from ..model.transforms import load_transforms
 from .formats import ANOTHER, can_pack, check_native, pack_layer, reader
@@ -69,7 +69,7 @@ def load_packed(
         raise ModelError(
             f"'{path}' is of the family '{config.model_type}'; packed models are {', '.join(FAMILIES)}.", hint=ANOTHER
         )
-    if config.quantization is None and not (config.folder and (config.folder / QUANTIZED_FILE).is_file()):
+    if not is_quantized(config):
         raise ModelError(
             f"'{path}' is not quantized: its config.json has no quantization_config.",
             hint="Name an exported checkpoint or a step of a run, or use --backend transformers.",

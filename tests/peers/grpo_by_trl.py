@@ -11,23 +11,22 @@ times what rqat's does.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 from pathlib import Path
 from typing import Any
 
-INSTRUCTION = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+from rqat.text_files import read_text
+from rqat_math import INSTRUCTION
 
 
 def problems(path: Path, seed: int) -> list[dict[str, Any]]:
     """`prompt`, as messages, and `answer`, in an order of chance."""
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = [json.loads(line) for line in read_text(path).splitlines()]
     random.Random(seed).shuffle(rows)
     return [
         {
-            "prompt": [{"role": "user", "content": row["question"] + INSTRUCTION}],
+            "prompt": [{"role": "user", "content": f"{row['question']}\n\n{INSTRUCTION}"}],
             "answer": row["answer"].rsplit("####", 1)[1].strip(),
         }
         for row in rows

@@ -6,20 +6,19 @@ python -m tests.peers.sft_by_trl MODEL rows.jsonl.gz --steps 12 --batch 32 --mic
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import statistics
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from rqat.text_files import read_text
 
 
 def rows_of(path: Path, count: int) -> list[dict[str, Any]]:
     """The first rows, as TRL wants them: `prompt` and `completion` as messages."""
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    found = [json.loads(line) for line in islice(text.splitlines(), count)]
+    found = [json.loads(line) for line in read_text(path).splitlines()[:count]]
     return [
         {
             "prompt": [{"role": "user", "content": row["prompt"]}],

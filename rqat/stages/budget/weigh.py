@@ -24,6 +24,7 @@ from ...model.ends import end_shapes
 from ...model.families import layout_of
 from ...model.layers import HEAD
 from ...model.load import load_tokenizer
+from ...model.reader import seen_of
 from ...model.tensors import narrowest
 from ...scheme import Scheme, Schemes
 from ...stage import Step
@@ -79,18 +80,8 @@ def shape_for(model: transformers.PreTrainedModel, schemes: Mapping[str, Scheme]
     Args:
         schemes: of the layers that it is asked about.
     """
-    config = model.config.get_text_config()
-    return ModelShape(
-        name=str(model.config._name_or_path),
-        model_type=model.config.model_type,
-        linears={name: shape_of(model, name) for name in schemes},
-        hidden=config.hidden_size,
-        vocab=config.vocab_size,
-        blocks=config.num_hidden_layers,
-        tied=bool(config.tie_word_embeddings),
-        context=getattr(config, "max_position_embeddings", None),
-        config=model.config.to_dict(),
-    )
+    linears = {name: shape_of(model, name) for name in schemes}
+    return seen_of(str(model.config._name_or_path), model.config, linears)
 
 
 class Weigher:

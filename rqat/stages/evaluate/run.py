@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...contracts import Comparison, File, Task, TaskOptions
-from ...contracts.options import expanded
 from ...errors import RqatError
 from ...evals.compare import rows_of, run_comparison
 from ...evals.harness import Evaluation, number_of_completions, run_task
@@ -23,7 +22,7 @@ from ...generation.writer import Writer
 from ...job import Job
 from ...model.config import read_config
 from ...model.devices import default_dtype
-from ...model.hub import QUANTIZED_FILE
+from ...model.stored_schemes import is_quantized
 from ...model.tokenizers import tokenizer_in
 from ...model.vocabulary import ORIGINAL, check_vocabularies
 from ...packed.load import load_packed
@@ -145,8 +144,7 @@ def _opened(job: Job, step: Step, keys: EvaluateKeys) -> tuple[Any, transformers
 def _unchanged(job: Job, backend: Backend) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """The plan's model as it is, for reading only: the one that is kept in memory, unless it is quantized itself."""
     keys = job.plan.model
-    is_step = (expanded(keys.path) / QUANTIZED_FILE).is_file()
-    if backend == "packed" or is_step or read_config(keys, offline=job.offline).quantization is not None:
+    if backend == "packed" or is_quantized(read_config(keys, offline=job.offline)):
         return open_model(keys, device=job.device, offline=job.offline, backend=backend)
     return job.original.get(keys, device=job.device, offline=job.offline)
 

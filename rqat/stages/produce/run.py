@@ -17,7 +17,7 @@ from ...generation.complete import Report, complete_rows
 from ...generation.sampling import too_little_room
 from ...job import Bar, Job, log
 from ...model.config import read_config
-from ...model.hub import QUANTIZED_FILE
+from ...model.stored_schemes import is_quantized
 from ...stage import Finding, Look, Step
 from . import ROWS_AT_ONCE, ProduceSettings
 
@@ -52,10 +52,8 @@ def run(job: Job, step: Step) -> dict[str, Any]:
 
 def _opened(job: Job) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """The plan's model, which may be quantized already: a step of a run, or an exported one."""
-    config = read_config(job.plan.model, offline=job.offline)
-    if config.quantization is None and not (config.folder and (config.folder / QUANTIZED_FILE).is_file()):
-        return job.original.copied(job.plan.model, device=job.device, offline=job.offline)
-    return open_model(job.plan.model, device=job.device, offline=job.offline)
+    opened = open_model if is_quantized(read_config(job.plan.model, offline=job.offline)) else job.original.copied
+    return opened(job.plan.model, device=job.device, offline=job.offline)
 
 
 @contextmanager
