@@ -22,7 +22,7 @@ from rqat_math import INSTRUCTION
 
 def problems(path: Path, seed: int) -> list[dict[str, Any]]:
     """`prompt`, as messages, and `answer`, in an order of chance."""
-    rows = [json.loads(line) for line in read_text(path).splitlines()]
+    rows = [json.loads(line) for line in read_text(path).rstrip("\n").split("\n")]
     random.Random(seed).shuffle(rows)
     return [
         {

@@ -18,7 +18,7 @@ from rqat.text_files import read_text
 
 def rows_of(path: Path, count: int) -> list[dict[str, Any]]:
     """The first rows, as TRL wants them: `prompt` and `completion` as messages."""
-    found = [json.loads(line) for line in read_text(path).splitlines()[:count]]
+    found = [json.loads(line) for line in read_text(path).rstrip("\n").split("\n")[:count]]
     return [
         {
             "prompt": [{"role": "user", "content": row["prompt"]}],
