@@ -77,6 +77,8 @@ class Comparison:
     limit_s: float | None = None
 
     def __post_init__(self) -> None:
+        # Whoever quantizes does so in a folder of its own.
+        self.model, self.work = self.model.resolve(), self.work.resolve()
         self.work.mkdir(parents=True, exist_ok=True)
         self.tokens = self.work / "tokens.json"
         rows = packed(self.model, self.data / CALIBRATION, CALIBRATION_ROWS)

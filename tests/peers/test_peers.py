@@ -122,7 +122,9 @@ def test_a_cell_that_takes_too_long_or_cannot_be_judged_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ptq_vs_peers, "packed", lambda model, path, rows: [[1, 2]] * rows)
-    comparison = Comparison(tmp_path / "model", tmp_path / "work", tmp_path, limit_s=0.01)
+    monkeypatch.chdir(tmp_path)
+    comparison = Comparison(Path("model"), Path("work"), tmp_path, limit_s=0.01)
+    assert (comparison.model, comparison.work) == (tmp_path / "model", tmp_path / "work"), "scripts run elsewhere"
     cell = Cell("rqat-rtn", 3, 64)
     assert comparison._made(cell)["failed"] == "stopped after 0.01 s"
 
