@@ -35,4 +35,4 @@ class Sft(rqat.Objective):
 @rqat.hookimpl
 def register_objectives(register: rqat.RegisterObjective) -> None:
     """The card of `sft`."""
-    register("sft", load=":Sft", summary="cross entropy on the completions")
+    register("sft", load=":Sft", summary="cross entropy on the completions", logits="chunks")

@@ -148,5 +148,5 @@ def register_objectives(register: rqat.RegisterObjective) -> None:
         teacher=("kd_weight", "beta"),
         writes=True,
         graded=True,
-        logits="model",
+        logits="chunks",
     )

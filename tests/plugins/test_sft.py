@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from rqat.contracts import Options, Training
@@ -26,7 +27,9 @@ def test_is_the_cross_entropy_of_the_completions(tmp_path: Path) -> None:
     )
     assert trainer.train_dataset["input_ids"][:] == rows["input_ids"][:]
     inputs = dict(next(iter(trainer.get_train_dataloader())))
+    made = model.lm_head.register_forward_hook(lambda *_: pytest.fail("logits of all tokens: the estimate has none"))
     loss = trainer.compute_loss(trainer.model, dict(inputs))
+    made.remove()
     logits = tiny_model()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
