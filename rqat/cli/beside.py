@@ -77,11 +77,11 @@ def run_in(
 
     with display.waiting("Loading libraries"), importing():
         from ..job import Job
-        from ..model.devices import default_device
+        from ..model.devices import device_to_work_on
         from ..pipeline import run_pipeline
 
         only_our_bars()
-        job = Job(plan, work, registry, default_device(), offline, display.Bars(), workers=workers, told=told)
+        job = Job(plan, work, registry, device_to_work_on(), offline, display.Bars(), workers=workers, told=told)
         job.import_all(plan.steps)
     try:
         run_pipeline(job)

@@ -66,10 +66,10 @@ def generate(
     keys = ModelKeys(path=model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
     with display.waiting("Loading the model"), importing():
         from ..generation.backend import open_model, writer_for
-        from ..model.devices import default_device
+        from ..model.devices import device_to_work_on
 
         only_our_bars()
-        loaded, tokenizer = open_model(keys, device=default_device(), offline=context.obj.offline, backend=backend)
+        loaded, tokenizer = open_model(keys, device=device_to_work_on(), offline=context.obj.offline, backend=backend)
         writer = writer_for(loaded, backend)
     chosen: Literal["auto", "yes", "no"] = "auto" if chat is None else "yes" if chat else "no"
     if conversation and not tokenizer.chat_template:

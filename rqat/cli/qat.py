@@ -71,9 +71,9 @@ def qat(
     from ..pipeline import follow, run_pipeline
 
     with importing():  # where all is done torch has not been imported yet
-        from ..model.devices import default_device
+        from ..model.devices import device_to_work_on
 
-        used = default_device()
+        used = device_to_work_on()
     display.note(f"Device: {used}{_others(used, together)}")
     only_our_bars()
     job = Job(

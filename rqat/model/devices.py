@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from ..errors import ModelError
+
+HOST_THREADS = 8
+"""That the host computes with beside a GPU. What is left to it (packing, reading, hashing) gains little from more, and
+threads that wait for each other where other processes have the cores take many times as long (docs/log.md)."""
 
 
 def default_device() -> str:
     """ "cuda" where there is a CUDA device, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_to_work_on() -> str:
+    """The default device, for a command whose process is its own: beside a GPU the host takes few threads.
+
+    OMP_NUM_THREADS wins.
+    """
+    device = default_device()
+    if device == "cuda" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), HOST_THREADS))
+    return device
 
 
 def device_called(name: str | None) -> torch.device:
