@@ -25,6 +25,12 @@ from .launch import early, on_device, options
 TILE = 64
 """Positions of one turn of the loop."""
 
+WARPS = 4
+
+STAGES = 2
+"""Turns whose keys and values are on their way at once: so little shared memory that 64 rows of 8 key heads all run at
+a time. `kernels/bench/tune_attend.py` compares."""
+
 MOST_SPLITS = 32
 
 
@@ -272,8 +278,8 @@ def attend(
             SPLITS=splits,
             HAS_NORM=q_weight is not None,
             PDL=early(qkv.device),
-            num_warps=4,
-            num_stages=2,  # so little shared memory that 64 rows of 8 key heads all run at a time
+            num_warps=WARPS,
+            num_stages=STAGES,
             **options(qkv.device),
         )
     return out
