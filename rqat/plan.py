@@ -45,6 +45,7 @@ class Plan:
     steps: tuple[Step, ...]
     place: Place = field(default_factory=Place, compare=False)
     unread: tuple[Step, ...] = field(default=(), compare=False)
+    _known: dict[str, tuple[ModelConfig, dict[str, Scheme]]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def model(self) -> ModelKeys:
@@ -79,7 +80,11 @@ class Plan:
         Raises:
             ModelError: the layers cannot be quantized as asked.
         """
-        return stages()[step.stage].schemes(step, self, config)
+        of, known = self._known.get(step.name, (None, {}))
+        if of is not config:  # every step and check asks, and of a budget all widths of all layers are looked at
+            known = stages()[step.stage].schemes(step, self, config)
+            self._known[step.name] = config, known
+        return dict(known)
 
     def known_schemes(self, step: Step, config: ModelConfig | None) -> dict[str, Scheme] | None:
         """As `schemes`; None where they are not known, which the step that is at fault tells."""
