@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,31 @@ def is_manifest(found: Any) -> bool:
     return all(isinstance(stamp, dict) for stamp in found.get("stamps", {}).values())
 
 
-def sealed(folder: Path, *, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+class Ahead:
+    """Flushes large files to disk and hashes them as soon as they are written, while other work goes on."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun: dict[Path, tuple[tuple[int, int, int], Future[str]]] = {}
+
+    def begin(self, path: Path) -> None:
+        """Takes over a file that nobody is to change any more."""
+        self._pool = self._pool or ThreadPoolExecutor(AT_ONCE)
+        self._pool.submit(sync_file, path)  # what the disk refuses is told by the flush that everything awaits
+        self._begun[path] = _state_of(path), self._pool.submit(sha256_of, path)
+
+    def sha256_of(self, path: Path) -> str:
+        """Hex digest of a file's bytes: of one that was taken over and is still the same, known by now or soon."""
+        before, digest = self._begun.pop(path, (None, None))
+        return digest.result() if digest is not None and before == _state_of(path) else sha256_of(path)
+
+
+def _state_of(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def sealed(folder: Path, *, without: Collection[str] = (), ahead: Ahead | None = None) -> dict[str, dict[str, Any]]:
     """`files` and `stamps` of a manifest, of all that is in a folder but its scratch.
 
     All of it is flushed to disk meanwhile, as it has to be before the folder gets its name: the disk works while the
@@ -57,13 +81,15 @@ def sealed(folder: Path, *, without: Collection[str] = ()) -> dict[str, dict[str
 
     Args:
         without: names of files, directly in the folder, to leave out of the manifest.
+        ahead: knows the hashes of some.
     """
+    ahead = ahead or Ahead()
     paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     inside = {name: path for name, path in paths.items() if Path(name).parts[0] != SCRATCH}
     found = {name: path for name, path in inside.items() if name not in without}
     with ThreadPoolExecutor(AT_ONCE) as disk, ThreadPoolExecutor(AT_ONCE) as pool:
         flushed = disk.map(sync_file, (path for path in inside.values() if not path.is_symlink()))
-        digests = list(pool.map(sha256_of, found.values()))  # a thread reads and hashes about 1.5 GB/s
+        digests = list(pool.map(ahead.sha256_of, found.values()))  # a thread reads and hashes about 1.5 GB/s
         deque(flushed, maxlen=0)  # raises what the disk has refused
     return {
         "files": dict(zip(found, digests, strict=True)),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import RqatError
+from .intact import Ahead
 from .model.kept import KeptCheckpoints
 from .model.original import Original
 from .nodes import Nodes
@@ -94,6 +95,7 @@ class Job:
         told_of_data: what was found in the data of steps that are still to be done.
         saved: called whenever a step has saved what it can resume from.
         original: keeps the plan's model in memory between steps, where there is room.
+        ahead: takes over large files of a step's result once they are written.
         checkpoints: keep what steps have made in memory, while steps that only read it follow one another.
         processes: this one among those, while it does such a step; alone otherwise.
     """
@@ -111,6 +113,7 @@ class Job:
     told_of_data: Sequence[str] = ()
     saved: Callable[[], None] = field(default=lambda: None)
     original: Original = field(default_factory=Original)
+    ahead: Ahead = field(default_factory=Ahead)
     checkpoints: KeptCheckpoints = field(default_factory=KeptCheckpoints)
 
     @property

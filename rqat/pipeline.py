@@ -270,7 +270,8 @@ def _run_step(job: Job, step: Step) -> None:
         with heard() as told, _nothing_left(work), job.progress.step(step.name, number, len(job.plan.steps), left):
             results = run_stage(job, step)
         memory = results.pop(MEMORY, {})
-        written = sealed(work, without={MARK, *([stage.card] if (stage := stages().get(step.stage)) else ())})
+        left_out = {MARK, *([stage.card] if (stage := stages().get(step.stage)) else ())}
+        written = sealed(work, without=left_out, ahead=job.ahead)
         write_json(
             work / MANIFEST,
             {

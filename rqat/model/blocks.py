@@ -157,8 +157,9 @@ def quantize_model(
                 store.forget()
                 weights.enter(part_of(block))
                 activations.remember(current)
-                kept = _make(block, quantizer, activations, current, unloading, tied=is_tied(model))
-                if not (activations.awaits(current) and block.inputs):
+                stays = weights.whole or bool(activations.awaits(current) and block.inputs)
+                kept = _make(block, quantizer, activations, current, unloading, tied=is_tied(model), stays=stays)
+                if not stays:
                     weights.leave(part_of(block))
             else:
                 activations.remember(current)
@@ -171,16 +172,23 @@ def quantize_model(
 
 
 def _make(
-    block: Block, quantizer: Quantizer, activations: Activations, index: int, unloading: Unloading, *, tied: bool
+    block: Block,
+    quantizer: Quantizer,
+    activations: Activations,
+    index: int,
+    unloading: Unloading,
+    *,
+    tied: bool,
+    stays: bool,
 ) -> list[LayerReport]:
-    """Quantizes one block in place, hands it over to be kept, and reports on its layers."""
+    """Quantizes one block, in place where it stays, hands it over to be kept, and reports on its layers."""
     start = time.perf_counter()
     if _in_turn(block, quantizer):
         activations.advance(index)
         layers, reports = _quantize_in_turn(block, quantizer, activations, start)
     else:
         stats = statistics_of(block, quantizer, activations, index, tied=tied)
-        layers, reports = _quantize_block(block, quantizer, stats, start)
+        layers, reports = _quantize_block(block, quantizer, stats, start, stays=stays)
     unloading.take(block, layers, reports)
     return reports
 
@@ -231,13 +239,14 @@ def _quantize_in_turn(
 
 @torch.no_grad()
 def _quantize_block(
-    block: Block, quantizer: Quantizer, stats: dict[str, LinearStats] | None, start: float
+    block: Block, quantizer: Quantizer, stats: dict[str, LinearStats] | None, start: float, *, stays: bool = True
 ) -> tuple[dict[str, QuantizedWeight], list[LayerReport]]:
-    """Quantizes one block in place; the layers by name inside the block, in order, and their reports.
+    """Quantizes one block; the layers by name inside the block, in order, and their reports.
 
     Args:
         stats: of its layers; None: they are rounded to the nearest values of their grids.
         start: when work on the block began.
+        stays: quantize its layers in place: what is let go of afterwards need not have its new weights.
     """
     # Layer by layer nothing can be folded elsewhere: a weight is given to be read, and with it no block.
     folds = stats is not None and type(quantizer).quantize_block is not Quantizer.quantize_block
@@ -264,7 +273,8 @@ def _quantize_block(
                 hessian = hessian / folded / folded[:, None]
             unknown = group.before in moved and folded is None
             errors[name] = None if unknown else relative_error(weight, w_hat, hessian)
-            block.linear(name).weight.copy_(w_hat)  # no other group looks at it
+            if stays:
+                block.linear(name).weight.copy_(w_hat)  # no other group looks at it
     for name, parameter in block.module.named_parameters():
         if name.rpartition(".")[0] in moved and not torch.isfinite(parameter).all():
             raise NumericsError(

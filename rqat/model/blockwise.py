@@ -19,13 +19,14 @@ from ..contracts import Exporter
 from ..errors import NumericsError
 from ..storage import read_json, write_json
 from .checkpoint import decoded
-from .devices import default_dtype
+from .devices import default_dtype, without_values
 from .experts import separate_experts
 from .families import Layout, layout_of
 from .hf_folder import ShardWriter
 from .memory import give_back
 from .reader import CheckpointReader
 from .stored import StoredTensors
+from .tensor_file import Lying
 
 VOCABULARY = 8
 """Tokens of a model of one block; its embeddings are never used."""
@@ -49,17 +50,12 @@ def largest_difference(
         RqatError, or whatever transformers raises: the folder cannot be loaded.
     """
     stored = StoredTensors(folder)
-    begins = f"{layout_of(reader.config).embeddings}.weight"
-    first: tuple[Tensor, Tensor] | None = None
     for name in reader.names:
-        mine = reader.tensor(name)
-        if not stored.read(name).equal(mine):
+        if not stored.holds(name, reader.lying(name)):
             raise NumericsError(
                 f"'{folder}' is not the model that was exported: {name} was changed.", hint="Do not serve it."
             )
-        if name == begins:  # which is large: nothing reads it twice or keeps it
-            first = _first_states(mine)
-    hidden, few = first or _first_states(reader.tensor(begins))
+    hidden, few = _first_states(reader.lying(f"{layout_of(reader.config).embeddings}.weight"))
     hidden = hidden.to(device, default_dtype(device))
     worst, largest = 0.0, 1.0
     for found, expected in _pairs(folder, exporter, reader, few, hidden, blocks):
@@ -69,10 +65,14 @@ def largest_difference(
     return worst, largest
 
 
-def _first_states(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+def _first_states(embeddings: Tensor | Lying) -> tuple[Tensor, Tensor]:
     """Hidden states in front of the first block, of random tokens, and the embeddings of a few."""
-    tokens = torch.randint(0, len(embeddings), (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
-    return embeddings[tokens], embeddings[:VOCABULARY].clone()
+    count = embeddings.shape[0]
+    tokens = torch.randint(0, count, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
+    few = torch.arange(min(VOCABULARY, count))
+    if isinstance(embeddings, Tensor):
+        return embeddings[tokens], embeddings[few]
+    return embeddings.rows(tokens), embeddings.rows(few)
 
 
 def telling(reader: CheckpointReader) -> list[int]:
@@ -205,10 +205,9 @@ def _filled(
     config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, reader: CheckpointReader
 ) -> Any:
     """A model that is given `tensors`, without a detour over files."""
-    import accelerate
     import transformers
 
-    with accelerate.init_empty_weights(include_buffers=False):
+    with without_values():
         made = type(reader.config).from_dict(config)
         model: Any = transformers.AutoModelForCausalLM.from_config(made, dtype=dtype)
         separate_experts(model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -55,3 +57,16 @@ def default_dtype(device: str, name: str = "auto") -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Models made meanwhile have parameters on the meta device, for which nothing is drawn, and buffers as ever.
+
+    Buffers are real, since the rotary embedding computes its own.
+    """
+    import accelerate
+    from transformers.initialization import no_init_weights
+
+    with accelerate.init_empty_weights(include_buffers=False), no_init_weights():
+        yield

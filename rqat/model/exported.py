@@ -29,6 +29,7 @@ from .memory import SMALL, available_bytes
 from .native import is_native, native_layers
 from .reader import CheckpointReader
 from .stored import StoredTensors
+from .tensor_file import same_bytes
 
 if TYPE_CHECKING:
     import transformers
@@ -65,7 +66,7 @@ def check_layers(folder: Path, exporter: Exporter, name: str, reader: Checkpoint
         own = [key for key in stored.names if key.startswith(f"{layer}.") and key not in others]
         decoded = exporter.decode(layer, {key: stored.read(key) for key in own}, scheme).state()
         for part, tensor in reader.layer(layer).state().items():
-            if not decoded[part].equal(tensor):
+            if not same_bytes(decoded[part], tensor):
                 raise PluginError(
                     f"exporter '{name}' changes the {part} of {layer}.",
                     hint="Its decode() is not the inverse of its tensors(); please report it to the plugin's author.",
@@ -176,7 +177,7 @@ def _check_tensors(folder: Path, reader: CheckpointReader) -> dict[str, Any]:
         f"the scheme of {name}" for name in {*layers, *reader.layers} if layers.get(name) != reader.layers.get(name)
     }
     wrong |= ({*stored.names} - parts) ^ {*reader.names}
-    wrong |= {name for name in reader.names if name not in wrong and not stored.read(name).equal(reader.tensor(name))}
+    wrong |= {name for name in reader.names if name not in wrong and not stored.holds(name, reader.lying(name))}
     if wrong:
         raise NumericsError(
             f"'{folder}' is not the model that was exported: {min(wrong)} differs.", hint="Do not use it; report this."

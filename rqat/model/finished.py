@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .block_store import FinishedLayers
-from .checkpoint import write_dense, write_layers
+from .checkpoint import DENSE_FILE, write_dense, write_layers
 from .hub import QUANTIZED_FILE
 from .streaming import Streamed
 from .tensor_file import Lying, TensorFile
@@ -28,6 +28,8 @@ def write_finished(
     layers: FinishedLayers,
     scratch: Path,
     transforms: Sequence[Applied] = (),
+    *,
+    written: Callable[[Path], None] = lambda path: None,
 ) -> None:
     """Writes a checkpoint into an existing folder; whoever calls gives the folder its final name.
 
@@ -35,6 +37,7 @@ def write_finished(
         layers: of all blocks, kept in files.
         scratch: an existing folder for what is in no block, until it is written.
         transforms: what the model went through before.
+        written: told of each file of tensors once it is there.
     """
     model, dense, rest = weights.model, dict[str, Tensor | Lying](), scratch / "rest"
     shutil.rmtree(rest, ignore_errors=True)
@@ -55,6 +58,8 @@ def write_finished(
             save_tensors(path, {name: narrowest(found)}, {})
             found = TensorFile(path).tensors[name]
         dense[name] = found
-    write_dense(folder, model, tokenizer, dense, transforms)
     write_layers(folder / QUANTIZED_FILE, layers.tensors(), layers.schemes(), layers.notes())
+    written(folder / QUANTIZED_FILE)
+    write_dense(folder, model, tokenizer, dense, transforms)
+    written(folder / DENSE_FILE)
     shutil.rmtree(rest)

@@ -40,6 +40,8 @@ class ShardWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._held: dict[str, Tensor] = {}
+        self._held_bytes = 0
+        self._elsewhere: dict[str, Lying] = {}
         self._parts: list[TensorFile] = []
         self._shard: list[str] = []
         self._size = 0
@@ -47,8 +49,8 @@ class ShardWriter:
         self._names: set[str] = set()
         self._total = 0
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Takes over one tensor.
+    def add(self, name: str, tensor: Tensor | Lying) -> None:
+        """Takes over one tensor; one that lies in another file is copied from there, which is left as it is.
 
         Raises:
             PluginError: there was one of that name before.
@@ -61,12 +63,16 @@ class ShardWriter:
             )
         if self._size and self._size + tensor.nbytes > SHARD:
             self._flush()
-        if self._held and sum(each.nbytes for each in self._held.values()) + tensor.nbytes > HELD:
-            self._put_down()
         self._names.add(name)
         self._shard.append(name)
         self._size += tensor.nbytes
+        if isinstance(tensor, Lying):
+            self._elsewhere[name] = tensor
+            return
+        if self._held and self._held_bytes + tensor.nbytes > HELD:
+            self._put_down()
         self._held[name] = owned(tensor.detach().cpu())
+        self._held_bytes += tensor.nbytes
 
     def close(self) -> None:
         """Writes what is left and gives the files their names.
@@ -90,18 +96,19 @@ class ShardWriter:
         path = self._folder / f".part-{len(self._parts):05d}"
         save_tensors(path, self._held, {})
         self._parts.append(TensorFile(path))
-        self._held = {}
+        self._held, self._held_bytes = {}, 0
 
     def _flush(self) -> None:
-        tensors: dict[str, Tensor | Lying] = {**self._held}
-        for part in self._parts:
-            tensors |= part.tensors
-        save_tensors(self._unnamed(len(self._written)), tensors, {"format": "pt"})
-        for path in {one.path for one in tensors.values() if isinstance(one, Lying)}:
+        parts = {name: lying for part in self._parts for name, lying in part.tensors.items()}
+        save_tensors(
+            self._unnamed(len(self._written)), {**self._held, **self._elsewhere, **parts}, {"format": "pt"}
+        )
+        for path in {one.path for one in parts.values()}:
             path.unlink()
         self._written.append(self._shard)
         self._total += self._size
-        self._held, self._parts, self._shard, self._size = {}, [], [], 0
+        self._held, self._elsewhere, self._parts, self._shard = {}, {}, [], []
+        self._held_bytes = self._size = 0
 
     def _unnamed(self, number: int) -> Path:
         return self._folder / f".shard-{number:05d}"

@@ -13,7 +13,7 @@ from ..keys import ModelKeys
 from ..quiet import quiet_loading
 from .checkpoint import ends_alone
 from .config import check_quantizable, read_config
-from .devices import default_dtype
+from .devices import default_dtype, without_values
 from .ends import is_tied
 from .experts import separate_experts
 from .extras import (
@@ -102,7 +102,6 @@ def open_model(
     Raises:
         ModelError, NumericsError: see `load_model`.
     """
-    import accelerate
     import transformers
 
     config = read_config(keys, offline=offline)
@@ -113,8 +112,7 @@ def open_model(
     trusted = {"trust_remote_code": keys.trust_remote_code}
     with explained(keys.path, "model"), quiet_loading():
         settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **trusted)
-        # Buffers are real: the rotary embedding computes its own.
-        with accelerate.init_empty_weights(include_buffers=False):
+        with without_values():
             model: Any = transformers.AutoModelForCausalLM.from_config(
                 settings, dtype=default_dtype(device, keys.dtype), **trusted
             )
@@ -141,7 +139,8 @@ def open_model(
     if inside:
         refuse_unasked(keys.path, inside)
     check_tokenizer(keys.path, model, tokenizer)
-    refuse_not_finite(keys.path, ((name, stored.read(name)) for name in asked if name in stored.tensors))
+    there = [name for name in asked if name in stored.tensors]
+    refuse_not_finite(keys.path, ((name, piece) for name in there for piece in stored.pieces(name)))
     return Streamed(model.eval(), stored, device), tokenizer
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..contracts import Block, SharedInput
 from .memory import JUDGED_AT_ONCE
 
-SUMMED_AT_ONCE = 1 << 16
+SUMMED_AT_ONCE = 1 << 17
 """Weights that a CPU squares and sums at once: what stays in its cache."""
 
 
@@ -51,15 +51,18 @@ def relative_error(weight: Tensor, w_hat: Tensor, hessian: Tensor | None) -> flo
 
 
 def _squares(weight: Tensor, w_hat: Tensor) -> tuple[float, float]:
-    """Sums of squares of `w_hat - weight` and of `weight` in float64; torch's own sum takes six times as long."""
+    """Sums of squares of `w_hat - weight` and of `weight`.
+
+    Of each piece in float32, where torch adds up pair by pair, which keeps eight digits; of all pieces in float64.
+    """
     moved, whole = 0.0, 0.0
     pairs = zip(weight.reshape(-1).split(SUMMED_AT_ONCE), w_hat.reshape(-1).split(SUMMED_AT_ONCE), strict=True)
-    # Both stay in the cache.
-    apart, wide = torch.empty(SUMMED_AT_ONCE), torch.empty(SUMMED_AT_ONCE, dtype=torch.float64)
+    place = torch.empty(SUMMED_AT_ONCE)  # which stays in the cache
     for before, after in pairs:
-        own, difference = wide[: len(before)], apart[: len(before)]
-        whole += float(own.copy_(before).dot(own))
-        moved += float(own.copy_(torch.sub(after, before, out=difference)).dot(own))
+        own = place[: len(before)]
+        whole += float(torch.mul(before, before, out=own).sum())
+        torch.sub(after, before, out=own)
+        moved += float(own.mul_(own).sum())
     return moved, whole
 
 

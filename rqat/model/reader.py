@@ -20,6 +20,7 @@ from .families import layout_of
 from .hf_folder import ShardWriter, copy_tokenizer, save_tokenizer, widen_tokenizer, write_config
 from .hub import QUANTIZED_FILE
 from .layers import EMBEDDING, HEAD
+from .tensor_file import Lying
 from .tensors import damaged, open_tensors
 from .tokenizers import tokenizer_in
 
@@ -116,6 +117,10 @@ class CheckpointReader:
             return decoded(self._layers.layer(layer), torch.bfloat16)
         return self._dense.read(name)
 
+    def lying(self, name: str) -> Tensor | Lying:
+        """One of `names`, not read where it lies in a file as `tensor` gives it."""
+        return self.tensor(name) if name.removesuffix(".weight") in self.unpacked else self._dense.tensors[name]
+
     def dtype(self, name: str) -> torch.dtype:
         """Of one of `names`, which is not read."""
         unpacked = name.removesuffix(".weight") in self.unpacked
@@ -147,8 +152,9 @@ class CheckpointReader:
             )
         with explained(folder):
             shards = ShardWriter(folder)
+            plain = type(exporter).other is Exporter.other  # then nobody looks at these, which may be large
             for name in self.names:
-                shards.add(name, exporter.other(name, self.tensor(name)))
+                shards.add(name, self.lying(name) if plain else exporter.other(name, self.tensor(name)))
             for name in layers:
                 for key, tensor in exporter.tensors(name, self.layer(name)).items():
                     shards.add(key, tensor)

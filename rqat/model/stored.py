@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .config import weight_files
-from .tensor_file import Lying, TensorFile
+from .tensor_file import Lying, TensorFile, same_bytes
 from .tensors import damaged
 
 
@@ -42,6 +42,20 @@ class StoredTensors:
             raise damaged(self._folder, f"{name} is missing")
         with _readable(self._folder):
             return self.tensors[name].read()
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Its values in their order, flat and some at a time, to be looked at only: the next ones overwrite them."""
+        with _readable(self._folder):
+            yield from self.tensors[name].pieces()
+
+    def holds(self, name: str, other: Tensor | Lying) -> bool:
+        """Whether the tensor called so has another one's shape, dtype and bytes."""
+        if isinstance(other, Tensor):
+            return same_bytes(self.read(name), other)
+        if name not in self.tensors:
+            raise damaged(self._folder, f"{name} is missing")
+        with _readable(self._folder):
+            return self.tensors[name].same_as(other)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -56,6 +57,10 @@ NO_COPY = frozenset({errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, 
 
 ALIGNED = 8
 """Bytes that the header is filled up to a multiple of."""
+
+PIECE = 1 << 20
+"""Bytes that are looked at together where a tensor is only looked at: they stay in a processor's cache, and the memory
+that they are read into is used again, where new pages for a large tensor take five times as long as reading it."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,44 @@ class Lying:
             if done < self.nbytes:
                 file.write(self._read(source, done).numpy().data)
 
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Some rows of a matrix, in the order of their numbers `(...)`: `(..., width)`.
+
+        Raises:
+            SafetensorError, OSError: see `read`.
+        """
+        wide = self.shape[1] * self.dtype.itemsize
+        found = torch.empty((numbers.numel(), wide), dtype=torch.uint8)
+        with self._opened() as file:
+            for row, number in zip(found, numbers.flatten().tolist(), strict=True):
+                file.seek(self.start + number * wide)
+                _fill(row, file)
+        return found.view(self.dtype).reshape(*numbers.shape, self.shape[1])
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The tensor's values in their order, flat and some at a time; the next ones overwrite them.
+
+        Raises:
+            SafetensorError, OSError: see `read`.
+        """
+        place = torch.empty(min(PIECE, self.nbytes), dtype=torch.uint8)
+        with self._opened() as file:
+            file.seek(self.start)
+            for done in range(0, self.nbytes, PIECE):
+                some = place[: self.nbytes - done]
+                _fill(some, file)
+                yield some.view(self.dtype)
+
+    def same_as(self, other: Lying) -> bool:
+        """Whether another tensor has this one's shape, dtype and bytes.
+
+        Raises:
+            SafetensorError, OSError: see `read`.
+        """
+        if (self.shape, self.dtype) != (other.shape, other.dtype):
+            return False
+        return all(same_bytes(mine, theirs) for mine, theirs in zip(self.pieces(), other.pieces(), strict=True))
+
     @contextmanager
     def _opened(self) -> Iterator[FileIO]:
         with self.path.open("rb", buffering=0) as file:
@@ -116,13 +159,8 @@ class Lying:
     def _read(self, file: FileIO, skipped: int) -> Tensor:
         """The tensor's bytes behind some that are skipped."""
         found = torch.empty(self.nbytes - skipped, dtype=torch.uint8)
-        left = found.numpy().data
         file.seek(self.start + skipped)
-        while len(left):
-            count = file.readinto(left)
-            if not count:
-                raise SafetensorError(f"it ends {len(left)} bytes early")
-            left = left[count:]
+        _fill(found, file)
         return found
 
 
@@ -190,6 +228,28 @@ def write_file(path: Path, tensors: Mapping[str, Tensor | Lying], metadata: Mapp
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors on the CPU have the same shape, dtype and bytes."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    # By numpy, and eight bytes at a time where they can be: torch compares single bytes one by one.
+    mine, theirs = (_in_a_row(each).view(torch.uint8).numpy() for each in (one, other))
+    whole = len(mine) - len(mine) % 8
+    return np.array_equal(mine[:whole].view(np.int64), theirs[:whole].view(np.int64)) and np.array_equal(
+        mine[whole:], theirs[whole:]
+    )
+
+
+def _fill(place: Tensor, file: FileIO) -> None:
+    """Reads as many bytes from a file as a tensor of bytes holds."""
+    left = place.numpy().data
+    while len(left):
+        count = file.readinto(left)
+        if not count:
+            raise SafetensorError(f"it ends {len(left)} bytes early")
+        left = left[count:]
 
 
 def _copied(source: int, target: int, start: int, count: int) -> int:

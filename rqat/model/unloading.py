@@ -1,4 +1,4 @@
-"""Takes finished blocks off the GPU, and to disk, while the next block is being worked on."""
+"""Takes finished blocks to disk, and off the GPU before, while the next block is being worked on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .block_store import BlockStore, LayerReport, others_of
 class Unloading:
     """Copies layers to the CPU and keeps them in a `BlockStore`; to be used in a `with` statement.
 
-    On a GPU this happens in a second thread and a stream of its own, one block at a time, and a failure comes up when
-    the next block is handed over or at the end. On the CPU there is nothing to copy, and it happens at once.
+    This happens in a second thread, on a GPU in a stream of its own, one block at a time; a failure comes up when the
+    next block is handed over or at the end.
     """
 
     def __init__(self, store: BlockStore, device: torch.device) -> None:
         self._store = store
-        self._thread = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._running: Future[None] | None = None
 
@@ -33,20 +33,17 @@ class Unloading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
+        self._thread.shutdown(wait=True)
         if kind is None:
             self.wait()
 
     def take(self, block: Block, layers: dict[str, QuantizedWeight], reports: list[LayerReport]) -> None:
         """Hands over a block; what it is made of must not be changed any more, and may be let go of."""
         keep = partial(self._keep, block, layers, others_of(block), reports)
-        if self._thread is None or self._stream is None:
-            keep()
-            return
         self.wait()
-        ready = torch.cuda.current_stream(self._stream.device).record_event()
-        self._running = self._thread.submit(self._after, ready, keep)
+        if self._stream is not None:
+            keep = partial(self._after, torch.cuda.current_stream(self._stream.device).record_event(), keep)
+        self._running = self._thread.submit(keep)
 
     def wait(self) -> None:
         """Until everything that was handed over is in the store."""

@@ -21,7 +21,7 @@ from ..errors import ModelError
 from ..keys import ModelKeys
 from ..model.checkpoint import DENSE_FILE, decoded, load_layers, scheme_of, settings_in
 from ..model.config import ModelConfig, read_config
-from ..model.devices import default_dtype, device_called
+from ..model.devices import default_dtype, device_called, without_values
 from ..model.experts import separate_experts
 from ..model.families import FAMILIES
 from ..model.finite import check_finite
@@ -166,7 +166,6 @@ def _build(
     device: torch.device,
 ) -> transformers.PreTrainedModel:
     """An empty model, filled."""
-    import accelerate
     import transformers
 
     try:
@@ -175,8 +174,7 @@ def _build(
             del config.quantization_config
         if HEAD in layers:  # a packed head has a weight of its own
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-        # Buffers are real: the rotary embedding computes its own.
-        with accelerate.init_empty_weights(include_buffers=False):
+        with without_values():
             model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
             separate_experts(model)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:

@@ -22,9 +22,6 @@ from torch import Tensor
 AT_ONCE = 1 << 18
 """Values that a CPU packs at once."""
 
-OF_EIGHT = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By bits: the type that is as wide as eight values, where there is one."""
-
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight neighbours sits in nibble 0, 1, ... of a word of an AWQ GEMM checkpoint."""
 
@@ -50,14 +47,21 @@ def pack(values: Tensor, bits: int, dim: int = -1) -> Tensor:
     rows = rows.reshape(math.prod(lead), count)
     words = rows.new_empty((len(rows), -(-count // 32), bits), dtype=torch.int32)
     for part in _pieces(rows):
-        # 32 values are four fields of eight each, and fill `bits` words without a remainder.
-        filled = torch.nn.functional.pad(rows[part], (0, -count % 32)).clone(memory_format=torch.contiguous_format)
-        fields = _join(filled.view(-1).view(torch.int64), bits)
-        if (whole := OF_EIGHT.get(bits)) is not None:
-            words[part].view(-1).view(whole).copy_(fields.view(whole)[:: 8 // bits])
+        some, own = rows[part], bits
+        if count % 32:
+            some = torch.nn.functional.pad(some, (0, -count % 32))
+        flat = some.contiguous().view(-1)
+        if flat.storage_offset() % 8:  # wider types cannot begin there
+            flat = flat.clone()
+        while own <= 4:
+            flat, own = _paired(flat, own), 2 * own
+        if own == 8:
+            words[part] = flat.view(torch.int32).view(words[part].shape)
             continue
+        # 32 values are now so many fields of eight bytes each, and fill `bits` words without a remainder.
+        fields = _join(flat.view(torch.int64).clone(), own).view(len(some), -1, 4 * bits // own)
         for word in range(bits):
-            words[part, :, word] = _overlapping(fields.view(len(filled), -1, 4), word, bits)
+            words[part, :, word] = _overlapping(fields, word, own)
     return words.view(*lead, -(-count // 32) * bits)[..., : words_for(count, bits)].movedim(-1, dim).contiguous()
 
 
@@ -68,16 +72,24 @@ def unpack(words: Tensor, bits: int, count: int, dim: int = -1) -> Tensor:
     rows = rows.reshape(math.prod(lead), rows.shape[-1])
     blocks = -(-rows.shape[1] // bits)
     values = rows.new_empty((len(rows), blocks * 32), dtype=torch.uint8)
+    joined = bits
+    while joined <= 4:
+        joined *= 2
     for part in _pieces(values):
-        filled = torch.nn.functional.pad(rows[part], (0, -rows.shape[1] % bits))
-        fields = filled.new_empty((len(filled), blocks, 4), dtype=torch.int64)
-        if (whole := OF_EIGHT.get(bits)) is not None:
-            fields.view(-1).copy_(filled.contiguous().view(-1).view(whole))
+        some = rows[part]
+        if rows.shape[1] % bits:
+            some = torch.nn.functional.pad(some, (0, -rows.shape[1] % bits))
+        if joined == 8:
+            flat = some.contiguous().view(-1).view(torch.uint8)
         else:
-            unsigned = filled.view(len(filled), blocks, bits).long().bitwise_and_((1 << 32) - 1)
-            for field in range(4):
-                fields[:, :, field] = _covering(unsigned, field, bits)
-        values[part] = _part(fields.view(-1), bits).view(torch.uint8).view(len(filled), -1)
+            fields = some.new_empty((len(some), blocks, 4 * bits // joined), dtype=torch.int64)
+            unsigned = some.view(len(some), blocks, bits).long().bitwise_and_((1 << 32) - 1)
+            for field in range(fields.shape[2]):
+                fields[:, :, field] = _covering(unsigned, field, joined)
+            flat = _part(fields.view(-1), joined).view(torch.uint8)
+        for own in [joined >> step for step in (1, 2, 3) if joined >> step >= bits]:
+            flat = _halved(flat, own)
+        values[part] = flat.view(len(some), -1)
     return values.view(*lead, blocks * 32)[..., :count].movedim(-1, dim).contiguous()
 
 
@@ -85,6 +97,19 @@ def _pieces(rows: Tensor) -> list[slice]:
     """Slices of rows that stay in a CPU's cache while they are worked on; elsewhere, all of them at once."""
     step = max(1, AT_ONCE // max(1, rows.shape[1])) if rows.is_cpu else max(1, len(rows))
     return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def _paired(values: Tensor, bits: int) -> Tensor:
+    """Of bytes of at most four bits, an even number: one of twice as many for every two."""
+    pairs = values.view(torch.int16)
+    return (pairs >> (8 - bits)).bitwise_or_(pairs).to(torch.uint8)  # of which the low byte is kept
+
+
+def _halved(values: Tensor, bits: int) -> Tensor:
+    """The inverse of `_paired`: two bytes of `bits` bits for every one."""
+    pairs = values.to(torch.int16)
+    mask = (1 << bits) - 1
+    return (pairs << (8 - bits)).bitwise_or_(pairs).bitwise_and_(mask << 8 | mask).view(torch.uint8)
 
 
 def _join(numbers: Tensor, bits: int) -> Tensor:
@@ -108,16 +133,14 @@ def _part(numbers: Tensor, bits: int) -> Tensor:
 
 def _steps(bits: int) -> list[tuple[int, int, int]]:
     """Of every joining: how far apart two parts are, how many bits of theirs count, a mask of the first of each two."""
-    if bits == 8:
-        return []
     sizes = [(apart, bits * apart // 8) for apart in (8, 16, 32)]
     return [(apart, own, sum(((1 << own) - 1) << at for at in range(0, 64, 2 * apart))) for apart, own in sizes]
 
 
 def _overlapping(fields: Tensor, word: int, bits: int) -> Tensor:
-    """Word number `word` (int64, its low 32 bits count) of each four fields `(..., 4)` of eight values."""
+    """Word number `word` (int64, its low 32 bits count) of neighbouring fields `(..., F)` of eight values each."""
     found: Tensor | None = None
-    for field in range(4):
+    for field in range(fields.shape[-1]):
         at = 8 * bits * field - 32 * word
         if -8 * bits < at < 32:
             piece = fields[..., field] << at if at >= 0 else fields[..., field] >> -at
@@ -127,15 +150,15 @@ def _overlapping(fields: Tensor, word: int, bits: int) -> Tensor:
 
 
 def _covering(words: Tensor, field: int, bits: int) -> Tensor:
-    """Field number `field` of eight values out of the words `(..., bits)`, int64 below `2**32`, of 32 values."""
+    """Field number `field` of eight values out of neighbouring words `(..., W)`, int64 below `2**32`."""
     found: Tensor | None = None
-    for word in range(bits):
+    for word in range(words.shape[-1]):
         at = 32 * word - 8 * bits * field
         if -32 < at < 8 * bits:
             piece = words[..., word] << at if at >= 0 else words[..., word] >> -at
             found = piece if found is None else found | piece
     assert found is not None
-    return found if bits == 8 else found & ((1 << 8 * bits) - 1)
+    return found & ((1 << 8 * bits) - 1)
 
 
 def pack_awq(values: Tensor) -> Tensor:

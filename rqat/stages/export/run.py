@@ -11,7 +11,7 @@ Two checks follow, on the files; see `rqat.model.exported`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
         base=job.plan.model.path,
         device=job.device,
         progress=job.progress,
+        written=job.ahead.begin,
     )
     for chosen in (other for other in job.plan.steps if other.stage == Budget.name):
         tell_excess(found, read_json(job.result_of(chosen.name) / CHOSEN)["budget"])
@@ -76,7 +77,15 @@ def tell(job: Job, step: Step, summary: Mapping[str, Any], plan: Mapping[str, An
 
 
 def export_checkpoint(
-    start: Path, folder: Path, exporter: Exporter, card: Card, *, base: str, device: str, progress: Progress
+    start: Path,
+    folder: Path,
+    exporter: Exporter,
+    card: Card,
+    *,
+    base: str,
+    device: str,
+    progress: Progress,
+    written: Callable[[Path], None] = lambda path: None,
 ) -> dict[str, Any]:
     """Writes the quantized checkpoint in `start` into `folder`, which is emptied before, and checks what was written.
 
@@ -84,6 +93,7 @@ def export_checkpoint(
         card: the exporter's.
         base: what the model before quantization is called, for the README.md.
         device: "cpu" or "cuda": where logits are compared.
+        written: told of each file of weights before it is checked; nothing changes it any more.
 
     Returns:
         format, bytes, number of layers, layers left as they were, and the outcome of both checks.
@@ -113,6 +123,8 @@ def export_checkpoint(
         raise PluginError(
             f"exporter '{card.name}' wrote no weights into '{folder}'.", hint="Report this to the plugin's author."
         )
+    for path in weights:
+        written(path)
     for name, scheme in reader.unpacked.items():
         log.warning("'%s' packs no embedding: %s, quantized to %s, is written in 16 bits.", card.name, name, scheme)
     count = sum(path.stat().st_size for path in weights)

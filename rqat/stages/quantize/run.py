@@ -83,7 +83,7 @@ def run(job: Job, step: Step) -> dict[str, Any]:
             progress=lambda done, _: bar.update(done),
             resume_dir=kept,
         )
-    write_finished(work, weights, tokenizer, layers, kept, transforms)
+    write_finished(work, weights, tokenizer, layers, kept, transforms, written=job.ahead.begin)
     keep_generation_settings(read_config(job.plan.model, offline=job.offline).fetch(offline=job.offline), work)
     write_json(work / "layers.json", [entry_of(report) for report in reports])
     notes = {report.name: report.note for report in reports if report.note}
