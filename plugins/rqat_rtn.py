@@ -34,15 +34,16 @@ class RoundToNearest(rqat.Quantizer):
         self, weight: torch.Tensor, stats: rqat.LinearStats, scheme: rqat.Scheme
     ) -> rqat.QuantizedWeight:
         """See `rqat.Quantizer`."""
+        from rqat_kernels.dispatch import one_thread
         from rqat_kernels.grid import fit_minmax
 
         grid = rqat.grid_of(scheme)
         if grid.uniform and self.options.clip == "minmax":
             groups = scheme.groups(weight.shape[1])
-            fitted = fit_minmax(weight, groups, scheme.max_code, symmetric=scheme.symmetric)
-        else:
-            fitted = grid.fit_layer(weight)
-        return grid.quantize_layer(weight, *fitted)
+            with one_thread():  # each step is over in microseconds
+                fitted = fit_minmax(weight, groups, scheme.max_code, symmetric=scheme.symmetric)
+                return grid.quantize_layer(weight, *fitted)
+        return grid.quantize_layer(weight, *grid.fit_layer(weight))
 
 
 @rqat.hookimpl

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import RunError
-from .storage import HEAD_BYTES, SCRATCH, is_inside, read_json, sha256_of, stamp_of, sync_file, write_json
+from .storage import (
+    AT_ONCE,
+    HEAD_BYTES,
+    SCRATCH,
+    Ahead,
+    is_inside,
+    read_json,
+    sha256_of,
+    stamp_of,
+    sync_file,
+    write_json,
+)
 
 MANIFEST = "manifest.json"
-
-AT_ONCE = 4
-"""Files that are hashed, or flushed to disk, at once."""
-
 
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("step", "stage", "variant", "fingerprint"), (str,)),
@@ -47,30 +54,6 @@ def is_manifest(found: Any) -> bool:
     if not all(isinstance(found[key], kinds) for key, kinds in OPTIONAL.items() if key in found):
         return False
     return all(isinstance(stamp, dict) for stamp in found.get("stamps", {}).values())
-
-
-class Ahead:
-    """Flushes large files to disk and hashes them as soon as they are written, while other work goes on."""
-
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
-        self._begun: dict[Path, tuple[tuple[int, int, int], Future[str]]] = {}
-
-    def begin(self, path: Path) -> None:
-        """Takes over a file that nobody is to change any more."""
-        self._pool = self._pool or ThreadPoolExecutor(AT_ONCE)
-        self._pool.submit(sync_file, path)  # what the disk refuses is told by the flush that everything awaits
-        self._begun[path] = _state_of(path), self._pool.submit(sha256_of, path)
-
-    def sha256_of(self, path: Path) -> str:
-        """Hex digest of a file's bytes: of one that was taken over and is still the same, known by now or soon."""
-        before, digest = self._begun.pop(path, (None, None))
-        return digest.result() if digest is not None and before == _state_of(path) else sha256_of(path)
-
-
-def _state_of(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def sealed(folder: Path, *, without: Collection[str] = (), ahead: Ahead | None = None) -> dict[str, dict[str, Any]]:

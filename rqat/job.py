@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import RqatError
-from .intact import Ahead
 from .model.kept import KeptCheckpoints
 from .model.original import Original
 from .nodes import Nodes
 from .processes import Processes
 from .stages import work_of
-from .storage import PARTIAL, SCRATCH
+from .storage import PARTIAL, SCRATCH, Ahead
 
 if TYPE_CHECKING:
     from .plan import Plan, Step

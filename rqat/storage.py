@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 LONE = "backslashreplace"
 """What becomes of half a surrogate pair, which UTF-8 has no bytes for: in JSON, the escape that it is read from."""
+
+AT_ONCE = 4
+"""Files that are hashed, or flushed to disk, at once."""
 
 HEAD_BYTES = 1 << 16
 """Of a file that are looked at to tell, without reading all of it, whether it is still the same."""
@@ -136,6 +140,30 @@ def sync_file(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Ahead:
+    """Flushes large files to disk and hashes them as soon as they are written, while other work goes on."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun: dict[Path, tuple[tuple[int, int, int], Future[str]]] = {}
+
+    def begin(self, path: Path) -> None:
+        """Takes over a file that nobody is to change any more."""
+        self._pool = self._pool or ThreadPoolExecutor(AT_ONCE)
+        self._pool.submit(sync_file, path)  # what the disk refuses is told by the flush that everything awaits
+        self._begun[path] = _state_of(path), self._pool.submit(sha256_of, path)
+
+    def sha256_of(self, path: Path) -> str:
+        """Hex digest of a file's bytes: of one that was taken over and is still the same, known by now or soon."""
+        before, digest = self._begun.pop(path, (None, None))
+        return digest.result() if digest is not None and before == _state_of(path) else sha256_of(path)
+
+
+def _state_of(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def sync_folder(folder: Path, *, deep: bool = True, flushed: bool = False) -> None:

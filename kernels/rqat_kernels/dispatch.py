@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -27,6 +29,24 @@ OLDEST = (8, 0)
 
 ALIKE = {(9, 0): "h100-80gb-hbm3"}
 """By compute capability: whose table a GPU without its own gets. An H200 is an H100 with faster memory."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Around work on the CPU that goes piece by piece, without a product of matrices: torch uses no second thread.
+
+    Its threads wait for each other at the end of every operation, which here takes some ten microseconds. They gain
+    little, and where another process has one of the cores, the waiting takes five times as long as the work.
+    """
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache

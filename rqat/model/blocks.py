@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from rqat_kernels.dispatch import one_thread
+
 from ..contracts import Block, LinearStats, QuantizedWeight, Quantizer, SharedInput
 from ..errors import DataError, ModelError, NumericsError, PluginError
 from ..grids import grid_of
@@ -255,7 +257,8 @@ def _quantize_block(
     result = rounded(block, note) if stats is None else solved(block, quantizer, stats)
     stats = stats or {name: LinearStats() for name in block.names()}
     block.streams = None
-    check_result(block, result, type(quantizer).__name__)
+    with one_thread():
+        check_result(block, result, type(quantizer).__name__)
     result = {name: replace(result[name], scheme=block.schemes[name]) for name in block.names()}
     moved = {
         name.rpartition(".")[0]
@@ -266,7 +269,8 @@ def _quantize_block(
     for group in block.inputs:
         folded = input_scale(block, group, before) if group.before in moved else None
         for name in group.names:
-            w_hat = grid_of(block.schemes[name]).decode_layer(result[name])
+            with one_thread():
+                w_hat = grid_of(block.schemes[name]).decode_layer(result[name])
             weight = block.linear(name).weight.float()
             hessian = stats[name].hessian if stats[name].tokens else None
             if folded is not None and hessian is not None:

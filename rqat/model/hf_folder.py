@@ -100,9 +100,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         parts = {name: lying for part in self._parts for name, lying in part.tensors.items()}
-        save_tensors(
-            self._unnamed(len(self._written)), {**self._held, **self._elsewhere, **parts}, {"format": "pt"}
-        )
+        save_tensors(self._unnamed(len(self._written)), {**self._held, **self._elsewhere, **parts}, {"format": "pt"})
         for path in {one.path for one in parts.values()}:
             path.unlink()
         self._written.append(self._shard)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rqat_kernels.dispatch import one_thread
+
 from ..errors import ModelError
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
@@ -140,7 +142,8 @@ def open_model(
         refuse_unasked(keys.path, inside)
     check_tokenizer(keys.path, model, tokenizer)
     there = [name for name in asked if name in stored.tensors]
-    refuse_not_finite(keys.path, ((name, piece) for name in there for piece in stored.pieces(name)))
+    with one_thread():
+        refuse_not_finite(keys.path, ((name, piece) for name in there for piece in stored.pieces(name)))
     return Streamed(model.eval(), stored, device), tokenizer
 
 

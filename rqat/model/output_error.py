@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rqat_kernels.dispatch import one_thread
+
 from ..contracts import Block, SharedInput
 from .memory import JUDGED_AT_ONCE
 
@@ -36,7 +38,8 @@ def relative_error(weight: Tensor, w_hat: Tensor, hessian: Tensor | None) -> flo
     squared error of the weights.
     """
     if hessian is None and weight.is_cpu:
-        moved, whole = _squares(weight, w_hat)
+        with one_thread():
+            moved, whole = _squares(weight, w_hat)
         return moved / whole if whole > 0 else 0.0
 
     def energy(matrix: Tensor) -> float:

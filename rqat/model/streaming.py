@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from rqat_kernels.dispatch import one_thread
+
 from .families import layout_of
 from .stored import StoredTensors
 from .tensor_file import Lying
@@ -97,7 +99,7 @@ class Streamed:
         absent = self._absent(part)
         if not absent:
             return False
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), one_thread():
             for own in absent:
                 self._put(own, self.read(own) if read else torch.empty_like(self._empty[own], device="cpu"))
         self._entered[part] = absent

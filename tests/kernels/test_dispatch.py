@@ -83,3 +83,17 @@ def test_every_table_is_of_known_operations() -> None:
     for path in TABLES:
         table = json.loads(path.read_text(encoding="utf-8"))
         assert set(table) <= operations, path.name
+
+
+def test_work_in_pieces_has_one_thread_and_what_follows_has_them_all_again() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with dispatch.one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ValueError, match="broken"), dispatch.one_thread():
+            raise ValueError("broken")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

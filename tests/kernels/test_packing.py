@@ -31,6 +31,17 @@ def test_unpack_inverts_pack(bits: int, shape: tuple[int, int], dim: int) -> Non
     assert torch.equal(unpack(words, bits, shape[dim], dim), values)
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_values_and_words_may_lie_anywhere_in_memory(bits: int) -> None:
+    values = codes((1 + 32 * 64,), bits)
+    shifted = values[1:].view(32, 64)
+    words = pack(shifted, bits)
+    assert torch.equal(words, pack(shifted.clone(), bits))
+    moved = torch.cat([torch.zeros(1, dtype=torch.int32), words.flatten()])[1:].view(words.shape)
+    assert torch.equal(unpack(moved, bits, 64), shifted)
+    assert torch.equal(shifted.flatten(), values[1:]), "what is packed is left as it is"
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("count", [1, 10, 11, 31, 32, 45, 96])
 def test_words_are_a_bit_stream(bits: int, count: int) -> None:

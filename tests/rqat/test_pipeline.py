@@ -31,7 +31,7 @@ from rqat.job import Job, Silence
 from rqat.pipeline import run_pipeline
 from rqat.run_folder import MANIFEST
 from rqat.run_lock import only_one
-from rqat.storage import HEAD_BYTES, SCRATCH, fingerprint_of, write_json
+from rqat.storage import HEAD_BYTES, SCRATCH, Ahead, fingerprint_of, sha256_of, write_json
 
 
 @dataclass
@@ -408,6 +408,21 @@ def test_a_start_reads_no_whole_files_and_a_step_that_uses_them_does(toy, tmp_pa
     job.plan.steps[1].inputs["start"] = "01-toy"
     assert run_pipeline(job).ran == ["01-toy", "02-toy"]
     assert large.read_bytes().endswith(b"end")
+
+
+def test_a_file_is_hashed_ahead_once_and_anew_where_it_was_written_again(tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(rqat.storage, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    ahead = Ahead()
+    for name in ("kept", "changed", "other"):
+        (tmp_path / name).write_bytes(name.encode())
+        if name != "other":
+            ahead.begin(tmp_path / name)
+            ahead._begun[tmp_path / name][1].result()
+    (tmp_path / "changed").write_bytes(b"something else")
+    files = sealed(tmp_path, ahead=ahead)["files"]
+    assert files == {path.name: sha256_of(path) for path in tmp_path.iterdir()}
+    assert sorted(hashed) == ["changed", "changed", "kept", "other"]
 
 
 def test_a_copied_run_on_a_disk_that_cannot_be_written_is_found_whole(tmp_path, monkeypatch):

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from rqat_kernels.dispatch import one_thread
+
 from ...contracts import Exporter
 from ...errors import ModelError, PluginError, RqatError
 from ...job import Job, Progress, log
@@ -117,7 +119,8 @@ def export_checkpoint(
     folder.mkdir(parents=True)
     with progress.task(f"export {card.name}", len(reader.layers)) as bar:
         reader.progress = bar.update
-        exporter.write(folder, reader, reader.layers)
+        with one_thread():
+            exporter.write(folder, reader, reader.layers)
     weights = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in SMALL]
     if not weights:
         raise PluginError(
@@ -129,6 +132,8 @@ def export_checkpoint(
         log.warning("'%s' packs no embedding: %s, quantized to %s, is written in 16 bits.", card.name, name, scheme)
     count = sum(path.stat().st_size for path in weights)
     write_text(folder / CARD, model_card(base, reader, card.name, exporter, count))
+    with one_thread():
+        decoded = check_layers(folder, exporter, card.name, reader)
     facts: dict[str, Any] = {
         "format": card.name,
         "scheme": ", ".join(map(str, dict.fromkeys(reader.layers.values()))),
@@ -138,7 +143,7 @@ def export_checkpoint(
         "float32_tensors": sum(reader.dtype(name) == torch.float32 for name in reader.names),
         "bytes": count,
         "bits_per_parameter": round(8 * count / reader.parameters, 4),
-        "decoded": check_layers(folder, exporter, card.name, reader),
+        "decoded": decoded,
     }
     theirs = f"The format comes with {card.owner} {card.version}: report this to the plugin's author."
     hint = INSTALL if card.owner == "rqat" else theirs

@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rqat.model import hf_folder
+from rqat.model import hf_folder, tensor_file
 from rqat.model.hf_folder import ShardWriter
-from rqat.model.tensor_file import DTYPES, TensorFile, write_file
+from rqat.model.tensor_file import DTYPES, TensorFile, same_bytes, write_file
 
 META = {"rqat": json.dumps({"ä": [1, 2]}, ensure_ascii=False)}
 
@@ -81,6 +81,43 @@ def test_what_is_read_is_what_was_written_and_in_memory_of_its_own(tmp_path: Pat
         assert read.untyped_storage().nbytes() == tensor.nbytes
 
 
+def test_pieces_are_the_whole_in_order_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_file, "PIECE", 64)
+    save_file(tensors() | {"long": torch.arange(100.0)}, tmp_path / "file")
+    file = TensorFile(tmp_path / "file")
+    for name, lying in file.tensors.items():
+        pieces = [piece.clone() for piece in lying.pieces()]
+        assert all(piece.nbytes <= 64 for piece in pieces)
+        assert same_bytes(torch.cat([*pieces, torch.empty(0, dtype=lying.dtype)]), file.read(name).reshape(-1)), name
+
+
+def test_rows_are_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = torch.randn(50, 7).bfloat16()
+    save_file({"a": torch.zeros(3), "matrix": matrix}, tmp_path / "file")
+    lying = TensorFile(tmp_path / "file").tensors["matrix"]
+    monkeypatch.setattr(type(lying), "read", lambda self: pytest.fail("all of it was read"))
+    numbers = torch.tensor([[49, 0], [3, 3]])
+    assert lying.rows(numbers).equal(matrix[numbers])
+
+
+@pytest.mark.parametrize("place", [0, 63, 64, 396, 399])
+def test_two_tensors_are_the_same_to_the_byte_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    monkeypatch.setattr(tensor_file, "PIECE", 64)
+    bytes_of = torch.arange(400).to(torch.uint8)
+    changed = bytes_of.clone()
+    changed[place] += 1
+    given = {"one": bytes_of, "same": bytes_of.clone(), "changed": changed, "short": bytes_of[:399]}
+    write_file(tmp_path / "file", given | {"typed": bytes_of.view(torch.int16)}, {})
+    found = TensorFile(tmp_path / "file").tensors
+    assert found["one"].same_as(found["same"])
+    assert not any(found["one"].same_as(found[other]) for other in ("changed", "short", "typed"))
+    assert same_bytes(bytes_of, bytes_of.clone())
+    assert not same_bytes(bytes_of, changed)
+    assert not same_bytes(torch.tensor(0.0), torch.tensor(-0.0))
+
+
 def test_views_and_turned_tensors_are_written_whole(tmp_path: Path) -> None:
     whole = torch.arange(12.0)
     views = {"end": whole[7:], "column": whole.view(6, 2)[:, :1], "turned": whole.view(3, 4).T}
@@ -140,3 +177,24 @@ def test_a_shard_is_the_same_whether_its_tensors_wait_in_memory_or_in_files(
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert written[0] == written[1]
     assert (len(written[0]) > 2) == (shard == 200)
+
+
+def test_a_tensor_that_lies_in_another_file_is_copied_into_a_shard_and_stays_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_folder, "HELD", 40)
+    given, source = tensors(), tmp_path / "source"
+    save_file(given, source)
+    before = source.read_bytes()
+    for name, there in (("read", given), ("lying", TensorFile(source).tensors)):
+        folder = tmp_path / name
+        folder.mkdir()
+        shards = ShardWriter(folder)
+        for number, (key, tensor) in enumerate(given.items()):
+            shards.add(key, there[key] if number % 2 else tensor)
+        shards.close()
+    assert (tmp_path / "lying" / "model.safetensors").read_bytes() == (
+        tmp_path / "read" / "model.safetensors"
+    ).read_bytes()
+    assert source.read_bytes() == before
+    assert [path.name for path in (tmp_path / "lying").iterdir()] == ["model.safetensors"]

@@ -16,6 +16,7 @@ from rqat.job import Job
 from rqat.model import exported as exported_model
 from rqat.model import hf_folder
 from rqat.model.checkpoint import load_checkpoint, save_checkpoint
+from rqat.model.tensor_file import Lying, TensorFile
 from rqat.model.tensors import write_tensors
 from rqat.registry import Registry
 from rqat.stage import Step, Use
@@ -294,6 +295,50 @@ def test_the_check_block_by_block_finds_a_wrong_layer(
     monkeypatch.setattr(Job, "make", lambda *_: exporter)
     with pytest.raises(NumericsError, match="its hidden states differ"):
         export.run(job, step)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "error"),
+    [
+        ("model.embed_tokens.weight", NumericsError),
+        ("model.layers.1.input_layernorm.weight", NumericsError),
+        ("model.layers.1.mlp.up_proj.weight_packed", PluginError),
+    ],
+)
+def test_one_byte_that_the_disk_changed_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(exported_model, "SMALL", 1000)
+    job, step, _ = prepare(tmp_path, "w4g64")
+    exporter = job.make(step, "exporter")
+    right = exporter.write
+
+    def wrong(folder, reader, layers):
+        right(folder, reader, layers)
+        path = folder / "model.safetensors"
+        lying, content = TensorFile(path).tensors[damaged], bytearray(path.read_bytes())
+        content[lying.start + lying.nbytes - 2] ^= 1
+        path.write_bytes(content)
+
+    monkeypatch.setattr(exporter, "write", wrong)
+    monkeypatch.setattr(Job, "make", lambda *_: exporter)
+    with pytest.raises(error, match=f"{damaged} was changed" if error is NumericsError else "changes the codes of"):
+        export.run(job, step)
+
+
+def test_what_is_not_quantized_is_in_memory_in_pieces_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported_model, "SMALL", 1000)
+    job, step, _ = prepare(tmp_path, "w4g64")
+    right, config = Lying.read, tiny_config()
+    stored = TensorFile(job.result_of(START) / "model.safetensors").tensors["model.embed_tokens.weight"]
+    embedding = (config.vocab_size, config.hidden_size), stored.dtype
+
+    def read(lying: Lying) -> torch.Tensor:
+        assert (lying.shape, lying.dtype) != embedding, "the embedding is read as a whole"
+        return right(lying)
+
+    monkeypatch.setattr(Lying, "read", read)
+    assert export.run(job, step)["max_abs_diff"] == 0.0
 
 
 @pytest.mark.parametrize("spelling", GRIDS[::5])
