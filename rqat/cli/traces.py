@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..contracts.options import LAST_SEED
 from ..errors import RunError
 from ..storage import write_json_lines
 from . import display, options
-from .beside import run_in, work_beside
+from .beside import run_in, work_beside, work_of
 from .device import Device
 from .values import pairs, source
 
@@ -31,7 +32,7 @@ def traces(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .jsonl file to write.")],
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which of its rows.")] = "train",
-    seed: Annotated[int, typer.Option(help="Order of the prompts, and of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Order of the prompts, and of the sampling.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask the first prompts only.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Completions of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -84,8 +85,9 @@ def traces(
         DataKeys.model_validate({"source": SOURCE, "split": split, "seed": seed, **given}),
         flags | {("prompts", 0): "--prompts", ("prompts", 0, "source"): "--prompts"},
     )
-    check(plan, out.parent, offline=context.obj.offline, notes=False)
-    check_data(plan, out.parent, context.obj.registry, fresh=True, offline=context.obj.offline)
+    work = work_of(out)
+    check(plan, work, offline=context.obj.offline, notes=False)
+    check_data(plan, work, context.obj.registry, fresh=True, offline=context.obj.offline)
     found = _run(plan, out, context.obj.registry, offline=context.obj.offline)
     if as_json:
         display.print_json(found)

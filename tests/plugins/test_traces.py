@@ -352,6 +352,16 @@ def test_the_command_takes_a_quantized_model_and_a_step_of_a_run(tmp_path: Path)
     assert len(written) == 1
 
 
+def test_the_command_reads_prompts_that_lie_beside_what_it_writes(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "1+1="}\n')
+    out = tmp_path / "out.jsonl"
+    result = rqat("traces", "builtin:tiny-reasoner", "--prompts", prompts, "--max-new-tokens", 64, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert sorted(tmp_path.iterdir()) == [out, prompts]
+    assert [row["prompt"] for row in read_json_lines(out)] == ["1+1="]
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
