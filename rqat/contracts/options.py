@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -18,6 +18,12 @@ from . import returned
 from .data import spelled_source
 
 Level = Literal["error", "warning", "note"]
+
+LAST_SEED = (1 << 32) - 1
+"""The largest seed that numpy takes, and with it transformers."""
+
+Seed = Annotated[int, Field(ge=0, le=LAST_SEED)]
+"""Of random numbers, as every library takes it."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ class Options(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **more: Any) -> None:
         super().__pydantic_init_subclass__(**more)
-        returned.held_to(cls, {"check": returned.told, "also_needs": returned.names})
+        checks = {"check": returned.told, "also_needs": returned.names}
+        returned.held_to(cls, {**checks, "bits_in_file": returned.bits, "bytes_beside": returned.count})
 
     def check(self, context: Context) -> Iterable[Problem]:
         """What stands against these options on this model, told by `rqat plan` and before any work.

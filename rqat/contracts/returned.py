@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any
@@ -17,6 +19,9 @@ from ..scheme import Scheme
 
 TEXTS = ("text", "prompt", "completion", "answer", "system", "place")
 """Fields of a row that are text."""
+
+LEVELS = ("error", "warning", "note")
+"""What an `rqat.Problem` may be."""
 
 OWN = __name__.rpartition(".")[0]
 HELD = "__held__"
@@ -141,7 +146,25 @@ def told(who: str, given: Any) -> list[Any]:
     for one in found:
         if not hasattr(one, "level"):
             raise PluginError(f"{who}: {one!r} is no rqat.Problem.", hint="Say rqat.Problem(text, hint, key).")
+        if one.level not in LEVELS or not (isinstance(one.text, str) and one.text):
+            wrong = f"level={one.level!r}" if one.level not in LEVELS else f"text={one.text!r}"
+            hint = f"A level is one of {', '.join(LEVELS)}; a text says what is wrong."
+            raise PluginError(f"{who}: an rqat.Problem has {wrong}.", hint=hint)
     return found
+
+
+def bits(who: str, given: Any) -> float | None:
+    """Bits per weight of a file, or None."""
+    if given is None or (_is_number(given) and 0 < given < math.inf):
+        return given
+    raise PluginError(f"{who} returned {_shown(given)}.", hint="Return bits per weight, a number above 0; or None.")
+
+
+def count(who: str, given: Any) -> int:
+    """Bytes of a file, as a whole number."""
+    if _is_number(given) and 0 <= given < math.inf:
+        return math.ceil(given)
+    raise PluginError(f"{who} returned {_shown(given)}.", hint="Return a number of bytes, 0 or more.")
 
 
 def names(who: str, given: Any) -> tuple[str, ...]:
@@ -152,6 +175,11 @@ def names(who: str, given: Any) -> tuple[str, ...]:
 def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
     """A whole number stays one; a tensor of one becomes one."""
     return {name: value if isinstance(value, int) else float(value) for name, value in figures.items()}
+
+
+def _is_number(value: Any) -> bool:
+    """Also of numpy; True is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _several(who: str, given: Any, what: str) -> Iterable[Any]:

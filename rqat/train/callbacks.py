@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +25,8 @@ def expect_given(trainer: transformers.Trainer, training: Training, card: Card) 
     """A trainer that forgets what it was given would train to the end, and nothing of it could be used.
 
     Raises:
-        PluginError: it is no trainer, trains another model, or lacks the optimizer, the schedule or a callback.
+        PluginError: it is no trainer, trains another model, takes other batches or more steps, or lacks the optimizer,
+            the schedule or a callback.
     """
     if not isinstance(trainer, Trainer):
         raise PluginError(f"{card}: build_trainer returned {trainer!r}.", hint="Return a transformers.Trainer.")
@@ -41,11 +42,31 @@ def expect_given(trainer: transformers.Trainer, training: Training, card: Card) 
             f"{card}: its trainer lacks the optimizer or the schedule it was given, so weights would leave the grid.",
             hint="Pass optimizers=(training.optimizer, training.scheduler) to the trainer.",
         )
+    if (other := _otherwise(trainer.args, training.arguments)) is not None:
+        raise PluginError(
+            f"{card}: its trainer takes {other} of the recipe.",
+            hint="Give its config **training.arguments, and change none of them.",
+        )
     if any(one not in trainer.callback_handler.callbacks for one in training.callbacks):
         raise PluginError(
             f"{card}: its trainer does not have the callbacks it was given, which log and save.",
             hint="Pass callbacks=training.callbacks to the trainer.",
         )
+
+
+def _otherwise(theirs: transformers.TrainingArguments, given: Mapping[str, Any]) -> str | None:
+    """What a trainer takes other than it was given, of what the recipe says; None where there is nothing.
+
+    It may split its share of a batch in another way, and may end early, which is told when it has.
+    """
+    rows = given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
+    own = theirs.per_device_train_batch_size * theirs.gradient_accumulation_steps
+    if own != rows:
+        return f"{own} rows a step, not the {rows}"
+    if not 0 < theirs.max_steps <= given["max_steps"]:
+        steps = f"{theirs.max_steps} steps" if theirs.max_steps > 0 else "whole epochs"
+        return f"{steps}, not the {given['max_steps']} steps"
+    return None
 
 
 def without_printing(trainer: transformers.Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +94,46 @@ def test_what_is_to_be_told_may_be_one_problem_or_nothing() -> None:
     assert source(one).read_ahead("train", 0) == source([one]).read_ahead("train", 0) == [one]
     with pytest.raises(PluginError, match=r"'too long' is no rqat\.Problem"):
         source(["too long"]).read_ahead("train", 0)
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (rqat.Problem("too long", level="fatal"), "level='fatal'"),  # type: ignore[arg-type]
+        (rqat.Problem(None), "text=None"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_problem_has_a_text_and_a_level_there_is(made: rqat.Problem, says: str) -> None:
+    with pytest.raises(PluginError, match=f"an rqat.Problem has {says}"):
+        source(made).read_ahead("train", 0)
+
+
+class Weighs(rqat.Options):
+    """Options of an exporter that say anything at all of its file."""
+
+    made: Any = None
+
+    def bits_in_file(self, scheme: rqat.Scheme, in_features: int) -> Any:
+        return self.made
+
+    def bytes_beside(self, context: rqat.Context) -> Any:
+        return self.made
+
+
+@pytest.mark.parametrize("made", ["4", True, -4, math.nan, math.inf, [4]])
+def test_sizes_of_a_file_are_numbers(made: Any) -> None:
+    options = Weighs(made=made)
+    with pytest.raises(PluginError, match=r"Weighs\.bits_in_file returned"):
+        options.bits_in_file(rqat.Scheme.parse("w4g64"), 64)
+    with pytest.raises(PluginError, match=r"Weighs\.bytes_beside returned"):
+        options.bytes_beside(rqat.Context())
+
+
+def test_sizes_of_a_file_that_are_right() -> None:
+    assert Weighs().bits_in_file(rqat.Scheme.parse("w4g64"), 64) is None
+    assert Weighs(made=4.5).bits_in_file(rqat.Scheme.parse("w4g64"), 64) == 4.5
+    assert Weighs(made=4.5).bytes_beside(rqat.Context()) == 5
+    assert rqat.Options().bytes_beside(rqat.Context()) == 0
 
 
 def test_options_say_nothing_by_returning_nothing() -> None:

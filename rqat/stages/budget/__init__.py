@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -12,7 +11,7 @@ from ...budget import UNQUANTIZED, Offer, between, bounds, budget_bytes
 from ...cards import Card
 from ...contracts import Context
 from ...contracts.options import in_file
-from ...errors import RqatError
+from ...errors import PluginError, RqatError
 from ...estimate import Needs, Sizes
 from ...keys import Keys
 from ...model.config import ModelConfig
@@ -209,8 +208,12 @@ class Budget(Stage):
         exporter = step.parts.get("exporter")
         per_weight = in_file(exporter.options if exporter else None, Scheme.bits_per_weight)
         beside, seen = 0, Context(model=described(config), device=look.device, tokenizer=look.tokenizer)
-        with suppress(RqatError):  # of a tokenizer, which others tell
+        try:
             beside = exporter.options.bytes_beside(seen) if exporter else 0
+        except PluginError:
+            raise
+        except RqatError:  # of a tokenizer, which others tell
+            pass
         span = bounds(offered, config.linears | config.ends, config.parameters, per_weight, beside)
         refused = offered.refusal(keys.size, asked, span, config.parameters, exporter.card.name if exporter else "")
         if refused:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -472,6 +473,29 @@ def test_a_trainer_that_ends_early_is_told(
     monkeypatch.setattr(plugin, "build_trainer", impatient)
     assert train.run(job, step)["steps"] == 1
     assert f"its trainer ended after step 1 of {step.settings.steps}" in caplog.text  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"max_steps": 9}, r"takes 9 steps, not the \d+ steps of the recipe"),
+        ({"max_steps": -1}, r"takes whole epochs, not the \d+ steps of the recipe"),
+        ({"gradient_accumulation_steps": 7}, r"takes \d+ rows a step, not the \d+ of the recipe"),
+    ],
+)
+def test_a_trainer_with_steps_or_batches_of_its_own_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], says: str
+) -> None:
+    job, step = train_step(root, "sft", **options_of("sft"))
+    plugin = type(job.make(step, "objective"))
+    build = plugin.build_trainer
+
+    def willful(self: Any, training: Training) -> Any:
+        return build(self, replace(training, arguments=training.arguments | changes))
+
+    monkeypatch.setattr(plugin, "build_trainer", willful)
+    with pytest.raises(PluginError, match=says):
+        train.run(job, step)
 
 
 def test_an_objective_that_builds_no_trainer_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
