@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from .contracts import Neutral as Neutral
 from .contracts import Split
 from .contracts.data import spelled_source
+from .contracts.options import Seed as Seed
 from .contracts.options import expanded
 
 
@@ -97,7 +98,7 @@ class DataKeys(PluginKeys):
 
     source: str
     split: Split = "train"
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="before")
     @classmethod

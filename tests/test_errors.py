@@ -92,6 +92,10 @@ def quantize(
         ),
         ("start=3", "start: 3 is neither a path nor a mapping."),
         ("budget=true", "budget: True is neither a size nor a mapping."),
+        (
+            "train=[{objective: grpo, data: arith, task: arith, steps: 1, rewards: {length: .nan}}]",
+            "train.0.rewards.length: '.nan' is neither a weight nor a mapping.",
+        ),
     ],
 )
 def test_values_of_another_kind_are_told_with_what_belongs_there(recipe: Path, given: str, says: str) -> None:
@@ -324,6 +328,28 @@ def test_teacher_for_an_objective_without_one(recipe: Path, model: Path) -> None
 
 def test_model_and_task_in_the_wrong_order(model: Path) -> None:
     refused("eval", model, "arith", says=["is a model; the task comes first", f"rqat eval arith {model}"])
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32, 10**20])
+def test_seeds_that_a_library_would_refuse_in_the_middle(recipe: Path, model: Path, seed: int) -> None:
+    says = "-1: has to be 0 or more." if seed < 0 else f"{seed}: has to be 4294967295 or less."
+    recipe.write_text(recipe.read_text() + TRAIN.format(objective="sft", teacher="null"))
+    for place in ("train.0.seed", "train.0.data.seed"):
+        refused("plan", recipe, "--set", f"{place}={seed}", says=[f"--set {place}: {says}"])
+    for command in (["generate", model, "2 + 3"], ["traces", model, "--prompts", "arith", "-o", "out.jsonl"]):
+        result = CliRunner().invoke(build(), [*map(str, command), "--seed", str(seed)])
+        assert result.exit_code == 2
+        assert "'--seed'" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["-"], ["-c"]])
+def test_standard_input_that_is_no_text(tmp_path: Path, words: list[str]) -> None:
+    model = save_tiny(tmp_path / "talks")
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    result = CliRunner().invoke(build(), ["generate", str(model), *words], input=b"\xff\xfe1\x00+\x00")
+    assert result.exit_code == 2, result.output
+    assert "The prompt: character 1 is half of a pair" in result.stderr
+    assert "in another encoding" in result.stderr
 
 
 def test_prompt_longer_than_the_context(model: Path) -> None:

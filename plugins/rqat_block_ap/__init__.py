@@ -41,7 +41,7 @@ class Options(rqat.Options):
     target: Literal["original", "inputs"] = "original"
     loss: Literal["mse", "relative"] = "relative"
     held_out: int = Field(default=16, ge=2)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
 
     def check(self, context: rqat.Context) -> Iterable[rqat.Problem]:
         """Whether there is anything to train."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 import rqat
 from rqat_kernels.divergences import Name
@@ -29,19 +30,29 @@ class Rollouts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: Literal["auto", "rqat", "transformers", "vllm"] = "auto"
-    url: Annotated[str | None, rqat.Neutral("where the server is")] = Field(default=None, pattern="^https?://[^@]+$")
+    url: Annotated[str | None, rqat.Neutral("where the server is")] = None
 
     @model_validator(mode="before")
     @classmethod
     def _spelled_out(cls, value: Any) -> Any:
         return {"engine": value} if isinstance(value, str) else value
 
+    @field_validator("url")
+    @classmethod
+    def _an_address(cls, url: str | None) -> str | None:
+        """One that may stand in a manifest."""
+        if url is not None and not re.match("https?://[^@/]", url):
+            raise ValueError(f"{url!r} is no address; write one like http://localhost:8000.")
+        if url is not None and "@" in url:
+            raise ValueError("holds a name or a password, which would stand in the run's files; leave it out.")
+        return url
+
     @model_validator(mode="after")
     def _whole(self) -> Rollouts:
         if self.engine == "vllm" and self.url is None:
-            raise ValueError("`engine: vllm` needs the `url` of the server")
+            raise ValueError("`engine: vllm` needs a server; write {engine: vllm, url: http://localhost:8000}.")
         if self.engine != "vllm" and self.url is not None:
-            raise ValueError("`url` goes with `engine: vllm`, and with no other engine")
+            raise ValueError("`url` goes with `engine: vllm`, and with no other engine.")
         return self
 
 

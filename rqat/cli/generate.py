@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
+from ..contracts.options import LAST_SEED
 from ..errors import DataError
 from ..quiet import only_our_bars
 from . import display, options
@@ -33,7 +34,7 @@ def generate(
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling, with a temperature.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the sampling.")] = 0,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.")] = None,
     template: Annotated[
         list[str] | None,
@@ -53,7 +54,7 @@ def generate(
     from ..model.memory import importing
 
     if prompt == "-":
-        prompt = typer.get_text_stream("stdin").read()
+        prompt = _stdin().read()
     if not conversation and not (prompt or "").strip():
         raise DataError("The prompt is empty.", hint='Give one: rqat generate MODEL "What is 2 + 3?", or talk with -c.')
     if conversation and chat is False:
@@ -79,7 +80,7 @@ def generate(
         answer({"prompt": prompt or "", **more}, seed)
         return
     turns: list[Message] = []
-    stdin = typer.get_text_stream("stdin")  # one for all turns: a pipe is read ahead of them
+    stdin = _stdin()  # one for all turns: a pipe is read ahead of them
     said = (prompt or "").strip() or _next_turn(stdin)
     while said:
         turns.append({"role": "user", "content": said})
@@ -87,6 +88,11 @@ def generate(
         # What a model thought is no part of the conversation.
         turns.append({"role": "assistant", "content": completion.text.rpartition("</think>")[2].strip()})
         said = _next_turn(stdin)
+
+
+def _stdin() -> TextIO:
+    """Standard input as files are read; bytes that are no text become half characters, which no prompt may hold."""
+    return typer.get_text_stream("stdin", "utf-8-sig", "surrogateescape")
 
 
 def _next_turn(stdin: TextIO) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..contracts.options import LAST_SEED
 from ..errors import RecipeError, RunError
 from ..figures import seconds
 from . import display, options
@@ -51,7 +52,7 @@ def quantize(
     ] = None,
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
     tokens: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 512,
-    seed: Annotated[int, typer.Option(help="Order of the calibration data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Order of the calibration data.")] = 0,
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the quantizer, e.g. damp=0.02.")
     ] = None,

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from . import returned
 from .data import Row, Source, Split
-from .options import File, Options, Part
+from .options import File, Options, Part, Seed
 
 if TYPE_CHECKING:
     import transformers
@@ -133,7 +133,7 @@ class ComparisonOptions(TaskOptions):
 
     rows: list[Part] = Field(min_length=1)
     split: Split = "validation"
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

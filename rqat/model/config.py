@@ -44,7 +44,6 @@ SIZES = {
 }
 """Sizes in config.json that are computed with, and what they are at most."""
 
-
 MLX = "mlx"
 """What a quantization is called here whose config.json, being MLX's, names no `quant_method`."""
 
@@ -91,17 +90,17 @@ class ModelConfig:
     @property
     def blocks(self) -> int:
         """Number of decoder blocks."""
-        return int(self.raw.get("num_hidden_layers", 0))
+        return int(self.raw.get("num_hidden_layers") or 0)
 
     @property
     def hidden(self) -> int:
         """Width of the residual stream."""
-        return int(self.raw.get("hidden_size", 0))
+        return int(self.raw.get("hidden_size") or 0)
 
     @property
     def vocab(self) -> int:
         """Rows of the embedding."""
-        return int(self.raw.get("vocab_size", 0))
+        return int(self.raw.get("vocab_size") or 0)
 
     @property
     def context(self) -> int | None:
@@ -302,6 +301,10 @@ def check_quantizable(config: ModelConfig) -> None:
             f"'{path}' is of the architecture '{config.model_type}', which this version cannot quantize.",
             hint=f"Supported: {', '.join(FAMILIES)}.{alone}",
         )
+    # transformers would take the family's own, which are another model's.
+    if unsaid := [key for key in ("num_hidden_layers", "hidden_size", "vocab_size") if not config.raw.get(key)]:
+        hint = "Mend config.json, or fetch the model again."
+        raise ModelError(f"The config.json of '{path}' does not say {', '.join(unsaid)}.", hint=hint)
     layout = config.layout
     if mixes_blocks(config):
         raise ModelError(

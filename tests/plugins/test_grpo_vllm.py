@@ -7,6 +7,7 @@ HTTP request is TRL's own.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -169,8 +170,15 @@ def test_what_a_server_needs_is_told_before_any_work() -> None:
 
 
 @pytest.mark.parametrize(
-    "rollouts", [{"engine": "vllm"}, {"engine": "rqat", "url": "http://a"}, {"engine": "vllm", "url": "a"}, "vlm"]
+    ("rollouts", "says"),
+    [
+        ({"engine": "vllm"}, "needs a server; write {engine: vllm, url: http://localhost:8000}."),
+        ({"engine": "rqat", "url": "http://a"}, "`url` goes with `engine: vllm`"),
+        ({"engine": "vllm", "url": "localhost:8000"}, "'localhost:8000' is no address; write one like http://"),
+        ({"engine": "vllm", "url": "http://me:secret@a"}, "holds a name or a password"),
+        ("vlm", "Input should be"),
+    ],
 )
-def test_rollouts_that_cannot_be(rollouts: Any) -> None:
-    with pytest.raises(ValueError, match=r"url|Input should be"):
+def test_rollouts_that_cannot_be(rollouts: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
         Options(rollouts=rollouts)

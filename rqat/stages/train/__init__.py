@@ -13,7 +13,7 @@ from ...batches import UnevenBatch, largest_that_fits, sequences_at_once, split_
 from ...errors import nearest
 from ...estimate import LATENT_BYTES, Learning, Needs, Sizes, engine_positions
 from ...figures import duration_s, steps_or_duration
-from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys
+from ...keys import DataKeys, ModelKeys, Neutral, PluginKeys, Seed
 from ...model.extras import about_teacher
 from ...model.layers import ENDS
 from ...optimizers import MOMENTS, OPTIMIZERS, RATES, SCHEDULES, doubtful, warm_steps
@@ -38,8 +38,11 @@ class RewardKeys(PluginKeys):
     @model_validator(mode="before")
     @classmethod
     def _spelled_out(cls, value: Any) -> Any:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return {"weight": value} if number else value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"weight": value}
+        if not isinstance(value, dict | RewardKeys):
+            raise ValueError(f"{value!r} is neither a weight nor a mapping.")
+        return value
 
 
 REWARDS = {"correct": RewardKeys()}
@@ -138,7 +141,7 @@ class TrainKeys(PluginKeys):
     save_every: Annotated[int | str, AfterValidator(steps_or_duration), Neutral("what an interruption costs")] = "10m"
     gate: Annotated[GateKeys, Neutral("they count in the gate's own step")] = GateKeys()
     watch: Annotated[WatchKeys | None, Neutral("what is looked at, beside the training")] = None
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def at_once(self) -> int | None:

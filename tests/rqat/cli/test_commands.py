@@ -410,6 +410,13 @@ def test_generate_talks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "-c and --no-chat" in refused.stderr
 
 
+def test_generate_reads_standard_input_as_files_are_read(model: Path) -> None:
+    asked = ["generate", str(model), "-", "--max-new-tokens", "6"]
+    plain, marked = (CliRunner().invoke(build(), asked, input=text) for text in (b"2 + 3 =", b"\xef\xbb\xbf2 + 3 ="))
+    assert plain.exit_code == 0, plain.stderr
+    assert marked.stdout == plain.stdout
+
+
 def test_generate_streams_an_answer_that_a_seed_repeats(model: Path) -> None:
     arguments = ("generate", model, "2 + 3 =", "--max-new-tokens", 12, "--temperature", 0.8, "--seed", 3)
     first = rqat(*arguments)

@@ -158,6 +158,13 @@ def test_offline_lists_what_the_cache_lacks(tmp_path: Path, monkeypatch: pytest.
         read_config(keys("nobody/no-such-model-rqat"), offline=True)
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size"])
+def test_sizes_that_config_json_does_not_say_are_told(folder: Path, key: str) -> None:
+    change_config(**{key: None})(folder)
+    with pytest.raises(ModelError, match=f"does not say {key}"):
+        check_quantizable(read_config(keys(folder)))
+
+
 def test_a_complete_cache_is_used_offline(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
