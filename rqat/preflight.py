@@ -192,15 +192,24 @@ def _model(plan: Plan, config: ModelConfig, device: str) -> Iterator[Finding]:
 
 
 def _files(plan: Plan) -> Iterator[Finding]:
-    """Data files that are not there."""
+    """Data files that are not there, or cannot be read more than once."""
     for step in _with_own_parts(plan):
         for part in step.parts.values():
             told = set[str]()  # a part may be made of one that reads the same file
             for use in part.all():
-                missing = {file: option for option, file in files_of(use.options) if not file.path.exists()}
+                missing = {
+                    file: option
+                    for option, file in files_of(use.options)
+                    if not (file.path.is_file() or file.path.is_dir())
+                }
                 for file in (file for file in missing if file not in told):
-                    text = f"{use.card.name}.{missing[file]}: there is no file '{file}'{became(file)}."
-                    yield Finding("error", f"{step.place_of(use)}: {text}", f"Paths are relative to {Path.cwd()}.")
+                    wrong = f"there is no file '{file}'{became(file)}."
+                    hint = f"Paths are relative to {Path.cwd()}."
+                    if file.path.exists():  # as the shell's <(...) is
+                        wrong = f"'{file}' is a pipe or a device, which can be read only once."
+                        hint = "Write what it holds into a file, and name that."
+                    text = f"{use.card.name}.{missing[file]}: {wrong}"
+                    yield Finding("error", f"{step.place_of(use)}: {text}", hint)
                 told |= missing.keys()
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from .errors import RqatError
 
@@ -54,6 +54,13 @@ class Scheme(BaseModel):
     group: int = Field(default=128, ge=ROW)
     symmetric: bool = False
     grid: str = UNIFORM
+
+    @field_validator("group")
+    @classmethod
+    def _of_some(cls, group: int) -> int:
+        if group == 0:
+            raise ValueError("has to be 1 or more input features, or ROW.")
+        return group
 
     @property
     def levels(self) -> int:

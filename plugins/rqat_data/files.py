@@ -28,7 +28,7 @@ class Jsonl(rqat.Source):
         if path.suffix.lower() in TABLES:
             raise rqat.DataError(
                 f"'{path}' is a {path.suffix} file, which has no JSON.",
-                hint=f"Name it as the source, `data: {path.name}`, or use `source: table`.",
+                hint=f"Name it as the source, `data: {path}`, or use `source: table`.",
             )
         found = [
             row

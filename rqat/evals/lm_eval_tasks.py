@@ -64,19 +64,21 @@ def run_lm_eval_task(
         UnknownName: lm-eval has no such task.
         DataError: the data is missing, or a prompt does not fit into the model's context.
     """
-    import lm_eval
+    from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
 
     options = options or TaskOptions()
     given = {key: getattr(options, key) for key in options.model_fields_set}
     file = find_task(name, known)
     hush("lm_eval")
+    # lm-eval asks git for the commit of the current folder, and git complains aloud where that is none.
+    vars(evaluator)["get_git_commit_hash"] = lambda: None
     began = time.perf_counter()
     asked = copy.deepcopy(tokenizer)  # lm-eval gives it a pad token
     asked.chat_template = dated(tokenizer) if tokenizer.chat_template else None
     lm = _fitting(HFLM)(pretrained=model, tokenizer=asked, batch_size=batch)
-    with _manager(name, file, given.get("data")) as manager, _explained(name):
-        found = lm_eval.simple_evaluate(
+    with _manager(name, file, given.get("data")) as manager, _explained(name, given.get("data")):
+        found = evaluator.simple_evaluate(
             model=lm,
             tasks=[name],
             limit=limit,
@@ -145,7 +147,7 @@ def prepare_task(name: str, options: TaskOptions | None = None, known: Iterable[
     hush("lm_eval")
     file = find_task(name, known)
     # What modules of tasks print as they are imported is no result.
-    with redirect_stdout(sys.stderr), _manager(name, file, given) as manager, _explained(name):
+    with redirect_stdout(sys.stderr), _manager(name, file, given) as manager, _explained(name, given):
         manager.load([name])
         _find_nltk_data(name, file.parent)
 
@@ -324,9 +326,16 @@ def _chat(given: Mapping[str, Any], tokenizer: transformers.PreTrainedTokenizerB
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, data: str | None = None) -> Iterator[None]:
+    from jinja2 import UndefinedError
+
     try:
         yield
+    except (UndefinedError, KeyError) as error:
+        if data is None:  # then the rows are the task's own
+            raise
+        hint = f"Give rows with the fields that those of '{name}' have."
+        raise DataError(f"'{data}': a row lacks a field that '{name}' asks with: {error}.", hint=hint) from error
     except _fetching_errors() as error:
         raise _missing(name, error) from error
     except ImportError as error:

@@ -112,7 +112,10 @@ def _understood(folder: Path, quantization: Mapping[str, Any], tensors: Mapping[
         raise ModelError(f"'{folder}' has no tensor called <layer>.{KEYS[method]}.", hint="Fetch it again.")
     try:
         return _parsed(folder, method, names, tensors, quantization)
-    except (ValidationError, TypeError, ValueError, AttributeError, KeyError) as error:
+    except ValidationError as error:  # of a scheme
+        wrong = (f"{'.'.join(map(str, one['loc']))} {one['input']!r:.60}" for one in error.errors())
+        raise _refused(folder, method, ", ".join(wrong)) from error
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         why = " ".join(f"{error!r:.200}".split())
         raise _refused(folder, method, f"a config.json that is not understood ({why})") from error
 

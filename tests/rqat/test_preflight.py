@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -135,6 +136,12 @@ def test_missing_data_files(registry: Registry, model: Path):
     assert "calibration: text.path: there is no file 'no/such.txt'." in errors[0]
     assert "evaluate.0: math500.data: there is no file 'x.y'." in errors[1]
     assert len(errors) == 2
+
+
+def test_a_pipe_which_would_be_empty_when_it_is_read_again(registry: Registry, model: Path, tmp_path: Path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    plan = plan_of(registry, model, calibration={"source": "jsonl", "path": str(tmp_path / "rows.jsonl")})
+    only(found(plan, "error"), f"calibration: jsonl.path: '{tmp_path}/rows.jsonl' is a pipe or a device, which can be")
 
 
 def test_lists_inside_the_parts_of_a_mixture_are_gone_through(registry: Registry, model: Path, tmp_path: Path):

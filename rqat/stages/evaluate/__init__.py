@@ -37,7 +37,7 @@ def _an_address(url: str | None) -> str | None:
         return None
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("is no address; write one like http://localhost:8000/v1.")
+        raise ValueError(f"{url!r} is no address; write one like http://localhost:8000/v1.")
     if parts.username is not None or parts.password is not None:
         raise ValueError(
             "holds a name or a password, which would stand in the run's files; OPENAI_API_KEY takes a key."

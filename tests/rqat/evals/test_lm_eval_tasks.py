@@ -48,6 +48,20 @@ def test_a_task_reads_files_in_place_of_the_hub(model, gsm8k):
     assert found.samples[0]["answer"].endswith("#### 3")
 
 
+def test_git_does_not_complain_where_there_is_no_repository(model, gsm8k, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    run_lm_eval_task("gsm8k", model, tiny_tokenizer(), TaskOptions(data=str(gsm8k), max_new_tokens=4), limit=1)
+    assert "git" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("lacks", ["question", "answer"])
+def test_rows_of_other_fields_are_told_before_the_model_is_loaded(gsm8k, lacks):
+    for file in gsm8k.iterdir():
+        file.write_text("".join(json.dumps({key: row[key] for key in row if key != lacks}) + "\n" for row in GSM8K))
+    with pytest.raises(DataError, match=f"a row lacks a field that 'gsm8k' asks with: '{lacks}' is undefined"):
+        prepare_task("gsm8k", TaskOptions(data=str(gsm8k)))
+
+
 def test_temperature_0_is_greedy_whatever_a_task_says():
     assert _generation({"temperature": 0.0, "top_p": 0.9}) == {"do_sample": False, "temperature": 0.0}
     assert _generation({"temperature": 0.5})["do_sample"] is True
