@@ -25,7 +25,7 @@ class Keys(BaseModel):
         named_by: the key that a plain text in place of the mapping stands for; "" allows none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     named_by: ClassVar[str] = ""
 
@@ -42,7 +42,7 @@ class PluginKeys(BaseModel):
             of the mapping; "" allows no list.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     named_by: ClassVar[str] = ""
     number_for: ClassVar[str] = ""

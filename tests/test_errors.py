@@ -102,8 +102,8 @@ def test_values_of_another_kind_are_told_with_what_belongs_there(recipe: Path, g
     refused("plan", recipe, "--set", given, says=[says])
 
 
-@pytest.mark.parametrize("name", ["lr", "scale_lr", "zero_lr", "other_lr", "weight_decay"])
-def test_rates_without_end_are_refused_for_every_optimizer(recipe: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["lr", "scale_lr", "zero_lr", "other_lr", "weight_decay", "temperature"])
+def test_numbers_without_end_are_refused_of_the_host_s_keys_and_of_plugins(recipe: Path, name: str) -> None:
     recipe.write_text(
         f"{recipe.read_text()}train: [{{objective: kd, data: arith, steps: 1, optimizer: SGD, {name}: .inf}}]\n"
     )

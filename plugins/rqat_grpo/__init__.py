@@ -27,7 +27,7 @@ class Rollouts(BaseModel):
         url: of the vLLM server.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     engine: Literal["auto", "rqat", "transformers", "vllm"] = "auto"
     url: Annotated[str | None, rqat.Neutral("where the server is")] = None

@@ -32,7 +32,7 @@ def generate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens after which it is cut off.  [default: 1024, if they fit]")
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling, with a temperature.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Of the sampling.")] = 0,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.")] = None,

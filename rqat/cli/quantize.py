@@ -33,7 +33,10 @@ def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub name, or builtin:tiny-reasoner.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder of the finished checkpoint.")],
     method: Annotated[
-        str, typer.Option(help="Quantizer, behind transforms if any (rotate,gptq); `rqat plugins ls` lists them.")
+        str,
+        typer.Option(
+            help="Quantizer, behind the transforms of plugins if any (TRANSFORM,gptq); `rqat plugins ls` lists them."
+        ),
     ] = "gptq",
     scheme: Annotated[
         str, typer.Option(help="Weight grid: w2g128, w3g64-sym, w4-row, ..., or a mapping of patterns to such.")

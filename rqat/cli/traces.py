@@ -35,7 +35,7 @@ def traces(
     seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Order of the prompts, and of the sampling.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask the first prompts only.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Completions of each prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling, with a temperature.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which a completion is cut off.")] = 2048,
     keep: Annotated[

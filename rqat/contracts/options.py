@@ -113,7 +113,9 @@ class Options(BaseModel):
 
     # Defaults are validated, too: `path: rqat.File = "rows.jsonl"` is a file, and not a text that nobody hashes.
     # An option with an alias goes by its name as well, which is what is shown.
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, populate_by_name=True, allow_inf_nan=False
+    )
 
     @classmethod
     def __pydantic_init_subclass__(cls, **more: Any) -> None:
@@ -227,7 +229,7 @@ class Part(BaseModel):
         weight: its share, beside the weights of the others.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     source: str
     weight: float = 1.0
@@ -250,7 +252,7 @@ class Start(BaseModel):
     it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     method: str
 

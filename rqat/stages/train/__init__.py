@@ -33,7 +33,7 @@ class RewardKeys(PluginKeys):
     number_for: ClassVar[str] = "weight"
     kinds: ClassVar[tuple[str, ...]] = ("reward",)
 
-    weight: float = Field(default=1.0, allow_inf_nan=False)
+    weight: float = Field(default=1.0)
 
     @model_validator(mode="before")
     @classmethod
@@ -127,16 +127,16 @@ class TrainKeys(PluginKeys):
     shard: Annotated[bool | Literal["auto"], Neutral("how memory is spread over processes")] = "auto"
     max_tokens: int = Field(default=2048, ge=2)
     optimizer: str = "AdamW"
-    lr: float | None = Field(default=2e-5, gt=0, allow_inf_nan=False)
+    lr: float | None = Field(default=2e-5, gt=0)
     lr_in: Literal["weights", "codes"] = "weights"
     latent_reach: float = Field(default=0.4, ge=0, le=0.5)
-    scale_lr: float | None = Field(default=5e-4, gt=0, allow_inf_nan=False)
-    zero_lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    other_lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    scale_lr: float | None = Field(default=5e-4, gt=0)
+    zero_lr: float | None = Field(default=None, gt=0)
+    other_lr: float | None = Field(default=None, gt=0)
     train_embedding: bool = False
     schedule: str = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     save_every: Annotated[int | str, AfterValidator(steps_or_duration), Neutral("what an interruption costs")] = "10m"
     gate: Annotated[GateKeys, Neutral("they count in the gate's own step")] = GateKeys()
