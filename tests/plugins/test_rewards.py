@@ -104,7 +104,7 @@ def test_a_teacher_alone_is_enough(tmp_path: Path) -> None:
         ("{corect: 1}", r"recipe.yaml:11 train.0.rewards.corect: 'corect' is not a reward.*Did you mean 'correct'"),
         ("{correct: {wieght: 1}}", r"train.0.rewards.correct.wieght: 'wieght' is not a key.*Did you mean 'weight'"),
         ("{correct: {weight: much}}", "train.0.rewards.correct.weight: 'much' is not a number"),
-        ("{correct: much}", "train.0.rewards.correct: 'much' is not a mapping"),
+        ("{correct: much}", "train.0.rewards.correct: 'much' is neither a weight nor a mapping"),
         ("{correct: 0}", "train.0.rewards: every weight is 0, so nothing .*; change one, or set kd_weight or beta"),
         ("{}", "train.0.rewards"),
     ],
