@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, report
-from .errors import RqatError, RunError
+from .errors import PluginError, RqatError, RunError
 from .estimate import LIBRARIES_BYTES
 from .figures import roughly
 from .intact import damaged, is_manifest, read_manifest, sealed
@@ -347,6 +347,13 @@ def run_stage(job: Job, step: Step) -> dict[str, Any]:
             refuse_hopeless(needed, job.device)
         peak = Peak(job.device)
         results: dict[str, Any] = work_of(step.stage).run(job, step)
+    except SystemExit as error:  # of several processes all but the first end in this way
+        if together > 1:
+            raise
+        raise PluginError(
+            f"{step.name}: a plugin, or a library, was about to end the process with {error.code!r}.",
+            hint="A plugin raises an error; sys.exit would look as if the run were done.",
+        ) from error
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -191,6 +191,14 @@ def test_a_step_that_is_refused_leaves_nothing_but_what_it_can_go_on_from(toy, t
     assert (tmp_path / "run" / "01-toy.partial" / "half").exists()
 
 
+def test_a_plugin_that_ends_the_process_does_not_end_the_run_as_if_it_were_done(toy, tmp_path):
+    job = job_of(tmp_path / "run", 1)
+    toy.before = lambda work: sys.exit(0)
+    with pytest.raises(PluginError, match="was about to end the process with 0"):
+        run_pipeline(job)
+    assert not (job.folder / "01-toy").exists()
+
+
 def test_an_interrupted_step_goes_on_from_its_own_folder(toy, tmp_path):
     def fail(work):
         (work / "half").write_text("done so far")
