@@ -189,6 +189,12 @@ def add_paths(paths: Sequence[str]) -> None:
         os.environ[PATHS] = os.pathsep.join(dict.fromkeys([*before, *absolute]))
 
 
+def module_called(name: str) -> str:
+    """The module behind an entry point of this name, in any spelling; `name` itself where there is none."""
+    modules = {spelled(entry.name): entry.module for entry in entry_points(group=GROUP)}
+    return modules.get(spelled(name), name)
+
+
 def one_line(error: BaseException) -> str:
     """Type and message of an exception, on one line."""
     text = " ".join(str(error).split())

@@ -20,6 +20,9 @@ from .errors import DataError
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git LFS left in place of another."""
 
+GZIP = b"\x1f\x8b"
+"""How a gzip file begins, whatever it is called."""
+
 PIECE = 1 << 20
 
 UNPACKED, TIMES = 1 << 28, 200
@@ -46,7 +49,9 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8.", hint="Convert the file to UTF-8.") from error
+        packed = data.startswith(GZIP) and path.suffix != ".gz"
+        hint = f"It is packed: name it {path.name}.gz." if packed else "Convert the file to UTF-8."
+        raise DataError(f"{path}:{line}: not UTF-8.", hint=hint) from error
 
 
 def refuse_pointer(path: Path) -> None:

@@ -14,7 +14,8 @@ from .values import pairs
 
 if TYPE_CHECKING:
     from ..discovery import BrokenPlugin
-    from ..registry import Card, Registry
+    from ..registry import Card, Command, Registry
+    from ..testing import Result
 
 KindOf = Annotated[str | None, typer.Option(help="Only parts of this kind, where a name has several.")]
 
@@ -99,12 +100,14 @@ def show(
     """Show what is known of a part. Its options, its class and file, whose it is."""
     from ..describe import field_rows
 
+    registry: Registry = context.obj.registry
     shown = []
-    for card in _chosen(context.obj.registry, [name], kind):
+    for card in _chosen(registry, [name], kind):
         facts = {"class": f"{card.module}{card.load.replace(':', '.')}", "file": card.class_file} | card.facts()
         shown.append(_described(card) | facts | {"options": [vars(row) for row in field_rows(card.options)]})
+    commands = [] if kind else _commands(registry, [name])
     if as_json:
-        display.print_json(shown)
+        display.print_json(shown + [{"kind": "command", **vars(command)} for command in commands])
         return
     for part in shown:
         typer.echo(f"{part.pop('kind')} {part.pop('name')}")
@@ -118,18 +121,27 @@ def show(
             display.table(("option", "type", "default", "meaning"), rows)
         else:
             typer.echo("  no options")
+    for command in commands:
+        typer.echo(
+            f"command {command.name}\n  summary    {command.summary}\n  plugin     {command.module} ({command.owner})"
+        )
+    for broken in _broken(registry, [name]):
+        _tell_broken("broken: ", broken, verbose=context.obj.verbose)
 
 
 def _chosen(registry: Registry, names: Sequence[str], kind: str | None) -> list[Card]:
-    """The parts that names mean: of a part, `plugin:part`, or of a plugin by its module or distribution."""
+    """The parts that names mean: of a part, `plugin:part`, or of a plugin (its module, distribution or entry point)."""
+    from ..discovery import module_called
+
     cards = [card for card in registry.all_cards() if kind in (None, card.kind)]
     found: list[Card] = []
     for name in names:
         plugin, _, bare = name.rpartition(":")
         meant = [card for card in cards if card.name == bare and (not plugin or card.belongs_to(plugin))]
-        meant = meant or [card for card in cards if card.belongs_to(name)]
-        if not meant and not _broken(registry, [name]):
+        meant = meant or [card for card in cards if card.belongs_to(name) or card.belongs_to(module_called(name))]
+        if not meant and not _broken(registry, [name]) and not _commands(registry, [name]):
             known = {card.name for card in cards} | {card.module for card in cards}
+            known |= {command.name for command in registry.commands} | {broken.name for broken in registry.broken}
             raise UnknownName(name, f"{kind or 'part'} or plugin", known)
         found += [card for card in meant if card not in found]
     return found
@@ -137,10 +149,21 @@ def _chosen(registry: Registry, names: Sequence[str], kind: str | None) -> list[
 
 def _broken(registry: Registry, names: Sequence[str]) -> list[BrokenPlugin]:
     """What is broken of the plugins called so."""
-    from ..cards import spelled
+    return [broken for broken in registry.broken if _meant(names, broken.name, broken.owner)]
 
-    wanted = {spelled(name) for name in names}
-    return [b for b in registry.broken if wanted & {spelled(b.name), spelled(b.owner)}]
+
+def _commands(registry: Registry, names: Sequence[str]) -> list[Command]:
+    """The commands that names mean: of a command, or of the plugin that adds it."""
+    return [found for found in registry.commands if found.name in names or _meant(names, found.module, found.owner)]
+
+
+def _meant(names: Sequence[str], module: str, owner: str) -> bool:
+    """Whether one of the names is that of a plugin: its module, its distribution or its entry point."""
+    from ..cards import spelled
+    from ..discovery import module_called
+
+    wanted = {spelled(word) for name in names for word in (name, module_called(name))}
+    return bool(wanted & {spelled(module), spelled(owner)})
 
 
 def new(
@@ -175,7 +198,7 @@ def doctor(
     every: Annotated[bool, typer.Option("--all", help="Test the plugins that come with rqat as well.")] = False,
 ) -> None:
     """Check that plugins keep their promises. Runs the conformance suite of every part, and the plugin's own."""
-    from ..testing import examine
+    from ..testing.doctor import examine, examine_command
 
     registry: Registry = context.obj.registry
     broken = _broken(registry, names) if names else registry.broken
@@ -184,6 +207,7 @@ def doctor(
         broken += [b for b in registry.broken if b not in broken and b.name in {card.module for card in cards}]
     else:
         cards = [c for c in registry.all_cards() if kind in (None, c.kind) and (every or c.owner != "rqat")]
+    commands = [] if kind else _commands(registry, names) if names else registry.commands
     settings = pairs(changes or [], "--set")
     failed = len(broken)
     for found in broken:
@@ -191,10 +215,19 @@ def doctor(
     for card in cards:
         typer.echo(str(card))
         for result in examine(registry, card, settings):
-            verdict = "FAILED" if result.error else "skipped" if result.skipped else "good"
-            typer.echo(f"  {verdict:<8}{': '.join(filter(None, (result.test, result.error, result.skipped)))}")
-            failed += bool(result.error)
-    if not cards and not broken:
+            failed += _tell(result)
+    for command in commands:
+        typer.echo(f"command '{command.name}' ({command.module}, {command.owner})")
+        for result in examine_command(command):
+            failed += _tell(result)
+    if not cards and not broken and not commands:
         typer.echo("There are no third-party plugins; --all tests those that come with rqat.")
     if failed:
         raise typer.Exit(1)
+
+
+def _tell(result: Result) -> bool:
+    """Prints how one test ended; returns whether it failed."""
+    verdict = "FAILED" if result.error else "skipped" if result.skipped else "good"
+    typer.echo(f"  {verdict:<8}{': '.join(filter(None, (result.test, result.error, result.skipped)))}")
+    return bool(result.error)

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, MissingPackage, PluginError, RqatError
-from ..registry import Card, Kind, Registry
+from ..registry import Card, Command, Kind, Registry
 from .data import ComparisonSuite, SourceSuite, TaskSuite
 from .exporters import ExporterSuite
 from .grids import GridSuite
 from .objectives import ObjectiveSuite
 from .quantizers import QuantizerSuite
 from .rewards import RewardSuite
-from .suite import Suite
+from .suite import Suite, expect, expect_light
 from .transforms import TransformSuite
 
 SUITES: dict[Kind, type[Suite]] = {
@@ -68,6 +68,16 @@ def examine(registry: Registry, card: Card, options: Mapping[str, Any] | None = 
         found = [_general(card)]
     for suite in found:
         yield from _run(suite, registry, card, options or {})
+
+
+def examine_command(command: Command) -> Iterator[Result]:
+    """What can be told of a command without running it: it has words for `rqat --help`, which it does not delay."""
+
+    def says_what_it_is() -> None:
+        expect(command.summary, "it has no help: write the docstring of its function")
+
+    yield _result("the command says what it is", says_what_it_is)
+    yield _result("its plugin is light", lambda: expect_light(command.module))
 
 
 def suites_of(card: Card) -> list[type[Suite]]:

@@ -86,16 +86,21 @@ class Suite:
 
     def test_the_card_is_light(self) -> None:
         """It is read whenever `rqat` starts, so it imports none of the large libraries."""
-        heavy = heavy_imports(self.card.module)
-        expect(
-            not heavy,
-            f"{self.card.module} imports {', '.join(heavy)} whenever rqat starts: import it inside the method that "
-            'needs it, or in a submodule of its own behind load=".submodule:Class"',
-        )
+        expect_light(self.card.module)
 
     @property
     def _registry(self) -> Registry:
         return self.registry or _installed()
+
+
+def expect_light(module: str) -> None:
+    """Fails where a plugin's module imports one of the libraries `HEAVY`."""
+    heavy = heavy_imports(module)
+    expect(
+        not heavy,
+        f"{module} imports {', '.join(heavy)} whenever rqat starts: import it inside the method that "
+        'needs it, or in a submodule of its own behind load=".submodule:Class"',
+    )
 
 
 @lru_cache

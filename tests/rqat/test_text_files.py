@@ -40,6 +40,14 @@ def test_what_is_no_text_is_told(tmp_path: Path, name: str, data: bytes, says: s
         read_text(tmp_path)
 
 
+def test_a_packed_file_that_is_called_otherwise_is_told_as_one(tmp_path: Path) -> None:
+    for name, hint in (("a.jsonl", "It is packed: name it a.jsonl.gz."), ("b.jsonl.gz", "Convert the file to UTF-8.")):
+        (tmp_path / name).write_bytes(gzip.compress(b"\x1f\x8b" if name == "b.jsonl.gz" else b"{}"))
+        with pytest.raises(DataError, match=":1: not UTF-8") as found:
+            read_text(tmp_path / name)
+        assert found.value.hint == hint
+
+
 def test_an_archive_that_unpacks_without_bound_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "UNPACKED", 1 << 20)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b"\0" * (4 << 20)))

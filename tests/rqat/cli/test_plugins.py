@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from rqat.cli.app import build
 from rqat.registry import Registry
-from tests.plugin_maker import QUANTIZER
+from tests.plugin_maker import QUANTIZER, write_plugin
 
 ACME = QUANTIZER.format(name="acme", load=":Acme")
 COMMAND = '''
@@ -218,6 +218,37 @@ def test_doctor_of_one_plugin_does_not_fail_for_another(tmp_path: Path) -> None:
     broken = rqat_command("plugins", "doctor", "acme-broken", "--plugin", "acme_broken.py", cwd=tmp_path)
     assert broken.returncode == 1
     assert "FAILED  acme_broken (acme_broken.py): ModuleNotFoundError: No module named 'nowhere_" in broken.stdout
+
+
+def test_show_and_doctor_know_a_plugin_by_its_command_and_its_entry_point(tmp_path: Path) -> None:
+    """What `rqat plugins ls` lists can be asked for: a command, and a plugin by the name pyproject.toml gives it."""
+    greeter, dull = "import rqat\n" + COMMAND, "import rqat, numpy\n" + COMMAND.replace("greet", "bow")
+    codes = {"acme-greet": greeter, "acme-dull": dull.replace('"""Say hello."""', ""), "acme-old": "RQAT_API = 'old'\n"}
+    for entry, code in codes.items():
+        write_plugin(tmp_path, f"of-{entry}", code, module=entry.replace("-", "_") + "_module")
+        entry_points = tmp_path / f"of_{entry.replace('-', '_')}-1.2.dist-info" / "entry_points.txt"
+        entry_points.write_text(f"[rqat]\n{entry} = {entry.replace('-', '_')}_module\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def told(*words: str, code: int) -> str:
+        done = rqat_command("plugins", *words, cwd=tmp_path, PYTHONPATH=path)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    for name in ("greet", "acme-greet", "acme_greet_module", "of-acme-greet"):
+        assert "command greet\n  summary    Say hello." in told("show", name, code=0)
+    assert json.loads(told("show", "greet", "--json", code=0))[0]["kind"] == "command"
+    good = told("doctor", "acme-greet", code=0)
+    assert "command 'greet' (acme_greet_module, of-acme-greet)\n  good    the command says what it is\n" in good
+    assert "good    its plugin is light" in good
+    bad = told("doctor", "bow", code=1)
+    assert "FAILED  the command says what it is: it has no help" in bad
+    assert "FAILED  its plugin is light: acme_dull_module imports numpy whenever rqat starts" in bad
+    assert "FAILED  acme_old_module (of-acme-old): it says RQAT_API = 'old'" in told("doctor", "acme-old", code=1)
+    assert "broken: acme_old_module (of-acme-old): it says RQAT_API" in told("show", "acme-old", code=0)
+    assert "Did you mean 'acme_old_module'?" in told("doctor", "acme_old_modul", code=2)
+    whole = told("doctor", code=1)
+    assert all(word in whole for word in ("'greet'", "'bow'", "acme_old_module"))
 
 
 def test_doctor_of_a_plugin_with_a_broken_part(tmp_path: Path) -> None:
