@@ -188,8 +188,10 @@ def explained(path: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers raises bare Exceptions, and transformers nearly every type
+        text = " ".join(str(error).split())
+        text = f"transformers finds no {text}" if isinstance(error, KeyError) else text
         raise ModelError(
-            f"The {what} of '{path}' cannot be loaded: {' '.join(str(error).split())[:300]}",
+            f"The {what} of '{path}' cannot be loaded: {text[:300]}",
             hint="Check that the folder is a complete Hugging Face checkpoint and that transformers knows this model.",
         ) from error
 

@@ -1,5 +1,6 @@
 """Loading a model: the right dtype, and nothing that is broken gets through."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def change(name: str, value: Callable[[torch.Tensor], torch.Tensor | None]) -> C
     return damage
 
 
+def unknown_activation(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "nosuch"}))
+
+
 NORM, UP = "model.layers.1.self_attn.q_norm.weight", "model.layers.1.mlp.up_proj.weight"
 
 
@@ -53,6 +59,7 @@ NORM, UP = "model.layers.1.self_attn.q_norm.weight", "model.layers.1.mlp.up_proj
         (change(NORM, lambda t: None), ModelError, f"asks for: {NORM}"),
         (change(UP, lambda t: t[:-1].contiguous()), ModelError, "cannot be loaded"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), ModelError, "The tokenizer of"),
+        (unknown_activation, ModelError, "cannot be loaded: transformers finds no 'nosuch'"),
         (lambda f: save_tiny(f, vocab=64), ModelError, "has 32 tokens past the model's vocabulary, which ends at 63"),
     ],
 )
