@@ -138,7 +138,8 @@ def _chosen(registry: Registry, names: Sequence[str], kind: str | None) -> list[
     for name in names:
         plugin, _, bare = name.rpartition(":")
         meant = [card for card in cards if card.name == bare and (not plugin or card.belongs_to(plugin))]
-        meant = meant or [card for card in cards if card.belongs_to(name) or card.belongs_to(module_called(name))]
+        module = module_called(name)
+        meant = meant or [card for card in cards if card.belongs_to(name) or card.belongs_to(module)]
         if not meant and not _broken(registry, [name]) and not _commands(registry, [name]):
             known = {card.name for card in cards} | {card.module for card in cards}
             known |= {command.name for command in registry.commands} | {broken.name for broken in registry.broken}
@@ -149,21 +150,26 @@ def _chosen(registry: Registry, names: Sequence[str], kind: str | None) -> list[
 
 def _broken(registry: Registry, names: Sequence[str]) -> list[BrokenPlugin]:
     """What is broken of the plugins called so."""
-    return [broken for broken in registry.broken if _meant(names, broken.name, broken.owner)]
+    from ..cards import spelled
+
+    wanted = _spellings(names)
+    return [b for b in registry.broken if wanted & {spelled(b.name), spelled(b.owner)}]
 
 
 def _commands(registry: Registry, names: Sequence[str]) -> list[Command]:
     """The commands that names mean: of a command, or of the plugin that adds it."""
-    return [found for found in registry.commands if found.name in names or _meant(names, found.module, found.owner)]
+    from ..cards import spelled
+
+    wanted = _spellings(names)
+    return [c for c in registry.commands if c.name in names or wanted & {spelled(c.module), spelled(c.owner)}]
 
 
-def _meant(names: Sequence[str], module: str, owner: str) -> bool:
-    """Whether one of the names is that of a plugin: its module, its distribution or its entry point."""
+def _spellings(names: Sequence[str]) -> set[str]:
+    """Names of plugins, and of the modules behind those that are entry points, all spelled alike."""
     from ..cards import spelled
     from ..discovery import module_called
 
-    wanted = {spelled(word) for name in names for word in (name, module_called(name))}
-    return bool(wanted & {spelled(module), spelled(owner)})
+    return {spelled(word) for name in names for word in (name, module_called(name))}
 
 
 def new(
