@@ -27,7 +27,7 @@ class Rollouts(BaseModel):
         url: of the vLLM server.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: Literal["auto", "rqat", "transformers", "vllm"] = "auto"
     url: Annotated[str | None, rqat.Neutral("where the server is")] = None
@@ -94,7 +94,7 @@ class Options(rqat.Options):
     """
 
     generations: int = Field(default=8, ge=2)
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"

@@ -25,7 +25,7 @@ class Options(rqat.Options):
 
     divergence: Name = "forward"
     beta: float = Field(default=0.5, gt=0, lt=1)
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     sft_weight: float = Field(default=0.0, ge=0, le=1)
     positions: Literal["completion", "all"] = "completion"
 

@@ -57,7 +57,7 @@ class TracesOptions(rqat.Options):
     prompts: Annotated[list[rqat.Part], BeforeValidator(_one_part), Field(min_length=1, max_length=1)]
     limit: int | None = Field(default=None, ge=1)
     n: int = Field(default=1, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=2048, ge=1)
     system: str = ""
@@ -94,7 +94,7 @@ class MagpieOptions(rqat.Options):
 
     n: int = Field(ge=1)
     system: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=256, ge=1)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
@@ -16,8 +16,7 @@ from pydantic_core import CoreSchema, core_schema
 from ..scheme import Scheme
 from . import returned
 from .data import spelled_source
-
-Level = Literal["error", "warning", "note"]
+from .returned import Level
 
 LAST_SEED = (1 << 32) - 1
 """The largest seed that numpy takes, and with it transformers."""
@@ -113,9 +112,7 @@ class Options(BaseModel):
 
     # Defaults are validated, too: `path: rqat.File = "rows.jsonl"` is a file, and not a text that nobody hashes.
     # An option with an alias goes by its name as well, which is what is shown.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, populate_by_name=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **more: Any) -> None:
@@ -229,7 +226,7 @@ class Part(BaseModel):
         weight: its share, beside the weights of the others.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     source: str
     weight: float = 1.0
@@ -252,7 +249,7 @@ class Start(BaseModel):
     it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     method: str
 

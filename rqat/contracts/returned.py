@@ -12,7 +12,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..errors import PluginError
 from ..scheme import Scheme
@@ -20,7 +20,7 @@ from ..scheme import Scheme
 TEXTS = ("text", "prompt", "completion", "answer", "system", "place")
 """Fields of a row that are text."""
 
-LEVELS = ("error", "warning", "note")
+Level = Literal["error", "warning", "note"]
 """What an `rqat.Problem` may be."""
 
 OWN = __name__.rpartition(".")[0]
@@ -146,9 +146,10 @@ def told(who: str, given: Any) -> list[Any]:
     for one in found:
         if not hasattr(one, "level"):
             raise PluginError(f"{who}: {one!r} is no rqat.Problem.", hint="Say rqat.Problem(text, hint, key).")
-        if one.level not in LEVELS or not (isinstance(one.text, str) and one.text):
-            wrong = f"level={one.level!r}" if one.level not in LEVELS else f"text={one.text!r}"
-            hint = f"A level is one of {', '.join(LEVELS)}; a text says what is wrong."
+        levels = get_args(Level)
+        if one.level not in levels or not (isinstance(one.text, str) and one.text):
+            wrong = f"level={one.level!r}" if one.level not in levels else f"text={one.text!r}"
+            hint = f"A level is one of {', '.join(levels)}; a text says what is wrong."
             raise PluginError(f"{who}: an rqat.Problem has {wrong}.", hint=hint)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -81,6 +82,10 @@ def test_a_whole_recipe(whole: Path):
 def test_values_left_out_have_defaults(tmp_path: Path):
     recipe = load_recipe(written(tmp_path, "name: x\nmodel: m\nquantize: rtn\n")).recipe
     assert recipe == Recipe.model_validate({"name": "x", "model": {"path": "m"}, "quantize": {"method": "rtn"}})
+
+
+def test_a_norm_without_end_clips_nothing(whole: Path):
+    assert load_recipe(whole, ["train.0.max_grad_norm=.inf"]).recipe.train[0].max_grad_norm == math.inf
 
 
 def test_places_are_lines(whole: Path):

@@ -137,7 +137,7 @@ class TrainKeys(PluginKeys):
     schedule: str = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=True)  # .inf clips nothing
     save_every: Annotated[int | str, AfterValidator(steps_or_duration), Neutral("what an interruption costs")] = "10m"
     gate: Annotated[GateKeys, Neutral("they count in the gate's own step")] = GateKeys()
     watch: Annotated[WatchKeys | None, Neutral("what is looked at, beside the training")] = None
