@@ -1,10 +1,10 @@
 """Times attention of one token per row on this GPU, for several tiles, warps and stages.
 
-    python kernels/bench/tune_attend.py [--rows 64,512]
+    python kernels/bench/tune_attend.py [--rows 64,512] [--models 0.5B,1.5B,8B]
 
 Rows have 90 to 500 positions, as answers that are being written have. One line per setting: microseconds of a launch in
-a graph, terabytes per second of keys and values that are read, and the largest difference from the first setting. The
-best goes into `TILE`, `WARPS` and `STAGES` of `rqat_kernels/decode/attention.py`.
+a graph, terabytes per second of keys and values that are read, and the largest difference from the first setting; at
+the end the three fastest. The best goes into `TILE`, `WARPS` and `STAGES` of `rqat_kernels/decode/attention.py`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="64,512")
+    parser.add_argument("--models", default=",".join(HEADS))
+    asked = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for rows, (name, shape) in itertools.product(map(int, parser.parse_args().rows.split(",")), HEADS.items()):
-        compare(name, rows, *shape, device)
+    for rows, name in itertools.product(map(int, asked.rows.split(",")), asked.models.split(",")):
+        compare(name, rows, *HEADS[name], device)
 
 
 def compare(name: str, rows: int, heads: int, key_heads: int, width: int, device: str) -> None:
@@ -52,6 +54,7 @@ def compare(name: str, rows: int, heads: int, key_heads: int, width: int, device
         return attention.attend(qkv, None, None, cos, sin, keys, values, slots, positions, 1e-6, 0)
 
     first: torch.Tensor | None = None
+    timed: list[tuple[float, str]] = []
     for attention.TILE, attention.WARPS, attention.STAGES in SETTINGS:
         setting = f"{name} {rows:4d} rows, tile {attention.TILE:3d}, {attention.WARPS} warps, {attention.STAGES} stages"
         try:
@@ -62,7 +65,10 @@ def compare(name: str, rows: int, heads: int, key_heads: int, width: int, device
         first = found if first is None else first
         apart = float((found - first).abs().max())
         ms = do_bench_cudagraph(attend) if device == "cuda" else float("nan")
+        timed.append((ms, setting))
         print(f"{setting}: {1e3 * ms:6.1f} us, {read / ms / 1e9:.2f} TB/s, {apart:.4f} apart", flush=True)
+    for ms, setting in sorted(timed)[:3]:
+        print(f"fastest: {setting}: {1e3 * ms:6.1f} us", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +32,9 @@ PIECE = 8
 
 PREFILL_TOKENS = 16384
 """Prompt tokens, padding included, that are read at once."""
+
+PADDING_TOKENS = 1024
+"""Of those read at once, how many places may be padding: what it costs to read some prompts by themselves."""
 
 ROUNDING = 256
 """A cache's positions are a multiple of this, so that a batch of slightly longer prompts fits into the one there is."""
@@ -280,26 +283,33 @@ class _Writing:
     def _join(self) -> None:
         """Gives free slots to prompts that wait, reads those prompts and chooses their first tokens."""
         joined: list[_Row] = []
-        facts: list[Tensor] = []
         while self.waiting and self.free:
-            leads: dict[tuple[int, ...], _Row] = {}
-            some: list[_Row] = []
-            longest = 0
-            while self.waiting and self.free:
-                index = self.waiting[0]
-                prompt = tuple(self.prompts[index])
-                if prompt not in leads:
-                    longest = max(longest, len(prompt))
-                    if leads and longest * (len(leads) + 1) > PREFILL_TOKENS:
-                        break
-                self.waiting.popleft()
-                start = len(prompt)
-                row = _Row(index, self.free.popleft(), start, self.most[index] - 1, self.looked, start)
-                leads.setdefault(prompt, row)
-                some.append(row)
-            joined += some
-            facts.append(self._read(some, leads))
+            index = self.waiting.popleft()
+            start = len(self.prompts[index])
+            joined.append(_Row(index, self.free.popleft(), start, self.most[index] - 1, self.looked, start))
+        # The longest first, so that those read together are of similar length and few of their places are padding.
+        joined.sort(key=lambda row: (row.start, tuple(self.prompts[row.index])), reverse=True)
+        facts = [self._read(rows, leads) for rows, leads in self._reads(joined)]
         self._place([place for place, row in enumerate(self.placed) if not row.ended], joined, facts)
+
+    def _reads(self, rows: Sequence[_Row]) -> Iterator[tuple[list[_Row], dict[tuple[int, ...], _Row]]]:
+        """Rows in order of length, cut into those that are read together, and of those one row for every prompt."""
+        some: list[_Row] = []
+        leads: dict[tuple[int, ...], _Row] = {}
+        longest = padding = 0
+        for row in rows:
+            prompt = tuple(self.prompts[row.index])
+            if prompt not in leads:
+                padding += longest - len(prompt)
+                if leads and (longest * (len(leads) + 1) > PREFILL_TOKENS or padding > PADDING_TOKENS):
+                    yield some, leads
+                    some, leads = [], {}
+                if not leads:
+                    longest, padding = len(prompt), 0
+                leads[prompt] = row
+            some.append(row)
+        if some:
+            yield some, leads
 
     def _read(self, rows: list[_Row], leads: dict[tuple[int, ...], _Row]) -> Tensor:
         """Reads prompts, each of them once, and chooses the first token of every row; their facts `(FACTS, n)`."""
