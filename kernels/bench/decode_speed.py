@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from rqat.generation.engine import Engine
-from rqat.generation.steps import Mode, send
+from rqat.generation.steps import Mode
+from rqat.generation.transfer import send
 from rqat_kernels.grid import dequantize, fit_minmax, quantize
 from rqat_kernels.packed_linear import PackedLinear
 
@@ -176,9 +177,10 @@ class Exact:
     def check(self, name: str, engine: Engine) -> bool:
         """Whether an engine's logits, after the prompts and in steps behind them, are about as near."""
         decoder, slots = engine.decoder, torch.tensor([2, 0], device=engine.device)
+        prompts = [row[:length] for row, length in zip(self.tokens.tolist(), self.PROMPTS, strict=True)]
         table = self.tokens[[1, 0, 0]]
         cache = decoder.make_cache(3, 128)
-        found = [decoder.prefill(self.tokens[:, : max(self.PROMPTS)], self.lengths, slots, cache)]
+        found = [decoder.prefill(prompts, [2, 0], cache)]
         for step in range(self.STEPS):
             found.append(decoder.step(table, self.lengths + step, slots, cache))
         first, *others = self._errors(found)

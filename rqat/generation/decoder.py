@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from rqat_kernels.packed_linear import PackedLinear
 from ..errors import ModelError
 from ..model.families import FAMILIES, Family
 from ..packed.fused import fuse, fuse_swiglu, is_bare
+from .transfer import send
 
 if TYPE_CHECKING:
     import transformers
@@ -92,45 +94,65 @@ class Decoder:
         keys, values = (self.embeddings.new_zeros(shape) for _ in range(2))
         return Cache(keys, values, cos[0].contiguous(), sin[0].contiguous())
 
-    def prefill(self, tokens: Tensor, lengths: Tensor, slots: Tensor, cache: Cache) -> Tensor:
-        """Reads prompts into the cache.
+    def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[int], cache: Cache) -> Tensor:
+        """Reads R prompts into the cache.
+
+        All but attention is computed of their tokens alone; attention has a row for every prompt, padded to the
+        longest.
 
         Args:
-            tokens: `(R, T)`, padded on the right with anything.
-            lengths, slots: `(R,)`.
+            prompts: token ids, one or more each.
+            slots: of each prompt.
 
         Returns:
             Logits `(R, V)` of the token after each prompt.
         """
-        rows, longest = tokens.shape
-        x = embedding(tokens, self.embeddings).flatten(0, 1)
+        device = self.embeddings.device
+        lengths = [len(prompt) for prompt in prompts]
+        starts = list(accumulate(lengths, initial=0))
+        tokens = send(list(chain.from_iterable(prompts)), device)
+        about = send([lengths, starts[:-1], list(slots)], device)
+        row = torch.arange(len(lengths), device=device).repeat_interleave(about[0], output_size=len(tokens))
+        position = torch.arange(len(tokens), device=device) - about[1, row]
+        place, slot = row * max(lengths) + position, about[2, row]
+        x = embedding(tokens, self.embeddings)
         delta: Tensor | None = None
-        cos, sin = cache.cos[:longest, None], cache.sin[:longest, None]
+        cos, sin = cache.cos[position, None], cache.sin[position, None]
+        # What comes last in a row is padding: it stays 0, and nothing real looks at it.
+        padded = x.new_zeros(len(lengths) * max(lengths), self.heads + 2 * self.key_heads, self.width)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x, h = add_rms_norm(x, delta, layer.input_norm, self.eps)
-            split = layer.qkv(h).view(rows, longest, -1, self.width)
-            q, k, v = split.split([self.heads, self.key_heads, self.key_heads], dim=2)
-            if layer.q_norm is not None and layer.k_norm is not None:
-                q, k = self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)
-            q, k = _rotate(q, cos, sin).transpose(1, 2), _rotate(k, cos, sin).transpose(1, 2)
-            v = v.transpose(1, 2)
-            keys[slots, :, :longest] = k
-            values[slots, :, :longest] = v
-            seen = None
-            if 0 < layer.window < longest:
-                place = torch.arange(longest, device=x.device)
-                distance = place[:, None] - place
-                seen = (distance >= 0) & (distance < layer.window)
-            # Nothing real looks at padding, which comes last.
-            found = scaled_dot_product_attention(
-                q, k, v, attn_mask=seen, is_causal=seen is None, scale=self.width**-0.5, enable_gqa=True
+            qk, v = (
+                layer.qkv(h).view(len(x), -1, self.width).split([self.heads + self.key_heads, self.key_heads], dim=1)
             )
-            x, h = add_rms_norm(x, layer.o(found.transpose(1, 2).reshape(len(x), -1)), layer.mlp_norm, self.eps)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q, k = qk.split([self.heads, self.key_heads], dim=1)
+                qk = torch.cat([self._head_norm(q, layer.q_norm), self._head_norm(k, layer.k_norm)], dim=1)
+            qk = _rotate(qk, cos, sin)
+            keys[slot, :, position] = qk[:, self.heads :]
+            values[slot, :, position] = v
+            padded[place] = torch.cat([qk, v], dim=1)
+            found = self._attended(padded.view(len(lengths), max(lengths), -1, self.width), layer.window)
+            x, h = add_rms_norm(x, layer.o(found[place]), layer.mlp_norm, self.eps)
             delta = layer.down(layer.swiglu(h))
-        ends = torch.arange(rows, device=x.device) * longest + lengths - 1
+        ends = about[1] + about[0] - 1
         assert delta is not None
         _, last = add_rms_norm(x[ends], delta[ends], self.norm, self.eps)
         return self.head(last)
+
+    def _attended(self, qkv: Tensor, window: int) -> Tensor:
+        """Causal attention `(R T, H D)` of rows `(R, T, H + 2 K, D)`."""
+        longest = qkv.shape[1]
+        seen = None
+        if 0 < window < longest:
+            place = torch.arange(longest, device=qkv.device)
+            distance = place[:, None] - place
+            seen = (distance >= 0) & (distance < window)
+        q, k, v = qkv.transpose(1, 2).split([self.heads, self.key_heads, self.key_heads], dim=1)
+        found = scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, is_causal=seen is None, scale=self.width**-0.5, enable_gqa=True
+        )
+        return found.transpose(1, 2).reshape(-1, self.heads * self.width)
 
     def step(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: Cache) -> Tensor:
         """Logits `(B, V)` after the tokens that stand at `positions (B,)` of `slots (B,)` in `tokens (S, P)`."""

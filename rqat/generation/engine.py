@@ -21,7 +21,8 @@ from torch import Tensor
 
 from .decoder import Decoder
 from .sampling import seed_of
-from .steps import FACTS, SIZES, Fetch, Mode, State, Steps, send
+from .steps import FACTS, SIZES, Mode, State, Steps
+from .transfer import Fetch, send
 from .writer import REPORT_SECONDS, Written, limits_of
 
 if TYPE_CHECKING:
@@ -31,10 +32,7 @@ PIECE = 8
 """Steps between two looks of the host, with graphs. An ended row is carried along for at most two pieces."""
 
 PREFILL_TOKENS = 16384
-"""Prompt tokens, padding included, that are read at once."""
-
-PADDING_TOKENS = 1024
-"""Of those read at once, how many places may be padding: what it costs to read some prompts by themselves."""
+"""Prompt tokens that are read at once, as if all prompts were as long as the longest."""
 
 ROUNDING = 256
 """A cache's positions are a multiple of this, so that a batch of slightly longer prompts fits into the one there is."""
@@ -287,26 +285,21 @@ class _Writing:
             index = self.waiting.popleft()
             start = len(self.prompts[index])
             joined.append(_Row(index, self.free.popleft(), start, self.most[index] - 1, self.looked, start))
-        # The longest first, so that those read together are of similar length and few of their places are padding.
+        # The longest first, so that those read together are of similar length.
         joined.sort(key=lambda row: (row.start, tuple(self.prompts[row.index])), reverse=True)
         facts = [self._read(rows, leads) for rows, leads in self._reads(joined)]
         self._place([place for place, row in enumerate(self.placed) if not row.ended], joined, facts)
 
     def _reads(self, rows: Sequence[_Row]) -> Iterator[tuple[list[_Row], dict[tuple[int, ...], _Row]]]:
-        """Rows in order of length, cut into those that are read together, and of those one row for every prompt."""
+        """Rows, the longest first, cut into those that are read together, and of those one row for every prompt."""
         some: list[_Row] = []
         leads: dict[tuple[int, ...], _Row] = {}
-        longest = padding = 0
         for row in rows:
             prompt = tuple(self.prompts[row.index])
-            if prompt not in leads:
-                padding += longest - len(prompt)
-                if leads and (longest * (len(leads) + 1) > PREFILL_TOKENS or padding > PADDING_TOKENS):
-                    yield some, leads
-                    some, leads = [], {}
-                if not leads:
-                    longest, padding = len(prompt), 0
-                leads[prompt] = row
+            if leads and prompt not in leads and len(next(iter(leads))) * (len(leads) + 1) > PREFILL_TOKENS:
+                yield some, leads
+                some, leads = [], {}
+            leads.setdefault(prompt, row)
             some.append(row)
         if some:
             yield some, leads
@@ -314,16 +307,14 @@ class _Writing:
     def _read(self, rows: list[_Row], leads: dict[tuple[int, ...], _Row]) -> Tensor:
         """Reads prompts, each of them once, and chooses the first token of every row; their facts `(FACTS, n)`."""
         device, cache = self.steps.device, self.state.cache
-        longest = max(map(len, leads))
-        padded = send([[*prompt, *[0] * (longest - len(prompt))] for prompt in leads], device)
-        lengths, slots = send([[len(prompt) for prompt in leads], [row.slot for row in leads.values()]], device)
-        logits = self.decoder.prefill(padded, lengths, slots, cache)
+        logits = self.decoder.prefill(list(leads), [row.slot for row in leads.values()], cache)
         if len(rows) > len(leads):
             numbers = {prompt: number for number, prompt in enumerate(leads)}
             first = [(row, tuple(self.prompts[row.index])) for row in rows]
             logits = logits[send([numbers[prompt] for _, prompt in first], device)]
             pairs = [[row.slot, leads[prompt].slot] for row, prompt in first if leads[prompt] is not row]
             into, out_of = send(pairs, device).unbind(1)
+            longest = max(map(len, leads))
             for layer in (*cache.keys, *cache.values):
                 layer[into, :, :longest] = layer[out_of, :, :longest]
         known = [

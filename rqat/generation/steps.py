@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from rqat_kernels.decode import append
 
 from .decoder import Cache, Decoder
+from .transfer import send
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
 """Numbers of rows for which steps are captured."""
@@ -161,33 +162,3 @@ def idle(count: int, state: State) -> Tensor:
     rows = state.rows.new_zeros(FACTS, count)
     rows[0] = state.spare
     return rows
-
-
-def send(values: Any, device: torch.device) -> Tensor:
-    """Whole numbers for a device, on their way: nothing waits for them."""
-    made = torch.tensor(values, dtype=torch.long)
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and len(made) else made.to(device)
-
-
-class Fetch:
-    """Numbers of a device on their way to the host."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        if numbers.is_cuda:
-            self._here = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self._here.copy_(numbers, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(numbers.device))
-        else:
-            self._here = numbers.clone()
-
-    def arrived(self) -> bool:
-        """Whether `get` need not wait."""
-        return self._event is None or self._event.query()
-
-    def get(self) -> Any:
-        """The numbers, as lists."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._here.tolist()

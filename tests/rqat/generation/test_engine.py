@@ -215,9 +215,9 @@ def test_equal_prompts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     prefill = engine.decoder.prefill
 
-    def counted(padded: torch.Tensor, *given: Any) -> torch.Tensor:
-        read.append(len(padded))
-        return prefill(padded, *given)
+    def counted(prompts: Sequence[Sequence[int]], *given: Any) -> torch.Tensor:
+        read.append(len(prompts))
+        return prefill(prompts, *given)
 
     monkeypatch.setattr(engine.decoder, "prefill", counted)
     assert tokens(engine.write(prompts, 9)) == [by_hand(model, prompt, 9) for prompt in prompts]
@@ -344,7 +344,8 @@ def test_logits_on_a_gpu_are_those_of_transformers(family: str, bits: int) -> No
         slots, rows = torch.tensor([2, 0, 3], device="cuda"), torch.arange(3, device="cuda")
         table = tokens[[1, 0, 0, 2]]
         cache = decoder.make_cache(5, 256)
-        found = [decoder.prefill(tokens[:, :40], lengths, slots, cache)]
+        prompts = [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        found = [decoder.prefill(prompts, slots.tolist(), cache)]
         for step in range(8):
             found.append(decoder.step(table, lengths + step, slots, cache))
         places = torch.stack([lengths + step - 1 for step in range(len(found))])
