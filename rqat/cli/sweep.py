@@ -40,6 +40,7 @@ def sweep(
     cluster: Annotated[
         str | None, typer.Option(metavar="NAME", help="Run cells as jobs through submitit: slurm, or local.")
     ] = None,
+    changes: options.Changes = None,
     as_json: options.Json = False,
 ) -> None:
     """Run a recipe with many values of some keys. Runs only what is missing, and what cells share once."""
@@ -47,7 +48,7 @@ def sweep(
     from ..sweep.controller import Controller, Folders
     from ..sweep.results import table_of, write_results
 
-    made = load_sweep(file, context.obj.registry)
+    made = load_sweep(file, context.obj.registry, changes or ())
     folders = Folders(out or Path("runs") / made.name)
     _refuse_foreign(folders.root)
     _check(made, folders, offline=context.obj.offline)

@@ -82,7 +82,7 @@ class Cell:
     Attributes:
         name: of its folder, made of its values.
         values: what it has of its own, by key of the recipe.
-        overrides: those and the values of every cell, as `--set` takes them.
+        overrides: those and the values of every cell, as `rqat qat --set` takes them.
         prints: fingerprints of the plan's steps, by name.
     """
 
@@ -114,8 +114,11 @@ class Sweep:
     slurm: Mapping[str, Any]
 
 
-def load_sweep(path: Path, registry: Registry) -> Sweep:
+def load_sweep(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Sweep:
     """Reads a sweep's file and plans every cell.
+
+    Args:
+        overrides: of every cell, such as `model=PATH`; they count more than the file's `set`.
 
     Raises:
         RecipeError: every problem of the file and of all cells, each once.
@@ -133,25 +136,27 @@ def load_sweep(path: Path, registry: Registry) -> Sweep:
     except ValidationError as error:
         raise RecipeError(problems_of(error, SweepKeys, place)) from None
     recipe = find_recipe(keys.recipe, beside=path.parent, where=place.at("recipe"))
-    problems = list(_contradictions(keys, place))
+    given = {override.split("=", 1)[0].strip(): override for override in overrides}
+    problems = [*_contradictions(keys, place), *_differing(given, keys)]
     if problems:
         raise RecipeError(problems)
     combined = list(_combined(keys))
     swept = tuple(dict.fromkeys(key for values in combined for key in values))
     cells: list[Cell] = []
     for values in combined:
-        overrides = tuple(f"{key}={json.dumps(value)}" for key, value in {**keys.set, **values}.items())
+        shared, own = ({key: f"{key}={json.dumps(each[key])}" for key in each} for each in (keys.set, values))
+        all_cells = tuple((shared | given | own).values())
         name = _name(values, swept)
         try:
-            plan = build_plan(load_recipe(recipe, overrides), registry)
+            plan = build_plan(load_recipe(recipe, all_cells), registry)
         except RecipeError as error:
-            problems += [_in_file(problem, values, keys, place) for problem in error.problems]
+            problems += [_in_file(problem, values, keys, place, given) for problem in error.problems]
             continue
         except RqatError as error:
             problems.append(f"{place.at('recipe')}: cell {name}: {error.message}")
             continue
         problems += [f"{place}: cell {name}: {found}" for found in _needs_trust(plan)]
-        cells.append(Cell(name, values, overrides, plan, plan.fingerprints()))
+        cells.append(Cell(name, values, all_cells, plan, plan.fingerprints()))
     if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
         known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
         problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")
@@ -206,15 +211,27 @@ def _contradictions(keys: SweepKeys, place: Place) -> Iterator[str]:
     for index, cell in enumerate(keys.cells):
         for key in sorted(set(cell) & set(keys.matrix)):
             yield f"{place.at('cells', index, key)}: stands in the matrix, too; choose one."
-    for key in sorted(set(keys.set) & {*keys.matrix, *(key for cell in keys.cells for key in cell)}):
+    for key in sorted(keys.set.keys() & _swept(keys)):
         yield f"{place.at('set', key)}: is what the cells differ in; leave it out here."
 
 
-def _in_file(problem: str, values: Mapping[str, Any], keys: SweepKeys, place: Place) -> str:
-    """What is wrong with a key of a cell, at its place in the sweep's file."""
-    for key in sorted({*keys.set, *values}, key=len, reverse=True):
+def _differing(given: Mapping[str, str], keys: SweepKeys) -> Iterator[str]:
+    for key in sorted(given.keys() & _swept(keys)):
+        yield f"--set {key}: is what the cells differ in. Change the file."
+
+
+def _swept(keys: SweepKeys) -> set[str]:
+    """Keys of the recipe that cells have values of their own for."""
+    return {*keys.matrix, *(key for cell in keys.cells for key in cell)}
+
+
+def _in_file(problem: str, values: Mapping[str, Any], keys: SweepKeys, place: Place, given: Mapping[str, str]) -> str:
+    """What is wrong with a key of a cell, at its place in the sweep's file, or on the command line."""
+    for key in sorted({*keys.set, *values, *given}, key=len, reverse=True):
         if not problem.startswith(f"--set {key}"):
             continue
+        if key in given:
+            return problem
         index = next((number for number, cell in enumerate(keys.cells) if cell.get(key, ...) == values.get(key)), 0)
         inside = ("matrix", key) if key in keys.matrix else ("set", key) if key in keys.set else ("cells", index, key)
         return f"{place.at(*inside)}{problem.removeprefix(f'--set {key}')}"

@@ -127,12 +127,14 @@ def test_the_example_of_the_documentation_plans(registry: Registry) -> None:
     assert len({fingerprint for cell in made.cells for fingerprint in cell.prints.values()}) == 9 + 3 * 4
 
 
-def test_the_screening_of_a_real_model(registry: Registry, tmp_path: Path) -> None:
-    """Planned for the embedded model: fingerprints need weights."""
-    text = (Path(__file__).parents[3] / "docs" / "examples" / "screen-kd.yaml").read_text()
-    file = tmp_path / "screen-kd.yaml"
-    file.write_text(text.replace("set:\n", "set:\n  model: builtin:tiny-reasoner\n"))
-    made = load_sweep(file, registry)
+def screening(registry: Registry, name: str) -> Sweep:
+    """A sweep of the documentation, planned for the embedded model: fingerprints need weights."""
+    file = Path(__file__).parents[3] / "docs" / "examples" / f"{name}.yaml"
+    return load_sweep(file, registry, ["model=builtin:tiny-reasoner"])
+
+
+def test_the_screening_of_a_real_model(registry: Registry) -> None:
+    made = screening(registry, "screen-kd")
     shared, own = {name.split("-", 1)[1] for name in made.cells[0].prints}, ("train-kd", "evaluate-kl-kd")
     assert {"produce-traces", "quantize-gptq", *own} <= shared
     assert len({fingerprint for cell in made.cells for fingerprint in cell.prints.values()}) == (
@@ -140,27 +142,36 @@ def test_the_screening_of_a_real_model(registry: Registry, tmp_path: Path) -> No
     )
 
 
-def test_the_screening_from_block_ap(registry: Registry, tmp_path: Path) -> None:
-    """All cells start from one quantized model."""
-    text = (Path(__file__).parents[3] / "docs" / "examples" / "screen-from-block-ap.yaml").read_text()
-    file = tmp_path / "screen-from-block-ap.yaml"
-    file.write_text(text.replace("set:\n", "set:\n  model: builtin:tiny-reasoner\n"))
-    made = load_sweep(file, registry)
+@pytest.mark.parametrize(("name", "cells"), [("screen-from-block-ap", 9), ("screen-loss", 14)])
+def test_the_screenings_from_block_ap(registry: Registry, name: str, cells: int) -> None:
+    """All cells start from one quantized model, and each trains in a way of its own."""
+    made = screening(registry, name)
     starts = {cell.prints["03-quantize-block-ap"] for cell in made.cells}
-    assert (len(made.cells), len(starts)) == (9, 1)
+    trained = {found for cell in made.cells for name, found in cell.prints.items() if name.endswith("-train-kd")}
+    assert (len(made.cells), len(starts), len(trained)) == (cells, 1, cells)
 
 
 def test_the_screening_of_gptq(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planned for the embedded model, with a file of the name that the comment says is there."""
-    text = (Path(__file__).parents[3] / "docs" / "examples" / "screen-gptq.yaml").read_text()
-    file = tmp_path / "screen-gptq.yaml"
-    file.write_text(text.replace("set:\n", "set:\n  model: builtin:tiny-reasoner\n"))
+    """With a file of the name that the comment says is there."""
     (tmp_path / "wikitext2_test_raw.txt.gz").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    made = load_sweep(file, registry)
+    made = screening(registry, "screen-gptq")
     assert len(made.cells) == 16
     prints = [cell.prints["02-quantize-gptq"] for cell in made.cells]
     assert len(set(prints)) == 16
+
+
+def test_the_command_line_counts_more_than_the_file(registry: Registry, tmp_path: Path) -> None:
+    file = written(tmp_path, {"set": {"train.0.steps": 3}, "matrix": {"train.0.lr": [1e-5, 2e-5]}})
+    made = load_sweep(file, registry, ["train.0.steps=5"])
+    assert [cell.plan.recipe.train[0].steps for cell in made.cells] == [5, 5]
+    assert all("train.0.steps=5" in cell.overrides for cell in made.cells)
+    with pytest.raises(RqatError) as caught:
+        load_sweep(file, registry, ["train.0.lr=3e-5"])
+    assert "--set train.0.lr: is what the cells differ in. Change the file." in str(caught.value)
+    with pytest.raises(RqatError) as caught:
+        load_sweep(file, registry, ["train.0.stepps=5"])
+    assert "--set train.0.stepps" in str(caught.value)
 
 
 @pytest.mark.parametrize(
