@@ -24,8 +24,8 @@ from ..produce import Produce
 LM_EVAL = "lm-eval:"
 """Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
 
-COMPARED_BYTES = 1 << 29
-"""Of logits and their logarithms, of both models, that are compared at once."""
+COMPARED_BYTES = {"cpu": 1 << 29, "cuda": 1400 << 20}
+"""Of logits and their logarithms, of both models, that are compared at once; on a GPU several sequences run together."""
 
 UNKNOWN_TO_LM_EVAL = ("system", "chat_template_kwargs")
 """Options of tasks that tasks of lm-eval's own do not take."""
@@ -141,7 +141,7 @@ class Evaluate(Stage):
         codes = sizes.codes if quantized and sizes.device == "cpu" else 0
         if step.parts["task"].card.compares:
             original = sizes.teacher(keys.original) if quantized or keys.original is not None else 0  # else it is both
-            return Needs(sizes.model + original + max(codes, COMPARED_BYTES))
+            return Needs(sizes.model + original + max(codes, COMPARED_BYTES[sizes.device]))
         use = step.parts["task"]
         tokens, prompt = sizes.config.context or 4096, use.card.longest_prompt or PROMPT_TOKENS
         if not keys.task.startswith(LM_EVAL):
