@@ -122,6 +122,8 @@ class Job:
 
     def import_all(self, steps: Iterable[Step]) -> None:
         """Imports what does the work of steps; what cannot be imported is told by the step that needs it."""
+        import transformers.modeling_utils  # noqa: F401  # which transformers does when the first model is made
+
         for step in steps:
             work_of(step.stage)
             for use in (use for use in step.uses if use.card.load):

@@ -97,6 +97,7 @@ def save_checkpoint(
         for name, tensor in model.state_dict().items()
         if name not in quantized and name not in tied
     }
+    sweep(folder)  # of a file whose writing was interrupted
     write_dense(folder, model, tokenizer, dense, transforms)
     save_layers(folder / QUANTIZED_FILE, layers)
 
@@ -115,7 +116,6 @@ def write_dense(
         dense: every tensor that is not a quantized weight, in the model's order, in the dtype it is kept in.
         transforms: what the model went through before.
     """
-    sweep(folder)  # of a file whose writing was interrupted
     write_tensors(folder / DENSE_FILE, dense, {"format": FORMAT})
     save_transforms(folder, transforms)
     config = copy.deepcopy(model.config)

@@ -11,14 +11,14 @@ import contextlib
 import importlib.util
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..contracts import Exporter
+from ..contracts import Exporter, QuantizedWeight
 from ..errors import ModelError, NumericsError, PluginError
 from ..quiet import quiet_loading
 from .blockwise import largest_difference, telling
@@ -27,7 +27,7 @@ from .devices import default_dtype
 from .families import layout_of
 from .memory import SMALL, available_bytes
 from .native import is_native, native_layers
-from .reader import CheckpointReader
+from .reader import CheckpointReader, one_ahead
 from .stored import StoredTensors
 from .tensor_file import same_bytes
 
@@ -61,17 +61,23 @@ def check_layers(folder: Path, exporter: Exporter, name: str, reader: Checkpoint
         return _check_values(folder, exporter, name, reader)
     if type(exporter).decode is Exporter.decode:
         return f"not checked: exporter '{name}' has no decode"
-    stored, others = StoredTensors(folder), set(reader.names)
-    for layer, scheme in reader.layers.items():
-        own = [key for key in stored.names if key.startswith(f"{layer}.") and key not in others]
-        decoded = exporter.decode(layer, {key: stored.read(key) for key in own}, scheme).state()
-        for part, tensor in reader.layer(layer).state().items():
+    for layer, tensors, exact in one_ahead(_stored_layers(folder, reader)):
+        decoded = exporter.decode(layer, tensors, reader.layers[layer]).state()
+        for part, tensor in exact.state().items():
             if not same_bytes(decoded[part], tensor):
                 raise PluginError(
                     f"exporter '{name}' changes the {part} of {layer}.",
                     hint="Its decode() is not the inverse of its tensors(); please report it to the plugin's author.",
                 )
     return "every layer equal, bit by bit"
+
+
+def _stored_layers(folder: Path, reader: CheckpointReader) -> Iterator[tuple[str, dict[str, Tensor], QuantizedWeight]]:
+    """Every layer's name, its tensors in an exported folder, and what they should decode to."""
+    stored, others = StoredTensors(folder), set(reader.names)
+    for layer in reader.layers:
+        own = [key for key in stored.names if key.startswith(f"{layer}.") and key not in others]
+        yield layer, {key: stored.read(key) for key in own}, reader.layer(layer)
 
 
 def _check_values(folder: Path, exporter: Exporter, name: str, reader: CheckpointReader) -> str:

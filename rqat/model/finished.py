@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..storage import sweep
 from .block_store import FinishedLayers
 from .checkpoint import DENSE_FILE, write_dense, write_layers
 from .hub import QUANTIZED_FILE
@@ -58,8 +60,12 @@ def write_finished(
             save_tensors(path, {name: narrowest(found)}, {})
             found = TensorFile(path).tensors[name]
         dense[name] = found
-    write_layers(folder / QUANTIZED_FILE, layers.tensors(), layers.schemes(), layers.notes())
+    sweep(folder)  # of a file whose writing was interrupted
+    with ThreadPoolExecutor(1) as thread:  # the system copies both files
+        path = folder / QUANTIZED_FILE
+        copying = thread.submit(write_layers, path, layers.tensors(), layers.schemes(), layers.notes())
+        write_dense(folder, model, tokenizer, dense, transforms)
+        copying.result()
     written(folder / QUANTIZED_FILE)
-    write_dense(folder, model, tokenizer, dense, transforms)
     written(folder / DENSE_FILE)
     shutil.rmtree(rest)

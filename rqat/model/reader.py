@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from .tokenizers import tokenizer_in
 
 if TYPE_CHECKING:
     import transformers
+
+Read = TypeVar("Read")
 
 
 class CheckpointReader:
@@ -155,14 +158,24 @@ class CheckpointReader:
             plain = type(exporter).other is Exporter.other  # then nobody looks at these, which may be large
             for name in self.names:
                 shards.add(name, self.lying(name) if plain else exporter.other(name, self.tensor(name)))
-            for name in layers:
-                for key, tensor in exporter.tensors(name, self.layer(name)).items():
+            for name, layer in one_ahead((name, self.layer(name)) for name in layers):
+                for key, tensor in exporter.tensors(name, layer).items():
                     shards.add(key, tensor)
             shards.close()
             write_config(self.folder, folder, config)
             if not copy_tokenizer(self.folder, folder):
                 save_tokenizer(self.tokenizer, folder)
             widen_tokenizer(folder)
+
+
+def one_ahead(reading: Iterator[Read]) -> Iterator[Read]:
+    """What an iterator reads from files, the next one in a second thread while whoever asks works with this one."""
+    end: Any = object()
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, reading, end)
+        while (found := following.result()) is not end:
+            following = thread.submit(next, reading, end)
+            yield found
 
 
 def seen_of(name: str, config: transformers.PretrainedConfig, linears: Mapping[str, tuple[int, int]]) -> ModelShape:

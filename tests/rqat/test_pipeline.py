@@ -564,3 +564,16 @@ def test_what_cannot_be_imported_ahead_is_left_to_its_step(toy, tmp_path):
         step.uses = [types.SimpleNamespace(card=card) for card in cards]
     job.import_all(job.plan.steps)
     assert asked == ["gptq", "own-rows", "arith"]
+
+
+def test_what_builds_models_is_imported_with_the_libraries():
+    """Later its objects would be looked through at every full collection, and nobody told that libraries are loaded."""
+    code = """
+import sys
+from rqat.job import Job
+before = "transformers.modeling_utils" in sys.modules
+Job(None, None, None).import_all([])
+print(before, "transformers.modeling_utils" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["False", "True"]

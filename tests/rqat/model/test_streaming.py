@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from rqat import Block, LinearStats, QuantizedWeight, Quantizer, Schemes
-from rqat.errors import ModelError
+from rqat.errors import ModelError, RunError
 from rqat.keys import ModelKeys
+from rqat.model import finished
 from rqat.model.activations import TokenBatch
 from rqat.model.blocks import quantize_model
 from rqat.model.checkpoint import keep_generation_settings, save_checkpoint
@@ -100,6 +103,35 @@ def test_it_becomes_what_a_model_in_memory_becomes(
     expected = in_memory(source, tmp_path / "a", QUANTIZERS[name](), schemes, skip)
     found = streamed(source, tmp_path / "b", QUANTIZERS[name](), schemes, skip)
     assert files_of(found) == files_of(expected)
+
+
+def test_both_files_are_written_at_once(
+    tmp_path: Path, sources: dict[bool, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what stands in the way of the layers', one hears; and what an ended process has left is swept before."""
+    begun, write_layers, write_dense = threading.Event(), finished.write_layers, finished.write_dense
+
+    def layers(*given: Any) -> None:
+        begun.set()
+        write_layers(*given)
+
+    def dense(*given: Any) -> None:
+        assert begun.wait(60)
+        write_dense(*given)
+
+    def full(*given: Any) -> None:
+        raise RunError("the disk is full", hint="")
+
+    monkeypatch.setattr(finished, "write_layers", layers)
+    monkeypatch.setattr(finished, "write_dense", dense)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".model.safetensors.17.tmp").touch()
+    found = streamed(sources[True], tmp_path / "a", QUANTIZERS["rtn"](), Schemes.parse(BLOCKS), ())
+    assert not [*found.glob(".*.tmp")]
+    monkeypatch.setattr(finished, "write_dense", write_dense)
+    monkeypatch.setattr(finished, "write_layers", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        streamed(sources[True], tmp_path / "b", QUANTIZERS["rtn"](), Schemes.parse(BLOCKS), ())
 
 
 class Watching(Quantizer):

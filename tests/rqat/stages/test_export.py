@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from rqat.job import Job
 from rqat.model import exported as exported_model
 from rqat.model import hf_folder
 from rqat.model.checkpoint import load_checkpoint, save_checkpoint
+from rqat.model.reader import one_ahead
 from rqat.model.tensor_file import Lying, TensorFile
 from rqat.model.tensors import write_tensors
 from rqat.registry import Registry
@@ -386,3 +388,23 @@ def test_gptqmodel_gives_nearly_the_same_logits(
     facts = export.run(job, step)
     print(spelling, skip, facts["max_abs_diff"], facts["tolerance"])
     assert facts["max_abs_diff"] <= facts["tolerance"]
+
+
+def test_the_next_layer_is_read_while_one_is_worked_with():
+    """In order, one ahead and no more; what goes wrong in reading comes up where that one's turn would be."""
+    begun = [threading.Event() for _ in range(4)]
+
+    def reading():
+        for number in range(3):
+            begun[number].set()
+            yield number
+        begun[3].set()
+        raise OSError("the disk fails")
+
+    given = one_ahead(reading())
+    for number in range(3):
+        assert next(given) == number
+        assert begun[number + 1].wait(60)
+        assert not any(each.is_set() for each in begun[number + 2 :])
+    with pytest.raises(OSError, match="the disk fails"):
+        next(given)
