@@ -75,9 +75,14 @@ def check_layers(folder: Path, exporter: Exporter, name: str, reader: Checkpoint
 def _stored_layers(folder: Path, reader: CheckpointReader) -> Iterator[tuple[str, dict[str, Tensor], QuantizedWeight]]:
     """Every layer's name, its tensors in an exported folder, and what they should decode to."""
     stored, others = StoredTensors(folder), set(reader.names)
-    for layer in reader.layers:
-        own = [key for key in stored.names if key.startswith(f"{layer}.") and key not in others]
-        yield layer, {key: stored.read(key) for key in own}, reader.layer(layer)
+    own: dict[str, list[str]] = {layer: [] for layer in reader.layers}
+    for key in stored.names:
+        ends = (place for place, letter in enumerate(key) if letter == ".")
+        layer = next((key[:end] for end in ends if key[:end] in own), None)
+        if layer is not None and key not in others:
+            own[layer].append(key)
+    for layer, keys in own.items():
+        yield layer, {key: stored.read(key) for key in keys}, reader.layer(layer)
 
 
 def _check_values(folder: Path, exporter: Exporter, name: str, reader: CheckpointReader) -> str:

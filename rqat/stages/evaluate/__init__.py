@@ -25,7 +25,7 @@ LM_EVAL = "lm-eval:"
 """Prefix of a task that lm-eval provides and no plugin: `lm-eval:gsm8k`."""
 
 COMPARED_BYTES = {"cpu": 1 << 29, "cuda": 1400 << 20}
-"""Of logits and their logarithms, of both models, that are compared at once; on a GPU several sequences run together."""
+"""Of logits and their logarithms, of both models, that are compared at once; on a GPU several sequences run as one."""
 
 UNKNOWN_TO_LM_EVAL = ("system", "chat_template_kwargs")
 """Options of tasks that tasks of lm-eval's own do not take."""
