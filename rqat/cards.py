@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
+from pydantic import SecretBytes, SecretStr, ValidationError
+from pydantic.errors import PydanticUndefinedAnnotation
+from pydantic_core import PydanticSerializationError
+
 from . import hookspecs
 from .contracts import (
     Comparison,
@@ -31,7 +35,7 @@ from .contracts import (
     TaskOptions,
     Transform,
 )
-from .errors import PluginError, nearest
+from .errors import PluginError, RqatError, nearest
 
 Kind = Literal["quantizer", "grid", "transform", "objective", "reward", "source", "task", "exporter"]
 
@@ -247,6 +251,10 @@ def _checked(card: Card, host_keys: frozenset[str]) -> Card:
         raise PluginError(f"'{card.name}' says load={card.load!r}; write '.submodule:Class' or ':Class'")
     if not (inspect.isclass(card.options) and issubclass(card.options, base)):
         raise PluginError(f"options of '{card.name}' are not a subclass of rqat.{base.__name__}")
+    try:
+        card.options.model_rebuild()
+    except PydanticUndefinedAnnotation as error:
+        raise PluginError(f"options of '{card.name}' name the type '{error.name}', which is not there") from None
     unknown = sorted(set(card.needs) - set(get_args(Statistic)))
     if unknown:
         raise PluginError(
@@ -258,6 +266,42 @@ def _checked(card: Card, host_keys: frozenset[str]) -> Card:
     if taken:
         raise PluginError(f"option {', '.join(map(repr, taken))} of '{card.name}' is a key of the recipe itself")
     return card
+
+
+def read_options(card: Card, raw: Mapping[str, Any], where: str) -> Options:
+    """A part's options from what a recipe says.
+
+    Args:
+        where: file, line and key of the part.
+
+    Raises:
+        ValidationError: they are not as the options' class says.
+        PluginError: the class fails at it, or holds what neither a manifest nor a fingerprint can.
+    """
+
+    def refuse(what: str, hint: str) -> PluginError:
+        return PluginError(f"{where}: options of {card}: {what}.".removeprefix(": "), hint=hint)
+
+    try:
+        options = card.options.model_validate(dict(raw))
+    except (ValidationError, RqatError):
+        raise
+    except Exception as error:
+        hint = (
+            "This is a fault of the plugin: a validator refuses what it is given by ValueError, and a default is there."
+        )
+        raise refuse(f"{type(error).__name__}: {error}", hint) from error
+    for name, value in options:
+        hint = "This is a fault of the plugin: options are text, numbers, paths, lists, mappings and models of these."
+        if isinstance(value, SecretStr | SecretBytes):
+            raise refuse(
+                f"'{name}' is a secret, and all that recipes say is written down", "Read it from the environment."
+            )
+        try:
+            options.model_dump(mode="json", include={name})
+        except (PydanticSerializationError, UnicodeDecodeError) as error:
+            raise refuse(f"'{name}' cannot be written as JSON: {' '.join(str(error).split())}", hint) from error
+    return options
 
 
 def check_class(card: Card, found: Any) -> None:
@@ -280,6 +324,13 @@ def _check_methods(card: Card, found: Any) -> None:
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"{card}: '{name}' does not implement {', '.join(missing)}.")
+    try:
+        inspect.signature(found).bind(None)
+    except TypeError:
+        raise PluginError(
+            f"{card}: '{name}' takes {inspect.signature(found)}; it is built with its options, and nothing else.",
+            hint="Write `def __init__(self, options)`, which calls that of the base class, or none.",
+        ) from None
     for method, given in inspect.getmembers(base, inspect.isfunction):
         own = inspect.getattr_static(found, method)
         if inspect.isfunction(own) and own is not given and not method.startswith("_") and not _takes(own, given):

@@ -13,7 +13,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -26,6 +26,9 @@ from .hookspecs import API, OLDEST_API
 
 GROUP = "rqat"
 """Entry-point group of third-party plugins."""
+
+OWN = ("rqat", "rqat_kernels")
+"""Packages whose faults are rqat's own."""
 
 PATHS = "RQAT_PLUGINS"
 DISABLED = "RQAT_DISABLE_PLUGINS"
@@ -198,7 +201,31 @@ def module_called(name: str) -> str:
 def one_line(error: BaseException) -> str:
     """Type and message of an exception, on one line."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def fault_of(error: BaseException, plugins: Mapping[str, str]) -> PluginError | None:
+    """The line for an exception that a third party's code has raised itself; None where rqat's own, or nobody's, has.
+
+    Libraries that the code has called in between do not count: what they refuse is told by whoever called them.
+
+    Args:
+        plugins: owners of third parties' plugins, by their modules.
+    """
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        name = str(frame.f_globals.get("__name__", ""))
+        module = next((known for known in plugins if f"{name}.".startswith(f"{known}.")), None)
+        if module is not None:
+            place = f"{frame.f_code.co_filename}:{line}, in {frame.f_code.co_name}"
+            found = PluginError(
+                f"The plugin '{module}' ({plugins[module]}) failed: {one_line(error)} ({place}).",
+                hint="Tell whoever wrote it. The same command with -v shows the whole traceback.",
+            )
+            found.__cause__ = error
+            return found
+        if name.partition(".")[0] in OWN:
+            return None
+    return None
 
 
 def _same(one: str | None, other: Path) -> bool:

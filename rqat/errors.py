@@ -11,7 +11,8 @@
     └── NumericsError       non-finite weights, losses or statistics
 
 A message has three parts: what was asked (value and place), what is wrong, what to do; the last one is the `hint`.
-A bug is never an RqatError: it keeps its traceback.
+A bug is never an RqatError: it keeps its traceback. One of a third party's plugin is a line, and a traceback with `-v`
+(see `discovery.fault_of`).
 """
 
 from __future__ import annotations

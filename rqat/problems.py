@@ -5,6 +5,7 @@ pydantic finds the problems; this file words them: file and line, key, what is w
 
 from __future__ import annotations
 
+import json
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -156,7 +157,7 @@ def _is_not(given: Any, wanted: str, owner: type[BaseModel] | None, key: str) ->
     if wanted == "a list" and isinstance(given, Mapping) and named:
         return f"a mapping stands where a list of them belongs; write `{key}: [{{{named}: ...}}]`."
     if wanted == "a mapping" and named:
-        return f"{_shown(given)} is neither a {named} nor a mapping."
+        return f"{_shown(given)} is neither {'an' if named[0] in 'aeiou' else 'a'} {named} nor a mapping."
     return f"{_shown(given)} is not {wanted}."
 
 
@@ -166,7 +167,8 @@ def _unknown_keys(given: Any, owner: type[BaseModel] | None) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    """A value in a recipe's words, cut off where it is long."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

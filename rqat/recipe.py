@@ -27,7 +27,7 @@ from .keys import Keys, ModelKeys, Neutral, PluginKeys
 from .problems import KeyPath, Place, model_at, models_in, problems_of, unknown_key
 from .shorthand import dropped, named_by, spell_out, strays
 from .stages import sections
-from .yaml_lines import parse_value, read_yaml
+from .yaml_lines import given_value, read_yaml
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 """What is told the figures of a training, by the names that transformers has for them."""
@@ -319,7 +319,7 @@ def _override(text: str, data: dict[str, Any], origins: dict[KeyPath, str]) -> N
     if not equals or not dotted.strip():
         raise RecipeError([f"--set '{text}': write it as key=value, e.g. --set train.0.lr=1e-5"])
     flag = f"--set {dotted.strip()}"
-    value = parse_value(written, flag)
+    value = given_value(written, flag)
     *parents, last = dotted.strip().split(".")
     current: Any = data
     keys: KeyPath = ()
@@ -379,6 +379,9 @@ def _index(part: str, entries: list[Any], keys: KeyPath, flag: str) -> int:
         for name in sorted(by & entry.keys())
     ]
     names = [name for name, _ in named]
+    if names.count(part) > 1:
+        which = " or ".join(str(index) for name, index in named if name == part)
+        raise RecipeError([f"{flag}: '{'.'.join(map(str, keys))}' has several entries {part!r}; write {which}."])
     if part in names:
         return named[names.index(part)][1]
     if part.isdecimal() and len(part) < 10 and int(part) < len(entries):

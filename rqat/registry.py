@@ -23,7 +23,7 @@ import pluggy
 from pydantic import ValidationError
 
 from . import hookspecs
-from .cards import KINDS, Card, Kind, check_class, kind_of, registrar
+from .cards import KINDS, Card, Kind, check_class, kind_of, read_options, registrar
 from .contracts import Options, Part, Source
 from .contracts.options import graders_of, parts_of, starts_of
 from .discovery import BrokenPlugin, Discovery, Plugin, one_line
@@ -199,8 +199,9 @@ class Registry:
         known += [card.full_name for card, _ in self.shadowed if card.kind == kind]
         error = UnknownName(name, kind, known, where=where)
         if self.broken:
-            names = ", ".join(dict.fromkeys(broken.name for broken in self.broken))
-            error.hint += f" Broken, so perhaps missing here: {names} (`rqat plugins` says why)."
+            first, *more = dict.fromkeys(map(str, self.broken))
+            others = f" and {len(more)} more" if more else ""
+            error.hint += f" Broken, so perhaps missing here: {first.rstrip('.')}{others} (see `rqat plugins`)."
         if self.disabled:
             error.hint += f" Left out by RQAT_DISABLE_PLUGINS: {', '.join(self.disabled)}."
         return error
@@ -213,7 +214,7 @@ class Registry:
         """
         place = where if isinstance(where, Place) else Place({(): where} if where else {})
         try:
-            options = card.options.model_validate(dict(raw))
+            options = read_options(card, raw, str(place))
         except ValidationError as error:
             host_keys = reserved_keys(card.kind) if place.keys else ()  # in a recipe they stand beside the options
             raise RecipeError(problems_of(error, card.options, place, also_known=host_keys)) from None

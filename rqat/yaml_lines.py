@@ -180,6 +180,13 @@ def parse_value(text: str, name: str) -> Any:
     return value
 
 
+def given_value(text: str, name: str) -> Any:
+    """As `parse_value`, for what stands behind `key=`: nothing at all is a variable of a shell that is not set."""
+    if not text.strip():
+        raise RecipeError([f"{name}: has no value. Write null where none is meant, '' for a text without letters."])
+    return parse_value(text, name)
+
+
 def _compose(text: str, name: str) -> yaml.Node | None:
     try:
         return yaml.compose(text, Loader=_Loader)

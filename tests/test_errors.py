@@ -63,7 +63,7 @@ def refused(*arguments: object, says: Sequence[str], leaves: Sequence[str] = (),
     assert isinstance(result.exception, SystemExit), f"a bug, not a mistake: {result.exception!r}"
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
-    assert result.stderr.count("Error:") == 1, result.stderr
+    assert sum(line.startswith("Error:") for line in result.stderr.splitlines()) == 1, result.stderr
     for words in says:
         assert words in result.stderr, f"{words!r} is not in: {result.stderr}"
     assert sorted(path.name for path in Path().iterdir()) == sorted(leaves)
@@ -91,7 +91,7 @@ def quantize(
             "compare: a mapping stands where a list of them belongs; write `compare: [{method: ...",
         ),
         ("start=3", "start: 3 is neither a path nor a mapping."),
-        ("budget=true", "budget: True is neither a size nor a mapping."),
+        ("budget=true", "budget: true is neither a size nor a mapping."),
         (
             "train=[{objective: grpo, data: arith, task: arith, steps: 1, rewards: {length: .nan}}]",
             "train.0.rewards.length: '.nan' is neither a weight nor a mapping.",
@@ -108,6 +108,38 @@ def test_numbers_without_end_are_refused_of_the_host_s_keys_and_of_plugins(recip
         f"{recipe.read_text()}train: [{{objective: kd, data: arith, steps: 1, optimizer: SGD, {name}: .inf}}]\n"
     )
     refused("plan", recipe, says=[f"mine.yaml:6 train.0.{name}: inf: input should be a finite number."])
+
+
+@pytest.mark.parametrize("key", ["budget", "train.0.lr", "name"])
+def test_a_value_that_a_shell_left_empty_is_not_taken_for_null(recipe: Path, key: str) -> None:
+    recipe.write_text(f"{recipe.read_text()}train: [{{objective: kd, data: arith, steps: 1}}]\n")
+    refused("plan", recipe, "--set", f"{key}=", says=[f"--set {key}: has no value. Write null"])
+
+
+@pytest.mark.parametrize("changed", ["--set", "extends"])
+def test_a_name_that_two_entries_of_a_list_have_names_neither(recipe: Path, changed: str) -> None:
+    kd = "{objective: kd, data: arith, steps: 1, max_tokens: 64}"
+    recipe.write_text(f"{recipe.read_text()}train: [{kd}, {kd}]\n")
+    says = ["'train' has several entries 'kd'; write 0 or 1."]
+    if changed == "--set":
+        refused("plan", recipe, "--set", "train.kd.steps=2", says=says)
+        return
+    over = recipe.with_name("over.yaml")
+    over.write_text(f"extends: {recipe.name}\ntrain: {{kd: {{steps: 2}}}}\n")
+    refused("plan", over, says=["over.yaml:2", *says])
+
+
+def test_plan_takes_a_recipe_as_a_run_does(recipe: Path) -> None:
+    told = CliRunner().invoke(build(), ["plan", "--recipe", str(recipe)])
+    assert told.exit_code == 0, told.output
+    refused("plan", says=["Which recipe?", "rqat plan quickstart"])
+    refused("plan", recipe, "-r", "quickstart", says=["a run has one recipe"])
+
+
+@pytest.mark.parametrize("name", ["-", "rows.csv", "rows"])
+def test_traces_go_into_a_file_that_is_read_as_rows(model: Path, name: str) -> None:
+    says = [f"'{name}' is not the name of a .jsonl file"]
+    refused("traces", model, "--prompts", "arith", "-o", name, says=says)
 
 
 def test_unknown_recipe() -> None:
@@ -445,7 +477,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_plugin_that_raises_on_import(site: Path, model: Path) -> None:
     install(site, "raiser", "raise RuntimeError('needs a licence')\n")
-    refused(*quantize(model, method="raiser"), says=["'raiser' is not a quantizer", "Broken", "raiser", "rqat plugins"])
+    refused(
+        *quantize(model, method="raiser"),
+        says=["'raiser' is not a quantizer", "Broken", "needs a licence", "rqat plugins"],
+    )
     told = CliRunner().invoke(build(), ["plugins", "ls"])
     assert told.exit_code == 0
     assert "raiser (acme-raiser): RuntimeError: needs a licence" in told.stdout
@@ -485,6 +520,77 @@ def register_quantizers(register):
     install(site, "picky", code)
     told = refused(*quantize(model, method="picky"), says=["Error: no such thing here\nHint: Ask for another."])
     assert "n\no" not in told
+
+
+ACME = """import rqat
+
+class Options(rqat.Options):
+    {option}
+
+class Acme(rqat.Quantizer):
+    {method}
+
+@rqat.hookimpl
+def register_quantizers(register):
+    register("acme", options=Options, load=":Acme")
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (
+            "def quantize_linear(self, w, s, c): raise ValueError('odd')",
+            ["'acme'", "ValueError: odd", "acme.py:7, in q"],
+        ),
+        ("def quantize_linear(self, w, s, c): open('nowhere.bin')", ["FileNotFoundError", "nowhere.bin", "acme.py:7"]),
+        ("def __init__(self, options): assert False", ["(acme-acme) failed: AssertionError (", "in __init__)"]),
+        ("def __init__(self): ...", ["'Acme' takes (); it is built with its options", "def __init__(self, options)"]),
+    ],
+)
+def test_what_a_plugin_raises_is_told_as_its_own(site: Path, model: Path, method: str, says: list[str]) -> None:
+    if "__init__" in method:
+        method += "\n    def quantize_linear(self, weight, stats, scheme): ..."
+    install(site, "acme", ACME.format(option="pass", method=method))
+    told = CliRunner().invoke(build(), [*map(str, quantize(model, method="acme")), "-v"])
+    assert told.exit_code == 2
+    if "failed" in told.stderr:
+        assert "Traceback" in told.stderr, "with -v, where it was raised"
+    refused(*quantize(model, method="acme"), says=says)
+
+
+@pytest.mark.parametrize("what", ["codes", "scale", "zero"])
+def test_a_quantized_weight_without_one_of_its_tensors(site: Path, model: Path, what: str) -> None:
+    method = f"""def quantize_linear(self, weight, stats, scheme):
+        import dataclasses
+        grid = rqat.grid_of(scheme)
+        whole = grid.quantize_layer(weight, *grid.fit_layer(weight))
+        return dataclasses.replace(whole, {what}=None)"""
+    install(site, "acme", ACME.format(option="pass", method=method))
+    refused(*quantize(model, method="acme"), says=[f"{what} is None; expected a tensor", "fault of the plugin"])
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("d: object = rqat.Field(default_factory=lambda: 1 / 0)", "ZeroDivisionError: division by zero"),
+        ("d: rqat.Any = print", "'d' cannot be written as JSON"),
+        ("d: bytes = b'\\xff'", "'d' cannot be written as JSON"),
+        ("d: rqat.SecretStr = rqat.SecretStr('x')", "'d' is a secret, and all that recipes say is written down"),
+    ],
+)
+def test_options_that_no_recipe_can_hold(site: Path, model: Path, option: str, says: str) -> None:
+    code = ACME.format(option=option, method="def quantize_linear(self, weight, stats, scheme): ...")
+    for name, module in (("Field", "pydantic"), ("Any", "typing"), ("SecretStr", "pydantic")):
+        code = code.replace(f"rqat.{name}", f"__import__('{module}').{name}")
+    install(site, "acme", code)
+    refused(*quantize(model, method="acme"), says=["options of quantizer 'acme' (acme, acme-acme 1.2)", says])
+
+
+def test_options_whose_type_is_not_there(site: Path, model: Path) -> None:
+    code = ACME.format(option="d: 'Nowhere' = None", method="def quantize_linear(self, weight, stats, scheme): ...")
+    install(site, "acme", code)
+    refused(*quantize(model, method="acme"), says=["options of 'acme' name the type 'Nowhere', which is not there"])
 
 
 def test_misspelt_hook(site: Path, model: Path) -> None:

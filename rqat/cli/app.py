@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..discovery import add_paths
+from ..discovery import add_paths, fault_of
 from ..errors import PluginError, RqatError
 from ..model.memory import importing
 from ..processes import WorkerFailed, work_alone
@@ -102,8 +102,8 @@ class Commands(TyperGroup):
         except typer.BadParameter as error:
             error.message = error.message.removeprefix("Value error, ")  # pydantic's words for who found it
             raise
-        except (OSError, RuntimeError) as error:
-            if (refused := unusable(error)) is None:
+        except Exception as error:
+            if (refused := _refused(error, self.registry)) is None:
                 raise
             raise typer.Exit(_report(refused, verbose=bool(getattr(ctx.obj, "verbose", 0)))) from error
         except KeyboardInterrupt as interrupt:  # or another signal: see `_end_by_signals`
@@ -192,6 +192,15 @@ def build() -> typer.Typer:
     app.command("doctor")(doctor.doctor)
     registry.add_commands(app)
     return app
+
+
+def _refused(error: Exception, registry: Registry | None) -> RqatError | None:
+    """What a user can put right of an exception, or tell the author of a plugin; None of a bug of rqat."""
+    if type(error).__module__.partition(".")[0] in ("click", "typer"):  # a command's own way to end
+        return None
+    refused = unusable(error) if isinstance(error, OSError | RuntimeError) else None
+    offered: list[Any] = [*registry.all_cards(), *registry.commands] if registry else []
+    return refused or fault_of(error, {one.module: one.owner for one in offered if one.owner != "rqat"})
 
 
 def _own_options(args: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -49,13 +49,13 @@ def work_beside(out: Path, *, worth_keeping: Sequence[str]) -> Iterator[Path]:
 
     Args:
         worth_keeping: patterns of files of which one has to be there for another attempt to have anything to start
-            from, after an error that the user can put right.
+            from, after an error, the user's or a plugin's.
     """
     work = work_of(out)
     made = [parent for parent in work.parents if not parent.exists()]
     try:
         yield work
-    except RqatError:
+    except Exception:
         if not any(True for pattern in worth_keeping for _ in work.glob(pattern)):
             shutil.rmtree(work, ignore_errors=True)
             for parent in made:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TOKENS = 1024
 
+HOW = 'Give one: rqat generate MODEL "What is 2 + 3?". A - in its place reads it from stdin; -c talks.'
+
 
 def generate(
     context: typer.Context,
@@ -56,7 +58,7 @@ def generate(
     if prompt == "-":
         prompt = _stdin().read()
     if not conversation and not (prompt or "").strip():
-        raise DataError("The prompt is empty.", hint='Give one: rqat generate MODEL "What is 2 + 3?", or talk with -c.')
+        raise DataError("The prompt is empty.", hint=HOW)
     if conversation and chat is False:
         raise DataError("-c and --no-chat do not go together.", hint="A conversation takes a chat template.")
     more: Row = {}

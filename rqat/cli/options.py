@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..errors import RqatError
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub name, builtin:NAME, or a step of a run.")]
 
 
@@ -21,9 +23,25 @@ def recipes_beginning(incomplete: str) -> list[str]:
     return [*(name for name in shipped_recipes() if name.startswith(incomplete)), *files]
 
 
+def one_recipe(argument: str | None, option: str | None, command: str) -> str:
+    """The recipe of a command that takes it as an argument or as an option.
+
+    Raises:
+        RqatError: there is none, or one each.
+    """
+    if argument and option:
+        what = f"'{argument}' and --recipe {option}: a run has one recipe."
+    elif found := argument or option:
+        return found
+    else:
+        what = "Which recipe?"
+    raise RqatError(what, hint=f"rqat {command} quickstart; `rqat recipes ls` lists recipes.")
+
+
 _RECIPE = typer.Argument(metavar="RECIPE", help="Name of a recipe, or a file.", autocompletion=recipes_beginning)
 RecipeName = Annotated[str, _RECIPE]
 RecipeOrNone = Annotated[str | None, _RECIPE]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="The same, as an option.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. train.0.lr=1e-5.")
 ]

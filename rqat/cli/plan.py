@@ -27,7 +27,8 @@ INDENT = " " * 15
 
 def plan(
     context: typer.Context,
-    name: options.RecipeName,
+    recipe: options.RecipeOrNone = None,
+    name: options.RecipeOption = None,
     changes: options.Changes = None,
     out: options.RunFolder = None,
     data: Annotated[
@@ -42,7 +43,8 @@ def plan(
     from ..preflight import preflight, read_data
     from ..recipe import load_recipe
 
-    made = build_plan(load_recipe(name, changes or ()), context.obj.registry)
+    asked = options.one_recipe(recipe, name, "plan")
+    made = build_plan(load_recipe(asked, changes or ()), context.obj.registry)
     folder = out or Path("runs") / made.recipe.name
     device, workers = likely_device(), processes or max(1, len(visible_gpus()))
     findings = preflight(made, folder=folder, offline=context.obj.offline, device=device, processes=workers)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import RqatError
 from ..figures import percent
 from ..quiet import only_our_bars
 from . import display, options
@@ -19,9 +18,7 @@ from .device import Device
 def qat(
     context: typer.Context,
     recipe: options.RecipeOrNone = None,
-    name: Annotated[
-        str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="The same, as an option.")
-    ] = None,
+    name: options.RecipeOption = None,
     changes: options.Changes = None,
     out: options.RunFolder = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what the folder holds and start over.")] = False,
@@ -54,10 +51,8 @@ def qat(
     from ..run_folder import step_called
     from .plan import check, check_data
 
-    if (recipe is None) == (name is None):
-        what = "Which recipe?" if name is None else f"'{recipe}' and --recipe {name}: a run has one recipe."
-        raise RqatError(what, hint="rqat qat quickstart; `rqat recipes ls` lists recipes.")
-    plan = build_plan(load_recipe(recipe or name or "", [*(changes or ()), *_logged(log)]), context.obj.registry)
+    asked = options.one_recipe(recipe, name, "qat")
+    plan = build_plan(load_recipe(asked, [*(changes or ()), *_logged(log)]), context.obj.registry)
     folder = out or Path("runs") / plan.recipe.name
     last = step_called(plan, until, "--until") if until else ""
     again = [step_called(plan, step, "--redo") for step in redo or ()]

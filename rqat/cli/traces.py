@@ -63,6 +63,8 @@ def traces(
     from ..stages.produce.command import produce_plan
     from .plan import check, check_data
 
+    if out.suffix != ".jsonl":
+        raise RunError(f"'{out}' is not the name of a .jsonl file.", hint="Its ending is how rows are read again.")
     if out.exists():
         raise RunError(f"'{out}' is there already.", hint="Choose another file with -o, or remove it.")
     given = {

@@ -17,14 +17,14 @@ def pairs(texts: Sequence[str], flag: str) -> dict[str, Any]:
     Raises:
         RqatError: one has no `=`, or the value is not YAML.
     """
-    from ..yaml_lines import parse_value
+    from ..yaml_lines import given_value
 
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not (key and equals):
             raise RqatError(f"{flag}: '{text}' is not KEY=VALUE.", hint=f"Write {flag} KEY=VALUE.")
-        found[key.strip()] = parse_value(value, f"{flag} {key.strip()}")
+        found[key.strip()] = given_value(value, f"{flag} {key.strip()}")
     return found
 
 

@@ -351,6 +351,9 @@ def check_result(block: Block, result: dict[str, QuantizedWeight], who: str) -> 
         scheme = block.schemes[name]
         grid, groups = grid_of(scheme), (shape[0], scheme.groups(shape[1]))
         whole = torch.uint8 if grid.whole_zeros else torch.float32
+        for part in ("codes", "scale", "zero"):
+            if not isinstance(given := getattr(layer, part), torch.Tensor):
+                raise refuse(f"{name}: {part} is {given!r:.60}; expected a tensor")
         if layer.codes.dtype != torch.uint8 or tuple(layer.codes.shape) != shape:
             raise refuse(f"{name}: codes are {layer.codes.dtype} {tuple(layer.codes.shape)}; expected uint8 {shape}")
         if layer.zero.dtype != whole or tuple(layer.zero.shape) != groups:

@@ -25,7 +25,7 @@ from ..keys import ModelKeys
 from .config import MLX, ModelConfig, mixes_blocks, read_config, weight_files
 from .families import FAMILIES
 from .foreign import foreign, taken_over
-from .foreign_shapes import has_plain_zeros
+from .foreign_shapes import has_plain_zeros, unsaid
 from .hub import BUILTIN, GENERATION_FILE, QUANTIZED_FILE, uncertain_files
 from .vocabulary import ORIGINAL, TEACHER, check_vocabularies
 
@@ -227,7 +227,7 @@ def refuse_unasked(path: str, names: list[str]) -> None:
     raise ModelError(
         f"'{path}' has {_listed(names)} within its blocks, which its config.json does not ask for: without them it is "
         "another model.",
-        hint="Mend config.json (attention_bias, mlp_bias, model_type), or fetch the model again.",
+        hint=unsaid(names) or "Mend config.json (attention_bias, mlp_bias, model_type), or fetch the model again.",
     )
 
 

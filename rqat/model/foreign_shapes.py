@@ -18,6 +18,12 @@ WORD = 32
 WORDS = ("I32", "U32")
 """What they are, as headers spell it."""
 
+PACKED = ("qweight", "qzeros", "weight_packed", "weight_zero_point")
+"""Parts of a layer that are such words."""
+
+FRACTIONS = ("scales", "biases", "weight_scale")
+"""Parts that are numbers with a fraction."""
+
 PLAIN_ZEROS = "I8"
 """Of zero points that compressed-tensors has not packed: releases before 0.9, one byte for each, 0 in the middle."""
 
@@ -52,6 +58,13 @@ def orphan(method: str, layers: Iterable[str], tensors: Mapping[str, Described])
     return ""
 
 
+def unsaid(names: Iterable[str]) -> str:
+    """What to do where config.json is silent on tensors that only quantized layers have; empty if these are none."""
+    if not any(name.rpartition(".")[2] in (*PACKED, *FRACTIONS) for name in names):
+        return ""
+    return "They are another tool's packed weights: put its quantization_config back, or fetch the model again."
+
+
 def has_plain_zeros(tensors: Mapping[str, Described]) -> bool:
     """Whether zero points are of the kind that newer releases of compressed-tensors do not unpack."""
     return any(name.endswith(".weight_zero_point") and one.dtype == PLAIN_ZEROS for name, one in tensors.items())
@@ -62,10 +75,26 @@ def misfit(method: str, name: str, scheme: Scheme, tensors: Mapping[str, Describ
 
     A part that is missing is another's to tell.
     """
+    if wrong := _of_another_kind(method, name, tensors):
+        return wrong
     if method == "compressed-tensors":
         return _compressed(name, scheme, tensors)
     if method in ("gptq", "awq"):
         return _by_columns(method, name, scheme, tensors)
+    return ""
+
+
+def _of_another_kind(method: str, name: str, tensors: Mapping[str, Described]) -> str:
+    """Of words that are none, and of scales without a fraction: both would be decoded to other weights."""
+    packed = (*PACKED, "weight") if method == "mlx" else PACKED
+    for part in (*packed, *FRACTIONS):
+        found = tensors.get(f"{name}.{part}")
+        if found is None or (part == "weight_zero_point" and found.dtype == PLAIN_ZEROS):
+            continue
+        if part in packed and found.dtype not in WORDS:
+            return f"{name}.{part} is {found.dtype}, and codes are packed into words of {WORD} bits"
+        if part in FRACTIONS and not found.dtype.startswith(("F", "BF")):
+            return f"{name}.{part} is {found.dtype}, which holds no fractions"
     return ""
 
 

@@ -108,12 +108,15 @@ def _run(kind: type[Suite], registry: Registry, card: Card, options: Mapping[str
     missing = [name for name, field in card.options.model_fields.items() if field.is_required() and name not in given]
     attributes = {"name": card.full_name, "kind": card.kind, "options": given, "registry": registry}
     suite = type("Examined", (kind,), attributes)()
+    told: dict[str, str] = {}
     for name in sorted(name for name in dir(suite) if name.startswith("test_")):
         words = name.removeprefix("test_").replace("_", " ")
         if missing and not hasattr(Suite, name):
             yield Result(words, skipped=f"needs the options {', '.join(missing)}")
         else:
-            yield _result(words, getattr(suite, name))
+            result = _result(words, getattr(suite, name))
+            first = told.setdefault(result.error, words)
+            yield Result(words, error=f"as '{first}'") if result.error and first != words else result
 
 
 def _result(words: str, test: Any) -> Result:

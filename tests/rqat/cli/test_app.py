@@ -54,7 +54,7 @@ def test_version() -> None:
     assert re.fullmatch(r"rqat \d+\.\d+\.\d+\S*\n", result.stdout)
 
 
-@pytest.mark.parametrize("arguments", [["wobble"], ["doctor", "--wobble"], ["plan"], ["plugins", "wobble"]])
+@pytest.mark.parametrize("arguments", [["wobble"], ["doctor", "--wobble"], ["recipes", "cat"], ["plugins", "wobble"]])
 def test_unknown_commands_options_and_missing_arguments_are_2(arguments: list[str]) -> None:
     result = CliRunner().invoke(build(), arguments)
     assert result.exit_code == 2

@@ -265,6 +265,16 @@ def test_doctor_of_a_plugin_with_a_broken_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_doctor_says_once_what_stops_every_test(tmp_path: Path) -> None:
+    (tmp_path / "acme_old.py").write_text(ACME.replace("(self, weight, stats, scheme)", "(self, weight)"))
+    done = rqat_command("plugins", "doctor", "acme", "--plugin", "acme_old.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.count("it is called with") == 1
+    assert done.stdout.count("FAILED") > 3
+    assert "FAILED  odd weights: as 'a whole block'" in done.stdout
+
+
+@pytest.mark.slow
 def test_a_card_that_imports_torch_fails(tmp_path: Path) -> None:
     (tmp_path / "acme_heavy.py").write_text("import torch, numpy\n" + ACME)
     done = rqat_command("plugins", "doctor", "acme", "--plugin", "acme_heavy.py", cwd=tmp_path)

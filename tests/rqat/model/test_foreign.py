@@ -343,7 +343,10 @@ def test_what_is_not_taken_over_says_why_before_any_work(tmp_path: Path, case: s
         ("gptq-v1", "qzeros", None, "is damaged: .*qzeros is missing"),
         ("gptq-v1", "up_proj.qweight", None, "up_proj.* is there, and the codes of that layer are not"),
         ("awq", "scales", lambda scale: scale[:1], "scales is .1, 64., and .3, 64. at w4g32"),
-        ("ct", "weight_packed", lambda words: words.float(), "codes in F32"),
+        ("ct", "weight_packed", lambda words: words.float(), "weight_packed is F32, and codes are packed into words"),
+        ("ct", "weight_scale", lambda scales: scales.to(torch.int64), "weight_scale is I64, which holds no fractions"),
+        ("gptq-v1", "qweight", lambda words: words.long(), "qweight is I64"),
+        ("gptq-v1", "scales", lambda scales: scales.int(), "scales is I32, which holds no fractions"),
         ("mlx", "biases", None, "without biases"),
     ],
 )
@@ -477,3 +480,14 @@ def test_groups_of_zeros_keep_their_value(tmp_path: Path, case: str) -> None:
     layer = found.layers["model.layers.0.self_attn.k_proj"]
     assert bool((layer.scale > 0).all())
     assert not found.model.model.layers[0].self_attn.k_proj.weight.any()
+
+
+def test_packed_weights_whose_config_says_nothing_are_called_that(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "theirs", "gptq-v1")
+    path = tmp_path / "theirs" / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["quantization_config"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="does not ask for") as refused:
+        load_model(ModelKeys(path=str(tmp_path / "theirs")), quantizable=False)
+    assert "put its quantization_config back" in refused.value.hint
