@@ -243,6 +243,13 @@ def test_every_refit_lowers_the_output_error(spelling: str, act_order: bool | st
     assert losses[3] < 0.97 * losses[0]
 
 
+def test_scales_are_refitted_where_it_was_found_to_help() -> None:
+    weight, hessian = problem(out=128)
+    for bits, refits in ((2, 2), (3, 0), (4, 2), (8, 0)):
+        spelling = f"w{bits}g64"
+        assert solve(weight, hessian, spelling).equals(solve(weight, hessian, spelling, refits=refits)), spelling
+
+
 def test_refits_leave_other_grids_as_they_are() -> None:
     weight, hessian = problem()
     assert solve(weight, hessian, "w2g64-seq", refits=2).equals(solve(weight, hessian, "w2g64-seq", refits=0))
