@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..contracts import Completion, Row
 from ..errors import DataError, ModelError
 from .loops import is_looping
-from .prompts import THINK, Prompt, encode_openings, encode_prompts, token_of_end, words_of_end
+from .prompts import THINK, Prompt, encode_openings, encode_prompts, numbered, token_of_end, words_of_end
 from .sampling import Sampling, context_length, end_tokens, seed_of, too_little_room, until_end
 from .transformers_writer import TransformersWriter
 from .writer import Writer, limits_of
@@ -151,9 +151,16 @@ def completion_from(
 
 
 def plan_batches(
-    prompts: Sequence[Prompt], size: int, sampling: Sampling, context: int
+    prompts: Sequence[Prompt],
+    size: int,
+    sampling: Sampling,
+    context: int,
+    place: Callable[[int], str] = "problem {}".format,
 ) -> tuple[list[Batch], list[str]]:
     """Sorts prompts by length into batches; the second result are notes for the report.
+
+    Args:
+        place: what a prompt is called, by its index.
 
     Raises:
         DataError: a prompt leaves no room for a single new token.
@@ -163,7 +170,7 @@ def plan_batches(
     if too_long:
         raise DataError(
             f"{len(too_long)} of {len(prompts)} prompts do not fit into the model's context of {context} tokens; "
-            f"the first is problem {too_long[0]} with {lengths[too_long[0]]} tokens.",
+            f"the first is {place(too_long[0])} with {lengths[too_long[0]]} tokens.",
             hint="Use a model with a longer context, or fewer or shorter problems (`limit`).",
         )
     order = sorted(range(len(prompts)), key=lambda index: (lengths[index], index))
@@ -287,16 +294,21 @@ def complete_rows(
     """
     sampling = Sampling(max_new_tokens, temperature, top_p)
     generator = Generator(model, tokenizer, sampling, writer)
+
+    def place(index: int) -> str:
+        return str(rows[index].get("place") or numbered(index))
+
     if turn == "user":
-        openings = encode_openings(rows, tokenizer)
+        openings = encode_openings(rows, tokenizer, place)
         words = {text: words_of_end(tokenizer, text) for text in {text for _, text in openings}}  # mostly one
         asked, behind = [prompt for prompt, _ in openings], [words[text] for _, text in openings]
         ends = {token_of_end(tokenizer, text) for text in words}
         generator.ends |= {token for token in ends if token is not None}
     else:
-        asked, behind = encode_prompts(rows, tokenizer), [""] * len(rows)
+        asked, behind = encode_prompts(rows, tokenizer, place=place), [""] * len(rows)
     prompts = [prompt for prompt in asked for _ in range(samples)]
-    batches, _ = plan_batches(prompts, batch, sampling, context_length(model))
+    context = context_length(model)
+    batches, _ = plan_batches(prompts, batch, sampling, context, lambda index: place(index // samples))
     found: dict[int, Completion] = {}
 
     def tell(done: int, tokens_per_s: float) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rqat.errors import DataError
-from rqat.generation.complete import Generator, complete_all, plan_batches
+from rqat.generation.complete import Generator, complete_all, complete_rows, plan_batches
 from rqat.generation.engine import Engine
 from rqat.generation.loops import is_looping
 from rqat.generation.prompts import encode_prompts
@@ -121,6 +121,13 @@ def test_the_context_bounds_new_tokens_and_prompts(model, tokenizer):
         DataError, match=r"1 of 5 prompts do not fit .* 39 tokens; the first is problem 1 with 39 tokens"
     ):
         plan_batches(prompts, 2, Sampling(1), 39)
+
+
+@pytest.mark.parametrize(("where", "called"), [({"place": "rows.jsonl:7"}, "rows.jsonl:7"), ({}, "row 2")])
+def test_a_prompt_that_does_not_fit_is_called_by_where_it_stands(model, tokenizer, where, called):
+    rows = [{"prompt": "1 + 2 ="}, {"prompt": "1 + 2 = " * 2000, **where}]
+    with pytest.raises(DataError, match=f"2 of 4 prompts do not fit .* the first is {called} with"):
+        complete_rows(model, tokenizer, rows, 2, max_new_tokens=4, temperature=1.0)
 
 
 @pytest.mark.parametrize("writer", [TransformersWriter, lambda model: Engine(model, rows=2)], ids=["plain", "engine"])
