@@ -180,7 +180,7 @@ class Exact:
         prompts = [row[:length] for row, length in zip(self.tokens.tolist(), self.PROMPTS, strict=True)]
         table = self.tokens[[1, 0, 0]]
         cache = decoder.make_cache(3, 128)
-        found = [decoder.prefill(prompts, [2, 0], cache)]
+        found = [decoder.prefill(prompts, slots.tolist(), cache)]
         for step in range(self.STEPS):
             found.append(decoder.step(table, self.lengths + step, slots, cache))
         first, *others = self._errors(found)

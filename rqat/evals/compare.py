@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..contracts import Comparison, Row, TokenRow
 from ..errors import DataError
-from ..generation.prompts import encode_examples
+from ..generation.prompts import encode_examples, placed
 from .harness import Evaluation
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def tokenized(rows: Sequence[Row], tokenizer: transformers.PreTrainedTokenizerBa
     Raises:
         DataError, ModelError: see `encode_examples`.
     """
-    encoded = encode_examples(rows, tokenizer, lambda index: rows[index].get("place") or f"row {index + 1}")
+    encoded = encode_examples(rows, tokenizer, placed(rows))
     return [TokenRow((*prompt.tokens, *after), len(prompt.tokens)) for prompt, after in encoded]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..contracts import Completion, Row
 from ..errors import DataError, ModelError
 from .loops import is_looping
-from .prompts import THINK, Prompt, encode_openings, encode_prompts, numbered, token_of_end, words_of_end
+from .prompts import THINK, Prompt, encode_openings, encode_prompts, placed, token_of_end, words_of_end
 from .sampling import Sampling, context_length, end_tokens, seed_of, too_little_room, until_end
 from .transformers_writer import TransformersWriter
 from .writer import Writer, limits_of
@@ -294,10 +294,7 @@ def complete_rows(
     """
     sampling = Sampling(max_new_tokens, temperature, top_p)
     generator = Generator(model, tokenizer, sampling, writer)
-
-    def place(index: int) -> str:
-        return str(rows[index].get("place") or numbered(index))
-
+    place = placed(rows)
     if turn == "user":
         openings = encode_openings(rows, tokenizer, place)
         words = {text: words_of_end(tokenizer, text) for text in {text for _, text in openings}}  # mostly one

@@ -109,17 +109,18 @@ class Decoder:
         """
         device = self.embeddings.device
         lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths)
         starts = list(accumulate(lengths, initial=0))
         tokens = send(list(chain.from_iterable(prompts)), device)
         about = send([lengths, starts[:-1], list(slots)], device)
         row = torch.arange(len(lengths), device=device).repeat_interleave(about[0], output_size=len(tokens))
         position = torch.arange(len(tokens), device=device) - about[1, row]
-        place, slot = row * max(lengths) + position, about[2, row]
+        place, slot = row * longest + position, about[2, row]
         x = embedding(tokens, self.embeddings)
         delta: Tensor | None = None
         cos, sin = cache.cos[position, None], cache.sin[position, None]
         # What comes last in a row is padding: it stays 0, and nothing real looks at it.
-        padded = x.new_zeros(len(lengths) * max(lengths), self.heads + 2 * self.key_heads, self.width)
+        padded = x.new_zeros(len(lengths) * longest, self.heads + 2 * self.key_heads, self.width)
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             x, h = add_rms_norm(x, delta, layer.input_norm, self.eps)
             qk, v = (
@@ -132,7 +133,7 @@ class Decoder:
             keys[slot, :, position] = qk[:, self.heads :]
             values[slot, :, position] = v
             padded[place] = torch.cat([qk, v], dim=1)
-            found = self._attended(padded.view(len(lengths), max(lengths), -1, self.width), layer.window)
+            found = self._attended(padded.view(len(lengths), longest, -1, self.width), layer.window)
             x, h = add_rms_norm(x, layer.o(found[place]), layer.mlp_norm, self.eps)
             delta = layer.down(layer.swiglu(h))
         ends = about[1] + about[0] - 1

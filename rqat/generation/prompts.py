@@ -72,6 +72,11 @@ def numbered(index: int) -> str:
     return f"row {index + 1}"
 
 
+def placed(rows: Sequence[Row]) -> Place:
+    """Calls rows by where they stand, file and line, and those that do not say so by their number."""
+    return lambda index: rows[index].get("place") or numbered(index)
+
+
 def encode_prompts(
     rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat = "auto", place: Place = numbered
 ) -> list[Prompt]:

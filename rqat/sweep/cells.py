@@ -145,10 +145,10 @@ def load_sweep(path: Path, registry: Registry, overrides: Sequence[str] = ()) ->
     cells: list[Cell] = []
     for values in combined:
         shared, own = ({key: f"{key}={json.dumps(each[key])}" for key in each} for each in (keys.set, values))
-        all_cells = tuple((shared | given | own).values())
+        changes = tuple((shared | given | own).values())
         name = _name(values, swept)
         try:
-            plan = build_plan(load_recipe(recipe, all_cells), registry)
+            plan = build_plan(load_recipe(recipe, changes), registry)
         except RecipeError as error:
             problems += [_in_file(problem, values, keys, place, given) for problem in error.problems]
             continue
@@ -156,7 +156,7 @@ def load_sweep(path: Path, registry: Registry, overrides: Sequence[str] = ()) ->
             problems.append(f"{place.at('recipe')}: cell {name}: {error.message}")
             continue
         problems += [f"{place}: cell {name}: {found}" for found in _needs_trust(plan)]
-        cells.append(Cell(name, values, all_cells, plan, plan.fingerprints()))
+        cells.append(Cell(name, values, changes, plan, plan.fingerprints()))
     if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
         known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
         problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")
