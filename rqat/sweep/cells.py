@@ -7,7 +7,7 @@ matrix:                       every combination of these values is a cell
   train.kd.scale_lr: [1e-4, 1e-3]
 cells:                        in place of the matrix, or multiplied with it: cells written out
   - {quantize: gptq}
-  - {quantize: rtn, train.kd.lr: 1e-3}
+  - {name: fast, quantize: rtn, train.kd.lr: 1e-3}    with a name of its own
 stop: {figure: kl, after: 20, factor: 1.5}
 """
 
@@ -36,6 +36,9 @@ from ..yaml_lines import read_yaml
 LONGEST_NAME = 80
 """Characters of a cell's name, which names its folder."""
 
+CALLED = "name"
+"""Of a cell's entries the one that is no key of the recipe."""
+
 
 class StopKeys(Keys):
     """When a cell is given up: a figure that its training watches is far worse than another cell's at the same step.
@@ -59,9 +62,10 @@ class SweepKeys(Keys):
     Attributes:
         name: its folder is `runs/<name>` unless `-o` says otherwise. None is the file's name.
         recipe: a shipped recipe or a file, relative to this one.
-        set: keys of the recipe with the value they have in every cell.
+        set: keys of the recipe with the value they have in every cell that has none of its own.
         matrix: keys of the recipe with the values to combine.
-        cells: cells written out, each a mapping of keys to values; each is combined with the whole matrix.
+        cells: cells written out, each a mapping of keys to values; each is combined with the whole matrix. `name` among
+            them is no key of the recipe: it calls the cell, in place of its keys and values.
         stop: when a cell is given up. None is never.
         slurm: settings of every job on a cluster, as submitit takes them (`{slurm_partition: gpu, timeout_min: 60}`).
     """
@@ -80,13 +84,15 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        name: of its folder, made of its values.
+        name: of its folder: what the file calls it, or made of its values.
+        called: whether the file gives it a name.
         values: what it has of its own, by key of the recipe.
         overrides: those and the values of every cell, as `rqat qat --set` takes them.
         prints: fingerprints of the plan's steps, by name.
     """
 
     name: str
+    called: bool
     values: Mapping[str, Any]
     overrides: tuple[str, ...]
     plan: Plan
@@ -141,12 +147,12 @@ def load_sweep(path: Path, registry: Registry, overrides: Sequence[str] = ()) ->
     if problems:
         raise RecipeError(problems)
     combined = list(_combined(keys))
-    swept = tuple(dict.fromkeys(key for values in combined for key in values))
+    swept = tuple(dict.fromkeys(key for _, values in combined for key in values))
     cells: list[Cell] = []
-    for values in combined:
+    for called, values in combined:
         shared, own = ({key: f"{key}={json.dumps(each[key])}" for key in each} for each in (keys.set, values))
         changes = tuple((shared | given | own).values())
-        name = _name(values, swept)
+        name = _name(called, {key: values[key] for key in keys.matrix} if called else values, swept)
         try:
             plan = build_plan(load_recipe(recipe, changes), registry)
         except RecipeError as error:
@@ -156,7 +162,7 @@ def load_sweep(path: Path, registry: Registry, overrides: Sequence[str] = ()) ->
             problems.append(f"{place.at('recipe')}: cell {name}: {error.message}")
             continue
         problems += [f"{place}: cell {name}: {found}" for found in _needs_trust(plan)]
-        cells.append(Cell(name, values, changes, plan, plan.fingerprints()))
+        cells.append(Cell(name, bool(called), values, changes, plan, plan.fingerprints()))
     if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
         known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
         problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")
@@ -199,8 +205,10 @@ def _watched(cells: Sequence[Cell]) -> list[str]:
 
 
 def _contradictions(keys: SweepKeys, place: Place) -> Iterator[str]:
-    if not re.fullmatch(r"\w[\w.-]*", keys.name or "x"):
-        yield f"{place.at('name')}: '{keys.name}' names a folder: letters, digits, '.', '_' and '-'."
+    called = [(("cells", index, CALLED), cell[CALLED]) for index, cell in enumerate(keys.cells) if CALLED in cell]
+    for where, name in [(("name",), "x" if keys.name is None else keys.name), *called]:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            yield f"{place.at(*where)}: {name!r} names a folder: letters, digits, '.', '_' and '-'."
     if not keys.matrix and not keys.cells:
         yield f"{place}: there is neither a matrix nor a list of cells. Write `matrix: {{train.0.lr: [1e-5, 1e-4]}}`."
     for key, values in keys.matrix.items():
@@ -211,7 +219,7 @@ def _contradictions(keys: SweepKeys, place: Place) -> Iterator[str]:
     for index, cell in enumerate(keys.cells):
         for key in sorted(set(cell) & set(keys.matrix)):
             yield f"{place.at('cells', index, key)}: stands in the matrix, too; choose one."
-    for key in sorted(keys.set.keys() & _swept(keys)):
+    for key in sorted(keys.set.keys() & keys.matrix.keys()):
         yield f"{place.at('set', key)}: is what the cells differ in; leave it out here."
 
 
@@ -222,7 +230,7 @@ def _differing(given: Mapping[str, str], keys: SweepKeys) -> Iterator[str]:
 
 def _swept(keys: SweepKeys) -> set[str]:
     """Keys of the recipe that cells have values of their own for."""
-    return {*keys.matrix, *(key for cell in keys.cells for key in cell)}
+    return {*keys.matrix, *(key for cell in keys.cells for key in cell)} - {CALLED}
 
 
 def _in_file(problem: str, values: Mapping[str, Any], keys: SweepKeys, place: Place, given: Mapping[str, str]) -> str:
@@ -233,15 +241,17 @@ def _in_file(problem: str, values: Mapping[str, Any], keys: SweepKeys, place: Pl
         if key in given:
             return problem
         index = next((number for number, cell in enumerate(keys.cells) if cell.get(key, ...) == values.get(key)), 0)
-        inside = ("matrix", key) if key in keys.matrix else ("set", key) if key in keys.set else ("cells", index, key)
+        inside = ("matrix", key) if key in keys.matrix else ("cells", index, key) if key in values else ("set", key)
         return f"{place.at(*inside)}{problem.removeprefix(f'--set {key}')}"
     return problem
 
 
-def _combined(keys: SweepKeys) -> Iterator[dict[str, Any]]:
+def _combined(keys: SweepKeys) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the file calls a cell, or nothing, and the cell's values."""
     for cell in keys.cells or [{}]:
+        own = {key: value for key, value in cell.items() if key != CALLED}
         for values in itertools.product(*keys.matrix.values()):
-            yield {**cell, **dict(zip(keys.matrix, values, strict=True))}
+            yield cell.get(CALLED, ""), {**own, **dict(zip(keys.matrix, values, strict=True))}
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
@@ -260,13 +270,15 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-def _name(values: Mapping[str, Any], keys: Sequence[str]) -> str:
+def _name(called: str, values: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """A name for a folder: what the cell is called, if it is, and its values."""
     short = short_keys(keys)
-    whole = "_".join(f"{short[key]}={shown(value)}" for key, value in values.items()) or "all"
+    told = [f"{short[key]}={shown(value)}" for key, value in values.items()]
+    whole = "_".join([called, *told] if called else told) or "all"
     plain = re.sub(r"[^\w.=+-]+", "-", whole).strip("-.")
     if len(plain) <= LONGEST_NAME and plain == whole:
         return plain
-    digest = hashlib.sha256(json.dumps(dict(values)).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([called, values] if called else values).encode()).hexdigest()[:8]
     return f"{plain[:LONGEST_NAME]}-{digest}"
 
 

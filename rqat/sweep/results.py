@@ -20,6 +20,9 @@ from ..storage import PARTIAL, read_json, read_json_lines, write_text
 from .cells import Cell, Sweep, short_keys, shown
 from .controller import Folders
 
+LONGEST_VALUE = 24
+"""Characters of a value that the table has room for; sections written out are told by the cell's name."""
+
 COUNTS = ("n", "low", "high")
 """What stands beside an accuracy in the CSV."""
 
@@ -70,19 +73,30 @@ def read_row(cell: Cell, folder: Path, state: str) -> Row:
 
 
 def table_of(sweep: Sweep, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table on the screen: every cell with the figures of the last model it has made."""
+    """Columns and rows of the table on the screen: every cell with the figures of the last model it has made.
+
+    A cell is told by its values; where those of a key are too long for that, or cells have names, by its name, too.
+    """
     short = short_keys(sweep.keys)
     names = list(dict.fromkeys(name for row in rows for name in row.last))
+    brief = [key for key in sweep.keys if all(len(_value(row, key)) <= LONGEST_VALUE for row in rows)]
+    named = ["cell"] if len(brief) < len(sweep.keys) or any(row.cell.called for row in rows) else []
     body = [
         [
-            *(shown(row.cell.values[key]) if key in row.cell.values else "" for key in sweep.keys),
+            *(row.cell.name for _ in named),
+            *(_value(row, key) for key in brief),
             row.state,
             *(f"{row.last[name]:.4g}" if name in row.last else "-" for name in names),
             seconds(row.seconds),
         ]
         for row in rows
     ]
-    return [*short.values(), "state", *names, "time"], body
+    return [*named, *(short[key] for key in brief), "state", *names, "time"], body
+
+
+def _value(row: Row, key: str) -> str:
+    """What the cell has of its own for the key, if it has something."""
+    return shown(row.cell.values[key]) if key in row.cell.values else ""
 
 
 def csv_of(sweep: Sweep, rows: Sequence[Row]) -> str:
@@ -92,7 +106,7 @@ def csv_of(sweep: Sweep, rows: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["cell", *sweep.keys, "state", "seconds", *names])
     for row in rows:
-        values = [shown(row.cell.values[key]) if key in row.cell.values else "" for key in sweep.keys]
+        values = [_value(row, key) for key in sweep.keys]
         figures = [row.figures.get(name, "") for name in names]
         writer.writerow([row.cell.name, *values, row.state, round(row.seconds, 3), *figures])
     return text.getvalue()

@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=512, help="tokens a completion may have")
     parser.add_argument("--lr", type=float, default=1e-6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=int, default=20, help="steps between checkpoints")
     options = parser.parse_args()
 
     import torch
@@ -67,7 +68,7 @@ def main() -> None:
         gradient_accumulation_steps=options.completions // options.micro_batch,
         generation_batch_size=options.completions, max_completion_length=options.new, temperature=1.0, beta=0.0,
         lr_scheduler_type="cosine", warmup_steps=options.steps // 10, bf16=gpu, use_cpu=not gpu,
-        gradient_checkpointing=False, logging_steps=1, save_steps=10, save_total_limit=1, report_to="none",
+        gradient_checkpointing=False, logging_steps=1, save_steps=options.save, save_total_limit=1, report_to="none",
         disable_tqdm=True,
     )  # fmt: skip
     trainer: Any = GRPOTrainer(

@@ -12,6 +12,7 @@ from rqat.errors import RqatError
 from rqat.recipe import load_recipe
 from rqat.registry import Registry
 from rqat.sweep.cells import Sweep, load_sweep, short_keys
+from rqat.sweep.results import Row, table_of
 
 RECIPE: dict[str, Any] = {
     "name": "base",
@@ -73,6 +74,30 @@ def test_cells_may_be_written_out_and_multiplied(registry: Registry, tmp_path: P
     assert len({cell.name for cell in both.cells}) == 6
 
 
+def test_a_cell_has_a_name_of_its_own_and_counts_more_than_what_all_have(registry: Registry, tmp_path: Path) -> None:
+    cells = [{"name": "fast", "quantize": "rtn"}, {"train.0.lr": 1e-3}]
+    made = loaded(registry, tmp_path, cells=cells, set={"quantize": "hqq"})
+    assert [cell.name for cell in made.cells] == ["fast", "lr=0.001"]
+    assert [cell.plan.recipe.quantize.method for cell in made.cells] == ["rtn", "hqq"]
+    assert made.keys == ("quantize", "train.0.lr")
+    both = loaded(registry, tmp_path, cells=cells[:1], matrix={"train.0.lr": [1e-4, 1e-3]})
+    assert [cell.name for cell in both.cells] == ["fast_lr=0.0001", "fast_lr=0.001"]
+
+
+def test_a_table_tells_cells_by_their_values_or_by_their_names_where_those_are_long(
+    registry: Registry, tmp_path: Path
+) -> None:
+    def table(cells: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+        made = loaded(registry, tmp_path, cells=cells)
+        columns, rows = table_of(made, [Row(cell, "done") for cell in made.cells])
+        return columns[:-2], [row[:-2] for row in rows]
+
+    assert table([{"train.0.lr": 1e-3}]) == (["lr"], [["0.001"]])
+    assert table([{"name": "a", "train.0.lr": 1e-3}, {}]) == (["cell", "lr"], [["a", "0.001"], ["all", ""]])
+    section = {"objective": "kd", "data": "arith", "steps": 2}
+    assert table([{"name": "b", "train": [section]}]) == (["cell"], [["b"]])
+
+
 def test_the_shortest_ending_that_no_other_key_has() -> None:
     assert short_keys(["train.0.lr", "train.1.lr", "scheme", "train.0.scale_lr"]) == {
         "train.0.lr": "0.lr",
@@ -93,6 +118,10 @@ def test_the_shortest_ending_that_no_other_key_has() -> None:
         ({"matrix": {"train.0.lr": [1]}, "cells": [{"train.0.lr": 2}]}, "stands in the matrix, too"),
         ({"matrix": {"train.0.lr": [1]}, "set": {"train.0.lr": 2}}, "is what the cells differ in"),
         ({"cells": [{"scheme": "w2g128"}, {"scheme": "w9"}]}, "mine.yaml:4 cells.1.scheme"),
+        ({"set": {"scheme": "w2g128"}, "cells": [{"scheme": "w9"}]}, "mine.yaml:5 cells.0.scheme"),
+        ({"cells": [{"name": "a/b"}]}, "cells.0.name: 'a/b' names a folder"),
+        ({"cells": [{"name": 3}]}, "cells.0.name: 3 names a folder"),
+        ({"cells": [{"name": "a"}, {"name": "a", "train.0.lr": 2}]}, "two cells are called a"),
         ({"matrix": {"train.3.lr": [1]}}, "'train' has no entry '3'"),
         ({"matrx": {}}, "'matrx' is not a key. Did you mean 'matrix'?"),
         ({"matrix": {"train.0.lr": [1]}, "recipe": "nobody"}, "mine.yaml:1 recipe: 'nobody' is not a recipe"),
@@ -127,10 +156,10 @@ def test_the_example_of_the_documentation_plans(registry: Registry) -> None:
     assert len({fingerprint for cell in made.cells for fingerprint in cell.prints.values()}) == 9 + 3 * 4
 
 
-def screening(registry: Registry, name: str) -> Sweep:
+def screening(registry: Registry, name: str, *overrides: str) -> Sweep:
     """A sweep of the documentation, planned for the embedded model: fingerprints need weights."""
     file = Path(__file__).parents[3] / "docs" / "examples" / f"{name}.yaml"
-    return load_sweep(file, registry, ["model=builtin:tiny-reasoner"])
+    return load_sweep(file, registry, ["model=builtin:tiny-reasoner", *overrides])
 
 
 def test_the_screening_of_a_real_model(registry: Registry) -> None:
@@ -142,13 +171,23 @@ def test_the_screening_of_a_real_model(registry: Registry) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "cells"), [("screen-from-block-ap", 9), ("screen-loss", 14)])
+@pytest.mark.parametrize(("name", "cells"), [("screen-from-block-ap", 9), ("screen-loss", 15)])
 def test_the_screenings_from_block_ap(registry: Registry, name: str, cells: int) -> None:
     """All cells start from one quantized model, and each trains in a way of its own."""
     made = screening(registry, name)
     starts = {cell.prints["03-quantize-block-ap"] for cell in made.cells}
     trained = {found for cell in made.cells for name, found in cell.prints.items() if name.endswith("-train-kd")}
     assert (len(made.cells), len(starts), len(trained)) == (cells, 1, cells)
+
+
+def test_the_screening_of_answers(registry: Registry) -> None:
+    """Right answers are written once, for calibration and training; one cell goes on from another's distillation."""
+    made = screening(registry, "screen-answers", "budget={size: 4.4}")
+    assert [cell.name for cell in made.cells] == ["right-answers", "cross-entropy", "own-completions"]
+    assert len({cell.prints["01-produce-traces"] for cell in made.cells}) == 1
+    first, second, third = (cell.prints["06-train-kd"] for cell in made.cells)
+    assert first == third != second
+    assert "07-train-grpo" in made.cells[2].prints
 
 
 def test_the_screening_of_gptq(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
