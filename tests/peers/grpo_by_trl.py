@@ -5,7 +5,8 @@ rqat eval gsm8k OUT --greedy
 
 Prompts, grader, completions a step, their lengths and the schedule are those of qwen2.5-coder-1.5b-w2g128; all weights
 are trained, in float32 under bfloat16's autocast. Completions are written by transformers, so a step takes several
-times what rqat's does.
+times what rqat's does. With --at-once 2 they are written for two steps together, in little more time than for one; TRL
+then weighs them by the ratio to the model that wrote them, one step ago at most.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--completions", type=int, default=128)
+    parser.add_argument("--at-once", type=int, default=1, help="steps whose completions are written together")
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--new", type=int, default=512, help="tokens a completion may have")
     parser.add_argument("--lr", type=float, default=1e-6)
@@ -66,7 +68,8 @@ def main() -> None:
         output_dir=str(options.out / "training"), max_steps=options.steps, learning_rate=options.lr, seed=options.seed,
         per_device_train_batch_size=options.micro_batch, num_generations=8,
         gradient_accumulation_steps=options.completions // options.micro_batch,
-        generation_batch_size=options.completions, max_completion_length=options.new, temperature=1.0, beta=0.0,
+        generation_batch_size=options.completions * options.at_once,
+        max_completion_length=options.new, temperature=1.0, beta=0.0,
         lr_scheduler_type="cosine", warmup_steps=options.steps // 10, bf16=gpu, use_cpu=not gpu,
         gradient_checkpointing=False, logging_steps=1, save_steps=options.save, save_total_limit=1, report_to="none",
         disable_tqdm=True,
