@@ -24,7 +24,7 @@ from ..figures import size
 from ..keys import ModelKeys
 from .config import MLX, ModelConfig, mixes_blocks, read_config, weight_files
 from .families import FAMILIES
-from .foreign import foreign, taken_over
+from .foreign import ANOTHER, why_not_taken_over
 from .foreign_shapes import has_plain_zeros, unsaid
 from .hub import BUILTIN, GENERATION_FILE, QUANTIZED_FILE, uncertain_files
 from .vocabulary import ORIGINAL, TEACHER, check_vocabularies
@@ -189,24 +189,22 @@ def _samples(folder: Path, name: str) -> bytes:
 
 def check_loader(config: ModelConfig) -> None:
     """Refuses a quantized checkpoint whose parts do not fit, or that neither transformers nor rqat loads here."""
-    read_here = (
-        config.quantization is not None and config.folder is not None and taken_over(config.folder, config.quantization)
-    )
-    if read_here or not needs_decoding(config):
-        return
     method = str((config.quantization or {}).get("quant_method", ""))
+    why = f"'{config.keys.path}' is a checkpoint of the format {method}."
+    if config.quantization is not None and config.folder is not None:
+        why = why_not_taken_over(config.folder, config.quantization)
+    if not why or not needs_decoding(config):
+        return
     missing = _missing_loaders(method)
     if config.folder is not None and not missing and method != MLX:
-        foreign(config.folder, config.quantization or {})  # says why it is not
-        return
+        raise ModelError(why, hint=ANOTHER)
     if method == MLX:
         raise ModelError(
             f"'{config.keys.path}' is an MLX checkpoint of a kind that neither transformers loads nor rqat.",
             hint="Use mlx_lm, or the step of the run it was exported from.",
         )
     raise ModelError(
-        f"'{config.keys.path}' is a {method} checkpoint; transformers loads it with {' and '.join(missing)}, "
-        "not installed here.",
+        f"{why} transformers loads this format with {' and '.join(missing)}, not installed here.",
         hint=f"Run: pip install {' '.join(missing)}. Or export it in another format.",
     )
 

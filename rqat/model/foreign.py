@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,21 +77,22 @@ def foreign(folder: Path, quantization: Mapping[str, Any]) -> Foreign:
     return found
 
 
-def taken_over(folder: Path, quantization: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is of a variant that can be taken over.
+def why_not_taken_over(folder: Path, quantization: Mapping[str, Any]) -> str:
+    """Why a checkpoint is of no variant that can be taken over, in a sentence; empty where it is of one.
 
     Raises:
-        ModelError: it is, but for parts that do not fit, which are named.
+        ModelError: it has parts that do not fit, which are named.
     """
     if not is_foreign(quantization):
-        return False
+        return f"'{folder}' is a checkpoint of the format {quantization.get('quant_method')}, which is not taken over."
     tensors = _headers(folder)
     try:
         found = _understood(folder, quantization, tensors)
-    except ModelError:  # which others may read
-        return False
+    except ModelError as error:  # which others may read
+        _refuse(folder, _misfits("compressed-tensors", _of_other_widths(folder, quantization, tensors), tensors))
+        return error.message
     _refuse_misfits(folder, found, tensors)
-    return True
+    return ""
 
 
 def _headers(folder: Path) -> dict[str, Tensor]:
@@ -98,9 +100,15 @@ def _headers(folder: Path) -> dict[str, Tensor]:
 
 
 def _refuse_misfits(folder: Path, found: Foreign, tensors: Mapping[str, Tensor]) -> None:
-    wrong = orphan(found.method, found.schemes, tensors) or next(
-        (text for name, scheme in found.schemes.items() if (text := misfit(found.method, name, scheme, tensors))), ""
-    )
+    _refuse(folder, orphan(found.method, found.schemes, tensors) or _misfits(found.method, found.schemes, tensors))
+
+
+def _misfits(method: str, schemes: Mapping[str, Scheme], tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the first layer whose tensors do not fit; empty if all do."""
+    return next((text for name, scheme in schemes.items() if (text := misfit(method, name, scheme, tensors))), "")
+
+
+def _refuse(folder: Path, wrong: str) -> None:
     if wrong:
         raise ModelError(f"'{folder}': {wrong}.", hint=f"It is damaged: fetch it again. {ANOTHER}")
 
@@ -194,14 +202,41 @@ def _compressed(folder: Path, name: str, given: Mapping[str, Any]) -> Scheme:
     group = group_of(name, given)
     if group is None:
         raise _refused(folder, "compressed-tensors", f"{name} in no group of layers")
-    packing = group.get("format") or given.get("format") or PACKED
+    packing = _packing(group, given)
     if packing != PACKED:
         raise _refused(folder, "compressed-tensors", f"format '{packing}'")
     if wrong := unread(group):
         raise _refused(folder, "compressed-tensors", wrong)
     weights = group["weights"]
-    size = ROW if weights["strategy"] == "channel" else weights["group_size"]
-    return Scheme(bits=weights["num_bits"], group=size, symmetric=weights.get("symmetric", True))
+    return Scheme(bits=weights["num_bits"], group=_size(weights), symmetric=weights.get("symmetric", True))
+
+
+def _packing(group: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    return group.get("format") or given.get("format") or PACKED
+
+
+def _size(weights: Mapping[str, Any]) -> Any:
+    return ROW if weights["strategy"] == "channel" else weights["group_size"]
+
+
+def _of_other_widths(folder: Path, given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Scheme]:
+    """Layers of compressed-tensors that rqat does not read but for their bits, which others pack alike, as described.
+
+    Their readers look at no shape: at other bits than its own a layer is read as another one, or ends the work.
+    """
+    found: dict[str, Scheme] = {}
+    if given.get("quant_method") != "compressed-tensors":
+        return found
+    with suppress(ModelError, TypeError, ValueError, AttributeError, KeyError):  # which their reader tells
+        for name in _layers(folder, tensors, KEYS["compressed-tensors"]):
+            group = group_of(name, given)
+            if group is None or unread(group) or _packing(group, given) != PACKED:
+                continue
+            weights = group["weights"]
+            bits, size = weights.get("num_bits", 8), _size(weights)
+            if bits in range(1, 9) and (size == ROW or size > 0):
+                found[name] = Scheme.model_construct(bits=bits, group=size, symmetric=weights.get("symmetric", True))
+    return found
 
 
 def _mlx(folder: Path, name: str, tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> Scheme:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 from rqat_kernels.dispatch import one_thread
 
@@ -40,6 +41,10 @@ from .vocabulary import past_the_embedding
 if TYPE_CHECKING:
     import transformers
 
+CHECK_FOLDER = "Check that the folder is a complete Hugging Face checkpoint and that transformers knows this model."
+CHECK_QUANTIZATION = "Check quantization_config in its config.json, or fetch the model again."
+"""What to do where transformers does not load a model."""
+
 
 def load_model(
     keys: ModelKeys, *, device: str = "cpu", offline: bool = False, quantizable: bool = True
@@ -70,7 +75,8 @@ def load_model(
         check_tokenizer(keys.path, decoded, tokenizer)
         check_finite(keys.path, decoded)
         return decoded, tokenizer
-    with explained(keys.path, "model"), quiet_loading():
+    hint = CHECK_QUANTIZATION if config.quantization is not None else CHECK_FOLDER
+    with explained(keys.path, "model", hint), quiet_loading():
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=default_dtype(device, keys.dtype),
@@ -90,6 +96,9 @@ def load_model(
         separate_experts(model)
     check_tokenizer(keys.path, model, tokenizer)
     model = model.to(device).eval()
+    if config.quantization is not None:
+        with explained(keys.path, "model", hint), torch.no_grad():  # libraries unpack layers when they are first asked
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
     check_finite(keys.path, model)
     return model, tokenizer
 
@@ -183,17 +192,26 @@ def load_tokenizer(keys: ModelKeys, *, offline: bool = False) -> transformers.Pr
 
 
 @contextmanager
-def explained(path: str, what: str) -> Iterator[None]:
+def explained(path: str, what: str, hint: str = CHECK_FOLDER) -> Iterator[None]:
     """Turns what transformers says about a broken checkpoint into one line."""
     try:
         yield
     except Exception as error:  # tokenizers raises bare Exceptions, and transformers nearly every type
-        text = " ".join(str(error).split())
-        text = f"transformers finds no {text}" if isinstance(error, KeyError) else text
+        text = " ".join(_told(error).split())
         raise ModelError(
             f"The {what} of '{path}' cannot be loaded: {text[:300]}",
-            hint="Check that the folder is a complete Hugging Face checkpoint and that transformers knows this model.",
+            hint=hint,
         ) from error
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"transformers finds no {error}"
+    if isinstance(error, ValidationError):  # of compressed-tensors, for config.json; what follows is of the same key
+        first = error.errors()[0]
+        place = ".".join(str(each) for each in first["loc"] if "[" not in str(each))
+        return f"config.json, quantization_config.{place} {first['input']!r:.60}: {first['msg'].removeprefix('Value error, ')}"
+    return str(error) or type(error).__name__
 
 
 def check_tokenizer(

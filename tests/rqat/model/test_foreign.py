@@ -326,6 +326,59 @@ def test_what_is_not_taken_over_says_why_before_any_work(tmp_path: Path, case: s
     assert "begin with the model it was made from" in line
 
 
+def described(**weights: Any) -> dict[str, Any]:
+    group = config_groups(Scheme.parse("w4g32"), ["Linear"])
+    return {"config_groups": {"a": group | {"weights": group["weights"] | weights}}}
+
+
+ONE_AT_5 = {"config_groups": {**described()["config_groups"], "b": described(num_bits=5)["config_groups"]["a"]}}
+ONE_AT_5["config_groups"]["b"]["targets"] = ["re:.*q_proj"]
+
+
+@pytest.mark.parametrize(
+    ("case", "settings", "says"),
+    [
+        (
+            "ct",
+            described(num_bits=5),
+            "q_proj has 64 x 45 to 51 codes and scales of shape (64, 2), which are not w5g32",
+        ),
+        ("ct", ONE_AT_5, "q_proj has 64 x 45 to 51 codes"),
+        ("ct", described(num_bits="four"), "config_groups.a.weights.num_bits 'four': Input should be a valid integer"),
+        ("ct", described(strategy="grup"), "config_groups.a.weights.strategy 'grup': 'grup' is not a valid"),
+        ("ct", described(strategy="tensor", group_size=None), "must match the size"),
+        ("ct", described(type="float"), "cannot be loaded: AssertionError"),
+        ("gptq-v1", {"bits": 5}, "is gptq with bits 5, which is not taken over. transformers loads this format with"),
+        ("awq", {"version": "gemv"}, "is awq with version gemv"),
+    ],
+)
+def test_a_quantization_config_that_no_reader_takes_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, settings: dict, says: str
+) -> None:
+    write_foreign(tmp_path / "theirs", case, **settings)
+    monkeypatch.setattr("rqat.model.extras.find_spec", lambda name: None if name == "gptqmodel" else name)
+    with pytest.raises(ModelError) as error:
+        load_model(ModelKeys(path=str(tmp_path / "theirs")), quantizable=False)
+    assert says in error.value.message
+    assert "\n" not in error.value.message
+    assert error.value.hint
+
+
+def test_widths_that_rqat_has_not_are_read_by_transformers(tmp_path: Path) -> None:
+    expected = write_foreign(tmp_path / "theirs", "ct", **described(num_bits=5))
+    path = tmp_path / "theirs" / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith("weight_packed")]:
+        width = int(tensors[name.replace("packed", "shape")][1])
+        tensors[name] = words(unpack(tensors[name], 4, width).long(), 5)
+        zeros = name.replace("packed", "zero_point")
+        out = len(tensors[name])
+        tensors[zeros] = words(unpack(tensors[zeros].T.contiguous(), 4, out).long(), 5).T.contiguous()
+    save_file(tensors, path)
+    found, _ = load_model(ModelKeys(path=str(tmp_path / "theirs"), dtype="float32"), quantizable=False)
+    assert torch.equal(logits(found), logits(expected))
+
+
 @pytest.mark.parametrize(
     ("case", "ending", "change", "says"),
     [
