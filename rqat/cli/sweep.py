@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -132,6 +131,7 @@ def _check(made: Sweep, folders: Folders, *, offline: bool) -> None:
         RqatError: every error of every cell, each once.
     """
     from ..preflight import preflight
+    from ..sweep.cells import listed
     from .device import likely_device
     from .plan import show_finding
 
@@ -145,16 +145,12 @@ def _check(made: Sweep, folders: Folders, *, offline: bool) -> None:
     for finding in (finding for finding in found if finding.level != "error" and finding.about not in shown):
         alike = [name for one, names in found.items() if one.about == finding.about for name in names]
         if finding.about and len(alike) > 1:
-            finding = replace(finding, text=f"{finding.text} ({_listed(alike)} cells)")
+            finding = replace(finding, text=f"{finding.text} ({listed(alike)} cells)")
         shown |= {finding.about} - {""}
         show_finding(finding)
     if errors:
-        lines = [f"{finding.text} {finding.hint} (cell {_listed(names)})" for finding, names in errors]
+        lines = [f"{finding.text} {finding.hint} (cell {listed(names)})" for finding, names in errors]
         raise RqatError("\n  ".join([f"{len(lines)} things stand in the way:", *lines]) if lines[1:] else lines[0])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -127,8 +127,7 @@ def load_sweep(path: Path, registry: Registry, overrides: Sequence[str] = ()) ->
         overrides: of every cell, such as `model=PATH`; they count more than the file's `set`.
 
     Raises:
-        RecipeError: every problem of the file and of all cells, each once.
-        ModelError: the model of a cell cannot be read.
+        RecipeError: every problem of the file and of all cells, each once, such as a model that cannot be read.
     """
     data, origins = read_yaml(path, str(path))
     place = Place(origins)
@@ -149,20 +148,23 @@ def load_sweep(path: Path, registry: Registry, overrides: Sequence[str] = ()) ->
     combined = list(_combined(keys))
     swept = tuple(dict.fromkeys(key for _, values in combined for key in values))
     cells: list[Cell] = []
+    refused: dict[str, list[str]] = {}
     for called, values in combined:
         shared, own = ({key: f"{key}={json.dumps(each[key])}" for key in each} for each in (keys.set, values))
         changes = tuple((shared | given | own).values())
         name = _name(called, {key: values[key] for key in keys.matrix} if called else values, swept)
         try:
             plan = build_plan(load_recipe(recipe, changes), registry)
+            prints = plan.fingerprints()
         except RecipeError as error:
             problems += [_in_file(problem, values, keys, place, given) for problem in error.problems]
             continue
-        except RqatError as error:
-            problems.append(f"{place.at('recipe')}: cell {name}: {error.message}")
+        except RqatError as error:  # its model, or data that decides a step, cannot be read
+            refused.setdefault(str(error), []).append(name)
             continue
         problems += [f"{place}: cell {name}: {found}" for found in _needs_trust(plan)]
-        cells.append(Cell(name, bool(called), values, changes, plan, plan.fingerprints()))
+        cells.append(Cell(name, bool(called), values, changes, plan, prints))
+    problems += [f"{place}: cell {listed(names)}: {text}" for text, names in refused.items()]
     if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
         known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
         problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")
@@ -268,6 +270,11 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 def shown(value: Any) -> str:
     """A value as names and tables have it."""
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some cells, and how many more there are."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _name(called: str, values: Mapping[str, Any], keys: Sequence[str]) -> str:

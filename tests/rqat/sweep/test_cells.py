@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rqat.errors import RqatError
+from rqat.errors import RecipeError, RqatError
 from rqat.recipe import load_recipe
 from rqat.registry import Registry
 from rqat.sweep.cells import Sweep, load_sweep, short_keys
@@ -244,3 +244,13 @@ def test_a_recipe_and_a_sweep_that_are_taken_for_each_other_are_told_so(registry
         f"{recipe}: this is a recipe, not a sweep; run `rqat qat {recipe}`, or name it in a sweep: `recipe: base.yaml`"
     )
     assert told in str(caught.value)
+
+
+def test_a_model_that_cannot_be_read_is_told_with_its_cells(registry: Registry, tmp_path: Path) -> None:
+    matrix = {"train.0.lr": [1e-4, 1e-3], "model": ["builtin:tiny-reasoner", str(tmp_path / "nosuch")]}
+    with pytest.raises(RecipeError) as error:
+        load_sweep(written(tmp_path, {"matrix": matrix}), registry)
+    (line,) = error.value.problems
+    assert "cell lr=0.0001_model=" in line
+    assert "and 1 more: The model folder" in line
+    assert line.endswith("Check the path.")
