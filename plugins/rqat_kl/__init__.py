@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -16,8 +17,9 @@ class KlOptions(rqat.ComparisonOptions):
         rows: sources of the rows: `[{source: traces, prompts: gsm8k}]`; their split `validation` unless `split` says
             otherwise.
         data: a `.jsonl` or text file in place of `rows`, or its `.gz`: all of it is read.
-        tokens: longest sequence; a longer row is cut into several, each read by itself.
-        pack: join rows into sequences of exactly `tokens` tokens, as perplexities of plain text are usually given; what
+        tokens: longest sequence, and never more than the models' context; a longer row is cut into several, each read
+            by itself.
+        pack: join rows into sequences of exactly so many tokens, as perplexities of plain text are usually given; what
             is left over is dropped. `limit` counts rows before they are joined: 16 lines of a text may come to one
             sequence.
         positions: which tokens count: those behind the prompts (of a plain text all), or all.
@@ -26,6 +28,13 @@ class KlOptions(rqat.ComparisonOptions):
     tokens: int = Field(default=2048, ge=2)
     pack: bool = False
     positions: Literal["completion", "all"] = "completion"
+
+    def check(self, context: rqat.Context) -> Iterator[rqat.Problem]:
+        """See `rqat.Options`."""
+        room = context.model.context if context.model else None
+        if room is not None and "tokens" in self.model_fields_set and self.tokens > room:
+            text = f"{self.tokens}, but the model's context is {room}."
+            yield rqat.Problem(text, f"Sequences are of {room} tokens at most.", "tokens", "warning")
 
     @model_validator(mode="before")
     @classmethod

@@ -49,7 +49,8 @@ class Kl(rqat.Comparison):
         vocabulary = max(tokenizer.get_vocab().values()) + 1
         sums = [[0, 0.0, 0.0] for _ in rows]
         most = 0 if rqat.scaled_logits(model) else TOGETHER_TOKENS.get(model.device.type, 0)
-        for group in _groups(self._sequences(rows), most):
+        longest = min(self.options.tokens, _context(model), _context(original))
+        for group in _groups(self._sequences(rows, longest), most):
             sequences = [sequence for _, sequence in group]
             mine = _logits(model, sequences, vocabulary)
             theirs = mine if original is model else _logits(original, sequences, vocabulary)
@@ -75,9 +76,9 @@ class Kl(rqat.Comparison):
         }
         return figures, per_row
 
-    def _sequences(self, rows: Sequence[rqat.TokenRow]) -> Iterator[tuple[int, rqat.TokenRow]]:
-        """Sequences of at most `tokens`, each with the row its figures go to; a packed one goes to that it ends in."""
-        longest = self.options.tokens
+    def _sequences(self, rows: Sequence[rqat.TokenRow], longest: int) -> Iterator[tuple[int, rqat.TokenRow]]:
+        """Sequences of so many tokens at most, each with the row its figures go to; a packed one has all, and goes to
+        the row that it ends in."""
         if self.options.pack:
             stream: list[int] = []
             for number, row in enumerate(rows):
@@ -93,6 +94,11 @@ class Kl(rqat.Comparison):
                 counted_from = min(max(prompt - start, 1), len(piece))
                 if counted_from < len(piece):
                     yield number, rqat.TokenRow(piece, counted_from)
+
+
+def _context(model: transformers.PreTrainedModel) -> int:
+    """Tokens that a model was made for; of more it says nothing, and their cost grows with the square."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 31)
 
 
 def _groups(sequences: Iterable[tuple[int, rqat.TokenRow]], most: int) -> Iterator[list[tuple[int, rqat.TokenRow]]]:

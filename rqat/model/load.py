@@ -210,7 +210,8 @@ def _told(error: Exception) -> str:
     if isinstance(error, ValidationError):  # of compressed-tensors, for config.json; what follows is of the same key
         first = error.errors()[0]
         place = ".".join(str(each) for each in first["loc"] if "[" not in str(each))
-        return f"config.json, quantization_config.{place} {first['input']!r:.60}: {first['msg'].removeprefix('Value error, ')}"
+        wrong = first["msg"].removeprefix("Value error, ")
+        return f"config.json, quantization_config.{place} {first['input']!r:.60}: {wrong}"
     return str(error) or type(error).__name__
 
 

@@ -58,6 +58,15 @@ def by_hand(model: Any, original: Any, rows: list[TokenRow], vocabulary: int) ->
     return divergence / count, math.exp(surprise / count), count
 
 
+def test_no_sequence_is_longer_than_the_models_were_made_for(registry: Registry) -> None:
+    model, original, rows = tiny_model(1, context=64), tiny_model(0, context=32), some_rows(2, 90)
+    words = tiny_tokenizer()
+    for pack in (False, True):
+        found = compare(task(registry, pack=pack), model, original, words, rows)
+        assert found == compare(task(registry, pack=pack, tokens=32), model, original, words, rows)
+        assert found != compare(task(registry, pack=pack, tokens=31), model, original, words, rows)
+
+
 @pytest.mark.parametrize("piece", [1 << 24, 1 << 9])
 def test_figures_are_those_worked_out_by_hand(registry: Registry, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     made, words = task(registry), tiny_tokenizer()
@@ -350,3 +359,19 @@ def test_looking_on_changes_no_weight(tmp_path: Path, objective: str) -> None:
     assert [line["step"] for line in lines if "watch/kl" in line] == [2, 4, 5]
     assert all(line["watch/kl"] > 0 and line["watch/perplexity"] > 1 for line in lines if "watch/kl" in line)
     assert "kl beside the model before quantization" in (tmp_path / "with" / "report.html").read_text()
+
+
+def test_a_sequence_longer_than_the_context_is_told_in_the_plan(registry: Registry, tmp_path: Path) -> None:
+    model = str(save_tiny(tmp_path / "model", context=64))
+
+    def told(**options: Any) -> list[str]:
+        task = {"task": "kl", "rows": "arith", "variants": ["bf16"], **options}
+        keys = {"name": "r", "model": model, "quantize": "rtn", "scheme": "w4g32", "export": None, "evaluate": [task]}
+        return [
+            str(found) for found in preflight(build_plan(built_recipe(keys, {}), registry)) if "context" in found.text
+        ]
+
+    assert told() == told(tokens=64) == []
+    (line,) = told(tokens=65)
+    assert line.startswith("warning")
+    assert "tokens: 65, but the model's context is 64" in line
