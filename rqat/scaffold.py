@@ -13,7 +13,8 @@ import importlib.util
 import re
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def new_plugin(
     for card in cards:
         if names[card.name] in [other.name for other in registry.cards(card.kind)]:
             raise PluginError(f"there is a {card.kind} '{names[card.name]}' already.", hint="Choose another name.")
-    with explained(folder):
+    with explained(folder), _whole_or_not_at_all(folder):
         (folder / "tests").mkdir(parents=True)
         copied = _copy(registry, cards, folder, module)
         light = copied / "__init__.py" if copied.is_dir() else copied
@@ -81,6 +82,16 @@ def new_plugin(
         write_text(folder / "README.md", _readme(name, cards, names))
         write_text(folder / "tests" / "test_conformance.py", _tests(cards, names))
     return NewPlugin(folder, module, names, (f"cd {folder}", "pip install -e .", "pytest"))
+
+
+@contextmanager
+def _whole_or_not_at_all(folder: Path) -> Iterator[None]:
+    """Leaves no half of a folder behind, for which the same command would be refused the next time."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def rename(code: str, names: Mapping[str, str]) -> str:

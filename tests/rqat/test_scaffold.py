@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import sys
 import tomllib
 from pathlib import Path
@@ -13,8 +14,10 @@ import typer
 from rqat import PluginError, RunError, UnknownName
 from rqat.cut_out import without_future_annotations
 from rqat.discovery import PATHS
+from rqat.errors import DiskError
 from rqat.registry import BUILTIN, Registry
 from rqat.scaffold import new_plugin, rename
+from rqat.storage import write_text
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,21 @@ def test_a_package_is_copied_whole(registry: Registry, tmp_path: Path, like: str
     }
     assert "`gptq`" not in ours
     assert made.commands == (f"cd {made.folder}", "pip install -e .", "pytest")
+
+
+def test_what_cannot_be_written_whole_leaves_nothing_in_the_way(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(path: Path, text: str) -> None:
+        if path.name == "README.md":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_text(path, text)
+
+    with monkeypatch.context() as patched, pytest.raises(DiskError, match="rqat-acme-quant"):
+        patched.setattr("rqat.scaffold.write_text", full)
+        new_plugin(registry, "rqat-acme-quant", "rtn", parent=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert new_plugin(registry, "rqat-acme-quant", "rtn", parent=tmp_path).folder.is_dir()
 
 
 def test_the_project_file_has_the_entry_point(registry: Registry, tmp_path: Path):
