@@ -64,10 +64,11 @@ def test_what_cannot_be_written_whole_leaves_nothing_in_the_way(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_text(path, text)
 
-    with monkeypatch.context() as patched, pytest.raises(DiskError, match="rqat-acme-quant"):
-        patched.setattr("rqat.scaffold.write_text", full)
+    monkeypatch.setattr("rqat.scaffold.write_text", full)
+    with pytest.raises(DiskError, match="rqat-acme-quant"):
         new_plugin(registry, "rqat-acme-quant", "rtn", parent=tmp_path)
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
     assert new_plugin(registry, "rqat-acme-quant", "rtn", parent=tmp_path).folder.is_dir()
 
 
