@@ -190,13 +190,13 @@ def _samples(folder: Path, name: str) -> bytes:
 def check_loader(config: ModelConfig) -> None:
     """Refuses a quantized checkpoint whose parts do not fit, or that neither transformers nor rqat loads here."""
     method = str((config.quantization or {}).get("quant_method", ""))
-    why = f"'{config.keys.path}' is a checkpoint of the format {method}."
+    why: str | None = None  # not known before it is fetched
     if config.quantization is not None and config.folder is not None:
         why = why_not_taken_over(config.folder, config.quantization)
-    if not why or not needs_decoding(config):
+    if why == "" or not needs_decoding(config):
         return
     missing = _missing_loaders(method)
-    if config.folder is not None and not missing and method != MLX:
+    if why and not missing and method != MLX:
         raise ModelError(why, hint=ANOTHER)
     if method == MLX:
         raise ModelError(
@@ -204,7 +204,8 @@ def check_loader(config: ModelConfig) -> None:
             hint="Use mlx_lm, or the step of the run it was exported from.",
         )
     raise ModelError(
-        f"{why} transformers loads this format with {' and '.join(missing)}, not installed here.",
+        f"'{config.keys.path}' is a{'n' if method == 'awq' else ''} {method} checkpoint; transformers loads it with "
+        f"{' and '.join(missing)}, not installed here. {why or ''}".rstrip(),
         hint=f"Run: pip install {' '.join(missing)}. Or export it in another format.",
     )
 

@@ -348,7 +348,7 @@ ONE_AT_5["config_groups"]["b"]["targets"] = ["re:.*q_proj"]
         ("ct", described(strategy="grup"), "config_groups.a.weights.strategy 'grup': 'grup' is not a valid"),
         ("ct", described(strategy="tensor", group_size=None), "must match the size"),
         ("ct", described(type="float"), "cannot be loaded: AssertionError"),
-        ("gptq-v1", {"bits": 5}, "is gptq with bits 5, which is not taken over. transformers loads this format with"),
+        ("gptq-v1", {"bits": 5}, "is gptq with bits 5, which is not taken over."),
         ("awq", {"version": "gemv"}, "is awq with version gemv"),
     ],
 )
