@@ -33,7 +33,7 @@ class Options(rqat.Options):
             search sees the weights before the loop, which then adds to those still to come: a span that just fits the
             originals cuts them off.
         refits: how often the scales are fitted anew to the codes that the loop has chosen, for the least output error,
-            and the loop is run again in between. Left out, 2 at 2 and 4 bits and else 0. Of the uniform grid only.
+            and the loop is run again in between. Left out, 2 up to 4 bits and 0 with more. Of the uniform grid only.
         asymmetric: share of what the layers before have done to a layer's input that its weights make up for (GPTAQ,
             arXiv 2504.02692); more than 0 carries the original model's hidden states along.
         true_sequential: within a block, take the statistics of a layer's inputs when the layers before it have been
@@ -69,7 +69,7 @@ class Options(rqat.Options):
 
     def refits_at(self, bits: int) -> int:
         """`refits`, or how many there are at so many bits."""
-        return (2 if bits in (2, 4) else 0) if self.refits is None else self.refits
+        return (2 if bits <= 4 else 0) if self.refits is None else self.refits
 
     def also_needs(self) -> Iterable[str]:
         """See `rqat.Options`."""
