@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     import transformers
 
     from .api import QuantizedModel, evaluate, export, load, quantize, save
+    from .generation.sampling import context_length
     from .train.optimizer import QuantizedOptimizer
     from .train.shards import as_forward
     from .train.teacher import check_linear_head, scaled_logits
@@ -161,6 +162,7 @@ __all__ = [
     "__version__",
     "as_forward",
     "check_linear_head",
+    "context_length",
     "evaluate",
     "export",
     "grid_of",
@@ -181,6 +183,7 @@ __all__ = [
 
 _FETCHED = {
     ".api": ("QuantizedModel", "evaluate", "export", "load", "quantize", "save"),
+    ".generation.sampling": ("context_length",),
     ".train.optimizer": ("QuantizedOptimizer",),
     ".train.shards": ("as_forward",),
     ".train.teacher": ("check_linear_head", "scaled_logits"),

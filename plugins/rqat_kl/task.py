@@ -49,7 +49,7 @@ class Kl(rqat.Comparison):
         vocabulary = max(tokenizer.get_vocab().values()) + 1
         sums = [[0, 0.0, 0.0] for _ in rows]
         most = 0 if rqat.scaled_logits(model) else TOGETHER_TOKENS.get(model.device.type, 0)
-        longest = min(self.options.tokens, _context(model), _context(original))
+        longest = min(self.options.tokens, rqat.context_length(model), rqat.context_length(original))
         for group in _groups(self._sequences(rows, longest), most):
             sequences = [sequence for _, sequence in group]
             mine = _logits(model, sequences, vocabulary)
@@ -94,11 +94,6 @@ class Kl(rqat.Comparison):
                 counted_from = min(max(prompt - start, 1), len(piece))
                 if counted_from < len(piece):
                     yield number, rqat.TokenRow(piece, counted_from)
-
-
-def _context(model: transformers.PreTrainedModel) -> int:
-    """Tokens that a model was made for; of more it says nothing, and their cost grows with the square."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 31)
 
 
 def _groups(sequences: Iterable[tuple[int, rqat.TokenRow]], most: int) -> Iterator[list[tuple[int, rqat.TokenRow]]]:
