@@ -1,4 +1,4 @@
-"""Where rows come from: files (`jsonl`, `table`, `text`), GSM8K, the Hugging Face hub, and mixtures of other sources.
+"""Where rows come from: files (`jsonl`, `table`, `text`), GSM8K, the Hugging Face hub, prompts of all kinds, mixtures.
 
 Every source keeps train, validation and test apart and gives the same rows in the same order for the same seed.
 """
@@ -90,6 +90,10 @@ class Gsm8kOptions(rqat.Options):
     shuffle: bool = True
 
 
+class GeneralOptions(rqat.Options):
+    """`general` has no options."""
+
+
 class HubOptions(RowsOptions):
     """Options of `hub`.
 
@@ -126,5 +130,8 @@ def register_sources(register: rqat.RegisterSource) -> None:
     register("table", options=TableOptions, load=".table:Table", summary="rows of a CSV, TSV or Parquet file")
     register("text", options=TextOptions, load=".files:Text", summary="documents of a plain text file", domain="text")
     register("gsm8k", options=Gsm8kOptions, load=".gsm8k:Gsm8k", summary="grade-school maths, solved", domain="math")
+    register(
+        "general", options=GeneralOptions, load=".general:General", summary="prompts of all kinds, to look at only"
+    )
     register("hub", options=HubOptions, load=".hub:Hub", summary="a data set of the Hugging Face hub")
     register("mix", options=MixOptions, load=".mix:Mix", summary="a weighted mixture of other sources")

@@ -392,6 +392,15 @@ def test_gsm8k_never_gives_its_test_split(registry, gsm8k):
         source(registry, "gsm8k", path=str(gsm8k / "test.jsonl")).rows("train", 0)
 
 
+def test_general_prompts_are_to_look_at_only(registry):
+    rows = list(source(registry, "general").rows("validation", 0))
+    assert len(rows) == len({row["prompt"] for row in rows}) == 64
+    assert rows[0] == {"prompt": "Explain to a ten-year-old why the sky is blue.", "place": "general:1"}
+    assert list(source(registry, "general").rows("validation", 7)) == rows
+    with pytest.raises(DataError, match=r"no split 'train'.* not for calibration or training"):
+        source(registry, "general").rows("train", 0)
+
+
 def test_gsm8k_errors(registry, gsm8k, monkeypatch):
     (gsm8k / "train.jsonl").write_text('{"question": "a", "answer": "no mark"}\n')
     with pytest.raises(DataError, match=r"train\.jsonl:1: the answer has no '#### <number>'"):
