@@ -1,8 +1,15 @@
-"""Numbers as people read them."""
+"""Numbers and lists as people read them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+
+def few(names: Sequence[str], most: int = 3, kind: str = "") -> str:
+    """The first of some names, and how many more there are: "a, b, c and 4 more layers"."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more {kind}".rstrip() if rest > 0 else "")
 
 
 def size(count: float) -> str:

@@ -28,6 +28,7 @@ from .contracts import Options, Part, Source
 from .contracts.options import graders_of, parts_of, starts_of
 from .discovery import BrokenPlugin, Discovery, Plugin, one_line
 from .errors import PluginError, RecipeError, UnknownName, nearest
+from .figures import few
 from .problems import Place, problems_of
 from .stages import reserved_keys
 
@@ -199,9 +200,8 @@ class Registry:
         known += [card.full_name for card, _ in self.shadowed if card.kind == kind]
         error = UnknownName(name, kind, known, where=where)
         if self.broken:
-            first, *more = dict.fromkeys(map(str, self.broken))
-            others = f" and {len(more)} more" if more else ""
-            error.hint += f" Broken, so perhaps missing here: {first.rstrip('.')}{others} (see `rqat plugins`)."
+            broken = few(list(dict.fromkeys(str(one).rstrip(".") for one in self.broken)), 1)
+            error.hint += f" Broken, so perhaps missing here: {broken} (see `rqat plugins`)."
         if self.disabled:
             error.hint += f" Left out by RQAT_DISABLE_PLUGINS: {', '.join(self.disabled)}."
         return error

@@ -50,10 +50,10 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "facts": ("stage", "cards", "shapes", "keys", "contracts", "storage"),
     "discovery": ("cards", "hookspecs", "errors"),
-    "registry": ("discovery", "cards", "stages", "hookspecs", "contracts", "problems", "errors"),
+    "registry": ("figures", "discovery", "cards", "stages", "hookspecs", "contracts", "problems", "errors"),
     "grids": ("registry", "cards", "contracts", "scheme", "errors"),
-    "model": ("grids", "shapes", "quiet", "registry", "contracts", "keys", "scheme", "errors", "storage"),
-    "packed": ("grids", "model", "shapes", "contracts", "keys", "scheme", "errors"),
+    "model": ("figures", "grids", "shapes", "quiet", "registry", "contracts", "keys", "scheme", "errors", "storage"),
+    "packed": ("figures", "grids", "model", "shapes", "contracts", "keys", "scheme", "errors"),
     "generation": ("text_files", "packed", "model", "shapes", "contracts", "keys", "scheme", "errors"),
     "evals": ("quiet", "generation", "contracts", "scheme", "errors", "storage", "processes"),
     "train": (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RqatError, RunError
-from ..figures import seconds, size
+from ..figures import few, seconds, size
 from . import display, options
 
 if TYPE_CHECKING:
@@ -131,7 +131,6 @@ def _check(made: Sweep, folders: Folders, *, offline: bool) -> None:
         RqatError: every error of every cell, each once.
     """
     from ..preflight import preflight
-    from ..sweep.cells import listed
     from .device import likely_device
     from .plan import show_finding
 
@@ -145,11 +144,11 @@ def _check(made: Sweep, folders: Folders, *, offline: bool) -> None:
     for finding in (finding for finding in found if finding.level != "error" and finding.about not in shown):
         alike = [name for one, names in found.items() if one.about == finding.about for name in names]
         if finding.about and len(alike) > 1:
-            finding = replace(finding, text=f"{finding.text} ({listed(alike)} cells)")
+            finding = replace(finding, text=f"{finding.text} ({few(alike, 1)} cells)")
         shown |= {finding.about} - {""}
         show_finding(finding)
     if errors:
-        lines = [f"{finding.text} {finding.hint} (cell {listed(names)})" for finding, names in errors]
+        lines = [f"{finding.text} {finding.hint} (cell {few(names, 1)})" for finding, names in errors]
         raise RqatError("\n  ".join([f"{len(lines)} things stand in the way:", *lines]) if lines[1:] else lines[0])
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+from ..figures import few
 from ..keys import ModelKeys
 from .families import EXPERTS, FAMILIES, Layout, layout_of
 from .hub import (
@@ -315,9 +316,8 @@ def check_quantizable(config: ModelConfig) -> None:
     expected = [f"{name}.weight" for name in (*layout.layer_names(config.blocks), *others)]
     missing = [name for name in expected if name not in config.tensors]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ModelError(
-            f"'{path}' lacks tensors that its config.json asks for: {', '.join(missing[:3])}{more}.",
+            f"'{path}' lacks tensors that its config.json asks for: {few(missing)}.",
             hint="The checkpoint is incomplete or in another layout; save it with save_pretrained or fetch it again.",
         )
 

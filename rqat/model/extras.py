@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from ..contracts import Problem
 from ..contracts.options import expanded
 from ..errors import ModelError, RqatError
-from ..figures import size
+from ..figures import few, size
 from ..keys import ModelKeys
 from .config import MLX, ModelConfig, mixes_blocks, read_config, weight_files
 from .families import FAMILIES
@@ -105,8 +105,8 @@ def remarks(config: ModelConfig, device: str = "cpu") -> Iterator[Problem]:
 def _left_out(config: ModelConfig, where: str = "") -> Iterator[Problem]:
     if left := unasked(config):
         yield Problem(
-            f"'{config.keys.path}' holds {_listed(left)}, which its config.json does not ask for; they are left out"
-            f"{where}.",
+            f"'{config.keys.path}' holds {few(left, kind='tensors')}, which its config.json does not ask for; they are "
+            f"left out{where}.",
             "If they matter, this is not the right kind of checkpoint for rqat.",
             level="warning",
         )
@@ -224,8 +224,8 @@ def _missing_loaders(method: str) -> list[str]:
 def refuse_unasked(path: str, names: list[str]) -> None:
     """Refuses a model that would be computed without these tensors of its blocks."""
     raise ModelError(
-        f"'{path}' has {_listed(names)} within its blocks, which its config.json does not ask for: without them it is "
-        "another model.",
+        f"'{path}' has {few(names, kind='tensors')} within its blocks, which its config.json does not ask for: "
+        "without them it is another model.",
         hint=unsaid(names) or "Mend config.json (attention_bias, mlp_bias, model_type), or fetch the model again.",
     )
 
@@ -314,11 +314,6 @@ def _biased(config: ModelConfig) -> list[str]:
 def _in_a_block(name: str, config: ModelConfig) -> bool:
     found = re.match(re.escape(config.layout.blocks) + r"\.(\d+)\.", name)
     return found is not None and int(found[1]) < config.blocks
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rqat_kernels.dispatch import one_thread
 
 from ..errors import ModelError
+from ..figures import few
 from ..keys import ModelKeys
 from ..quiet import quiet_loading
 from .checkpoint import ends_alone
@@ -168,8 +169,7 @@ def _refuse_missing(path: str, missing: Iterable[Any]) -> None:
     names = sorted(map(str, missing))
     if names:
         raise ModelError(
-            f"'{path}' lacks weights that its config.json asks for: {', '.join(names[:5])}"
-            f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}.",
+            f"'{path}' lacks weights that its config.json asks for: {few(names, 5)}.",
             hint="The checkpoint is incomplete; fetch it again.",
         )
 

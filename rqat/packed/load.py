@@ -18,6 +18,7 @@ from rqat_kernels.packing import PackedWeight
 
 from ..contracts import QuantizedWeight
 from ..errors import ModelError
+from ..figures import few
 from ..keys import ModelKeys
 from ..model.checkpoint import DENSE_FILE, decoded, load_layers, scheme_of, settings_in
 from ..model.config import ModelConfig, read_config
@@ -190,7 +191,7 @@ def _build(
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if empty or unexpected:
         wrong = [f"{name} is missing" for name in empty] + [f"{name} is unknown" for name in unexpected]
-        raise damaged(folder, f"{', '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}")
+        raise damaged(folder, few(wrong, 5))
     model.config._name_or_path = path
     if (folder / GENERATION_FILE).is_file():
         model.generation_config = settings_in(folder)

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError
 
 from ..errors import RecipeError, RqatError
+from ..figures import few
 from ..keys import Keys
 from ..plan import Plan, build_plan
 from ..problems import Place, problems_of
@@ -164,7 +165,7 @@ def load_sweep(path: Path, registry: Registry, overrides: Sequence[str] = ()) ->
             continue
         problems += [f"{place}: cell {name}: {found}" for found in _needs_trust(plan)]
         cells.append(Cell(name, bool(called), values, changes, plan, prints))
-    problems += [f"{place}: cell {listed(names)}: {text}" for text, names in refused.items()]
+    problems += [f"{place}: cell {few(names, 1)}: {text}" for text, names in refused.items()]
     if keys.stop is not None and cells and keys.stop.figure not in _watched(cells):
         known = ", ".join(_watched(cells)) or "none; add `watch: {task: kl, ...}` to a training"
         problems.append(f"{place.at('stop')}: no cell watches '{keys.stop.figure}'. Watched: {known}.")
@@ -270,11 +271,6 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 def shown(value: Any) -> str:
     """A value as names and tables have it."""
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of some cells, and how many more there are."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _name(called: str, values: Mapping[str, Any], keys: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from rqat_kernels.latent_adam import scale_of
 
 from ..contracts import Grid, QuantizedWeight
 from ..errors import ModelError, RqatError
+from ..figures import few
 from ..grids import grid_of
 from ..model.checkpoint import scheme_of
 
@@ -153,8 +154,7 @@ class Bucket:
 
     def describe(self) -> str:
         """The layers, for an error message."""
-        few = ", ".join(f"'{name}'" for name in self.names[:3])
-        return few if len(self.names) <= 3 else f"{few} and {len(self.names) - 3} more layers"
+        return few([f"'{name}'" for name in self.names], kind="layers")
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...cards import Card
 from ...contracts import Options, Row, Source
 from ...errors import DataError, ModelError, RecipeError
+from ...generation.sampling import context_length
 from ...model.activations import TokenBatch
 from ...registry import Registry, parts_of
 from .. import keys_of
@@ -57,11 +58,11 @@ def given_text(
         RecipeError: a key or an option is wrong; the source writes its rows with the model, in a step of a recipe.
         ModelError: the sequences are longer than the model's context.
     """
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_length(model)
     if isinstance(calibration, (str, Mapping)):
         spelled = {"source": calibration} if isinstance(calibration, str) else dict(calibration)
     else:
-        spelled = {"rows": calibration, "pack": False, "tokens": min(512, context or 512)}
+        spelled = {"rows": calibration, "pack": False, "tokens": min(512, context)}
     if "rows" in spelled:
         rows = _rows(spelled.pop("rows"))
         keys = keys_of("calibration", {"source": "rows", "samples": max(1, len(rows) - spare), **spelled})
@@ -77,7 +78,7 @@ def given_text(
             )
         source: Source = registry.make(card, options)
         found = Given(keys, lambda: source.rows(keys.split, keys.seed))
-    if context is not None and keys.tokens > context:
+    if keys.tokens > context:
         raise ModelError(
             f"calibration: {keys.tokens} tokens are more than the {context} of the model's context.",
             hint=f"Set tokens to {context} or less.",
