@@ -29,6 +29,19 @@ def files_of(package: Path, loads: Collection[str]) -> set[str]:
     return found
 
 
+def data_of_others(package: Path, modules: Collection[str]) -> list[Path]:
+    """Files of a package, Python's left out, whose name stands in the code of other modules than these alone."""
+    kept, others = "", ""
+    for file in package.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        if ".".join(file.relative_to(package).with_suffix("").parts) in {*modules, "__init__"}:
+            kept += text
+        else:
+            others += text
+    data = (file for file in package.rglob("*") if file.is_file() and file.suffix != ".py")
+    return [file for file in data if file.name in others and file.name not in kept]
+
+
 def imported_from_card(package: Path, modules: Collection[str]) -> set[str]:
     """Names that modules of a package import from its `__init__`."""
     texts = [(package / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8") for name in modules]

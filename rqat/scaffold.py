@@ -169,6 +169,8 @@ def _copy(registry: Registry, cards: Sequence[Card], folder: Path, new: str) -> 
 def _cut(package: Path, cards: Sequence[Card], kept: set[tuple[str, str]]) -> None:
     """Leaves in a copied package what some of its parts are made of."""
     modules = cut_out.files_of(package, [card.load for card in cards])
+    for file in cut_out.data_of_others(package, modules):
+        file.unlink()
     for file in sorted(package.rglob("*.py")):
         name = ".".join(file.relative_to(package).with_suffix("").parts)
         if not name.endswith("__init__") and name not in modules:

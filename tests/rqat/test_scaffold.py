@@ -141,6 +141,12 @@ def test_one_part_is_copied_with_its_own_files(registry: Registry, tmp_path: Pat
     assert "register_sources" not in card
     assert "SourceOptions" not in card
     assert not (made.folder / made.module / "pretrain.py").exists()
+    made = new_plugin(registry, "rqat-acme-asked", "general", parent=tmp_path)
+    assert sorted(path.name for path in (made.folder / made.module).iterdir()) == [
+        "__init__.py",
+        "general.py",
+        "general.txt",
+    ]
 
 
 @pytest.mark.parametrize("module", BUILTIN)
