@@ -55,6 +55,9 @@ RATES = {
 Adam and its kin move every value by up to the rate in one step: beyond these, by about as much as there is of it.
 """
 
+IN = {"codes": "weights, in steps of the grid,", "size": "weights, as a share of their size,"}
+"""What a training's `lr` moves where it is not counted in weights, by its `lr_in`."""
+
 
 def warm_steps(schedule: str, warmup: float, steps: int) -> int:
     """Of a training's steps those that warm up; a schedule that is constant has none."""
@@ -87,6 +90,6 @@ def doubtful(
         most, moved = RATES[name]
         if rate is None or rate <= most or optimizer == "SGD":
             continue
-        moved = "weights, in steps of the grid," if (name, lr_in) == ("lr", "codes") else moved
+        moved = IN.get(lr_in, moved) if name == "lr" else moved
         level: Literal["error", "warning"] = "error" if rate >= 10 * most else "warning"
         yield name, level, f"{rate:g}: one step would move {moved} by up to that much.", "Usual are 1e-6 to 1e-3."

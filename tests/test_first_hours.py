@@ -123,6 +123,10 @@ def _recipe(folder: Path, model: Path) -> Path:
         ("model=$NOWHERE/model", "The model folder '$NOWHERE/model' ($NOWHERE is not set) does not exist"),
         ("model=~/no-such-model", "'/home/me/no-such-model' does not exist"),
         ("train.0.lr=1000", "--set train.0.lr: 1000: one step would move weights, most of which are below 0.1"),
+        (
+            "train.0.lr=2 train.0.lr_in=size",
+            "train.0.lr: 2: one step would move weights, as a share of their size, by",
+        ),
         ("train.0.scale_lr=2", "--set train.0.scale_lr: 2: one step would move scales"),
         ("train.0.gate={pass_rate: 1, signal: 1}", "no model can pass: where 1 of the prompts have a wrong completion"),
         ("train.0.gate={pass_rate: 0.8, signal: 0.9}", "at most 0.775 are correct, and pass_rate asks for 0.8"),
@@ -136,7 +140,7 @@ def _recipe(folder: Path, model: Path) -> Path:
 def test_plan_refuses_in_one_line(recipe: Path, monkeypatch: pytest.MonkeyPatch, change: str, says: str) -> None:
     monkeypatch.setenv("HERE", "/some/where")
     monkeypatch.setenv("HOME", "/home/me")
-    changes = change.split(" ") if "calibration" in change else [change]
+    changes = change.split(" ") if "calibration" in change or "lr_in" in change else [change]
     err = told("plan", recipe, *(word for one in changes for word in ("--set", one)))
     assert says in err
     assert "--calibration" not in err  # which `plan` does not have

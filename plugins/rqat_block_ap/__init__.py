@@ -9,6 +9,9 @@ from pydantic import Field
 
 import rqat
 
+LOWEST_USEFUL = 5e-4
+"""Share of their size by which latent weights have to move in a step; rates that are counted in weights are lower."""
+
 
 class Options(rqat.Options):
     """Options of `block-ap`.
@@ -18,7 +21,9 @@ class Options(rqat.Options):
             `{method: gptq, narrowest: 0.5}`.
         epochs: how often a block sees every calibration sequence; 0 leaves the start as it is.
         batch: sequences per step.
-        lr: learning rate of the latent weights, at first; it falls to a twentieth along a cosine, as all three do.
+        lr: learning rate of the latent weights, at first, as a share of their size, the root mean square of the
+            block's weights: the same number then suits models whose weights are ten times as large. It falls to a
+            twentieth along a cosine, as all three do.
         scale_lr: of the scales, relative to the scale itself; null freezes them.
         zero_lr: of the zero points, in codes; null freezes them.
         reach: farthest a latent weight starts from its code's value, in steps of the grid; the border is at 0.5.
@@ -34,7 +39,7 @@ class Options(rqat.Options):
     start: rqat.Start = Field(default=rqat.Start(method="gptq"))
     epochs: int = Field(default=8, ge=0)
     batch: int = Field(default=4, ge=1)
-    lr: float = Field(default=1e-4, ge=0)
+    lr: float = Field(default=5e-3, ge=0)
     scale_lr: float | None = Field(default=1e-3, ge=0)
     zero_lr: float | None = Field(default=None, ge=0)
     reach: float = Field(default=0.4, ge=0, le=0.5)
@@ -49,6 +54,13 @@ class Options(rqat.Options):
             yield rqat.Problem(
                 "nothing is trained: lr, scale_lr and zero_lr are 0 or null.",
                 f"Set one of them, or use '{self.start.method}' by itself.",
+                "lr",
+                level="warning",
+            )
+        if self.epochs and 0 < self.lr < LOWEST_USEFUL:
+            yield rqat.Problem(
+                f"{self.lr:g}: one step moves a weight by no more than {100 * self.lr:g} % of the weights' size.",
+                "Usual are 1e-3 to 2e-2, as a share of it.",
                 "lr",
                 level="warning",
             )

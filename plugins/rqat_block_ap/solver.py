@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -75,16 +75,18 @@ class BlockAp(rqat.Quantizer):
             block.module,
             made,
             lr=options.lr,
+            lr_in="size",
             scale_lr=options.scale_lr,
             zero_lr=options.zero_lr,
             latents={name: block.linear(name).weight.detach().float() for name in made},
             reach=options.reach,
         )
+        rates = [group["lr"] for group in optimizer.param_groups]
         first = best = task.error()
         notes, stopped = {name: layer.note for name, layer in made.items()}, ""
         for epoch in range(options.epochs):
             try:
-                self._epoch(epoch, task, optimizer)
+                self._epoch(epoch, task, optimizer, rates)
             except rqat.NumericsError as failure:
                 stopped = f"epoch {epoch + 1}: {failure.message}"
                 break
@@ -99,8 +101,11 @@ class BlockAp(rqat.Quantizer):
         last = block.names()[-1]
         return made | {last: replace(made[last], note="; ".join(filter(None, (notes[last], *told))))}
 
-    def _epoch(self, epoch: int, task: Task, optimizer: rqat.QuantizedOptimizer) -> None:
+    def _epoch(self, epoch: int, task: Task, optimizer: rqat.QuantizedOptimizer, rates: Sequence[float]) -> None:
         """Trains on every sequence once.
+
+        Args:
+            rates: of the optimizer's groups, at first.
 
         Raises:
             NumericsError: a gradient is not finite.
@@ -108,17 +113,8 @@ class BlockAp(rqat.Quantizer):
         batches = task.batches(epoch)
         for index, batch in enumerate(batches):
             share = task.share_of_rate((epoch + index / len(batches)) / self.options.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = share * self._rates[group["name"]]
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = share * rate
             task.loss(*batch).backward()
             optimizer.step()
             optimizer.zero_grad()
-
-    @property
-    def _rates(self) -> dict[str, float]:
-        """Learning rates at first, by the optimizer's names of what they are of."""
-        return {
-            "latents": self.options.lr,
-            "scales": self.options.scale_lr or 0.0,
-            "zeros": self.options.zero_lr or 0.0,
-        }

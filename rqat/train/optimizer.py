@@ -41,7 +41,7 @@ from ..storage import fingerprint_of
 from .buckets import Bucket, plan_buckets, sum_of_bits
 from .fused import FusedAdam, all_finite
 from .regroup import regrouped
-from .shards import Share, is_part, local
+from .shards import Share, is_part, local, root_mean_square
 from .trainable import other_parameters, weights_of
 
 FORMAT = 1
@@ -59,7 +59,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             zero points alone are trained, in a fraction of the memory.
         lr_in: what `lr` is counted in. "weights" is one number for all; "codes" is steps of the grid, so that all
             groups change their codes equally fast: whatever `inner` moves a latent by is multiplied by the scale that
-            its group started from.
+            its group started from. "size" is a share of the root mean square of all weights that are trained, so that
+            what suits one model suits another whose weights are ten times as large (relative step sizes, arXiv
+            1804.04235, section 8).
         scale_lr: of the scales, relative to the scale itself; None freezes them.
         zero_lr: of the zero points, in codes; None freezes them, as does a grid on which they are fixed.
         other_lr: of everything else but embeddings and lm_head; None freezes it.
@@ -81,7 +83,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         *,
         inner: type[torch.optim.Optimizer] = torch.optim.AdamW,
         lr: float | None,
-        lr_in: Literal["weights", "codes"] = "weights",
+        lr_in: Literal["weights", "codes", "size"] = "weights",
         scale_lr: float | None = None,
         zero_lr: float | None = None,
         other_lr: float | None = None,
@@ -119,6 +121,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self.masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in self.others.items()}
 
         groups: list[dict[str, Any]] = []
+        if lr is not None and lr_in == "size":
+            lr *= root_mean_square([weight for bucket in self.buckets for weight in bucket.weights], bool(self._split))
         if lr is not None:
             groups.append(
                 {"name": "latents", "params": [b.latent for b in self.buckets], "lr": lr, "weight_decay": weight_decay}

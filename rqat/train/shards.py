@@ -11,7 +11,8 @@ Where they do not (while they write completions, or when one alone compares mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -102,6 +103,21 @@ def local(tensor: Tensor) -> Tensor:
     part: Any = tensor.detach()
     found: Tensor = part.to_local() if is_part(part) else part
     return found
+
+
+def root_mean_square(tensors: Iterable[Tensor], split: bool = False) -> float:
+    """Of all numbers in some tensors; if these are `split`, of what all processes hold, each of which has to ask."""
+    squares, numbers = 0.0, 0
+    for tensor in tensors:
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        squares += float(torch.linalg.vector_norm(tensor.detach(), dtype=wide)) ** 2
+        numbers += tensor.numel()
+    parts: list[Any] = [(squares, numbers)]
+    if split:
+        parts = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, (squares, numbers))
+    squares, numbers = (sum(each) for each in zip(*parts, strict=True))
+    return math.sqrt(squares / numbers) if numbers else 0.0
 
 
 @contextmanager

@@ -90,7 +90,8 @@ class TrainKeys(PluginKeys):
         optimizer: name of a torch.optim class.
         lr: learning rate of the latent weights. None: codes stay, and the rest is trained in far less memory.
         lr_in: what it is counted in. `weights`: one number for all. `codes`: steps of the grid; groups of small weights
-            then change their codes as fast as those of large ones. 2e-3 was too high where it was tried.
+            then change their codes as fast as those of large ones. 2e-3 was too high where it was tried. `size`: a
+            share of the weights' root mean square, the same for models of large weights and of small.
         latent_reach: how far from its code's value a latent weight starts at most, in steps of the grid (0.5 is the
             border). It starts where the train step before left it, else at the weight before quantization.
         scale_lr: of the scales, relative to the scale itself. None freezes the scales.
@@ -128,7 +129,7 @@ class TrainKeys(PluginKeys):
     max_tokens: int = Field(default=2048, ge=2)
     optimizer: str = "AdamW"
     lr: float | None = Field(default=2e-5, gt=0)
-    lr_in: Literal["weights", "codes"] = "weights"
+    lr_in: Literal["weights", "codes", "size"] = "weights"
     latent_reach: float = Field(default=0.4, ge=0, le=0.5)
     scale_lr: float | None = Field(default=5e-4, gt=0)
     zero_lr: float | None = Field(default=None, gt=0)

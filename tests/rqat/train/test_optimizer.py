@@ -67,6 +67,30 @@ def test_nothing_moves_before_the_first_step(scheme: Scheme) -> None:
         assert not torch.equal(optimizer.latents()[name], model.get_submodule(name).weight)
 
 
+def test_a_rate_by_size_suits_large_weights_and_small_ones() -> None:
+    """Of a model whose weights are eight times as large the same codes change."""
+    found = []
+    for factor in (1, 8):
+        model = toy()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(factor)
+        optimizer = QuantizedOptimizer(model, quantized(model, Scheme.parse("w3g16")), lr=0.2, lr_in="size")
+        before = optimizer.quantized_layers()
+        for step in range(4):
+            for number, parameter in enumerate(model.parameters()):
+                parameter.grad = torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(9 * step + number)
+                )
+            optimizer.step()
+        after = optimizer.quantized_layers()
+        assert any(not torch.equal(layer.codes, before[name].codes) for name, layer in after.items())
+        found.append((optimizer.param_groups[0]["lr"], {name: layer.codes for name, layer in after.items()}))
+    (small, codes), (large, others) = found
+    assert large == pytest.approx(8 * small)
+    assert all(torch.equal(own, others[name]) for name, own in codes.items())
+
+
 def scales_alone(scheme: Scheme, inner: Any = torch.optim.AdamW) -> tuple[nn.Sequential, QuantizedOptimizer]:
     """A toy whose codes stay; learning rates of scales and, where they are free, zero points."""
     model = toy()

@@ -38,7 +38,7 @@ SPLIT: dict[str, Any] = {
 }  # fmt: skip
 ASKED: dict[str, dict[str, Any]] = {
     "kd": {**SPLIT, "micro_batch": 1, "gradient_checkpointing": True, "sft_weight": 0.1},
-    "sft": SPLIT,
+    "sft": {**SPLIT, "lr": 5e-2, "lr_in": "size"},
     "grpo": {**SPLIT, "generations": 4, "max_completion_tokens": 6, "kd_weight": 0.5},
 }
 
