@@ -59,9 +59,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             zero points alone are trained, in a fraction of the memory.
         lr_in: what `lr` is counted in. "weights" is one number for all; "codes" is steps of the grid, so that all
             groups change their codes equally fast: whatever `inner` moves a latent by is multiplied by the scale that
-            its group started from. "size" is a share of the root mean square of all weights that are trained, so that
-            what suits one model suits another whose weights are ten times as large (relative step sizes, arXiv
-            1804.04235, section 8).
+            its group started from. "size" is a share of the root mean square of all weights that are trained, the same
+            for models whose weights are ten times as large (arXiv 1804.04235, section 8).
         scale_lr: of the scales, relative to the scale itself; None freezes them.
         zero_lr: of the zero points, in codes; None freezes them, as does a grid on which they are fixed.
         other_lr: of everything else but embeddings and lm_head; None freezes it.
@@ -121,12 +120,10 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self.masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in self.others.items()}
 
         groups: list[dict[str, Any]] = []
-        if lr is not None and lr_in == "size":
-            lr *= root_mean_square([weight for bucket in self.buckets for weight in bucket.weights], bool(self._split))
         if lr is not None:
-            groups.append(
-                {"name": "latents", "params": [b.latent for b in self.buckets], "lr": lr, "weight_decay": weight_decay}
-            )
+            unit = root_mean_square(here.values(), bool(self._split)) if lr_in == "size" else 1.0
+            latent = [bucket.latent for bucket in self.buckets]
+            groups.append({"name": "latents", "params": latent, "lr": lr * unit, "weight_decay": weight_decay})
         if self._trains_scale:
             groups.append(
                 {"name": "scales", "params": [b.ratio for b in self.buckets], "lr": scale_lr, "weight_decay": 0.0}

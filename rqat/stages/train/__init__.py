@@ -89,9 +89,8 @@ class TrainKeys(PluginKeys):
         max_tokens: longest prompt plus completion; longer rows are left out and counted.
         optimizer: name of a torch.optim class.
         lr: learning rate of the latent weights. None: codes stay, and the rest is trained in far less memory.
-        lr_in: what it is counted in. `weights`: one number for all. `codes`: steps of the grid; groups of small weights
-            then change their codes as fast as those of large ones. 2e-3 was too high where it was tried. `size`: a
-            share of the weights' root mean square, the same for models of large weights and of small.
+        lr_in: what it is counted in. `weights`: one number for all. `size`: a share of their root mean square, the same
+            for models of large weights and of small. `codes`: steps of the grid, each group's own; 2e-3 was too high.
         latent_reach: how far from its code's value a latent weight starts at most, in steps of the grid (0.5 is the
             border). It starts where the train step before left it, else at the weight before quantization.
         scale_lr: of the scales, relative to the scale itself. None freezes the scales.
