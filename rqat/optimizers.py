@@ -55,8 +55,12 @@ RATES = {
 Adam and its kin move every value by up to the rate in one step: beyond these, by about as much as there is of it.
 """
 
-IN = {"codes": "weights, in steps of the grid,", "size": "weights, as a share of their size,"}
-"""What a training's `lr` moves where it is not counted in weights, by its `lr_in`."""
+IN = {
+    "codes": ("weights, in steps of the grid,", 1e-4, "2e-4 to 2e-3"),
+    "size": ("weights, as a share of their size,", 1e-4, "5e-4 to 1e-2"),
+}
+"""Of a training's `lr` that is not counted in weights, by its `lr_in`: what it moves, below which that is next to
+nothing, and what is usual."""
 
 
 def warm_steps(schedule: str, warmup: float, steps: int) -> int:
@@ -70,7 +74,7 @@ def doubtful(
     """Of learning rates by name: which, how bad it is, what is wrong, and what to do.
 
     One that is too high is a warning, one that is ten times that an error; never one of SGD. That all are None, too,
-    and that one does not count.
+    that one does not count, and a share that was meant as a number of its own.
 
     Args:
         warm: steps with a rising rate, of which the last has all of it.
@@ -88,8 +92,9 @@ def doubtful(
         yield "warmup", "warning", text, "Set warmup: 0, and a schedule that begins at its highest."
     for name, rate in rates.items():
         most, moved = RATES[name]
-        if rate is None or rate <= most or optimizer == "SGD":
+        moved, least, usual = IN.get(lr_in if name == "lr" else "", (moved, 0.0, "1e-6 to 1e-3"))
+        if rate is None or least <= rate <= most or optimizer == "SGD":
             continue
-        moved = IN.get(lr_in, moved) if name == "lr" else moved
         level: Literal["error", "warning"] = "error" if rate >= 10 * most else "warning"
-        yield name, level, f"{rate:g}: one step would move {moved} by up to that much.", "Usual are 1e-6 to 1e-3."
+        much = "by up to that much" if rate > most else "by no more than that"
+        yield name, level, f"{rate:g}: one step would move {moved} {much}.", f"Usual are {usual}."

@@ -125,7 +125,7 @@ def _recipe(folder: Path, model: Path) -> Path:
         ("train.0.lr=1000", "--set train.0.lr: 1000: one step would move weights, most of which are below 0.1"),
         (
             "train.0.lr=2 train.0.lr_in=size",
-            "train.0.lr: 2: one step would move weights, as a share of their size, by",
+            "lr: 2: one step would move weights, as a share of their size, by up to that much. Usual are 5e-4 to 1e-2.",
         ),
         ("train.0.scale_lr=2", "--set train.0.scale_lr: 2: one step would move scales"),
         ("train.0.gate={pass_rate: 1, signal: 1}", "no model can pass: where 1 of the prompts have a wrong completion"),
@@ -153,6 +153,10 @@ def test_plan_refuses_in_one_line(recipe: Path, monkeypatch: pytest.MonkeyPatch,
         ("train.0.task=arith", "train.0.task: 'kd' is not trained on rewards: this has no effect. Leave it out."),
         ("train.0.gate={prompts: 8}", "train.0.gate: 'kd' is not trained on rewards: this has no effect."),
         ("train.0.lr=0.2", "Warning: --set train.0.lr: 0.2: one step would move"),
+        (
+            "train.0.lr_in=size",
+            "lr: 2e-05: one step would move weights, as a share of their size, by no more than that.",
+        ),
         (
             "evaluate=[{task: arith, seeds: [1, 2]}]",
             "seeds: at temperature 0 all completions of a problem are alike: the first seed alone is used.",
